@@ -1,0 +1,173 @@
+"""From a command line to a validated config, and from a result to stdout and an exit code.
+
+YAML (`--config FILE`) and flags are merged as dictionaries and validated once by the same pydantic
+model; flags come from that model through tyro and never turn into subcommands.
+"""
+
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ValidationError
+from typing_extensions import TypedDict
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError, PipelineError
+
+Config = TypeVar("Config", bound=Section)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job ends with: the last line of its stdout and its exit code."""
+
+    result: Mapping[str, Any]
+    exit_code: int = 0
+    summary: Sequence[str] = field(default=())
+
+
+def run_job(
+    config_type: type[Config],
+    main: Callable[[Config], Outcome],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parses the command line, runs `main` and exits with 0, 1, 2 or what the outcome says."""
+    program = f"python -m {_module_name()}"
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    try:
+        values, print_config = parse_flags(config_type, arguments, program)
+        config = validate(config_type, values)
+        if print_config:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+            return
+        outcome = main(config)
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    for line in outcome.summary:
+        print(line)
+    print(json.dumps(outcome.result, allow_nan=False))
+    sys.stdout.flush()
+    sys.exit(outcome.exit_code)
+
+
+def parse_flags(
+    config_type: type[Section], arguments: Sequence[str], program: str
+) -> tuple[dict[str, Any], bool]:
+    """The merged dictionary of YAML file and flags, not yet validated; and `--print-config`."""
+    flags = tyro.cli(
+        _flag_type(config_type, with_file=True),
+        prog=program,
+        description=config_type.__doc__,
+        args=list(arguments),
+    )
+    path = flags.pop("config", None)
+    print_config = flags.pop("print_config", False)
+    return merge({} if path is None else _read_yaml(Path(path)), flags), print_config
+
+
+def validate(config_type: type[Config], values: Mapping[str, Any]) -> Config:
+    """Builds the config; raises `ConfigError` naming each wrong key, value and what is allowed."""
+    try:
+        return config_type.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n  ".join(["the configuration is wrong:", *_explain(config_type, error)])
+        ) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` laid upon it, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = (
+            merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+        )
+    return merged
+
+
+def _module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else "jobs"
+
+
+def _flag_type(config_type: type[BaseModel], with_file: bool = False) -> Any:
+    """A TypedDict in which every key may be missing, so that only flags that were given count."""
+    keys: dict[str, Any] = {}
+    if with_file:
+        keys["config"] = Annotated[str, tyro.conf.arg(help="A YAML file with the same keys.")]
+        keys["print_config"] = Annotated[
+            bool, tyro.conf.arg(help="Write the effective YAML to stdout, and end.")
+        ]
+    for name, info in config_type.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys[name] = _flag_type(kind)
+            continue
+        default = "(required)" if info.is_required() else f"(default: {_plain(info.default)})"
+        keys[name] = Annotated[
+            kind, tyro.conf.arg(help=info.description, help_behavior_hint=default)
+        ]
+    return TypedDict(f"{config_type.__name__}Flags", keys, total=False)  # type: ignore[operator]
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}. Name a readable YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: holds no mapping of keys to values.")
+    return values
+
+
+def _explain(config_type: type[Section], error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        where = ".".join(location) or config_type.__name__
+        if problem["type"] == "extra_forbidden":
+            known = _keys_of_section(config_type, location[:-1])
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+            hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}."
+            lines.append(f"{where}: unknown key.{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: is required; give --{where.replace('_', '-')}.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(problem["input"], dict) else f" Found: {problem['input']!r}."
+            lines.append(f"{where}: {message}.{found}")
+    return lines
+
+
+def _keys_of_section(config_type: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for name in path:
+        info = config_type.model_fields.get(name)
+        if info is None or not isinstance(info.annotation, type):
+            return []
+        config_type = info.annotation
+    return list(config_type.model_fields)

@@ -1,0 +1,208 @@
+"""Every knob of every job, as frozen models that refuse what they don't know.
+
+A field's description gives its unit and the meaning of None; flags, YAML keys and `--help` are all
+made from these models (`jobs/command.py`). Impossible combinations fail here, at construction.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of knobs; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Url = Annotated[str, Field(min_length=1)]
+"""A local path or any fsspec URL, such as `s3://bucket/prefix`."""
+
+Crop = Literal["center", "random", "pad", "stretch"]
+Tail = Literal["pad", "drop", "wrap"]
+
+
+class PreprocessConfig(Section):
+    """How image bytes become a `[C, image_size, image_size]` uint8 tensor; belongs to the model."""
+
+    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
+    crop: Crop = Field("center", description="How a rectangle becomes a square.")
+
+
+class ModelConfig(Section):
+    """The network, its likelihood and its posterior."""
+
+    kind: Literal["conv", "mlp"] = Field("conv", description="The network's family.")
+    latent_channels: int = Field(16, gt=0, description="Channels of the latent [Z, h, w].")
+    width: int = Field(32, gt=0, description="Channels of the first conv level; mlp: width / 8 x 50.")
+    likelihood: Literal["bernoulli", "gaussian"] = Field(
+        "gaussian", description="p(x|z), in nats of the uint8 image (bernoulli: of the binarised one)."
+    )
+
+
+class ObjectiveConfig(Section):
+    """What is optimised; the true ELBO is reported beside it whatever is chosen here."""
+
+    beta: float = Field(1.0, ge=0, description="Weight of the KL term.")
+
+
+class OptimizerConfig(Section):
+    """AdamW and what surrounds it."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="Peak step size.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up from 0.")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="After the warm-up.")
+    clip_norm: float = Field(100.0, gt=0, description="Largest gradient norm; above, it is scaled.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' average; 0: none.")
+
+
+class LoaderConfig(Section):
+    """Reading and decoding."""
+
+    threads: int | None = Field(
+        None, gt=0, description="Decoding threads of one rank; None: the cores this rank may use."
+    )
+    prefetch_batches: int = Field(4, gt=0, description="Decoded batches kept ready per rank.")
+    memory_bytes: int = Field(
+        512 * 2**20, gt=0, description="Limit on encoded bytes kept open by one rank."
+    )
+    bad_fraction: float = Field(
+        0.001, ge=0, le=1, description="Largest share of bad samples before the run stops."
+    )
+
+
+class TrackingConfig(Section):
+    """MLflow and Prometheus."""
+
+    mlflow_uri: str | None = Field(
+        None,
+        description="MLflow's tracking URI; None: MLFLOW_TRACKING_URI, else sqlite under ./runs.",
+    )
+    experiment: str = Field("vae", description="MLflow experiment.")
+    model_name: str = Field("vae", description="Name in MLflow's model registry.")
+    alias: str = Field("candidate", description="Alias that the newly registered version gets.")
+    metrics_host: str = Field("127.0.0.1", description="Address that /metrics is served on.")
+    metrics_port: int = Field(0, ge=0, lt=65536, description="Port of /metrics; 0: a free one.")
+
+
+class PackConfig(Section):
+    """`jobs.pack`: folders, tars and zips of images become a sharded dataset."""
+
+    source: tuple[Url, ...] = Field(
+        (), description="Folders, tar or zip archives, globs, object-storage prefixes."
+    )
+    output: Url = Field(description="Where the dataset goes.")
+    append: bool = Field(False, description="Add what an existing dataset has not seen yet.")
+    remove: tuple[str, ...] = Field((), description="Keys to remove (with --append).")
+    shard_bytes: int = Field(256 * 2**20, ge=4096, description="Target size of a shard, in bytes.")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="Share split off by content hash into OUTPUT/holdout."
+    )
+    verify: Literal["full", "header"] = Field("full", description="How each image is checked.")
+    workers: int | None = Field(None, gt=0, description="Processes; None: one per core.")
+    bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="Largest share of rejected inputs that still exits with 0."
+    )
+    quarantine_exit: int = Field(3, description="Exit code when the rejected exceed the budget.")
+
+
+class TrainConfig(Section):
+    """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
+
+    data: Url = Field(description="The dataset, as packed by jobs.pack (its train split, if split).")
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="A stable name: starting it again continues the run.",
+    )
+    storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+    steps: int = Field(1000, gt=0, description="Optimiser steps in all; more continue a finished run.")
+    global_batch_size: int = Field(256, gt=0, description="Images per step over all workers.")
+    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
+    crop: Crop = Field("center", description="How a rectangle becomes a square.")
+    flip: bool = Field(False, description="Mirror every second image, by seed.")
+    tail: Tail = Field("pad", description="What happens to an epoch's last, incomplete batch.")
+    workers: int = Field(1, ge=0, description="Ray Train workers; 0: this process (or torchrun's).")
+    seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Autocast type; auto: bf16 where the hardware has it, else fp32."
+    )
+    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(3, gt=0, description="Newest checkpoints that are kept.")
+    holdout: Url | None = Field(
+        None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
+    )
+    evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loader: LoaderConfig = LoaderConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """The model's preprocessing."""
+        return PreprocessConfig(
+            image_size=self.image_size, channels=self.channels, crop=self.crop
+        )
+
+
+class EvaluateConfig(Section):
+    """`jobs.evaluate`: exact held-out numbers and pictures of a model."""
+
+    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
+    data: Url = Field(description="The dataset, usually the hold-out.")
+    output: Url | None = Field(None, description="Folder for report and pictures; None: no pictures.")
+    importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
+    batch_size: int = Field(100, gt=0, description="Images per batch.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class EncodeConfig(Section):
+    """`jobs.encode`: a dataset becomes a latent store, exactly once."""
+
+    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
+    data: Url = Field(description="The dataset to encode.")
+    output: Url = Field(description="Where the latent store lives.")
+    actors: int = Field(1, ge=0, description="Ray actors; 0: encode in this process.")
+    batch_size: int = Field(64, gt=0, description="Images per batch; part of the store's identity.")
+    dtype: Literal["float16", "float32"] = Field("float16", description="Type of stored latents.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Autocast type.")
+    columns: tuple[str, ...] = Field((), description="Source columns to copy, such as label.")
+    attempts: int = Field(3, gt=0, description="Tries per shard before it is quarantined.")
+    bad_fraction: float = Field(0.001, ge=0, le=1, description="Largest share of failed images.")
+    quarantine_exit: int = Field(3, description="Exit code when parts failed past the budget.")
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class VerifyConfig(Section):
+    """`jobs.verify`: prove a dataset or a latent store whole."""
+
+    dataset: Url | None = Field(None, description="A dataset's URL.")
+    store: Url | None = Field(None, description="A latent store's URL.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.dataset is None) == (self.store is None):
+            raise ValueError("give --dataset URL or --store URL, and not both")
+        return self
+
+
+class PullConfig(Section):
+    """`jobs.pull`: a registered model's bundle to disk, checksums verified."""
+
+    model: str = Field(description="models:/NAME@ALIAS or models:/NAME/VERSION.")
+    output: Url = Field(description="A local folder that is new, empty or holds the same bundle.")
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class DemoConfig(Section):
+    """`jobs.demo`: the whole way, on handwritten digits or on a folder of your own."""
+
+    images: str | None = Field(None, description="A folder tree of images; None: digits.")
+    output: Url = Field("./runs", description="Where everything goes.")
+    steps: int = Field(400, gt=0, description="Training steps.")
+    workers: int = Field(2, ge=1, description="Ray Train workers and encoding actors.")

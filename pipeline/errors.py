@@ -1,0 +1,59 @@
+"""Errors that a user can act on: each says where, what was found, what is allowed, what to do next.
+
+Every job prints them as one message without a traceback. Anything else that is raised is a bug and
+keeps its traceback.
+"""
+
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """The root of all errors of this package; `exit_code` is what a job ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(PipelineError):
+    """A flag, a YAML key or a combination of options is wrong."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class StorageError(PipelineError):
+    """An object can't be read, listed or written."""
+
+
+class ObjectNotFoundError(StorageError):
+    """An object or a folder that was named doesn't exist."""
+
+
+class AccessDeniedError(StorageError):
+    """The storage refused the credentials or the permission: never retried."""
+
+
+class DatasetError(PipelineError):
+    """A dataset, its shards, its index or its manifest are not what they should be."""
+
+
+class SampleError(PipelineError):
+    """One sample can't be used; `reason` is a short stable word for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ModelError(PipelineError):
+    """A model bundle, a registered model or a network's options are wrong."""
+
+
+class RunError(PipelineError):
+    """A training run can't start, continue or go on."""
+
+
+class StoreError(PipelineError):
+    """A latent store is not what it should be."""
+
+
+class TrackingError(PipelineError):
+    """MLflow can't be reached or refused a request that the user asked for."""
