@@ -1,0 +1,41 @@
+"""Pictures good enough to print: each function takes arrays and a path or file to write to."""
+
+from pipeline.figures.canvas import to_png
+from pipeline.figures.curves import (
+    Curve,
+    RatePoint,
+    draw_comparison,
+    draw_pull,
+    draw_rate_distortion,
+    draw_training_curves,
+)
+from pipeline.figures.images import (
+    draw_interpolations,
+    draw_progress,
+    draw_reconstructions,
+    draw_samples,
+    draw_traversals,
+)
+from pipeline.figures.latents import (
+    draw_aggregated_posterior,
+    draw_kl_per_dimension,
+    draw_latent_means,
+)
+
+__all__ = [
+    "Curve",
+    "RatePoint",
+    "draw_aggregated_posterior",
+    "draw_comparison",
+    "draw_interpolations",
+    "draw_kl_per_dimension",
+    "draw_latent_means",
+    "draw_progress",
+    "draw_pull",
+    "draw_rate_distortion",
+    "draw_reconstructions",
+    "draw_samples",
+    "draw_training_curves",
+    "draw_traversals",
+    "to_png",
+]

@@ -1,0 +1,230 @@
+"""Pictures of numbers: training curves, rate against distortion, runs side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.figures.canvas import (
+    BLUE,
+    INK,
+    MUTED,
+    PALETTE,
+    RED,
+    Canvas,
+    Target,
+    signed,
+)
+
+_WIDTH = 7.2
+_NAMES = {
+    "elbo": "ELBO",
+    "log_likelihood": "E log p(x|z)",
+    "log_likelihood_at_mean": "log p(x|z) at the mean",
+    "kl": "KL(q || prior)",
+    "posterior_gap": "posterior gap: IWAE − ELBO",
+    "entropy_q": "entropy of q",
+    "cross_entropy_q_prior": "cross-entropy of q and prior",
+    "iwae": "IWAE bound on log p(x)",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of one quantity at training steps, in training order; equal lengths."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """One model on the rate-distortion plane, both in nats per image."""
+
+    name: str
+    rate: float
+    distortion: float
+
+
+def draw_training_curves(
+    training: Mapping[str, Curve],
+    validation: Mapping[str, Curve],
+    target: Target,
+    note: str = "",
+    unit: str = "nats per image",
+) -> None:
+    """One panel per quantity: the training curve light, the hold-out dark, its last value written.
+
+    Both mappings go from a quantity's name (`elbo`, `kl`, ...) to its curve; either may lack some.
+    """
+    names = list(dict.fromkeys([*validation, *training]))
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    cell, tall = _WIDTH / columns, 2.2
+    headline = "Training curves"
+    if "elbo" in validation:
+        headline += f": held-out ELBO {signed(validation['elbo'].values[-1])} {unit}"
+    with Canvas(
+        _WIDTH, rows * tall, headline, note or f"{unit};  light: training batches, dark: hold-out"
+    ) as canvas:
+        for place, name in enumerate(names):
+            row, column = divmod(place, columns)
+            axes = canvas.axes(column * cell + 0.55, row * tall + 0.28, cell - 0.75, tall - 0.72)
+            curves = [curve for curve in (training.get(name), validation.get(name)) if curve]
+            if name in training:
+                axes.plot(
+                    training[name].steps, training[name].values, color="#a9cdf0", linewidth=1.1
+                )
+            if name in validation:
+                held = validation[name]
+                marker = "o" if len(held.steps) <= 30 else None
+                axes.plot(held.steps, held.values, color="#1f6fb8", marker=marker, markersize=3)
+            last = curves[-1].values[-1]
+            axes.set_title(
+                f"{_NAMES.get(name, name.replace('_', ' '))}   {signed(last, ',.2f')}", fontsize=8.5
+            )
+            axes.set_ylim(*_robust_limits([value for curve in curves for value in curve.values]))
+            if row == rows - 1 or place + columns >= len(names):
+                axes.set_xlabel("step")
+        canvas.save(target)
+
+
+def draw_pull(kl: Curve, posterior_gap: Curve, target: Target, note: str = "") -> None:
+    """Where the ELBO pulls q: its distance to the prior and to the true posterior, over training.
+
+    `kl` = KL(q(z|x) || p(z)); `posterior_gap` = IWAE_K - ELBO, a lower estimate of
+    KL(q(z|x) || p(z|x)). Nats per image.
+    """
+    with Canvas(
+        _WIDTH,
+        3.0,
+        f"What the ELBO pulls where: KL to prior {kl.values[-1]:.1f}, "
+        f"gap to posterior {posterior_gap.values[-1]:.2f} nats",
+        note or "The ELBO never asks for a small KL to the prior; it asks for a small gap",
+    ) as canvas:
+        axes = canvas.axes(0.55, 0.1, 5.4, 2.4)
+        for curve, color, name in (
+            (kl, BLUE, "to the prior\nKL(q || p(z))"),
+            (posterior_gap, RED, "to the posterior\nIWAE − ELBO"),
+        ):
+            axes.plot(curve.steps, curve.values, color=color, marker="o", markersize=3)
+            axes.annotate(
+                name,
+                (curve.steps[-1], curve.values[-1]),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=color,
+                fontsize=8,
+                annotation_clip=False,
+            )
+        axes.set(xlabel="step", ylabel="nats per image")
+        axes.set_ylim(0, None)
+        canvas.save(target)
+
+
+def draw_rate_distortion(points: Sequence[RatePoint], target: Target, note: str = "") -> None:
+    """Models as points (rate = KL, distortion = -log-likelihood) with lines of equal ELBO.
+
+    Alemi et al. 2018: ELBO = -(rate + distortion), so one ELBO is a whole diagonal of models.
+    """
+    rates = np.array([point.rate for point in points])
+    distortions = np.array([point.distortion for point in points])
+    best = points[int(np.argmin(rates + distortions))]
+    with Canvas(
+        5.6,
+        4.2,
+        f"Rate and distortion: best ELBO {signed(-(best.rate + best.distortion))} ({best.name})",
+        note or "dashed: equal ELBO = −(rate + distortion); lower left is better",
+    ) as canvas:
+        axes = canvas.axes(0.65, 0.1, 4.6, 3.6)
+        low = (max(0.0, rates.min() - _pad(rates)), distortions.min() - _pad(distortions))
+        high = (rates.max() + _pad(rates), distortions.max() + _pad(distortions))
+        span = np.array([low[0], high[0]])
+        for total in np.linspace(low[0] + low[1], high[0] + high[1], 9)[1:-1]:
+            axes.plot(span, total - span, color="#c9ced4", linewidth=0.8, linestyle=(0, (4, 3)))
+            if low[1] < total - high[0] < high[1]:
+                axes.annotate(
+                    signed(-total, ",.0f"), (high[0], total - high[0]), xytext=(3, 0),
+                    textcoords="offset points", fontsize=6.5, color=MUTED, va="center",
+                    annotation_clip=False,
+                )  # fmt: skip
+        order = np.argsort(rates)
+        axes.plot(rates[order], distortions[order], color=BLUE, linewidth=1.2)
+        axes.scatter(rates, distortions, color=BLUE, s=26, zorder=3)
+        for point in points:
+            weight = "bold" if point is best else "normal"
+            axes.annotate(
+                point.name, (point.rate, point.distortion), xytext=(6, 5),
+                textcoords="offset points", fontsize=8, fontweight=weight, color=INK,
+            )  # fmt: skip
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axes.set(xlabel="rate: KL(q(z|x) || p(z)), nats", ylabel="distortion: −E log p(x|z), nats")
+        canvas.save(target)
+
+
+def draw_comparison(
+    table: Mapping[str, Mapping[str, float | None]], target: Target, note: str = ""
+) -> None:
+    """Runs side by side: one small bar panel per quantity, `table[run][quantity]`; None: absent."""
+    runs = list(table)
+    quantities = [
+        name
+        for name in dict.fromkeys(name for row in table.values() for name in row)
+        if any(table[run].get(name) is not None for run in runs)
+    ]
+    columns = min(4, len(quantities))
+    rows = -(-len(quantities) // columns)
+    cell, tall = _WIDTH / columns, 0.55 + 0.24 * len(runs)
+    with Canvas(
+        _WIDTH, rows * tall + 0.3, f"{len(runs)} models on the same hold-out", note
+    ) as canvas:
+        for index, run in enumerate(runs):
+            canvas.label(
+                index * _WIDTH / len(runs),
+                0,
+                f"■ {run}",
+                color=PALETTE[index % 10],
+                fontweight="bold",
+            )
+        for place, name in enumerate(quantities):
+            row, column = divmod(place, columns)
+            axes = canvas.axes(
+                column * cell + 0.05, 0.3 + row * tall + 0.25, cell - 0.45, tall - 0.4
+            )
+            values = [table[run].get(name) for run in runs]
+            axes.barh(
+                range(len(runs)),
+                [0.0 if value is None else value for value in values],
+                color=[PALETTE[index % 10] for index in range(len(runs))],
+                height=0.72,
+            )
+            for index, value in enumerate(values):
+                text = "—" if value is None else signed(value, ",.4g")
+                anchor = max(value or 0.0, 0.0)
+                axes.annotate(
+                    text, (anchor, index), xytext=(3, 0), textcoords="offset points",
+                    va="center", fontsize=7, annotation_clip=False,
+                )  # fmt: skip
+            axes.invert_yaxis()
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+            axes.set_title(_NAMES.get(name, name.replace("_", " ")), fontsize=8)
+            axes.spines["bottom"].set_visible(False)
+        canvas.save(target)
+
+
+def _pad(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float:
+    return float(np.ptp(values)) * 0.15 + 1e-3 * float(np.abs(values).max()) + 0.5
+
+
+def _robust_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that the wild first steps of a training do not flatten: 3rd to 100th percentile."""
+    finite = np.array([value for value in values if np.isfinite(value)] or [0.0])
+    low, high = np.percentile(finite, [3, 97])
+    if finite.min() > low - 3 * (high - low):
+        low = finite.min()
+    if finite.max() < high + 3 * (high - low):
+        high = finite.max()
+    pad = 0.06 * (high - low) + 1e-9 + 1e-3 * abs(high)
+    return float(low - pad), float(high + pad)
