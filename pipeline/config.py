@@ -20,6 +20,17 @@ Url = Annotated[str, Field(min_length=1)]
 
 Crop = Literal["center", "random", "pad", "stretch"]
 Tail = Literal["pad", "drop", "wrap"]
+Likelihood = Literal[
+    "bernoulli",
+    "continuous_bernoulli",
+    "gaussian",
+    "gaussian_fixed",
+    "gaussian_per_pixel",
+    "laplace",
+    "logistic",
+    "logistic_mixture",
+]
+LIKELIHOODS_WITH_SIGMA = ("gaussian", "gaussian_fixed", "laplace")
 
 
 class PreprocessConfig(Section):
@@ -33,17 +44,52 @@ class PreprocessConfig(Section):
 class ModelConfig(Section):
     """The network, its likelihood and its posterior."""
 
-    kind: Literal["conv", "mlp"] = Field("conv", description="The network's family.")
-    latent_channels: int = Field(16, gt=0, description="Channels of the latent [Z, h, w].")
-    width: int = Field(32, gt=0, description="Channels of the first conv level; mlp: width / 8 x 50.")
-    likelihood: Literal["bernoulli", "gaussian"] = Field(
+    kind: Literal["linear", "mlp", "conv"] = Field("conv", description="The network's family.")
+    latent_channels: int | None = Field(
+        None, gt=0, description="Z of the latent [Z, h, w]; None: linear 8, mlp 50, conv 32."
+    )
+    latent_size: int | None = Field(
+        None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."
+    )
+    width: int | None = Field(
+        None, gt=0, description="conv: channels of the first level (None: 32); mlp: units (200)."
+    )
+    likelihood: Likelihood = Field(
         "gaussian", description="p(x|z), in nats of the uint8 image (bernoulli: of the binarised one)."
     )
+    sigma: float | None = Field(
+        None,
+        ge=1 / 256,
+        le=1,
+        description="Gaussian's and Laplace's deviation, 1 is the whole range: where the learned one "
+        "starts (None: 0.25) or what the fixed one stays at (None: 0.1).",
+    )
+    mixtures: int | None = Field(
+        None, gt=0, description="logistic_mixture: components per pixel; None: 5."
+    )
+    posterior: Literal["diagonal", "full"] = Field(
+        "diagonal", description="Covariance of q(z|x); full: linear and mlp only."
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.posterior == "full" and self.kind not in ("linear", "mlp"):
+            raise ValueError(f"posterior full is for linear and mlp, not for {self.kind}")
+        if self.width is not None and self.kind == "linear":
+            raise ValueError("width means nothing for a linear model: leave it out")
+        if self.latent_size is not None and self.kind != "conv":
+            raise ValueError(f"latent_size is for conv, not for {self.kind}")
+        if self.mixtures is not None and self.likelihood != "logistic_mixture":
+            raise ValueError(f"mixtures is for logistic_mixture, not for {self.likelihood}")
+        if self.sigma is not None and self.likelihood not in LIKELIHOODS_WITH_SIGMA:
+            raise ValueError(f"sigma means nothing for {self.likelihood}: leave it out")
+        return self
 
 
 class ObjectiveConfig(Section):
     """What is optimised; the true ELBO is reported beside it whatever is chosen here."""
 
+    kind: Literal["beta"] = Field("beta", description="beta: -(log-likelihood - beta KL).")
     beta: float = Field(1.0, ge=0, description="Weight of the KL term.")
 
 
