@@ -1,0 +1,1 @@
+"""The only room that knows Ray, MLflow and prometheus-client."""

@@ -1,0 +1,1 @@
+"""The training loop in plain torch: the same under Ray Train, torchrun and in one process."""

@@ -1,0 +1,137 @@
+"""Checkpoints: data first, receipt last; the newest whole one wins.
+
+    checkpoints/step-00000500-1f6c2a.pt    tensors and plain data, read with `weights_only=True`
+    checkpoints/step-00000500.json         the receipt: which file, how long, its sha256
+
+The file's name holds its content's hash, so a writer that is no longer wanted can't spoil the file
+of the one that is.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError, RunError, StorageError
+from pipeline.training.run import Attempt, Run
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on as if it had never stopped."""
+
+    step: int
+    images_seen: int
+    bad_images: int
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    optimizer: dict[str, Any]
+    order: dict[str, Any]
+    points: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run in the background, one at a time, and removes old ones."""
+
+    def __init__(self, run: Run, attempt: Attempt, keep: int) -> None:
+        self._run, self._attempt, self._keep = run, attempt, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copies the state now and returns; raises what the previous write ended with."""
+        self.wait()
+        # Serialising takes the copy: what the loop changes afterwards is not in these bytes.
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **vars(checkpoint)}, buffer)
+        self._writing = self._thread.submit(self._write, checkpoint.step, buffer.getvalue())
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is durable."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Ends the thread; a write that is under way is finished first."""
+        self._thread.shutdown(wait=True)
+
+    def _write(self, step: int, data: bytes) -> None:
+        if self._run.newest_attempt() > self._attempt:
+            return  # The loop stops at its next look; nothing of ours may count any more.
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"step-{step:08d}-{digest[:12]}.pt"
+        storage.publish(self._run.path("checkpoints", name), data)
+        receipt = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
+        storage.publish(
+            self._run.path("checkpoints", f"step-{step:08d}.json"), storage.canonical_json(receipt)
+        )
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        receipts = _receipts(self._run)
+        kept = {url.rsplit("/", 1)[-1].removesuffix(".json") for url in receipts[-self._keep :]}
+        for url in receipts[: -self._keep]:
+            storage.delete(url)
+        for item in storage.list_objects(self._run.path("checkpoints")):
+            name = item.url.rsplit("/", 1)[-1]
+            if name.endswith(".pt") and name.rsplit("-", 1)[0] not in kept:
+                storage.delete(item.url)
+
+
+def newest_checkpoint(run: Run, step: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint whose bytes are what its receipt says; None when there is none.
+
+    With `step` only the one of that step counts. A broken one is skipped with a warning. Raises
+    `RunError` if checkpoints exist and all of them are broken: starting anew would silently throw
+    the run away.
+    """
+    receipts = _receipts(run)
+    if step is not None:
+        receipts = [url for url in receipts if url.endswith(f"step-{step:08d}.json")]
+    for url in reversed(receipts):
+        try:
+            return _load(run, storage.read_json(url))
+        except (StorageError, RunError, json.JSONDecodeError) as error:
+            logger.warning("checkpoint %s is skipped: %s", url, error)
+    if receipts:
+        raise RunError(
+            f"{run.path('checkpoints')}: none of its {len(receipts)} checkpoints is whole. "
+            "Restore one of them, or start under another --run name."
+        )
+    return None
+
+
+def _receipts(run: Run) -> list[str]:
+    try:
+        urls = [item.url for item in storage.list_objects(run.path("checkpoints"))]
+    except ObjectNotFoundError:
+        return []
+    return [url for url in urls if url.endswith(".json")]
+
+
+def _load(run: Run, receipt: dict[str, Any]) -> Checkpoint:
+    url = run.path("checkpoints", receipt["file"])
+    data = storage.read(url)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != receipt["sha256"]:
+        raise RunError(
+            f"{url}: its {len(data)} bytes have sha256 {digest[:12]}, "
+            f"its receipt says {receipt['bytes']} bytes and {receipt['sha256'][:12]}"
+        )
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    version = content.pop("version")
+    if version != VERSION:
+        raise RunError(f"{url}: is version {version}, this program reads version {VERSION}")
+    return Checkpoint(**content)

@@ -1,0 +1,186 @@
+"""The training loop, as a generator of reports: no Ray, no MLflow, no clock but for durations."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import TrainConfig
+from pipeline.data import Batch, Dataset, Loader
+from pipeline.errors import RunError
+from pipeline.training.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from pipeline.training.ema import Ema
+from pipeline.training.points import Outbox, Point
+from pipeline.training.run import Attempt, Run
+from pipeline.training.schedule import learning_rate
+from pipeline.training.step import StepReport, StepSettings, TrainState, make_optimizer, train_step
+from pipeline.training.stop import StopSignal
+from pipeline.training.validation import Validation, validate
+from pipeline.training.world import World
+from pipeline.vae import build_vae
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last report: the run is `done`, was asked to stop, or another start took it over."""
+
+    reason: Literal["done", "stopped", "superseded"]
+    step: int
+    images_seen: int
+
+
+def train(
+    config: TrainConfig, run: Run, attempt: Attempt, world: World, outbox: Outbox
+) -> Iterator[StepReport | Validation | Ended]:
+    """Trains from the newest checkpoint to `config.steps`, yielding a report after each step.
+
+    Every rank runs it alike. A checkpoint holds the points that are in rank 0's `outbox` by then,
+    so the consumer adds a step's point before it takes the next report.
+    """
+    dataset = Dataset.open(config.data)
+    holdout = Dataset.open(config.holdout) if config.holdout else None
+    state, checkpoint = _restore(config, run, world)
+    validations = [Validation(**data) for data in checkpoint.validations] if checkpoint else []
+    if checkpoint and world.rank == 0:
+        for point in checkpoint.points:
+            outbox.add(Point.from_json(point))
+    settings = StepSettings(
+        config.objective, config.seed, config.optimizer.clip_norm, autocast_dtype(config, world)
+    )
+    with (
+        closing(_loader(config, dataset, world, checkpoint)) as loader,
+        closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
+        closing(StopSignal(run, attempt)) as stop,
+    ):
+        if holdout and not validations:
+            validations.append(validate(config, state, holdout, world))
+            yield validations[-1]
+        batches = _endless(loader)
+        reason: Literal["done", "stopped", "superseded"] = "done"
+        while state.step < config.steps:
+            started = time.perf_counter()
+            batch = next(batches)
+            report = train_step(
+                state,
+                batch,
+                world,
+                settings,
+                rate=learning_rate(config.optimizer, state.step + 1, config.steps),
+                stop=stop.requested and world.rank == 0,
+                data_wait_seconds=time.perf_counter() - started,
+            )
+            yield report
+            _check_budget(config, state, len(dataset))
+            last = state.step == config.steps or report.stop_requested
+            if holdout and (state.step == config.steps or state.step % config.evaluate_every == 0):
+                validations.append(validate(config, state, holdout, world))
+                yield validations[-1]
+            if report.stop_requested and world.broadcast(int(run.newest_attempt() > attempt)):
+                reason = "superseded"
+                break
+            if world.rank == 0 and (last or state.step % config.checkpoint_every == 0):
+                writer.save(_checkpoint(state, loader, outbox, validations))
+            if report.stop_requested and state.step < config.steps:
+                reason = "stopped"
+                break
+        writer.wait()
+        yield Ended(reason, state.step, state.images_seen)
+
+
+def autocast_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
+    """The type that the networks compute in; None: fp32, without autocast.
+
+    `auto` is bf16 on CUDA and on CPUs with avx512_bf16 or amx: elsewhere bf16 is 12 times slower.
+    """
+    if config.precision == "fp32":
+        return None
+    if config.precision == "bf16" or world.device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def _restore(
+    config: TrainConfig, run: Run, world: World
+) -> tuple[TrainState, Checkpoint | None]:
+    """The state at the newest checkpoint, or the initial one, which follows from the seed alone."""
+    checkpoint = newest_checkpoint(run) if world.rank == 0 else None
+    step = world.broadcast(checkpoint.step if checkpoint else 0)
+    if world.rank != 0 and step:
+        checkpoint = newest_checkpoint(run, step)
+    torch.manual_seed(config.seed)
+    vae = build_vae(config.model, config.preprocess).to(world.device)
+    optimizer = make_optimizer(config.optimizer, vae)
+    ema = Ema(vae, config.optimizer.ema_decay)
+    model: nn.Module = vae
+    if world.size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
+        model = DistributedDataParallel(vae, device_ids=devices, gradient_as_bucket_view=True)
+    state = TrainState(vae, model, ema, optimizer)
+    if checkpoint:
+        vae.load_state_dict(checkpoint.model)
+        ema.module.load_state_dict(checkpoint.ema)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        state.step = checkpoint.step
+        state.images_seen = checkpoint.images_seen
+        state.bad_images = checkpoint.bad_images
+    return state, checkpoint
+
+
+def _loader(
+    config: TrainConfig, dataset: Dataset, world: World, checkpoint: Checkpoint | None
+) -> Loader:
+    loader = Loader(
+        dataset,
+        global_batch_size=config.global_batch_size,
+        image_size=config.image_size,
+        channels=config.channels,
+        crop=config.crop,
+        flip=config.flip,
+        seed=config.seed,
+        tail=config.tail,
+        rank=world.rank,
+        world_size=world.size,
+        threads=config.loader.threads,
+        prefetch_batches=config.loader.prefetch_batches,
+        memory_bytes=config.loader.memory_bytes,
+    )
+    if checkpoint:
+        loader.load_state_dict(checkpoint.order)
+    return loader
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+def _checkpoint(
+    state: TrainState, loader: Loader, outbox: Outbox, validations: list[Validation]
+) -> Checkpoint:
+    return Checkpoint(
+        step=state.step,
+        images_seen=state.images_seen,
+        bad_images=state.bad_images,
+        model=state.vae.state_dict(),
+        ema=state.ema.module.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+        order=loader.state_dict(),
+        points=[point.to_json() for point in outbox.pending()],
+        validations=[asdict(validation) for validation in validations],
+    )
+
+
+def _check_budget(config: TrainConfig, state: TrainState, dataset_images: int) -> None:
+    """Raises `RunError` when too many samples were bad; the numbers are the same on all ranks."""
+    seen = max(dataset_images, state.images_seen + state.bad_images)
+    if state.bad_images > config.loader.bad_fraction * seen:
+        raise RunError(
+            f"{config.data}: {state.bad_images} samples up to step {state.step} could not be read, "
+            f"more than --loader.bad-fraction {config.loader.bad_fraction} of {seen}. The log lists "
+            "them; run `python -m jobs.verify --dataset` on it, or raise the budget."
+        )

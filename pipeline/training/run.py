@@ -1,0 +1,174 @@
+"""A run's folder: its identity, who may write to it, and whether it is finished.
+
+    RUN/run.json              what the run is: config and dataset digest, written once
+    RUN/attempts/000002.json  one per start; the highest number owns the run
+    RUN/checkpoints/          see checkpoint.py
+    RUN/points.json           metric points that MLflow has not got yet
+    RUN/bundle/               the finished model
+    RUN/result.json           written last: the run is finished
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.errors import ObjectNotFoundError, RunError
+from pipeline.training.points import Point
+
+FORMAT = "vae-pipeline/run"
+VERSION = 1
+
+# What may differ when a run is continued; anything else would be another run.
+CHANGEABLE = frozenset(
+    {
+        "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
+        "tracking", "storage", "max_failures",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Attempt:
+    """One start of a run (`number`), and the restarts of its workers within it (`restart`)."""
+
+    number: int
+    restart: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its claim: sorts like the attempts themselves."""
+        return f"{self.number:06d}.{self.restart:03d}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run at `url`."""
+
+    url: str
+
+    @staticmethod
+    def at(config: TrainConfig) -> "Run":
+        """The run that a config names."""
+        return Run(storage.join(config.storage, config.run))
+
+    def path(self, *parts: str) -> str:
+        """The URL of something inside the run's folder."""
+        return storage.join(self.url, *parts)
+
+    def open(self, config: TrainConfig, dataset_digest: str) -> None:
+        """Creates the run, or checks that `config` continues the one that is there.
+
+        Raises `RunError` listing each difference that is not allowed.
+        """
+        identity = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dataset_digest": dataset_digest,
+            "config": config.model_dump(mode="json"),
+        }
+        if storage.create_if_absent(self.path("run.json"), storage.canonical_json(identity)):
+            return
+        found = storage.read_json(self.path("run.json"))
+        if found.get("format") != FORMAT or found.get("version") != VERSION:
+            raise RunError(
+                f"{self.path('run.json')}: is {found.get('format')} version {found.get('version')};"
+                f" this program reads {FORMAT} version {VERSION}. Use another --run name."
+            )
+        differences = _differences(found, identity)
+        if differences:
+            raise RunError(
+                f"run {config.run!r} in {config.storage} was started with another configuration:\n  "
+                + "\n  ".join(differences)
+                + f"\nOnly {', '.join(sorted(CHANGEABLE))} may change on continuing. "
+                "Give the old values, or another --run name."
+            )
+
+    def claim(self) -> Attempt:
+        """Takes the run over from any earlier start, which stops when it notices."""
+        number = max((attempt.number for attempt in self._attempts()), default=0)
+        while True:
+            number += 1
+            attempt = Attempt(number)
+            if self._create(attempt):
+                return attempt
+
+    def claim_restart(self, attempt: Attempt) -> Attempt:
+        """The claim of a worker group that replaces a dead one within the same start."""
+        same_start = [a.restart for a in self._attempts() if a.number == attempt.number]
+        restart = max(same_start, default=0)
+        while True:
+            restart += 1
+            claim = Attempt(attempt.number, restart)
+            if self._create(claim):
+                return claim
+
+    def newest_attempt(self) -> Attempt:
+        """The claim that owns the run now."""
+        return max(self._attempts(), default=Attempt(0))
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run ended with; None while it is not finished."""
+        return _read_or_none(self.path("result.json"))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as finished."""
+        storage.publish(self.path("result.json"), storage.canonical_json(dict(result)))
+
+    def keep_points(self, points: list[Point]) -> None:
+        """Stores the points that could not be delivered; none deletes the file."""
+        if points:
+            data = [point.to_json() for point in points]
+            storage.publish(self.path("points.json"), storage.canonical_json(data))
+        else:
+            storage.delete(self.path("points.json"))
+
+    def kept_points(self) -> list[Point]:
+        """The points that an earlier start could not deliver."""
+        return [Point.from_json(data) for data in _read_or_none(self.path("points.json")) or []]
+
+    def _attempts(self) -> list[Attempt]:
+        try:
+            names = [item.url for item in storage.list_objects(self.path("attempts"))]
+        except ObjectNotFoundError:
+            return []
+        attempts = []
+        for name in names:
+            number, restart = name.rsplit("/", 1)[-1].removesuffix(".json").split(".")
+            attempts.append(Attempt(int(number), int(restart)))
+        return attempts
+
+    def _create(self, attempt: Attempt) -> bool:
+        return storage.create_if_absent(self.path("attempts", f"{attempt.name}.json"), b"{}\n")
+
+
+def _read_or_none(url: str) -> Any:
+    try:
+        return storage.read_json(url)
+    except ObjectNotFoundError:
+        return None
+
+
+def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if found["dataset_digest"] != now["dataset_digest"]:
+        lines.append(f"dataset: was {found['dataset_digest']}, is {now['dataset_digest']}")
+    old, new = _flat(found["config"]), _flat(now["config"])
+    for key in sorted(old.keys() | new.keys()):
+        top = key.split(".", 1)[0]
+        if top not in CHANGEABLE | {"data", "holdout"} and old.get(key) != new.get(key):
+            lines.append(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}")
+    if new["steps"] < old["steps"]:
+        lines.append(f"steps: was {old['steps']}, is {new['steps']}: they may only grow")
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,144 @@
+"""One optimiser step on one global batch, of which this rank holds its slots."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ObjectiveConfig, OptimizerConfig
+from pipeline.data import Batch
+from pipeline.training.ema import Ema
+from pipeline.training.world import World
+from pipeline.vae import VAE, ElboTerms, draw_noise, objective_loss
+
+COMPONENTS = ("elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior")
+"""Means over the global batch that every step reports; evaluation adds `log_likelihood_at_mean`."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did; the same on every rank but for the seconds.
+
+    `terms` are means in nats per valid image of the global batch, `objective` is what was
+    maximised (nats per image), `images` counts valid images and `bad_images` those that could not
+    be read or decoded. `skipped` says that loss or gradient was not finite: no weight moved.
+    """
+
+    step: int
+    epoch: int
+    images: int
+    bad_images: int
+    images_seen: int
+    terms: dict[str, float]
+    objective: float
+    beta: float
+    gradient_norm: float
+    learning_rate: float
+    skipped: bool
+    stop_requested: bool
+    seconds: float
+    data_wait_seconds: float
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    vae: VAE
+    model: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    images_seen: int = 0
+    bad_images: int = 0
+
+
+def make_optimizer(config: OptimizerConfig, vae: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over all weights; its learning rate is set at each step."""
+    fused = all(parameter.is_cuda for parameter in vae.parameters())
+    return torch.optim.AdamW(
+        vae.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What stays the same for all steps of a run, and the rate of this one."""
+
+    objective: ObjectiveConfig
+    seed: int
+    clip_norm: float
+    autocast: torch.dtype | None
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    world: World,
+    settings: StepSettings,
+    *,
+    rate: float,
+    stop: bool,
+    data_wait_seconds: float,
+) -> StepReport:
+    """Moves the weights by one step, on the mean over the global batch's valid images.
+
+    The local loss is (sum over local valid images) x world / (global valid images): DDP's mean
+    over ranks then is the gradient of the global mean, also when ranks hold unequal numbers of
+    valid images. `stop` is this rank's wish to stop; the report carries any rank's.
+    """
+    started = time.perf_counter()
+    step = state.step + 1
+    valid = batch.valid.to(world.device)
+    named = torch.tensor([key != "" for key in batch.keys], device=world.device)
+    counts = world.sum(
+        torch.stack([valid.sum(), (named & ~valid).sum(), torch.tensor(int(stop)).to(valid.device)])
+    )
+    images, bad_images, wishes = (int(count) for count in counts.tolist())
+
+    noise = draw_noise(state.vae, settings.seed, step, batch.slots, world.device)
+    with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
+        terms = state.model(batch.images.to(world.device, non_blocking=True), noise)
+    objective = objective_loss(settings.objective, terms, step)
+    loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * (world.size / max(1, images))
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    gradient_norm = nn.utils.clip_grad_norm_(state.vae.parameters(), settings.clip_norm)
+
+    sums = world.sum(_sums(terms, objective.loss_per_image, valid))
+    # Both numbers are sums over all ranks, so every rank decides alike without another message.
+    finite = bool(torch.isfinite(gradient_norm) & torch.isfinite(sums[-1])) and images > 0
+    if finite:
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.step()
+        state.ema.update(state.vae, step)
+    state.step = step
+    state.images_seen += images
+    state.bad_images += bad_images
+    means = (sums / max(1, images)).tolist()
+    return StepReport(
+        step=step,
+        epoch=batch.epoch,
+        images=images,
+        bad_images=bad_images,
+        images_seen=state.images_seen,
+        terms=dict(zip(COMPONENTS, means, strict=False)),
+        objective=-means[-1],
+        beta=objective.beta,
+        gradient_norm=float(gradient_norm),
+        learning_rate=rate,
+        skipped=not finite,
+        stop_requested=wishes > 0,
+        seconds=time.perf_counter() - started + data_wait_seconds,
+        data_wait_seconds=data_wait_seconds,
+    )
+
+
+def _sums(terms: ElboTerms, loss_per_image: Tensor, valid: Tensor) -> Tensor:
+    """The sums of each component and of the loss over this rank's valid images: [6], float64."""
+    columns = [getattr(terms, name) for name in COMPONENTS] + [loss_per_image]
+    # float64: a sum over 10^4 images of 10^4 nats keeps its last digits whatever the world size.
+    table = torch.stack([column.detach().double() for column in columns])
+    return torch.where(valid, table, 0.0).sum(dim=1)

@@ -1,0 +1,46 @@
+"""Why a run should stop before its last step: someone started it again, or asked it to stop."""
+
+import threading
+
+from pipeline import storage
+from pipeline.errors import StorageError
+from pipeline.training.run import Attempt, Run
+
+
+class StopSignal:
+    """Looks at the run's folder every few seconds, in a thread of rank 0.
+
+    `requested` becomes true when a newer attempt owns the run or a `STOP` object lies in its
+    folder; the loop reads it at every step and tells all ranks at the same one.
+    """
+
+    def __init__(self, run: Run, attempt: Attempt, seconds: float = 3.0) -> None:
+        self._run, self._attempt, self._seconds = run, attempt, seconds
+        self._requested = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
+        self._thread.start()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the loop should stop at its next step."""
+        return self._requested.is_set()
+
+    def request(self) -> None:
+        """Asks for a stop from within the process (a signal, a node that is drained)."""
+        self._requested.set()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._seconds):
+            try:
+                superseded = self._run.newest_attempt() > self._attempt
+                if superseded or storage.exists(self._run.path("STOP")):
+                    self._requested.set()
+            except StorageError:
+                # Unreachable storage must not stop training: the checkpoint's write will tell.
+                continue

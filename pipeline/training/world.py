@@ -1,0 +1,45 @@
+"""Who trains together: rank, number of ranks, device, and the one collective the loop needs."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place among `size` ranks; without a process group a world of one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all ranks, the same bits on each; `values` itself is kept."""
+        if self.size == 1:
+            return values.clone()
+        total = values.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def broadcast(self, value: int) -> int:
+        """Rank 0's `value`, on every rank."""
+        mine = torch.tensor([value if self.rank == 0 else 0], device=self.device)
+        return int(self.sum(mine).item())
+
+
+def current_world(device: torch.device | None = None) -> World:
+    """The world of the process group that is initialised in this process, if any.
+
+    `device` None: this process's current GPU if there is one, else the CPU.
+    """
+    if device is None:
+        device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    if not torch.distributed.is_initialized():
+        return World(0, 1, device)
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
