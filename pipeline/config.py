@@ -129,6 +129,7 @@ class TrackingConfig(Section):
     experiment: str = Field("vae", description="MLflow experiment.")
     model_name: str = Field("vae", description="Name in MLflow's model registry.")
     alias: str = Field("candidate", description="Alias that the newly registered version gets.")
+    every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
     metrics_host: str = Field("127.0.0.1", description="Address that /metrics is served on.")
     metrics_port: int = Field(0, ge=0, lt=65536, description="Port of /metrics; 0: a free one.")
 
@@ -181,6 +182,9 @@ class TrainConfig(Section):
         None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
     )
     evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
+    max_failures: int = Field(
+        3, ge=0, description="Times that Ray replaces dead workers before the run fails."
+    )
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -214,14 +218,88 @@ class EncodeConfig(Section):
     data: Url = Field(description="The dataset to encode.")
     output: Url = Field(description="Where the latent store lives.")
     actors: int = Field(1, ge=0, description="Ray actors; 0: encode in this process.")
+    cores: float = Field(1, gt=0, description="CPU cores that one actor asks Ray for.")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs per actor; None: 1 where the cluster has any, else 0."
+    )
+    shards_in_flight: int | None = Field(
+        None,
+        gt=0,
+        description="Shards that one actor works on at a time; None: its cores + 1, at most 8.",
+    )
+    threads: int = Field(1, gt=0, description="Decoding threads per shard in flight.")
     batch_size: int = Field(64, gt=0, description="Images per batch; part of the store's identity.")
     dtype: Literal["float16", "float32"] = Field("float16", description="Type of stored latents.")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Autocast type.")
+    content: Literal["moments", "mean", "sample"] = Field(
+        "moments", description="Mean and log-variance, the mean alone, or one draw per image."
+    )
+    seed: int = Field(0, ge=0, description="Seed of `--content sample`; part of the identity.")
+    flip: bool = Field(False, description="Store the mirrored images' latents as well.")
     columns: tuple[str, ...] = Field((), description="Source columns to copy, such as label.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Autocast type.")
     attempts: int = Field(3, gt=0, description="Tries per shard before it is quarantined.")
     bad_fraction: float = Field(0.001, ge=0, le=1, description="Largest share of failed images.")
     quarantine_exit: int = Field(3, description="Exit code when parts failed past the budget.")
+    limit: int | None = Field(
+        None, gt=0, description="Encode the first shards that hold this many images; None: all."
+    )
+    dry_run: bool = Field(False, description="Probe for `probe_seconds`, say the cost, and end.")
+    probe_seconds: float = Field(30, gt=0, description="How long --dry-run encodes, in seconds.")
+    report_samples: int = Field(
+        64, ge=0, description="Images decoded again for the report's PSNR; 0: none."
+    )
     tracking: TrackingConfig = TrackingConfig()
+
+
+class DecodeConfig(Section):
+    """`jobs.decode`: latents back to images, all or some, between two or along a direction."""
+
+    store: Url = Field(description="The latent store.")
+    output: Url = Field(description="A folder for the images.")
+    model: str | None = Field(None, description="The model; None: the one the store names.")
+    keys: tuple[str, ...] = Field((), description="Keys to decode; none: all, in store order.")
+    limit: int | None = Field(None, gt=0, description="Decode the first so many; None: all.")
+    interpolate: bool = Field(False, description="Between the two keys given, in `steps` images.")
+    direction: tuple[str, ...] = Field(
+        (), description="Two keys: each of `keys` moves along the second's mean minus the first's."
+    )
+    steps: int = Field(8, ge=2, description="Images from one end to the other.")
+    sheet: bool = Field(False, description="One contact sheet in place of single PNG files.")
+    sample: bool = Field(False, description="Decode draws from the posterior, not its mean.")
+    seed: int = Field(0, ge=0, description="Seed of the draws.")
+    batch_size: int = Field(64, gt=0, description="Latents per batch.")
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if self.interpolate and (len(self.keys) != 2 or self.direction):
+            raise ValueError("--interpolate goes between exactly two --keys, without --direction")
+        if self.direction and (len(self.direction) != 2 or not self.keys):
+            raise ValueError("--direction takes two keys, and --keys say what moves along it")
+        return self
+
+
+class ExportConfig(Section):
+    """`jobs.export`: a latent store as WebDataset tars, byte for byte reproducible."""
+
+    store: Url = Field(description="The latent store.")
+    output: Url = Field(description="Where the tars go; a new, empty or unfinished export.")
+    layout: Literal["npy", "safetensors"] = Field(
+        "npy", description="KEY.mean.npy and KEY.logvar.npy, or one KEY.safetensors, per image."
+    )
+
+
+class StoresConfig(Section):
+    """`jobs.stores`: list what a latent store holds, and remove what no snapshot names."""
+
+    output: Url = Field(description="The latent store, as given to jobs.encode.")
+    gc: bool = Field(False, description="List what no snapshot names, with a token to confirm.")
+    drop: tuple[str, ...] = Field(
+        (), description="Identities or snapshots (their first digits) to give up, with --gc."
+    )
+    confirm: str | None = Field(
+        None, description="The token of a dry run: delete just what it listed."
+    )
 
 
 class VerifyConfig(Section):
