@@ -87,10 +87,9 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     last = stat(url).size if end is None else end
     parts = []
     while first < last:
-        stop = min(last, first + PART_BYTES)
-        part = _retried(url, lambda fs, key, a=first, b=stop: fs.cat_file(key, start=a, end=b))
+        part = _read_part(url, first, min(last, first + PART_BYTES))
         if not part:
-            raise StorageError(f"{url}: ends at byte {first}, wanted up to {last}. Was it replaced?")
+            raise StorageError(f"{url}: ends at byte {first}, not at {last}. Was it replaced?")
         parts.append(part)
         first += len(part)  # A short answer is gone on with at its byte.
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -196,11 +195,15 @@ def open_for_webdataset(url: str, mode: str = "rb", bufsize: int = -1, **_: Any)
     return _filesystem(url).open(url, mode, cache_type="readahead", block_size=PART_BYTES)
 
 
+def _read_part(url: str, start: int, end: int) -> bytes:
+    part: bytes = _retried(url, lambda fs, key: fs.cat_file(key, start=start, end=end))
+    return part
+
+
 def _create_remote(fs: Any, key: str, data: bytes) -> bool:
     try:
         fs.pipe_file(key, data, mode="create")
     except FileExistsError:
-        # A retry of our own call that had arrived finds its own bytes there: still ours.
         return False
     return True
 
@@ -214,8 +217,12 @@ def _filesystem(url: str, *, fresh: bool = False) -> Any:
         options: dict[str, Any] = {"skip_instance_cache": True}
         if scheme in ("s3", "s3a"):
             # Our own loop retries: theirs below it would make 25 requests of 5.
-            config = {"retries": {"max_attempts": 1, "mode": "standard"}, "read_timeout": 20}
-            options |= {"config_kwargs": {**config, "connect_timeout": 5}, "use_listings_cache": False}
+            options["use_listings_cache"] = False
+            options["config_kwargs"] = {
+                "retries": {"max_attempts": 1, "mode": "standard"},
+                "connect_timeout": 5,
+                "read_timeout": 20,
+            }
         cache[key] = fsspec.filesystem(scheme, **options)
     return cache[key]
 
@@ -230,15 +237,15 @@ def _retried(url: str, call: Callable[[Any, str], Result]) -> Result:
             return call(fs, fs._strip_protocol(url))
         except FileExistsError:
             raise
-        except Exception as error:  # noqa: BLE001  what a backend may raise has no common root
+        except Exception as error:  # What a backend may raise has no common root.
             kind = _kind(error)
             name = without_secrets(url)
             if kind == "not_found":
                 raise ObjectNotFoundError(f"{name}: does not exist.") from None
             if kind == "denied":
                 raise AccessDeniedError(
-                    f"{name}: access denied. Check the credentials in the environment, the bucket's "
-                    "name and its policy."
+                    f"{name}: access denied. Check the credentials in the environment, and "
+                    "the bucket's name and policy."
                 ) from None
             if kind == "bug":
                 raise

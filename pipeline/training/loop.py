@@ -22,16 +22,24 @@ from pipeline.training.step import StepReport, StepSettings, TrainState, make_op
 from pipeline.training.stop import StopSignal
 from pipeline.training.validation import Validation, validate
 from pipeline.training.world import World
-from pipeline.vae import build_vae
+from pipeline.vae import build_vae, save_bundle
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The last report: the run is `done`, was asked to stop, or another start took it over."""
+    """The last report: the run is `done`, was `stopped`, or another start took it over.
+
+    `terms` are the last step's (empty if none was made), `digest` names the bundle of a done run,
+    made from the averaged weights by rank 0.
+    """
 
     reason: Literal["done", "stopped", "superseded"]
     step: int
     images_seen: int
+    bad_images: int
+    terms: dict[str, float]
+    validations: list[Validation]
+    digest: str | None
 
 
 def train(
@@ -62,6 +70,7 @@ def train(
             yield validations[-1]
         batches = _endless(loader)
         reason: Literal["done", "stopped", "superseded"] = "done"
+        report: StepReport | None = None
         while state.step < config.steps:
             started = time.perf_counter()
             batch = next(batches)
@@ -89,7 +98,17 @@ def train(
                 reason = "stopped"
                 break
         writer.wait()
-        yield Ended(reason, state.step, state.images_seen)
+    yield Ended(
+        reason,
+        state.step,
+        state.images_seen,
+        state.bad_images,
+        report.terms if report else {},
+        validations,
+        _save_bundle(config, run, dataset, state, validations)
+        if reason == "done" and world.rank == 0
+        else None,
+    )
 
 
 def autocast_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
@@ -152,6 +171,27 @@ def _loader(
     if checkpoint:
         loader.load_state_dict(checkpoint.order)
     return loader
+
+
+def _save_bundle(
+    config: TrainConfig,
+    run: Run,
+    dataset: Dataset,
+    state: TrainState,
+    validations: list[Validation],
+) -> str:
+    """Writes the averaged weights as the run's bundle; returns its digest."""
+    return save_bundle(
+        state.ema.module,
+        run.path("bundle"),
+        {
+            "run": config.run,
+            "dataset_digest": dataset.digest,
+            "steps": state.step,
+            "images_seen": state.images_seen,
+            "holdout": validations[-1].terms if validations else None,
+        },
+    )
 
 
 def _endless(loader: Loader) -> Iterator[Batch]:

@@ -1,0 +1,54 @@
+"""A dataset: a manifest and what it names."""
+
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.data.manifest import POINTER, Manifest, ShardRecord, read_current
+from pipeline.data.shard_index import ShardIndex
+from pipeline.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A pinned generation of the dataset at `url`: later appends don't disturb it."""
+
+    url: str
+    manifest: Manifest
+
+    @staticmethod
+    def open(url: str) -> "Dataset":
+        """Opens the current generation; raises `DatasetError` if there is no dataset."""
+        url = storage.absolute(url)
+        manifest = read_current(url)
+        if manifest is None:
+            split = storage.exists(storage.join(url, "train", POINTER))
+            hint = (
+                f"It is split: give {storage.join(url, 'train')}."
+                if split
+                else "Make one with `python -m jobs.pack --source IMAGES --output URL`."
+            )
+            raise DatasetError(f"{url}: there is no dataset here (no {POINTER}). {hint}")
+        return Dataset(url, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    @property
+    def digest(self) -> str:
+        """The manifest's digest."""
+        return self.manifest.digest
+
+    @property
+    def shards(self) -> tuple[ShardRecord, ...]:
+        """The shards, in order."""
+        return self.manifest.shards
+
+    def shard_url(self, shard: ShardRecord) -> str:
+        """Where a shard lies: inside the dataset, or where it was adopted."""
+        return shard.path if "://" in shard.path else storage.join(self.url, shard.path)
+
+    def read_index(self, number: int) -> ShardIndex:
+        """The index of shard `number`, checked against the manifest."""
+        shard = self.shards[number]
+        url = storage.join(self.url, shard.index_path)
+        return ShardIndex.from_bytes(storage.read(url), shard.index_sha256, url)

@@ -1,0 +1,135 @@
+"""The manifest: which shards, in which order, make a dataset; immutable and written last.
+
+OUT/manifest.json             a small pointer to the current one
+OUT/manifests/DIGEST.json     immutable
+OUT/shards/NAME.tar           WebDataset shards
+OUT/index/NAME.arrow          one index per shard
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DatasetError, ObjectNotFoundError
+
+FORMAT = "vae-pipeline/dataset"
+VERSION = 1
+POINTER = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard: `path` is relative to the dataset, or an absolute URL of an adopted tar.
+
+    `samples` counts all samples in the tar; `removed` are the positions that no longer count.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    samples: int
+    index_path: str
+    index_sha256: str
+    removed: tuple[int, ...] = ()
+
+    @property
+    def live(self) -> int:
+        """Samples that count."""
+        return self.samples - len(self.removed)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An immutable generation of a dataset; `parent` is the digest of the one before."""
+
+    generation: int
+    parent: str | None
+    shards: tuple[ShardRecord, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash over the ordered shard checksums and removals: what is read, in which order."""
+        rows = [[shard.sha256, list(shard.removed)] for shard in self.shards]
+        return hashlib.sha256(storage.canonical_json(rows)).hexdigest()
+
+    @property
+    def samples(self) -> int:
+        """Samples that count."""
+        return sum(shard.live for shard in self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` is its inverse."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "digest": self.digest,
+            "generation": self.generation,
+            "parent": self.parent,
+            "samples": self.samples,
+            "shards": [{**vars(shard), "removed": list(shard.removed)} for shard in self.shards],
+        }
+
+    @staticmethod
+    def from_json(data: Any, url: str) -> "Manifest":
+        """Checks format, version, paths and digest; raises `DatasetError` naming `url`."""
+        check_format(data, url)
+        try:
+            shards = tuple(
+                ShardRecord(**{**shard, "removed": tuple(shard["removed"])})
+                for shard in data["shards"]
+            )
+            manifest = Manifest(data["generation"], data["parent"], shards)
+            stated = data["digest"]
+        except (KeyError, TypeError) as error:
+            raise DatasetError(f"{url}: is no whole manifest ({error}). Restore it.") from None
+        for shard in shards:
+            for path in (shard.path, shard.index_path):
+                # A manifest may come from elsewhere: it must not name files outside its folder.
+                if "://" not in path and (path.startswith("/") or ".." in path.split("/")):
+                    raise DatasetError(f"{url}: the path {path!r} leads out of the dataset.")
+        if manifest.digest != stated:
+            raise DatasetError(
+                f"{url}: says digest {stated}, its shards give {manifest.digest}. It was changed "
+                "by hand: restore it, or pack anew."
+            )
+        return manifest
+
+
+def check_format(data: Any, url: str) -> None:
+    """Raises `DatasetError` unless this is our format in our version."""
+    found = (data.get("format"), data.get("version")) if isinstance(data, Mapping) else None
+    if found != (FORMAT, VERSION):
+        text = "no manifest of a dataset" if found is None else f"{found[0]} version {found[1]}"
+        raise DatasetError(
+            f"{url}: is {text}; this program reads {FORMAT} version {VERSION}. Use the program "
+            "version that wrote it, or pack the images again."
+        )
+
+
+def read_current(url: str) -> Manifest | None:
+    """The current manifest of the dataset at `url`; None when there is no dataset."""
+    pointer_url = storage.join(url, POINTER)
+    try:
+        pointer = storage.read_json(pointer_url)
+    except ObjectNotFoundError:
+        return None
+    check_format(pointer, pointer_url)
+    manifest_url = storage.join(url, "manifests", f"{pointer['digest']}.json")
+    return Manifest.from_json(storage.read_json(manifest_url), manifest_url)
+
+
+def commit(url: str, manifest: Manifest) -> None:
+    """Makes `manifest` the dataset's current one; until then nobody sees its shards."""
+    data = storage.canonical_json(manifest.to_json())
+    storage.publish(storage.join(url, "manifests", f"{manifest.digest}.json"), data)
+    pointer = {
+        "format": FORMAT,
+        "version": VERSION,
+        "digest": manifest.digest,
+        "generation": manifest.generation,
+        "samples": manifest.samples,
+    }
+    storage.publish(storage.join(url, POINTER), storage.canonical_json(pointer))

@@ -1,0 +1,51 @@
+"""MLflow's client, quiet, with time-outs that a training run can live with."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import TrackingConfig
+
+DEFAULT_FOLDER = "runs"
+
+# A refused connection blocks a call for 4 minutes with MLflow's own numbers, a black hole for 20.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """The config's URI, else MLFLOW_TRACKING_URI, else sqlite under ./runs (made if missing)."""
+    uri = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        folder = Path(DEFAULT_FOLDER).absolute()
+        folder.mkdir(exist_ok=True)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return uri
+
+
+def mlflow_client(uri: str) -> Any:
+    """An `MlflowClient` for tracking and registry; needs no server for `sqlite:` URIs."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    # Table creation and requirement look-ups: nothing that a user could act on.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment's artifacts go: beside a sqlite file, else the server decides."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent.absolute() / "artifacts").as_uri()

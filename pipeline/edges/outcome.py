@@ -1,0 +1,106 @@
+"""How a run ends: its result on storage, its last points to MLflow, its model into the registry."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.edges.mlflow_client import tracking_uri
+from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.registry import register
+from pipeline.errors import RunError, TrackingError
+from pipeline.training.points import Point
+from pipeline.training.run import Attempt, Run
+
+FLUSH_SECONDS = 60.0
+
+
+def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
+    """What a `RunRecorder` is made from, here or in an actor."""
+    params = _flat(config.model_dump(mode="json", exclude={"tracking"}))
+    return run.url, config.run, config.tracking, tracking_uri(config.tracking), params
+
+
+def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any]:
+    """The result of a run that has ended, kept in its folder when it is finished.
+
+    Raises `RunError` if another start took the run over.
+    """
+    if ended["reason"] == "superseded":
+        raise RunError(
+            f"run {run.url} was started again elsewhere (attempt {run.newest_attempt().number}; "
+            f"this one was {attempt.number}): this process stopped at step {ended['step']} and "
+            "wrote nothing more. Follow the other one, or start this command again to take over."
+        )
+    run.keep_points([Point.from_json(data) for data in ended["points_left"]])
+    validations = ended["validations"]
+    result = {
+        "run": run.url,
+        "run_id": ended["run_id"],
+        "reason": ended["reason"],
+        "steps": ended["step"],
+        "samples": ended["images_seen"],
+        "bad_samples": ended["bad_images"],
+        "elbo": (validations[-1]["terms"] if validations else ended["terms"])["elbo"],
+        "holdout_before": validations[0]["terms"] if validations else None,
+        "holdout_after": validations[-1]["terms"] if validations else None,
+        "model": None,
+        "model_version": None,
+        "bundle": run.path("bundle") if ended["digest"] else None,
+        "digest": ended["digest"],
+    }
+    if ended["reason"] == "done":
+        run.finish(result)
+    return result
+
+
+def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """Sends MLflow what it has not got yet of a finished run: points, then the model.
+
+    Doing it again does nothing. Raises `TrackingError` if MLflow can't be reached.
+    """
+    if result["reason"] != "done":
+        return result
+    points = run.kept_points()
+    if points or result["run_id"] is None:
+        recorder = RunRecorder(*recorder_arguments(config, run))
+        recorder.record(0, points, {})
+        left = recorder.flush(FLUSH_SECONDS)
+        result = {**result, "run_id": recorder.finish("FINISHED")}
+        run.keep_points(left)
+        if left or result["run_id"] is None:
+            raise TrackingError(
+                f"run {run.url} is trained and its bundle is {result['bundle']}, but MLflow at "
+                f"{storage.without_secrets(tracking_uri(config.tracking))} can't be reached: "
+                f"{len(left)} points are kept and no model is registered. Start MLflow; the same "
+                "command then sends them."
+            )
+        run.finish(result)
+    if result["model"] is None:
+        tags = {"digest": result["digest"], "run": run.url, "git_revision": _git_revision()}
+        model = register(result["bundle"], config.tracking, result["run_id"], tags)
+        alias = f"models:/{model.name}@{config.tracking.alias}"
+        result = {**result, "model": alias, "model_version": model.version}
+        run.finish(result)
+    return result
+
+
+def _git_revision() -> str:
+    """The commit of the code that runs, `unknown` outside a checkout (as in an image)."""
+    folder = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            # MLflow's limit for a parameter's value.
+            flat[f"{prefix}{key}"] = str(value)[:500]
+    return flat

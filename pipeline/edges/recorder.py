@@ -1,0 +1,138 @@
+"""The run's one recorder: it owns `/metrics` and MLflow, and training never waits for either.
+
+It lives in a Ray actor on the driver's node, or, without Ray, in the training process itself.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrackingConfig
+from pipeline.edges.metrics import RunMetrics
+from pipeline.edges.tracking import TrackedRun
+from pipeline.training.points import Point
+
+SEND_SECONDS = 2.0
+RETRY_SECONDS = 10.0
+
+
+class RunRecorder:
+    """Takes points and snapshots at any time; delivers points to MLflow in a thread, in order."""
+
+    def __init__(
+        self,
+        run_url: str,
+        name: str,
+        tracking: TrackingConfig,
+        uri: str,
+        params: Mapping[str, str],
+    ) -> None:
+        self._connect = lambda: TrackedRun(uri, tracking.experiment, name, run_url, params)
+        self._uri = uri
+        self._tracked: TrackedRun | None = None
+        self._queue: deque[tuple[int, Point]] = deque()
+        self._session = 0
+        self._delivered = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._idle = threading.Condition(self._lock)
+        self._closed = False
+        self._latest: dict[str, Any] = {}
+        self._problem: str | None = None
+        self._fatal_error: str | None = None
+        self.metrics = RunMetrics(name)
+        self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
+        self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def address(self) -> str:
+        """HOST:PORT that serves `/metrics`."""
+        return self._address
+
+    def record(
+        self, session: int, points: Sequence[Point], snapshot: Mapping[str, Any]
+    ) -> int:
+        """Takes new points; returns how many points of this session have been delivered so far.
+
+        A session is one worker group: its points are counted from its first call.
+        """
+        with self._lock:
+            if session != self._session:
+                self._session, self._delivered = session, 0
+            self._queue.extend((session, point) for point in points)
+            delivered, unsent = self._delivered, len(self._queue)
+        self._latest = {**snapshot, "tracking_unsent_points": unsent}
+        self.metrics.update(self._latest)
+        return delivered
+
+    def latest(self) -> dict[str, Any]:
+        """The newest snapshot, and the `problem` that there is with MLflow, if any."""
+        return {**self._latest, "problem": self._problem}
+
+    def set_fatal_error(self, message: str) -> None:
+        """Remembers an error that restarting the workers can't mend."""
+        self._fatal_error = self._fatal_error or message
+
+    def fatal_error(self) -> str | None:
+        """The first error that was set, if any."""
+        return self._fatal_error
+
+    def flush(self, seconds: float) -> list[Point]:
+        """Waits until all is delivered or the time is over; returns what is not."""
+        deadline = time.monotonic() + seconds
+        self._wake.set()
+        with self._idle:
+            while self._queue and time.monotonic() < deadline:
+                self._idle.wait(timeout=0.2)
+            return [point for _, point in self._queue]
+
+    def finish(self, status: str) -> str | None:
+        """Sets the MLflow run's status if MLflow can be reached; returns the MLflow run's id."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout=30.0)
+        if self._tracked is None:
+            return None
+        with contextlib.suppress(*_failures()):
+            self._tracked.set_status(status)
+        return self._tracked.run_id
+
+    def _deliver(self) -> None:
+        while not self._closed:
+            try:
+                self._send_all()
+                self._problem = None
+            except _failures() as error:
+                where = storage.without_secrets(self._uri)
+                self._problem = (
+                    f"MLflow at {where} can't be reached ({type(error).__name__}). Training goes "
+                    "on; points are kept and sent later."
+                )
+            self._wake.wait(RETRY_SECONDS if self._problem else SEND_SECONDS)
+            self._wake.clear()
+
+    def _send_all(self) -> None:
+        if self._tracked is None:
+            self._tracked = self._connect()
+        while True:
+            with self._lock:
+                batch = [point for _, point in list(self._queue)[:100]]
+            if not batch:
+                return
+            self._tracked.log(batch)
+            with self._idle:
+                for _ in batch:
+                    session, _point = self._queue.popleft()
+                    self._delivered += session == self._session
+                self._idle.notify_all()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What MLflow's client raises while its server or database can't be reached."""
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException, OSError)

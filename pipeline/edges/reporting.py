@@ -1,0 +1,99 @@
+"""From the loop's reports to the recorder: points for MLflow, snapshots for Prometheus."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pipeline.training.points import Outbox, Point, Series
+from pipeline.training.step import StepReport
+from pipeline.training.validation import Validation
+
+SEND_SECONDS = 2.0
+
+
+class Recorder(Protocol):
+    """What reports are given to; neither method waits for a network."""
+
+    def record(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> int:
+        """Takes points; returns how many of this session have arrived in MLflow as known now."""
+
+    def settle(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> bool:
+        """The last call of a session: returns once the recorder holds everything, or False."""
+
+
+class Reporter:
+    """Rank 0's side: keeps what is not yet delivered in the outbox, which checkpoints hold."""
+
+    def __init__(self, recorder: Recorder, outbox: Outbox, session: int, every_steps: int) -> None:
+        self._recorder, self._outbox, self._session = recorder, outbox, session
+        self._every_steps = every_steps
+        self._acknowledged = 0
+        self._sent = 0.0
+        self._snapshot: dict[str, Any] = {"session": session, "step_seconds_total": 0.0}
+        self._snapshot["data_wait_seconds_total"] = 0.0
+
+    def step(self, report: StepReport) -> None:
+        """Takes the report of one step."""
+        total = self._snapshot
+        total["step_seconds_total"] += report.seconds
+        total["data_wait_seconds_total"] += report.data_wait_seconds
+        total |= {
+            "step": report.step,
+            "images": report.images_seen,
+            "images_per_second": report.images / report.seconds,
+            "last_step_timestamp_seconds": time.time(),
+            "terms": _finite(
+                {**report.terms, "objective": report.objective, "beta": report.beta}
+            ),
+            "gradient_norm": report.gradient_norm,
+            "learning_rate": report.learning_rate,
+        }
+        total["nonfinite_steps_total"] = total.get("nonfinite_steps_total", 0) + report.skipped
+        total["bad_images_total"] = total.get("bad_images_total", 0) + report.bad_images
+        if report.step == 1 or report.step % self._every_steps == 0:
+            values = {
+                **report.terms,
+                "objective": report.objective,
+                "beta": report.beta,
+                "gradient_norm": report.gradient_norm,
+                "learning_rate": report.learning_rate,
+                "images_seen": report.images_seen,
+                "images_per_second": report.images / report.seconds,
+                "data_wait_fraction": report.data_wait_seconds / report.seconds,
+            }
+            self._add("elbo", report.step, values)
+        self._send_if_due()
+
+    def validation(self, validation: Validation) -> None:
+        """Takes the report of one pass over the hold-out."""
+        values = {f"holdout_{name}": value for name, value in validation.terms.items()}
+        self._snapshot["holdout_terms"] = _finite(validation.terms)
+        self._add("holdout_elbo", validation.step, values)
+        self._send_if_due()
+
+    def settle(self) -> list[Point]:
+        """Hands everything over, waiting for it; returns what the recorder would not take."""
+        points = self._outbox.hand_over()
+        if self._recorder.settle(self._session, points, dict(self._snapshot)):
+            return []
+        return self._outbox.pending()
+
+    def _add(self, series: Series, step: int, values: dict[str, float]) -> None:
+        # MLflow keeps NaN, and turns infinities into 1.8e308.
+        kept = {k: v if math.isfinite(v) else math.nan for k, v in values.items()}
+        self._outbox.add(Point(series, step, int(time.time() * 1000), kept))
+
+    def _send_if_due(self) -> None:
+        if time.monotonic() - self._sent < SEND_SECONDS:
+            return
+        self._sent = time.monotonic()
+        arrived = self._recorder.record(
+            self._session, self._outbox.hand_over(), dict(self._snapshot)
+        )
+        self._outbox.acknowledge(arrived - self._acknowledged)
+        self._acknowledged = arrived
+
+
+def _finite(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,0 +1,112 @@
+"""One rank of a training run: the loop of `pipeline.training`, its reports sent to the recorder."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed
+
+from pipeline.config import TrainConfig
+from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.reporting import Recorder, Reporter
+from pipeline.training.loop import Ended, train
+from pipeline.training.points import Outbox, Point
+from pipeline.training.run import Attempt, Run
+from pipeline.training.step import StepReport
+from pipeline.training.world import World, current_world
+
+
+def run_rank(
+    config: TrainConfig, attempt: Attempt, world: World, recorder: Recorder | None
+) -> dict[str, Any]:
+    """Trains as one rank; returns how it ended, as plain data. Rank 0 has the recorder."""
+    run = Run.at(config)
+    # Each worker group claims for itself: one that Ray has replaced, but not yet killed, is older.
+    restart = run.claim_restart(attempt).restart if world.rank == 0 else 0
+    claim = Attempt(attempt.number, world.broadcast(restart))
+    outbox = Outbox()
+    reporter = (
+        Reporter(recorder, outbox, claim.restart, config.tracking.every_steps)
+        if recorder is not None
+        else None
+    )
+    ended: Ended | None = None
+    for report in train(config, run, claim, world, outbox):
+        if isinstance(report, Ended):
+            ended = report
+        elif reporter is None:
+            continue
+        elif isinstance(report, StepReport):
+            reporter.step(report)
+        else:
+            reporter.validation(report)
+    assert ended is not None, "the loop's last report is always `Ended`"
+    left = reporter.settle() if reporter else []
+    return {**asdict(ended), "points_left": [point.to_json() for point in left]}
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """torchrun's process group while the block runs; nothing outside torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class ActorRecorder:
+    """The recorder actor, called without waiting."""
+
+    def __init__(self, actor: Any) -> None:
+        import ray
+
+        self._ray, self._actor = ray, actor
+        self._calls: list[Any] = []
+        self._arrived = 0
+
+    def record(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> int:
+        """See `Recorder`."""
+        self._calls.append(self._actor.record.remote(session, list(points), snapshot))
+        done, self._calls = self._ray.wait(
+            self._calls, num_returns=len(self._calls), timeout=0, fetch_local=True
+        )
+        for call in done:
+            try:
+                self._arrived = max(self._arrived, self._ray.get(call))
+            except self._ray.exceptions.RayActorError:
+                continue  # Its points stay in the outbox, and in every checkpoint.
+        return self._arrived
+
+    def settle(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> bool:
+        """See `Recorder`."""
+        call = self._actor.record.remote(session, list(points), snapshot)
+        try:
+            self._ray.get([*self._calls, call], timeout=30)
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
+            return False
+        return True
+
+
+class LocalRecorder:
+    """A recorder in the training process itself."""
+
+    def __init__(self, recorder: RunRecorder) -> None:
+        self._recorder = recorder
+
+    def record(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> int:
+        """See `Recorder`."""
+        return self._recorder.record(session, points, snapshot)
+
+    def settle(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> bool:
+        """See `Recorder`."""
+        self._recorder.record(session, points, snapshot)
+        return True
