@@ -1,0 +1,69 @@
+"""Is the latent space continuous? How far, and how evenly, images move along straight latent walks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.vae import VAE
+
+
+@dataclass(frozen=True)
+class PathLengths:
+    """Means over `pairs` walks, in root-mean-square pixel difference (images in [0, 1]).
+
+    `length` is the decoded path's, `direct` the distance of its ends: their ratio is 1 for a mere
+    cross-fade. `jump` is the largest single step; `jump_ratio` is what is left of it when the walk
+    takes twice as many steps: 0.5 for a smooth decoder, 1 where the image jumps.
+    """
+
+    pairs: int
+    steps: int
+    length: float
+    direct: float
+    jump: float
+    jump_ratio: float
+
+
+def walk(starts: Tensor, goals: Tensor, steps: int) -> Tensor:
+    """Straight walks from `[P, ...]` to `[P, ...]` with `steps` points each: `[P, steps, ...]`."""
+    shares = torch.linspace(0, 1, steps, device=starts.device, dtype=starts.dtype)
+    shares = shares.view(1, steps, *[1] * (starts.dim() - 1))
+    return torch.lerp(starts[:, None], goals[:, None], shares)
+
+
+def decode_walks(vae: VAE, starts: Tensor, goals: Tensor, steps: int) -> Tensor:
+    """The decoder's mean images along walks between latents `[P, Z, h, w]`: `[P, S, C, H, W]`."""
+    with torch.no_grad():
+        latents = walk(starts, goals, steps)
+        return vae.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+
+
+def path_lengths(vae: VAE, starts: Tensor, goals: Tensor, steps: int = 33) -> PathLengths:
+    """The numbers for walks between latents `[P, Z, h, w]`; `steps` odd, so that half of it exists."""
+    pairs = [
+        _step_lengths(vae, starts[i : i + 1], goals[i : i + 1], steps) for i in range(len(starts))
+    ]
+    fine = torch.stack([lengths for lengths, _, _ in pairs])
+    coarse = torch.stack([lengths for _, lengths, _ in pairs])
+    direct = torch.stack([distance for _, _, distance in pairs])
+    jump = float(fine.max(dim=1).values.mean())
+    return PathLengths(
+        pairs=len(pairs),
+        steps=steps - 1,
+        length=float(fine.sum(dim=1).mean()),
+        direct=float(direct.mean()),
+        jump=jump,
+        jump_ratio=jump / max(float(coarse.max(dim=1).values.mean()), 1e-12),
+    )
+
+
+def _step_lengths(
+    vae: VAE, start: Tensor, goal: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lengths of all steps, of every second point's steps, and between the ends, for one walk."""
+    images = decode_walks(vae, start, goal, steps)[0].double().flatten(1)
+    fine = (images[1:] - images[:-1]).square().mean(dim=1).sqrt()
+    every_second = images[::2]
+    coarse = (every_second[1:] - every_second[:-1]).square().mean(dim=1).sqrt()
+    return fine, coarse, (images[-1] - images[0]).square().mean().sqrt()
