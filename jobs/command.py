@@ -137,7 +137,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}. Name a readable YAML file.") from None
+        raise ConfigError(
+            f"--config {path}: {error.strerror}. Name a readable YAML file."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(values, dict):

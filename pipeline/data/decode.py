@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import SampleError
 

@@ -72,7 +72,7 @@ def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, 
         if left or result["run_id"] is None:
             raise TrackingError(
                 f"run {run.url} is trained and its bundle is {result['bundle']}, but MLflow at "
-                f"{storage.without_secrets(tracking_uri(config.tracking))} can't be reached: "
+                f"{storage.shown(tracking_uri(config.tracking))} can't be reached: "
                 f"{len(left)} points are kept and no model is registered. Start MLflow; the same "
                 "command then sends them."
             )

@@ -53,9 +53,7 @@ class RunRecorder:
         """HOST:PORT that serves `/metrics`."""
         return self._address
 
-    def record(
-        self, session: int, points: Sequence[Point], snapshot: Mapping[str, Any]
-    ) -> int:
+    def record(self, session: int, points: Sequence[Point], snapshot: Mapping[str, Any]) -> int:
         """Takes new points; returns how many points of this session have been delivered so far.
 
         A session is one worker group: its points are counted from its first call.
@@ -107,7 +105,7 @@ class RunRecorder:
                 self._send_all()
                 self._problem = None
             except _failures() as error:
-                where = storage.without_secrets(self._uri)
+                where = storage.shown(self._uri)
                 self._problem = (
                     f"MLflow at {where} can't be reached ({type(error).__name__}). Training goes "
                     "on; points are kept and sent later."

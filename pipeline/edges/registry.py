@@ -16,6 +16,7 @@ from pipeline.vae import VAE, load_bundle
 
 SCHEME = "models:/"
 
+
 @dataclass(frozen=True)
 class RegisteredModel:
     """One version of a registered model: what an alias meant at the moment of asking."""
@@ -193,7 +194,7 @@ def tracking_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        where = storage.without_secrets(uri)
+        where = storage.shown(uri)
         raise TrackingError(
             f"MLflow at {where} failed: {str(error).splitlines()[0]} Check that it runs, that "
             "MLFLOW_TRACKING_URI is right and that its server allows this host name."

@@ -43,9 +43,7 @@ class Reporter:
             "images": report.images_seen,
             "images_per_second": report.images / report.seconds,
             "last_step_timestamp_seconds": time.time(),
-            "terms": _finite(
-                {**report.terms, "objective": report.objective, "beta": report.beta}
-            ),
+            "terms": _finite({**report.terms, "objective": report.objective, "beta": report.beta}),
             "gradient_norm": report.gradient_norm,
             "learning_rate": report.learning_rate,
         }

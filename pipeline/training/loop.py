@@ -123,9 +123,7 @@ def autocast_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
 
 
-def _restore(
-    config: TrainConfig, run: Run, world: World
-) -> tuple[TrainState, Checkpoint | None]:
+def _restore(config: TrainConfig, run: Run, world: World) -> tuple[TrainState, Checkpoint | None]:
     """The state at the newest checkpoint, or the initial one, which follows from the seed alone."""
     checkpoint = newest_checkpoint(run) if world.rank == 0 else None
     step = world.broadcast(checkpoint.step if checkpoint else 0)

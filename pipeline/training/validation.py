@@ -3,13 +3,12 @@
 from contextlib import closing
 from dataclasses import dataclass
 
-import torch
-
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
-from pipeline.training.evaluation import EvaluationSums, evaluate_elbo
+from pipeline.training.evaluation import Importance, evaluate_elbo
 from pipeline.training.step import TrainState
 from pipeline.training.world import World
+from pipeline.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -19,3 +18,36 @@ class Validation:
     step: int
     images: int
     terms: dict[str, float]
+
+
+IMPORTANCE = Importance(samples=16, images=256)
+"""What the gap is measured on: cheap enough to be asked for at every validation."""
+
+
+def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: World) -> Validation:
+    """Each rank takes its slots of each batch, and the sums are added: exact at any world size."""
+    with closing(
+        Loader(
+            holdout,
+            global_batch_size=config.global_batch_size,
+            image_size=config.image_size,
+            channels=config.channels,
+            # Held-out images are looked at as they are, also where training crops at random.
+            crop="center" if config.crop == "random" else config.crop,
+            shuffle=False,
+            tail="pad",
+            rank=world.rank,
+            world_size=world.size,
+            threads=config.loader.threads,
+            prefetch_batches=config.loader.prefetch_batches,
+            memory_bytes=config.loader.memory_bytes,
+        )
+    ) as loader:
+        vae = state.ema.module
+        assert isinstance(vae, VAE)
+        sums = evaluate_elbo(
+            vae, loader, config.seed, config.global_batch_size, world.device, IMPORTANCE
+        )
+    total = sums.with_values(world.sum(sums.to_tensor().to(world.device)))
+    means = {name: value for name, value in total.means().items() if value is not None}
+    return Validation(state.step, total.images, means | {"active_units": total.active_units()})
