@@ -13,6 +13,7 @@ import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pickle import UnpicklingError  # torch's refusal of `weights_only`; nothing is unpickled here
 from typing import Any
 
 import torch
@@ -130,7 +131,10 @@ def _load(run: Run, receipt: dict[str, Any]) -> Checkpoint:
             f"{url}: its {len(data)} bytes have sha256 {digest[:12]}, "
             f"its receipt says {receipt['bytes']} bytes and {receipt['sha256'][:12]}"
         )
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise RunError(f"{url}: holds more than tensors and plain data: {error}") from None
     version = content.pop("version")
     if version != VERSION:
         raise RunError(f"{url}: is version {version}, this program reads version {VERSION}")

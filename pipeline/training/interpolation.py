@@ -1,4 +1,4 @@
-"""Is the latent space continuous? How far, and how evenly, images move along straight latent walks."""
+"""Is the latent space continuous? How far and how evenly images move along straight walks."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def decode_walks(vae: VAE, starts: Tensor, goals: Tensor, steps: int) -> Tensor:
 
 
 def path_lengths(vae: VAE, starts: Tensor, goals: Tensor, steps: int = 33) -> PathLengths:
-    """The numbers for walks between latents `[P, Z, h, w]`; `steps` odd, so that half of it exists."""
+    """The numbers for walks between latents `[P, Z, h, w]` of `steps` points, an odd number."""
     pairs = [
         _step_lengths(vae, starts[i : i + 1], goals[i : i + 1], steps) for i in range(len(starts))
     ]

@@ -37,7 +37,7 @@ their effective number; PSNR and SSIM of the image decoded at the posterior's me
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """importance_samples: K of the bound. latents: images, from the first on, whose moments stay."""
+    """importance_samples: K of the bound. latents: how many first images keep their moments."""
 
     importance_samples: int
     seed: int
@@ -50,7 +50,7 @@ class Measured:
     """Rows of n images in order of position, and the moments of the m first images.
 
     positions `[n]`; rows float64 `[n, len(COLUMNS)]`; means and log_variances float32 `[m, D]`;
-    dimensions float64 `[n's sums: 3, D]` as in `EvaluationSums`; labels of the m images, or None.
+    dimensions float64 `[3, D]`, sums as in `EvaluationSums`; labels of the m images, or None.
     """
 
     positions: npt.NDArray[np.int64]
@@ -72,16 +72,17 @@ def measure(
     device: torch.device | str = "cpu",
 ) -> Measured:
     """Measures every valid image of this worker's batches (from a `Loader`, `shuffle=False`)."""
-    parts: list[Measured] = []
     with torch.no_grad(), evaluating(vae):
-        for batch in batches:
-            if bool(batch.valid.any()):
-                parts.append(_measure_batch(vae, batch, options, device))
+        parts = [
+            _measure_batch(vae, batch, options, device)
+            for batch in batches
+            if bool(batch.valid.any())
+        ]
     return merge(parts, int(np.prod(vae.latent_shape)))
 
 
 def merge(parts: Sequence[Measured], latent_dimensions: int) -> Measured:
-    """All parts' images in order of position; a position that is there twice is an error of ours."""
+    """All parts' images in order of position; no position may be there twice."""
     empty = np.empty((0, latent_dimensions), np.float32)
     positions = np.concatenate([part.positions for part in parts] or [np.empty(0, np.int64)])
     order = np.argsort(positions, kind="stable")

@@ -59,13 +59,36 @@ class Mixture:
         return points
 
 
+def choose_mixture(points: Tensor, seed: int = 0) -> Mixture:
+    """The best of three shapes for points `[N, D]`: fitted to two thirds, chosen by the last third.
+
+    Ten Gaussians with full or diagonal covariances, or a single full one: with few points in many
+    dimensions ten full covariances describe nothing but the points they were fitted to.
+    """
+    points = points.double().flatten(1)
+    judges = torch.arange(len(points)) % 3 == 2
+    full = points.shape[1] <= _FULL_LIMIT
+    shapes = [(10, False), (10, True), (1, True)] if full else [(10, False), (1, False)]
+    candidates = [
+        fit_mixture(points[~judges], components, seed, full=covariances)
+        for components, covariances in shapes
+    ]
+    return max(candidates, key=lambda mixture: float(mixture.log_prob(points[judges]).mean()))
+
+
 def fit_mixture(
-    points: Tensor, components: int = 10, seed: int = 0, steps: int = 100, tolerance: float = 1e-3
+    points: Tensor,
+    components: int = 10,
+    seed: int = 0,
+    steps: int = 100,
+    tolerance: float = 1e-3,
+    *,
+    full: bool = True,
 ) -> Mixture:
     """Expectation maximisation on points `[N, D]` from k-means++ seeds, in float64.
 
-    Full covariances up to 128 dimensions, diagonal ones above; ends when the mean log density
-    rises by less than `tolerance` nats, after `steps` rounds at most.
+    Covariances are full or diagonal; ends when the mean log density rises by less than `tolerance`
+    nats, after `steps` rounds at most.
     """
     points = points.double().flatten(1)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +98,7 @@ def fit_mixture(
     shares = torch.nn.functional.one_hot(distances.argmin(dim=1), components).double()
     last = -math.inf
     while True:
-        mixture = _maximise(points, shares)
+        mixture = _maximise(points, shares, full=full)
         joint = mixture.log_joint(points)
         evidence = torch.logsumexp(joint, dim=1)
         shares = (joint - evidence[:, None]).exp()
@@ -104,15 +127,14 @@ def _spread_seeds(points: Tensor, count: int, generator: torch.Generator) -> Ten
     return chosen
 
 
-def _maximise(points: Tensor, shares: Tensor) -> Mixture:
-    dimensions = points.shape[1]
+def _maximise(points: Tensor, shares: Tensor, *, full: bool) -> Mixture:
     totals = shares.sum(dim=0) + 1e-10
     means = shares.T @ points / totals[:, None]
     factors = []
     for component in range(len(totals)):
         centred = points - means[component]
         weighted = shares[:, component, None] * centred
-        if dimensions <= _FULL_LIMIT:
+        if full:
             covariance = weighted.T @ centred / totals[component]
             covariance.diagonal().add_(_RIDGE)
             factors.append(torch.linalg.cholesky(covariance))

@@ -1,7 +1,7 @@
 """Metric points on their way to MLflow: nothing is forgotten before it is known to have arrived."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal

@@ -1,11 +1,11 @@
 """A run's folder: its identity, who may write to it, and whether it is finished.
 
-    RUN/run.json              what the run is: config and dataset digest, written once
-    RUN/attempts/000002.json  one per start; the highest number owns the run
-    RUN/checkpoints/          see checkpoint.py
-    RUN/points.json           metric points that MLflow has not got yet
-    RUN/bundle/               the finished model
-    RUN/result.json           written last: the run is finished
+RUN/run.json              what the run is: config and dataset digest, written once
+RUN/attempts/000002.json  one per start; the highest number owns the run
+RUN/checkpoints/          see checkpoint.py
+RUN/points.json           metric points that MLflow has not got yet
+RUN/bundle/               the finished model
+RUN/result.json           written last: the run is finished
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ VERSION = 1
 CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
-        "tracking", "storage", "max_failures",
+        "tracking", "storage", "max_failures", "data", "holdout",
     }
 )  # fmt: skip
 
@@ -79,7 +79,7 @@ class Run:
         differences = _differences(found, identity)
         if differences:
             raise RunError(
-                f"run {config.run!r} in {config.storage} was started with another configuration:\n  "
+                f"{self.url}: this run was started with another configuration:\n  "
                 + "\n  ".join(differences)
                 + f"\nOnly {', '.join(sorted(CHANGEABLE))} may change on continuing. "
                 "Give the old values, or another --run name."
@@ -157,7 +157,7 @@ def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = _flat(found["config"]), _flat(now["config"])
     for key in sorted(old.keys() | new.keys()):
         top = key.split(".", 1)[0]
-        if top not in CHANGEABLE | {"data", "holdout"} and old.get(key) != new.get(key):
+        if top not in CHANGEABLE and old.get(key) != new.get(key):
             lines.append(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}")
     if new["steps"] < old["steps"]:
         lines.append(f"steps: was {old['steps']}, is {new['steps']}: they may only grow")

@@ -233,7 +233,7 @@ class Laplace(Gaussian):
 
 @dataclass(frozen=True)
 class OptimalGaussian:
-    """The Gaussian whose one deviation fits the given images best (sigma-VAE, Rybkin et al. 2021)."""
+    """The Gaussian whose one deviation fits the given images best (Rybkin et al. 2021)."""
 
     sigma: float
     log_likelihood: Tensor

@@ -117,8 +117,8 @@ class FullPosterior(Posterior):
         dimensions = self.cholesky.shape[1]
         flat = latents.reshape(len(latents), -1, dimensions) - self.mean.reshape(-1, 1, dimensions)
         solved = torch.linalg.solve_triangular(self.cholesky, flat.mT, upper=False)
-        squares = solved.square().sum(1)
-        log_density = (
+        squares: Tensor = solved.square().sum(1)
+        log_density: Tensor = (
             -0.5 * (squares + dimensions * LOG_2PI) - self._half_log_determinant()[:, None]
         )
         return log_density if latents.dim() > self.mean.dim() else log_density[:, 0]
@@ -151,8 +151,8 @@ def posterior_from_moments(
 ) -> Posterior:
     """What an encoder says, as a distribution.
 
-    diagonal: moments [B, 2Z, h, w], mean first, then log-variance. full: moments [B, D(D+3)/2, 1, 1]:
-    mean, log of L's squared diagonal, and L below the diagonal row by row.
+    diagonal: moments [B, 2Z, h, w], mean first, then log-variance. full: [B, D(D+3)/2, 1, 1]: mean,
+    log of L's squared diagonal, and L below the diagonal row by row.
     """
     low, high = LOG_VARIANCE_RANGE
     if kind == "diagonal":
@@ -160,8 +160,8 @@ def posterior_from_moments(
         log_variance = raw.clamp(low, high)
         return DiagonalPosterior(mean, log_variance, _count_clamped(raw))
     dimensions = math.prod(latent_shape)
-    mean, raw, below = moments.flatten(1).split(
-        [dimensions, dimensions, dimensions * (dimensions - 1) // 2], dim=1
+    mean, raw, below = torch.split(
+        moments.flatten(1), [dimensions, dimensions, dimensions * (dimensions - 1) // 2], dim=1
     )
     rows, columns = torch.tril_indices(dimensions, dimensions, -1, device=moments.device)
     cholesky = torch.diag_embed((0.5 * raw.clamp(low, high)).exp())

@@ -89,7 +89,7 @@ class VAE(nn.Module):
                 self.likelihood,
                 posterior,
                 samples,
-                parameters.unflatten(0, wanted.shape[:2]),
+                parameters.view(*wanted.shape[:2], *parameters.shape[1:]),
                 target,
             )
 
