@@ -23,7 +23,8 @@ class GapSplit:
     """Means over the first `images` of the hold-out, in nats: gap = amortisation + approximation.
 
     Every ELBO is an average over the same 64 draws per image that the optimisation has not seen;
-    `gap` is measured to IWAE with `samples` draws through the optimised q. Errors are one standard error over images.
+    `gap` is measured to IWAE with `samples` draws through the optimised q. Errors are one standard
+    error over images.
     """
 
     images: int
