@@ -1,0 +1,183 @@
+"""URLs in, bytes out: the only room that knows fsspec and S3.
+
+Plain paths and `s3://` are first class: read, listed, replaced atomically, created exactly once.
+Any other fsspec URL (`gs://`, `https://`, `memory://` ...) can be read and listed, untested.
+The S3 endpoint comes from `AWS_ENDPOINT_URL` alone, credentials from the process's environment.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.storage import local, other, s3
+from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
+from pipeline.storage.urls import absolute, join, local_path, protocol, shown
+
+__all__ = [
+    "ObjectInfo",
+    "RetryPolicy",
+    "absolute",
+    "canonical_json",
+    "create_if_absent",
+    "delete",
+    "exists",
+    "join",
+    "list_objects",
+    "local_path",
+    "protocol",
+    "publish",
+    "read",
+    "read_json",
+    "retry_counts",
+    "retry_policy",
+    "scratch",
+    "set_retry_policy",
+    "shown",
+    "stat",
+]
+
+_JSON_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object: its URL, its size in bytes, and a tag that changes when it is written again.
+
+    The tag is S3's ETag; of a local file it is the time of its last change and its size.
+    """
+
+    url: str
+    size: int
+    etag: str | None
+
+
+def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes [start, end) of an object, as a slice: fewer where it ends before.
+
+    Retried with full jitter until a deadline, going on at the byte that was reached.
+    """
+    first = start or 0
+    if end is not None and end <= first:
+        return b""
+    if (path := local_path(url)) is not None:
+        return local.read(path, first, end)
+    if protocol(url) in ("s3", "s3a"):
+        return s3.read(url, first, end)
+    return other.read(url, first, end)
+
+
+def read_json(url: str, limit_bytes: int = _JSON_BYTES) -> Any:
+    """The value of a JSON object of at most `limit_bytes`."""
+    data = read(url, 0, limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise StorageError(f"{shown(url)}: holds more than {limit_bytes} bytes, too many for JSON.")
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{shown(url)}: holds no JSON: {error}.") from None
+
+
+def stat(url: str) -> ObjectInfo:
+    """Size and tag of one object; `ObjectNotFoundError` when there is none."""
+    if (path := local_path(url)) is not None:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise local.explain(error, path, "looking it up") from None
+        if path.is_dir():
+            raise ObjectNotFoundError(f"{url}: is a folder, not a file.")
+        return ObjectInfo(url, status.st_size, local.version(status))
+    if protocol(url) in ("s3", "s3a"):
+        return ObjectInfo(url, *s3.stat(url))
+    return ObjectInfo(url, *other.stat(url))
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object (no folder) of this name."""
+    try:
+        stat(url)
+    except ObjectNotFoundError:
+        return False
+    return True
+
+
+def list_objects(url: str) -> Iterator[ObjectInfo]:
+    """Every object below a folder or prefix, recursively, sorted by URL; none is an error.
+
+    Reads the listing page by page, so that any number of objects needs little memory.
+    """
+    found = False
+    for info in _list(url):
+        found = True
+        yield info
+    if not found and not ((path := local_path(url)) is not None and path.is_dir()):
+        raise ObjectNotFoundError(f"{shown(url)}: does not exist, or holds nothing. Check the URL.")
+
+
+def _list(url: str) -> Iterator[ObjectInfo]:
+    if (path := local_path(url)) is not None:
+        for name, status in local.walk(path):
+            yield ObjectInfo(name, status.st_size, local.version(status))
+    elif protocol(url) in ("s3", "s3a"):
+        for name, size, etag, _ in s3.list_keys(url):
+            yield ObjectInfo(name, size, etag)
+    else:
+        for name, size, tag in other.walk(url):
+            yield ObjectInfo(name, size, tag)
+
+
+def publish(url: str, data: bytes | Path) -> None:
+    """Writes or replaces an object at once: a reader sees the old one or the new one, whole.
+
+    A `Path` made by `scratch(url)` is moved when the URL is local; any other file is copied.
+    """
+    if (path := local_path(url)) is not None:
+        local.publish(path, data)
+    elif protocol(url) in ("s3", "s3a"):
+        s3.publish(url, data)
+    else:
+        other.refuse_writing(url)
+
+
+def scratch(url: str) -> Path:
+    """A path for a file that `publish(url, path)` will take: beside a local URL, else temporary.
+
+    Its folder exists; the caller removes what it does not publish.
+    """
+    path = local_path(url)
+    if path is None:
+        return local.scratch(Path(tempfile.gettempdir()) / os.path.basename(url))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return local.scratch(path)
+
+
+def create_if_absent(url: str, data: bytes) -> bool:
+    """Creates an object unless there is one; True for exactly one of any number of callers."""
+    if (path := local_path(url)) is not None:
+        return local.create_if_absent(path, data)
+    if protocol(url) in ("s3", "s3a"):
+        return s3.create_if_absent(url, data)
+    return other.refuse_writing(url)
+
+
+def delete(url: str) -> None:
+    """Removes an object; absent is fine."""
+    if (path := local_path(url)) is not None:
+        local.delete(path)
+    elif protocol(url) in ("s3", "s3a"):
+        s3.delete(url)
+    else:
+        other.refuse_writing(url)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8, a newline at the end."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode() + b"\n"

@@ -1,0 +1,133 @@
+"""The local filesystem: replace atomically, create exactly once, list without leftovers."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
+
+_TEMPORARY = ".partial"
+
+
+def scratch(path: Path) -> Path:
+    """A new name beside `path`, which listings do not show."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{_TEMPORARY}")
+
+
+def read(path: Path, start: int, end: int | None) -> bytes:
+    """Bytes [start, end); fewer where the file ends before."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            if start:
+                file.seek(start)
+            if end is None:
+                return file.readall()
+            parts, missing = [], end - start
+            while missing > 0 and (part := file.read(missing)):
+                parts.append(part)
+                missing -= len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+    except OSError as error:
+        raise explain(error, path, "reading") from None
+
+
+def publish(path: Path, data: bytes | Path) -> None:
+    """Replaces `path` at once; a file made by `scratch` is renamed, any other is copied."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ours = isinstance(data, Path) and data.parent == path.parent and _is_temporary(data.name)
+        temporary = data if ours and isinstance(data, Path) else scratch(path)
+        try:
+            if not ours:
+                _write(temporary, data)
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+    except OSError as error:
+        raise explain(error, path, "writing") from None
+
+
+def create_if_absent(path: Path, data: bytes) -> bool:
+    """True for exactly one caller: a hard link either makes the name or fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = scratch(path)
+        try:
+            _write(temporary, data)
+            _sync(temporary)
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise explain(error, path, "creating") from None
+    return True
+
+
+def delete(path: Path) -> None:
+    """Removes a file; absent is fine."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain(error, path, "deleting") from None
+
+
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file below `root` in the order of their paths, as S3 lists keys."""
+    try:
+        with os.scandir(root) as entries:
+            found = [
+                (f"{entry.name}/" if entry.is_dir() else entry.name, entry)
+                for entry in entries
+                if not _is_temporary(entry.name)
+            ]
+    except OSError as error:
+        raise explain(error, root, "listing") from None
+    for name, entry in sorted(found, key=lambda pair: os.fsencode(pair[0])):
+        if name.endswith("/"):
+            yield from walk(Path(entry.path))
+            continue
+        try:
+            yield entry.path, entry.stat()
+        except FileNotFoundError:  # removed since, or a dangling link
+            continue
+
+
+def version(status: os.stat_result) -> str:
+    """Changes when the file is written again; stands where S3 has its ETag."""
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def explain(error: OSError, path: Path, doing: str) -> StorageError:
+    """The error for a user, from the system's."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ObjectNotFoundError(f"{path}: does not exist. Check the path.")
+    if isinstance(error, PermissionError):
+        return AccessDeniedError(f"{path}: {doing} is not permitted. Check its owner and mode.")
+    return StorageError(f"{path}: {doing} failed: {error.strerror or error}.")
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
+def _write(path: Path, data: bytes | Path) -> None:
+    if isinstance(data, Path):
+        shutil.copyfile(data, path)
+    else:
+        path.write_bytes(data)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

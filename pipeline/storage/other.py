@@ -1,0 +1,85 @@
+"""Any other fsspec filesystem: read and listed, in parts that are retried; never written."""
+
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from pipeline.errors import StorageError
+from pipeline.storage.retry import Verdict, retrying
+from pipeline.storage.urls import shown
+
+_PART_BYTES = 16 * 2**20
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{shown(url)}: can't be opened: {error}.") from None
+    return filesystem, str(path)
+
+
+def _classify(error: BaseException) -> Verdict | None:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "denied"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "connection" if isinstance(error, OSError) else None
+
+
+def read(url: str, start: int, end: int | None) -> bytes:
+    """Bytes [start, end); fewer where the object ends before."""
+    filesystem, path = _open(url)
+    size = stat(url)[0]
+    stop = size if end is None else min(size, end)
+    parts: list[bytes] = []
+    while start < stop:
+        for attempt in retrying(url, "reading", _classify):
+            with attempt:
+                part = filesystem.cat_file(path, start=start, end=min(stop, start + _PART_BYTES))
+        parts.append(part)
+        start += len(part)
+        if not part:
+            raise StorageError(f"{shown(url)}: ended {stop - start} bytes before its size.")
+    return b"".join(parts)
+
+
+def stat(url: str) -> tuple[int, str | None]:
+    """Size in bytes and a tag that changes with the content, where the filesystem has one."""
+    filesystem, path = _open(url)
+    info: dict[str, Any] = {}
+    for attempt in retrying(url, "looking it up", _classify):
+        with attempt:
+            info = filesystem.info(path)
+    if info.get("size") is None:
+        raise StorageError(f"{shown(url)}: its size is not known, so it can't be read in parts.")
+    return int(info["size"]), _tag(info)
+
+
+def walk(url: str) -> Iterator[tuple[str, int, str | None]]:
+    """Every object below a prefix in the order of paths: URL, size in bytes and tag."""
+    filesystem, path = _open(url)
+    found: dict[str, dict[str, Any]] = {}
+    for attempt in retrying(url, "listing", _classify):
+        with attempt:
+            found = filesystem.find(path, detail=True)
+    for name in sorted(found):
+        yield filesystem.unstrip_protocol(name), int(found[name]["size"] or 0), _tag(found[name])
+
+
+def refuse_writing(url: str) -> NoReturn:
+    """Raises: outputs go to local files and S3, where replacing and creating are exact."""
+    raise StorageError(
+        f"{shown(url)}: outputs go to local folders and s3:// only, where an object can be "
+        "replaced at once and created exactly once. Give such a URL."
+    )
+
+
+def _tag(info: dict[str, Any]) -> str | None:
+    for name in ("ETag", "etag", "md5Hash", "mtime", "last_modified", "created"):
+        if info.get(name) is not None:
+            return str(info[name]).strip('"')
+    return None

@@ -1,0 +1,160 @@
+"""When to try again: error classes, full jitter, and one deadline per operation.
+
+Full jitter (a uniform draw up to a doubling cap) spreads the clients of a store that has just come
+back better than equal waits do: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NoReturn
+
+from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
+from pipeline.storage.urls import shown
+
+Verdict = Literal[
+    "throttled", "server", "timeout", "connection", "short_body", "conflict",
+    "credentials", "signature", "denied", "no_bucket", "missing", "precondition", "fatal",
+]  # fmt: skip
+PASSING: frozenset[Verdict] = frozenset(
+    {"throttled", "server", "timeout", "connection", "short_body", "conflict", "credentials"}
+)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Waits are uniform in [0, min(cap, base 2^n)] seconds; `deadline_seconds` bounds their sum
+    with the tries themselves, counted anew whenever a read has moved on.
+    """
+
+    deadline_seconds: float = 120.0
+    base_seconds: float = 0.1
+    cap_seconds: float = 10.0
+
+
+class _State:
+    policy = RetryPolicy()
+    retries: ClassVar[Counter[str]] = Counter()
+    lock = threading.Lock()
+
+
+def retry_counts() -> Counter[str]:
+    """Retries of this process so far, by error class (`throttled`, `timeout`, ...)."""
+    with _State.lock:
+        return Counter(_State.retries)
+
+
+def set_retry_policy(policy: RetryPolicy) -> RetryPolicy:
+    """Sets this process's policy, and returns the one before."""
+    before, _State.policy = _State.policy, policy
+    return before
+
+
+@contextmanager
+def retry_policy(policy: RetryPolicy) -> Iterator[None]:
+    """This process's policy within a `with` block."""
+    before = set_retry_policy(policy)
+    try:
+        yield
+    finally:
+        set_retry_policy(before)
+
+
+class Attempts:
+    """The tries of one operation on one URL: waits before the next one, or raises for good."""
+
+    def __init__(self, url: str, doing: str) -> None:
+        self._url, self._doing = url, doing
+        self._policy = _State.policy
+        self._number = 0
+        self._start = time.monotonic()
+        self.ambiguous = False  # a request may have taken effect although it failed
+
+    def progressed(self) -> None:
+        """The operation moved on: the deadline and the waits begin anew."""
+        self._number, self._start = 0, time.monotonic()
+
+    def failed(self, verdict: Verdict, error: BaseException) -> None:
+        """Waits, where another try makes sense; raises a `StorageError` where none does."""
+        if verdict not in PASSING:
+            give_up(self._url, self._doing, verdict, error)
+        self.ambiguous = self.ambiguous or verdict not in ("throttled", "credentials")
+        wait = random.uniform(  # noqa: S311 - jitter, no secret
+            0, min(self._policy.cap_seconds, self._policy.base_seconds * 2.0**self._number)
+        )
+        spent = time.monotonic() - self._start
+        if spent + wait > self._policy.deadline_seconds:
+            raise StorageError(
+                f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
+                f"{self._number + 1} tries; the last: {describe(error)}. Check that the storage "
+                "is reachable and well, then run the same command again."
+            ) from None
+        with _State.lock:
+            _State.retries[verdict] += 1
+        self._number += 1
+        time.sleep(wait)
+
+
+def give_up(url: str, doing: str, verdict: Verdict, error: BaseException) -> NoReturn:
+    """Raises the error of a verdict that no retry can mend."""
+    where, what = shown(url), describe(error)
+    if verdict in ("missing", "no_bucket"):
+        kind = "its bucket does not exist" if verdict == "no_bucket" else "no such object"
+        raise ObjectNotFoundError(f"{where}: {kind} ({what}). Check the URL.") from None
+    if verdict in ("denied", "signature", "credentials"):
+        raise AccessDeniedError(
+            f"{where}: {doing} was refused ({what}). Check the credentials in this process's "
+            "environment and what they may do."
+        ) from None
+    raise StorageError(f"{where}: {doing} failed: {what}.") from None
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: class and code, without the request's headers or any key."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+        return f"{response.get('Error', {}).get('Code', '')} {status}".strip()
+    text = str(error).splitlines()[0][:200] if str(error) else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
+def retrying(
+    url: str, doing: str, classify: Callable[[BaseException], Verdict | None]
+) -> "Iterator[_Try]":
+    """Yields tries until one ends well: `for attempt in retrying(...): with attempt: ...`."""
+    attempts = Attempts(url, doing)
+    while True:
+        attempt = _Try(attempts, classify)
+        yield attempt
+        if attempt.done:
+            return
+
+
+class _Try:
+    def __init__(
+        self, attempts: Attempts, classify: Callable[[BaseException], Verdict | None]
+    ) -> None:
+        self._attempts, self._classify = attempts, classify
+        self.done = False
+
+    @property
+    def ambiguous(self) -> bool:
+        return self._attempts.ambiguous
+
+    def __enter__(self) -> "_Try":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if error is None:
+            self.done = True
+            return False
+        verdict = self._classify(error)
+        if verdict is None:
+            return False
+        self._attempts.failed(verdict, error)
+        return True
