@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs the servers that tests start: Ceph's S3 gateway, Prometheus, PostgreSQL. Starts none.
+set -euo pipefail
+packages=(radosgw ceph-mon ceph-osd ceph-common prometheus postgresql iproute2)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+[ "$(id -u)" -eq 0 ] || { echo "make servers: installing ${missing[*]} needs root." >&2; exit 1; }
+
+# Debian starts a daemon on installing it, unless a policy forbids it. Ours goes again afterwards.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod +x "$policy"
+    trap 'rm -f "$policy"' EXIT
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update --quiet=2
+apt-get install --quiet=2 --yes --no-install-recommends "${missing[@]}" >/dev/null
+echo "Installed: ${missing[*]}"
