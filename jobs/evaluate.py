@@ -1,0 +1,38 @@
+"""Measure a model on held-out images: exact numbers with intervals, and pictures."""
+
+from typing import Any
+
+from jobs.command import Outcome, run_job
+from pipeline.config import EvaluateConfig
+
+
+def main(config: EvaluateConfig) -> Outcome:
+    """Measures, writes report and pictures where asked, and prints a summary."""
+    from pipeline.edges.evaluation import run_evaluation
+
+    result = run_evaluation(config)
+    return Outcome(result, summary=_summary(result))
+
+
+def _summary(result: dict[str, Any]) -> list[str]:
+    low, high = result["posterior_gap_interval"]
+    lines = [
+        f"{result['images']:,} images, nats per image:",
+        f"  ELBO            {result['elbo']:12.3f}  +- {result['elbo_error']:.3f}",
+        f"    log p(x|z)    {result['log_likelihood']:12.3f}",
+        f"    - KL to prior {-result['kl']:12.3f}",
+        f"  IWAE, K={result['importance_samples']:<7} {result['iwae']:12.3f}"
+        f"  +- {result['iwae_error']:.3f}",
+        f"  posterior gap   {result['posterior_gap']:12.3f}  [{low:.3f}, {high:.3f}]",
+        f"  active units    {result['active_units']} of {result['latent_dimensions']}",
+        f"  reconstruction  {result['reconstruction']['psnr_mean']:.2f} dB PSNR at the mean",
+    ]
+    if result["bits_per_dim"] is not None:
+        lines.append(f"  bits per dim    {result['bits_per_dim']:12.4f}")
+    if result["figures"]:
+        lines.append(f"{len(result['figures'])} pictures beside {result['figures'][0]}")
+    return lines
+
+
+if __name__ == "__main__":
+    run_job(EvaluateConfig, main)

@@ -1,0 +1,193 @@
+"""`jobs.evaluate`: a model measured on a dataset, here or by Ray tasks, and its report."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.config import EvaluateConfig
+from pipeline.data import Batch, Dataset, Loader
+from pipeline.edges.cluster import ray_cluster
+from pipeline.edges.registry import load_model
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.figures.canvas import to_png
+from pipeline.figures.curves import draw_comparison
+from pipeline.figures.report import draw_report
+from pipeline.progress import Progress
+from pipeline.training.comparison import Candidate, compare
+from pipeline.training.findings import FindingOptions, Findings, find
+from pipeline.training.measurement import Measured, MeasureOptions, measure, merge
+from pipeline.vae import VAE
+
+_FIRST = 256
+"""Images for pictures, for the split of the gap and to find the one nearest to each sample."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model, its rows per image and its findings."""
+
+    name: str
+    vae: VAE
+    measured: Measured
+    findings: Findings
+
+
+def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
+    """Measures the model (and those it is compared with), draws, and writes `evaluation.json`."""
+    dataset = Dataset.open(config.data)
+    if len(dataset) == 0:
+        raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
+    main = _evaluate(config.model, config, dataset)
+    others = [_evaluate(name, config, dataset) for name in config.compare]
+    result = {
+        "model": config.model,
+        "model_digest": main.vae.digest,
+        "data": config.data,
+        "dataset_digest": dataset.digest,
+        "likelihood": main.vae.model_config.likelihood,
+        "pixels": math.prod(main.vae.image_shape),
+        **main.findings.numbers,
+    }
+    if others:
+        result["comparison"] = compare([_candidate(model) for model in (main, *others)])
+    result["figures"] = []
+    if config.output is not None:
+        result["figures"] = [
+            _publish(config.output, name, picture)
+            for name, picture in _pictures(config, dataset, main, result)
+        ]
+        result["kl_per_dimension"] = main.findings.kl_per_dimension.tolist()
+        storage.publish(
+            storage.join(config.output, "evaluation.json"), storage.canonical_json(result)
+        )
+        del result["kl_per_dimension"]
+    return result
+
+
+def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
+    """The first `count` good images in manifest order, uint8 `[<= count, C, H, W]`."""
+    with closing(_loader(dataset, vae, min(count, len(dataset)), 0, 1)) as loader:
+        images = [batch.images[batch.valid] for batch in islice(loader, 1)]
+    return torch.cat(images)
+
+
+def _evaluate(name: str, config: EvaluateConfig, dataset: Dataset) -> Evaluated:
+    vae = load_model(name, config.tracking)
+    options = MeasureOptions(
+        config.importance_samples, config.seed, config.batch_size, config.latents
+    )
+    measured = (
+        _measure_on_ray(vae, config, dataset, options)
+        if config.workers
+        else _measure_here(vae, dataset, options)
+    )
+    if len(measured.positions) == 0:
+        raise DatasetError(f"{config.data}: none of its images can be read.")
+    first = read_first(dataset, vae, _FIRST)
+    finding = FindingOptions(config.seed, config.importance_samples, config.split_images)
+    return Evaluated(name, vae, measured, find(vae, measured, first, finding))
+
+
+def _measure_here(vae: VAE, dataset: Dataset, options: MeasureOptions) -> Measured:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with (
+        closing(_loader(dataset, vae, options.global_batch_size, 0, 1)) as loader,
+        Progress("evaluate", len(dataset), "images") as progress,
+    ):
+        measured = measure(vae.to(device), _counted(loader, progress), options, device)
+    vae.to("cpu")
+    return measured
+
+
+def _measure_on_ray(
+    vae: VAE, config: EvaluateConfig, dataset: Dataset, options: MeasureOptions
+) -> Measured:
+    with ray_cluster(config.workers):
+        import ray
+
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= config.workers else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_measure_part)
+        shared = ray.put(vae)
+        pending = [
+            task.remote(shared, dataset.url, dataset.digest, options, rank, config.workers)
+            for rank in range(config.workers)
+        ]
+        parts = []
+        with Progress("evaluate", len(dataset), "images") as progress:
+            while pending:
+                ready, pending = ray.wait(pending)
+                part = ray.get(ready[0])
+                progress.advance(len(part.positions))
+                parts.append(part)
+    return merge(parts, math.prod(vae.latent_shape))
+
+
+def _measure_part(
+    vae: VAE, url: str, digest: str, options: MeasureOptions, rank: int, world_size: int
+) -> Measured:
+    dataset = Dataset.open(url)
+    if dataset.digest != digest:
+        raise DatasetError(
+            f"{url}: is now {dataset.digest}, the evaluation began with {digest}. Run it again."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with closing(_loader(dataset, vae, options.global_batch_size, rank, world_size)) as loader:
+        return measure(vae.to(device), loader, options, device)
+
+
+def _loader(
+    dataset: Dataset, vae: VAE, global_batch_size: int, rank: int, world_size: int
+) -> Loader:
+    preprocess = vae.preprocess
+    return Loader(
+        dataset,
+        global_batch_size=global_batch_size,
+        image_size=preprocess.image_size,
+        channels=preprocess.channels,
+        # Held-out images are looked at as they are, also where training crops at random.
+        crop="center" if preprocess.crop == "random" else preprocess.crop,
+        shuffle=False,
+        tail="pad",
+        rank=rank,
+        world_size=world_size,
+        columns=("label",),
+    )
+
+
+def _counted(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        progress.advance(int(batch.valid.sum()))
+
+
+def _candidate(model: Evaluated) -> Candidate:
+    if model.vae.model_config.posterior == "full":
+        raise ConfigError(f"{model.name}: --compare needs diagonal posteriors so far.")
+    return Candidate(
+        model.name,
+        model.measured,
+        model.findings.numbers,
+        model.vae.preprocess,
+        model.vae.model_config.likelihood,
+    )
+
+
+def _pictures(
+    config: EvaluateConfig, dataset: Dataset, main: Evaluated, result: dict[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    first = read_first(dataset, main.vae, _FIRST)
+    yield from draw_report(main.vae, main.measured, main.findings, first, config.seed)
+    if "comparison" in result:
+        yield "comparison.png", to_png(draw_comparison, result["comparison"]["table"])
+
+
+def _publish(output: str, name: str, picture: bytes) -> str:
+    url = storage.join(output, name)
+    storage.publish(url, picture)
+    return url

@@ -1,0 +1,138 @@
+"""All pictures of one evaluation, by name."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.figures.canvas import to_png
+from pipeline.figures.images import (
+    draw_interpolations,
+    draw_reconstructions,
+    draw_samples,
+    draw_traversals,
+)
+from pipeline.figures.latents import (
+    draw_aggregated_posterior,
+    draw_kl_per_dimension,
+    draw_latent_means,
+)
+from pipeline.training.evaluation import evaluating, seen_images
+from pipeline.training.findings import Findings
+from pipeline.training.interpolation import decode_walks
+from pipeline.training.measurement import Measured
+from pipeline.vae import VAE, draw_noise
+
+_RECONSTRUCTED, _SAMPLES, _WALKS, _DIRECTIONS = 20, 60, 6, 8
+_TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
+
+
+def draw_report(
+    vae: VAE, measured: Measured, findings: Findings, first: Tensor, seed: int
+) -> Iterator[tuple[str, bytes]]:
+    """(file name, PNG) of each picture; `first` are the hold-out's first uint8 images."""
+    with torch.no_grad(), evaluating(vae):
+        yield "reconstructions.png", _reconstructions(vae, findings, first, seed)
+        noise = draw_noise(vae, seed, -5, range(_SAMPLES)).posterior
+        yield "samples.png", to_png(draw_samples, vae.decode(noise))
+        if findings.mixture is not None:
+            yield "samples_mixture.png", _mixture_samples(vae, findings, seed)
+        latents = torch.from_numpy(measured.means).view(-1, *vae.latent_shape)
+        walks = min(_WALKS, len(latents) // 2, len(first) // 2)
+        if walks:
+            yield "interpolations.png", _interpolations(vae, findings, latents, first, walks)
+        yield "traversals.png", _traversals(vae, findings, latents[:1])
+        note = ""
+        if neighbours := findings.numbers["neighbours"]:
+            note = (
+                f"{neighbours['agreement']:.1%} of images have the label of most of their "
+                f"{neighbours['neighbours']} nearest (chance {neighbours['chance']:.1%}); "
+                "no label was ever seen"
+            )
+        yield (
+            "latent_means.png",
+            to_png(draw_latent_means, measured.means, labels=measured.labels, note=note),
+        )
+        yield "aggregated_posterior.png", _aggregated(findings, measured)
+        yield (
+            "kl_per_dimension.png",
+            to_png(draw_kl_per_dimension, findings.kl_per_dimension, activity=findings.activity),
+        )
+
+
+def _reconstructions(vae: VAE, findings: Findings, first: Tensor, seed: int) -> bytes:
+    images = first[:_RECONSTRUCTED]
+    noise = draw_noise(vae, seed, 0, range(len(images)))
+    seen = seen_images(vae, images, noise)
+    posterior = vae.encode(seen)
+    rows = {
+        "at the mean": vae.decode(posterior.mean),
+        "at one draw": vae.decode(posterior.sample(noise.posterior)),
+    }
+    psnr = findings.numbers["reconstruction"]["psnr_mean"]
+    note = f"all {findings.numbers['images']:,} held-out images: {psnr:.2f} dB at the mean"
+    return to_png(draw_reconstructions, seen, rows, note=note)
+
+
+def _mixture_samples(vae: VAE, findings: Findings, seed: int) -> bytes:
+    assert findings.mixture is not None
+    generator = torch.Generator().manual_seed(seed)
+    draws = findings.mixture.sample(_SAMPLES, generator).float().view(-1, *vae.latent_shape)
+    gain = findings.numbers["mixture"]["gain"]
+    return to_png(
+        draw_samples,
+        vae.decode(draws),
+        headline=f"{_SAMPLES} samples from a mixture fitted to the latents",
+        note=f"z from {len(findings.mixture.means)} Gaussians fitted after training, which "
+        f"describe unseen codes {gain:+.1f} nats better than the prior",
+    )
+
+
+def _interpolations(
+    vae: VAE, findings: Findings, latents: Tensor, first: Tensor, walks: int
+) -> bytes:
+    paths = decode_walks(vae, latents[:walks], latents[walks : 2 * walks], 9)
+    path = findings.numbers["interpolation"]
+    note = (
+        f"mean path {path['length']:.3f} for a direct distance of {path['direct']:.3f}; twice the "
+        f"steps leave {path['jump_ratio']:.0%} of the largest jump (50%: continuous)"
+    )
+    ends = (first[:walks], first[walks : 2 * walks])
+    return to_png(draw_interpolations, paths, ends=ends, note=note)
+
+
+def _traversals(vae: VAE, findings: Findings, start: Tensor) -> bytes:
+    chosen = np.argsort(-findings.kl_per_dimension, kind="stable")[:_DIRECTIONS]
+    latents = start.flatten(1).repeat(len(chosen) * len(_TRAVERSAL), 1)
+    latents = latents.view(len(chosen), len(_TRAVERSAL), -1)
+    for row, dimension in enumerate(chosen):
+        latents[row, :, dimension] = torch.tensor(_TRAVERSAL)
+    images = vae.decode(latents.view(-1, *vae.latent_shape))
+    names = [f"z{index}  {findings.kl_per_dimension[index]:.2f} nats" for index in chosen]
+    return to_png(
+        draw_traversals,
+        images.unflatten(0, (len(chosen), len(_TRAVERSAL))),
+        _TRAVERSAL,
+        names,
+        note="one dimension of the first image's latent mean is set to each value; z ~ N(0, 1)",
+    )
+
+
+def _aggregated(findings: Findings, measured: Measured) -> bytes:
+    surgery = findings.numbers["surgery"]
+    note = "blue: q(z), the average of q(z|x);  dashed: the prior N(0, 1)"
+    if surgery is not None:
+        note += (
+            f"\nmarginal KL {surgery['marginal_kl']:.2f} nats over all dimensions, mutual "
+            f"information {surgery['mutual_information']:.2f} (can't show more than log N = "
+            f"{surgery['cap']:.2f})"
+        )
+    order = np.argsort(-findings.kl_per_dimension, kind="stable")[:8]
+    return to_png(
+        draw_aggregated_posterior,
+        measured.means,
+        measured.log_variances,
+        dimensions=order,
+        note=note,
+    )
