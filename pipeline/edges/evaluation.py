@@ -43,8 +43,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     dataset = Dataset.open(config.data)
     if len(dataset) == 0:
         raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
-    main = _evaluate(config.model, config, dataset)
-    others = [_evaluate(name, config, dataset) for name in config.compare]
+    main = measure_model(config.model, config, dataset)
+    others = [measure_model(name, config, dataset) for name in config.compare]
     result = {
         "model": config.model,
         "model_digest": main.vae.digest,
@@ -58,16 +58,25 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         result["comparison"] = compare([_candidate(model) for model in (main, *others)])
     result["figures"] = []
     if config.output is not None:
-        result["figures"] = [
-            _publish(config.output, name, picture)
-            for name, picture in _pictures(config, dataset, main, result)
-        ]
+        result["figures"] = draw_all(config.output, dataset, main, config.seed)
+        if others:
+            picture = to_png(draw_comparison, result["comparison"]["table"])
+            result["figures"].append(_publish(config.output, "comparison.png", picture))
         result["kl_per_dimension"] = main.findings.kl_per_dimension.tolist()
         storage.publish(
             storage.join(config.output, "evaluation.json"), storage.canonical_json(result)
         )
         del result["kl_per_dimension"]
     return result
+
+
+def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list[str]:
+    """Publishes every picture of a model below `output`; returns their URLs."""
+    first = read_first(dataset, model.vae, _FIRST)
+    return [
+        _publish(output, name, picture)
+        for name, picture in draw_report(model.vae, model.measured, model.findings, first, seed)
+    ]
 
 
 def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
@@ -77,7 +86,8 @@ def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
     return torch.cat(images)
 
 
-def _evaluate(name: str, config: EvaluateConfig, dataset: Dataset) -> Evaluated:
+def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evaluated:
+    """Loads a model, measures it on every image, here or on Ray, and finds all numbers."""
     vae = load_model(name, config.tracking)
     options = MeasureOptions(
         config.importance_samples, config.seed, config.batch_size, config.latents
@@ -176,15 +186,6 @@ def _candidate(model: Evaluated) -> Candidate:
         model.vae.preprocess,
         model.vae.model_config.likelihood,
     )
-
-
-def _pictures(
-    config: EvaluateConfig, dataset: Dataset, main: Evaluated, result: dict[str, Any]
-) -> Iterator[tuple[str, bytes]]:
-    first = read_first(dataset, main.vae, _FIRST)
-    yield from draw_report(main.vae, main.measured, main.findings, first, config.seed)
-    if "comparison" in result:
-        yield "comparison.png", to_png(draw_comparison, result["comparison"]["table"])
 
 
 def _publish(output: str, name: str, picture: bytes) -> str:

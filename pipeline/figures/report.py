@@ -112,7 +112,7 @@ def _traversals(vae: VAE, findings: Findings, start: Tensor) -> bytes:
     names = [f"z{index}  {findings.kl_per_dimension[index]:.2f} nats" for index in chosen]
     return to_png(
         draw_traversals,
-        images.unflatten(0, (len(chosen), len(_TRAVERSAL))),
+        images.view(len(chosen), len(_TRAVERSAL), *vae.image_shape),
         _TRAVERSAL,
         names,
         note="one dimension of the first image's latent mean is set to each value; z ~ N(0, 1)",

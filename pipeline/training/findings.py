@@ -160,7 +160,7 @@ def _generation(vae: VAE, first: Tensor, seed: int) -> dict[str, Any]:
     """
     noise = draw_noise(vae, seed, -4, range(_GENERATED)).posterior
     with torch.no_grad():
-        samples = torch.cat([vae.decode(part) for part in noise.split(50)]).float()
+        samples = torch.cat([vae.decode(part) for part in torch.split(noise, 50)]).float()
     real = first.float() / 255
     distances = torch.cdist(samples.flatten(1), real.flatten(1))
     nearest = real[distances.argmin(dim=1)]

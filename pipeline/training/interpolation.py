@@ -36,7 +36,8 @@ def decode_walks(vae: VAE, starts: Tensor, goals: Tensor, steps: int) -> Tensor:
     """The decoder's mean images along walks between latents `[P, Z, h, w]`: `[P, S, C, H, W]`."""
     with torch.no_grad():
         latents = walk(starts, goals, steps)
-        return vae.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        images = vae.decode(latents.flatten(0, 1))
+        return images.view(*latents.shape[:2], *vae.image_shape)
 
 
 def path_lengths(vae: VAE, starts: Tensor, goals: Tensor, steps: int = 33) -> PathLengths:

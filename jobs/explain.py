@@ -1,0 +1,16 @@
+"""What each number of a run means, with the run's own figures, and which slip gives another one."""
+
+from jobs.command import Outcome, run_job
+from pipeline.config import ExplainConfig
+
+
+def main(config: ExplainConfig) -> Outcome:
+    """Measures the model where no report is given, and writes the page."""
+    from pipeline.edges.explanation import run_explanation
+
+    page, result = run_explanation(config)
+    return Outcome(result, summary=page.splitlines())
+
+
+if __name__ == "__main__":
+    run_job(ExplainConfig, main)

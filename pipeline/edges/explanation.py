@@ -1,0 +1,119 @@
+"""`jobs.explain`: a run or a model is measured, and its numbers are put into words."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.config import EvaluateConfig, ExplainConfig
+from pipeline.data import Dataset
+from pipeline.edges.evaluation import Evaluated, draw_all, measure_model
+from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
+from pipeline.training.explanation import explain, render
+from pipeline.training.health import check_health
+from pipeline.training.slips import Diagnosis, diagnose, known_slips
+from pipeline.vae import VAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model, the images to measure it on, and the KL's weight in its training."""
+
+    model: str
+    data: str
+    beta: float
+
+
+def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
+    """The page as Markdown, and the job's result with every answer and its numbers."""
+    subject = _subject(config)
+    evaluation = EvaluateConfig(
+        model=subject.model,
+        data=subject.data,
+        output=config.output,
+        importance_samples=config.importance_samples,
+        seed=config.seed,
+        tracking=config.tracking,
+    )
+    dataset = Dataset.open(subject.data)
+    model = measure_model(subject.model, evaluation, dataset)
+    numbers = model.findings.numbers | {
+        "pixels": math.prod(model.vae.image_shape),
+        "likelihood": model.vae.model_config.likelihood,
+    }
+    sigma = deviation(model.vae)
+    parts = explain(numbers, subject.beta)
+    warnings = check_health(numbers, sigma)
+    diagnoses = _diagnoses(config, model, numbers, subject.beta, sigma)
+    page = render(numbers, parts, warnings)
+    if diagnoses:
+        page += "\n## Your figures\n\n" + "\n".join(d.describe() for d in diagnoses) + "\n"
+    result = {
+        "model": subject.model,
+        "data": subject.data,
+        "images": numbers["images"],
+        "answers": {part.name: dict(part.numbers) for part in parts},
+        "warnings": warnings,
+        "slips": {d.quantity: [slip.name for slip in d.slips] for d in diagnoses},
+        "page": None,
+        "figures": [],
+    }
+    if config.output is not None:
+        result["figures"] = draw_all(config.output, dataset, model, config.seed)
+        result["page"] = storage.join(config.output, "explanation.md")
+        storage.publish(storage.join(config.output, "explanation.md"), page.encode())
+    return page, result
+
+
+def deviation(vae: VAE) -> float | None:
+    """The likelihood's one deviation (1 is the whole range), where it has one."""
+    sigma = getattr(vae.likelihood, "sigma", None)
+    return float(sigma) if isinstance(sigma, torch.Tensor) and sigma.numel() == 1 else None
+
+
+def _subject(config: ExplainConfig) -> Subject:
+    if config.model is not None:
+        if config.data is None:
+            raise ConfigError("--model needs --data: name the images to measure it on.")
+        return Subject(config.model, config.data, config.beta or 1.0)
+    folder = storage.join(config.storage, str(config.run))
+    try:
+        run = storage.read_json(storage.join(folder, "run.json"))["config"]
+        result = storage.read_json(storage.join(folder, "result.json"))
+    except ObjectNotFoundError:
+        raise RunError(
+            f"{folder}: is no finished run. Give --run and --storage of one that ended, or --model "
+            "and --data."
+        ) from None
+    data = config.data or run["holdout"] or _holdout_beside(run["data"])
+    return Subject(result["bundle"], data, config.beta or run["objective"]["beta"])
+
+
+def _holdout_beside(data: str) -> str:
+    """The hold-out that packing put beside a train split, or the training data itself."""
+    parent, _, name = data.rstrip("/").rpartition("/")
+    beside = storage.join(parent or ".", "holdout")
+    is_split = name == "train" and storage.exists(storage.join(beside, "manifest.json"))
+    return beside if is_split else data
+
+
+def _diagnoses(
+    config: ExplainConfig,
+    model: Evaluated,
+    numbers: dict[str, Any],
+    beta: float,
+    sigma: float | None,
+) -> list[Diagnosis]:
+    figures = {
+        "elbo": config.my_elbo,
+        "kl": config.my_kl,
+        "log_likelihood": config.my_log_likelihood,
+    }
+    slips = known_slips(numbers, model.measured, beta, sigma)
+    return [
+        diagnose(quantity, figure, slips, numbers[quantity])
+        for quantity, figure in figures.items()
+        if figure is not None
+    ]

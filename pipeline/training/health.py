@@ -1,0 +1,52 @@
+"""Does a trained model look healthy? Each warning says what was found and what to try."""
+
+from collections.abc import Mapping
+from typing import Any
+
+COLLAPSED_NATS = 0.1
+"""A mean KL below this says that z tells nothing about x."""
+
+
+def check_health(numbers: Mapping[str, Any], sigma: float | None = None) -> list[str]:
+    """Warnings for the numbers of an evaluation's report; none when all is well.
+
+    `sigma`: the likelihood's deviation, where it has one.
+    """
+    warnings = []
+    kl, active, dimensions = numbers["kl"], numbers["active_units"], numbers["latent_dimensions"]
+    reconstruction, generation = numbers["reconstruction"], numbers["generation"]
+    if kl < COLLAPSED_NATS or active == 0:
+        warnings.append(
+            f"Posterior collapse: the KL is {kl:.4f} nats and {active} of {dimensions} dimensions "
+            "are active, so z says nothing. Try --objective.beta below 1, a slower start of the "
+            "KL, or a higher learning rate."
+        )
+    elif active < dimensions / 10:
+        warnings.append(
+            f"Over-regularised: only {active} of {dimensions} dimensions are active. Try a lower "
+            "--objective.beta, or accept it and use a smaller latent."
+        )
+    ignored = reconstruction["psnr_mean"] - generation["psnr_nearest"]
+    if ignored < 0.5 and kl >= COLLAPSED_NATS:
+        warnings.append(
+            f"The decoder ignores z: reconstructions ({reconstruction['psnr_mean']:.2f} dB) are no "
+            f"closer than samples to their nearest image ({generation['psnr_nearest']:.2f} dB)."
+        )
+    if sigma is not None and sigma < 1.05 / 256:
+        warnings.append(
+            f"The likelihood's deviation is at its floor ({sigma * 256:.3f} levels): the variance "
+            "is clamped, and the ELBO no longer tells models apart. Is the data synthetic or "
+            "constant?"
+        )
+    if numbers["elbo"] > 0:
+        warnings.append(
+            f"The ELBO is positive ({numbers['elbo']:.3f}): 256 levels have no density above one. "
+            "Look for missing constants."
+        )
+    low = numbers["effective_samples"]
+    if low < 1.5 and numbers["importance_samples"] >= 16:
+        warnings.append(
+            f"Of {numbers['importance_samples']} draws only {low:.2f} count: IWAE and the "
+            "posterior gap are far below their limits. Raise --importance-samples."
+        )
+    return warnings
