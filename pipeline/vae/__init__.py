@@ -5,6 +5,7 @@ from pipeline.vae.bounds import (
     importance_estimate,
     importance_weighted_bound,
 )
+from pipeline.vae.bundle import bundle_digest, load_bundle, save_bundle, verify_bundle
 from pipeline.vae.elbo import ElboTerms
 from pipeline.vae.noise import Noise, draw_noise
 from pipeline.vae.objectives import ObjectiveTerms, objective_loss
@@ -19,8 +20,12 @@ __all__ = [
     "ObjectiveTerms",
     "Posterior",
     "build_vae",
+    "bundle_digest",
     "draw_noise",
     "importance_estimate",
     "importance_weighted_bound",
+    "load_bundle",
     "objective_loss",
+    "save_bundle",
+    "verify_bundle",
 ]

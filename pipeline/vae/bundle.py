@@ -1,0 +1,161 @@
+"""The model as files: config.json, preprocess.json, model.safetensors, and bundle.json last.
+
+No pickle. `bundle.json` names the checksum of each file; a folder without it is no bundle, so a
+half-written one is never loaded. The digest is over contents (names, types, shapes and bytes of the
+weights, both configs), not over how a safetensors version happens to lay them out.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.errors import ModelError
+from pipeline.vae.vae import VAE, build_vae
+
+FORMAT = "vae-pipeline/model"
+VERSION = 1
+FILES = ("config.json", "preprocess.json", "model.safetensors")
+
+
+def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None = None) -> str:
+    """Writes the bundle into `folder` (path or URL) and returns its digest, also as `vae.digest`.
+
+    Saving the same model with the same metadata again changes no byte.
+    """
+    weights = _weights(vae)
+    digest = _digest(weights, vae.model_config, vae.preprocess)
+    contents = {
+        "config.json": storage.canonical_json(vae.model_config.model_dump(mode="json")),
+        "preprocess.json": storage.canonical_json(vae.preprocess.model_dump(mode="json")),
+        "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
+    }
+    receipt = {
+        "format": FORMAT,
+        "version": VERSION,
+        "digest": digest,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        "metadata": dict(metadata or {}),
+    }
+    for name, data in contents.items():
+        storage.publish(storage.join(str(folder), name), data)
+    storage.publish(storage.join(str(folder), "bundle.json"), storage.canonical_json(receipt))
+    vae.digest, vae.metadata = digest, dict(metadata or {})
+    return digest
+
+
+def load_bundle(url: Path | str) -> VAE:
+    """The model in evaluation mode on the CPU, with every checksum and the digest verified."""
+    url = str(url)
+    receipt = _receipt(url)
+    contents = {name: _verified(url, name, receipt) for name in FILES}
+    try:
+        model = ModelConfig.model_validate_json(contents["config.json"])
+        preprocess = PreprocessConfig.model_validate_json(contents["preprocess.json"])
+        weights = safetensors.torch.load(contents["model.safetensors"])
+    except (ValidationError, safetensors.SafetensorError) as error:
+        raise ModelError(
+            f"{url}: this version can't read the bundle: {error}\nIt was made by another version: "
+            "install that one, or train again."
+        ) from None
+    digest = _digest(weights, model, preprocess)
+    if digest != receipt["digest"]:
+        raise ModelError(
+            f"{url}: bundle.json says digest {receipt['digest']}, its contents have {digest}. "
+            "The bundle was changed after it was written: pull or save it again."
+        )
+    with torch.random.fork_rng(devices=[]):
+        vae = build_vae(model, preprocess).to(_weights_dtype(weights))
+    put_weights(vae, weights, url)
+    vae.digest, vae.metadata = digest, dict(receipt["metadata"])
+    return vae.eval()
+
+
+def bundle_digest(url: Path | str) -> str:
+    """The digest in a bundle's bundle.json; reads nothing else."""
+    return str(_receipt(str(url))["digest"])
+
+
+def verify_bundle(url: Path | str) -> str:
+    """The digest, after the checksum of every file has been compared."""
+    receipt = _receipt(str(url))
+    for name in FILES:
+        _verified(str(url), name, receipt)
+    return str(receipt["digest"])
+
+
+def put_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copies named weights into `vae`; every name and shape must fit."""
+    own = vae.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    other = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & weights.keys())
+        if own[name].shape != weights[name].shape
+    ]
+    if missing or unknown or other:
+        raise ModelError(
+            f"{source}: the weights don't fit this model: missing {missing[:5]}, unknown "
+            f"{unknown[:5]}, of other shape {other[:5]}. Use the ModelConfig they were made with."
+        )
+    vae.load_state_dict(dict(weights))
+
+
+def _weights(vae: VAE) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().to("cpu").contiguous()
+        for name, tensor in sorted(vae.state_dict().items())
+    }
+
+
+def _weights_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    wide = any(tensor.dtype == torch.float64 for tensor in weights.values())
+    return torch.float64 if wide else torch.float32
+
+
+def _digest(weights: Mapping[str, Tensor], model: ModelConfig, preprocess: PreprocessConfig) -> str:
+    hashed = hashlib.sha256()
+    hashed.update(storage.canonical_json(model.model_dump(mode="json")))
+    hashed.update(storage.canonical_json(preprocess.model_dump(mode="json")))
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        hashed.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        hashed.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return hashed.hexdigest()
+
+
+def _receipt(url: str) -> dict[str, Any]:
+    where = storage.join(url, "bundle.json")
+    if not storage.exists(where):
+        raise ModelError(
+            f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short. "
+            "Name the folder that jobs.pull or a training run wrote."
+        )
+    receipt = storage.read_json(where)
+    if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
+        raise ModelError(f"{where}: no model bundle: its format is not {FORMAT!r}.")
+    if receipt.get("version") != VERSION:
+        raise ModelError(
+            f"{where}: version {receipt.get('version')}, this release reads {VERSION}. "
+            "Install the release that wrote it."
+        )
+    return receipt
+
+
+def _verified(url: str, name: str, receipt: Mapping[str, Any]) -> bytes:
+    data = storage.read(storage.join(url, name))
+    found, wanted = hashlib.sha256(data).hexdigest(), receipt["files"].get(name)
+    if found != wanted:
+        raise ModelError(
+            f"{storage.join(url, name)}: sha256 {found}, bundle.json says {wanted}. The file was "
+            "changed or cut short: pull or save the bundle again."
+        )
+    return data
