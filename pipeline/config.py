@@ -204,7 +204,7 @@ class EvaluateConfig(Section):
 
     model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
     data: Url = Field(description="The dataset, usually the hold-out.")
-    output: Url | None = Field(None, description="Folder for report and pictures; None: no pictures.")
+    output: Url | None = Field(None, description="Folder for report and pictures; None: none.")
     importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
     batch_size: int = Field(100, gt=0, description="Images per batch, over all workers.")
     seed: int = Field(0, ge=0, description="Seed of the noise.")
@@ -228,7 +228,7 @@ class ExplainConfig(Section):
         None, description="Instead of a run: models:/NAME@ALIAS, models:/NAME/VERSION or a bundle."
     )
     data: Url | None = Field(None, description="Images to measure on; None: the run's hold-out.")
-    output: Url | None = Field(None, description="Folder for the page and its pictures; None: none.")
+    output: Url | None = Field(None, description="Folder for page and pictures; None: none.")
     importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
     seed: int = Field(0, ge=0, description="Seed of the noise.")
     beta: float | None = Field(
