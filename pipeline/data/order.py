@@ -2,8 +2,8 @@
 
 Chunks of consecutive samples are permuted by a seekable permutation. The permuted sequence is cut
 into L lanes of equal length (to one sample), and each batch takes equally many samples of each
-lane; inside a lane samples are shuffled within windows of several chunks. Nothing here knows a rank:
-rank r of W owns the slots [rB/W, (r+1)B/W) of every batch, so any world reads the same batches.
+lane; inside a lane samples are shuffled within windows of several chunks. Nothing here knows a
+rank: rank r of W owns the slots [rB/W, (r+1)B/W) of every batch, so any world reads the same.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ MAX_LANES = 64
 class Order:
     """The order of `samples` samples in batches of `batch_size`; ids count live samples.
 
-    `chunk` consecutive samples are one ranged read; `window` chunks of a lane are shuffled together.
-    With `shuffle` False every epoch is the ids in ascending order. `tail`: an epoch's last batch is
+    `chunk` consecutive samples are one ranged read; `window` chunks of a lane are shuffled
+    together. With `shuffle` False every epoch is the ids in ascending order. `tail`: an epoch's last batch is
     padded, dropped, or filled with samples from the start of each lane.
     """
 
@@ -61,7 +61,7 @@ class Order:
         return self.lane_samples(epoch, lane, place)
 
     def lane_samples(self, epoch: int, lane: Ids, place: Ids) -> Ids:
-        """The ids at these places (0, 1, ...) of these lanes; beyond a lane's end as `tail` says."""
+        """The ids at these places (0, 1, ...) of lanes; beyond a lane's end as `tail` says."""
         first = lane * self.samples // self.lanes
         length = (lane + 1) * self.samples // self.lanes - first
         beyond = place >= length
@@ -102,7 +102,8 @@ class Order:
         shifted = np.where(late, position + (chunk - short), position)
         slot = shifted // chunk
         counts = np.full_like(slot, count)
-        return permute(slot, counts, keys, np.zeros_like(slot)) * chunk + shifted % chunk
+        ids: Ids = permute(slot, counts, keys, np.zeros_like(slot)) * chunk + shifted % chunk
+        return ids
 
     def _slot_of_last(self, epoch: int, count: int) -> int:
         last = np.array([count - 1], dtype=np.int64)
@@ -138,7 +139,7 @@ def permute(
     order = range(len(keys)) if not inverse else range(len(keys) - 1, -1, -1)
     result = values.astype(np.uint64)
     limit, tag = counts.astype(np.uint64), tags.astype(np.uint64)
-    outside = np.ones(len(result), dtype=bool)
+    outside: Any = np.ones(len(result), dtype=np.bool_)
     while outside.any():
         result[outside] = _feistel(
             result[outside], bits[outside], tag[outside], keys, order, inverse=inverse

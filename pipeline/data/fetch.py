@@ -1,0 +1,181 @@
+"""Bytes of samples: single reads of local shards, one ranged GET per chunk from object storage."""
+
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
+
+from pipeline import storage
+from pipeline.data.dataset import Dataset
+from pipeline.data.preprocess import crc_matches
+from pipeline.data.shard_index import ShardIndex
+from pipeline.errors import PipelineError, SampleError
+
+Filled = TypeVar("Filled")
+
+INDEX_SAMPLES = 2_000_000
+"""Samples whose index entries are kept in memory by one reader: about 200 MB."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a live sample is: shard number and position in the tar."""
+
+    shard: int
+    position: int
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample's undecoded bytes, whose checksum is not yet checked, and the columns beside it."""
+
+    key: str
+    image: bytes
+    crc32: int
+    columns: dict[str, Any]
+
+    def checked_image(self) -> bytes:
+        """The image's bytes; raises `SampleError` if they are not those that were packed."""
+        if not crc_matches(self.image, self.crc32):
+            raise SampleError("checksum", f"{self.key}: its bytes are not those that were packed")
+        return self.image
+
+
+class SampleReader:
+    """Reads samples by their live id, from any thread.
+
+    `chunk` consecutive samples are fetched together from object storage and kept, least recently
+    used first out, within `memory_bytes`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, chunk: int, memory_bytes: int, columns: Sequence[str]
+    ) -> None:
+        self._dataset, self._chunk, self._columns = dataset, chunk, tuple(columns)
+        self._first = [0, *accumulate(shard.live for shard in dataset.shards)]
+        self._lock = threading.Lock()
+        self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], tuple[Future[bytes], int]] = OrderedDict()
+        self._memory_bytes = memory_bytes
+        self._held_bytes = 0
+        self.fetched_bytes = 0
+
+    def place(self, sample: int) -> Place:
+        """Where the live sample `sample` (0 is the first of the first shard) is."""
+        number = bisect_right(self._first, sample) - 1
+        position = sample - self._first[number]
+        for removed in sorted(self._dataset.shards[number].removed):
+            if removed > position:
+                break
+            position += 1
+        return Place(number, position)
+
+    def read(self, sample: int, *, alone: bool = False) -> RawSample:
+        """One live sample; `alone` fetches its own bytes only, not its chunk."""
+        place = self.place(sample)
+        url = self._dataset.shard_url(self._dataset.shards[place.shard])
+        index = self.index(place.shard)
+        start, end = int(index.starts[place.position]), int(index.ends[place.position])
+        if alone or storage.local_path(url) is not None:
+            return self._cut(index, place.position, self._get(url, start, end), start)
+        first, last = self._chunk_of(place, sample)
+        begin = int(index.starts[first])
+        data = self._chunk_bytes(url, place.shard, begin, int(index.ends[last]))
+        return self._cut(index, place.position, data, begin)
+
+    def read_positions(self, shard: int, first: int, last: int) -> list[RawSample]:
+        """The samples at positions [first, last) of a shard, also removed ones, by one read."""
+        index = self.index(shard)
+        url = self._dataset.shard_url(self._dataset.shards[shard])
+        begin = int(index.starts[first])
+        data = self._get(url, begin, int(index.ends[last - 1]))
+        return [self._cut(index, position, data, begin) for position in range(first, last)]
+
+    def index(self, shard: int) -> ShardIndex:
+        """A shard's index, read once and kept while there is room."""
+        with self._lock:
+            found = self._indexes.get(shard)
+            if found is None:
+                mine: Future[ShardIndex] = Future()
+                self._indexes[shard] = mine
+                self._forget_indexes()
+            else:
+                self._indexes.move_to_end(shard)
+        if found is not None:
+            return found.result()
+        return _fill(mine, lambda: self._dataset.read_index(shard))
+
+    def _chunk_of(self, place: Place, sample: int) -> tuple[int, int]:
+        """The first and last position in its shard of the chunk that a sample belongs to."""
+        first = max(sample - sample % self._chunk, self._first[place.shard])
+        last = min(sample - sample % self._chunk + self._chunk, self._first[place.shard + 1]) - 1
+        return self.place(first).position, self.place(last).position
+
+    def _chunk_bytes(self, url: str, shard: int, begin: int, end: int) -> bytes:
+        key = (shard, begin)
+        with self._lock:
+            found = self._chunks.get(key)
+            if found is None:
+                mine: Future[bytes] = Future()
+                self._chunks[key] = mine, end - begin
+                self._held_bytes += end - begin
+                self._forget_chunks()
+            else:
+                self._chunks.move_to_end(key)
+        if found is not None:
+            return found[0].result()
+        return _fill(mine, lambda: self._get(url, begin, end))
+
+    def _get(self, url: str, start: int, end: int) -> bytes:
+        data = storage.read(url, start, end)
+        if len(data) != end - start:
+            raise SampleError("short", f"{url}: ends at byte {start + len(data)}, not at {end}")
+        with self._lock:
+            self.fetched_bytes += len(data)
+        return data
+
+    def _cut(self, index: ShardIndex, position: int, data: bytes, begin: int) -> RawSample:
+        def member(offsets: Any, sizes: Any) -> bytes | None:
+            size, offset = int(sizes[position]), int(offsets[position]) - begin
+            return None if size < 0 else data[offset : offset + size]
+
+        columns: dict[str, Any] = {}
+        if self._columns:
+            beside = member(index.json_offsets, index.json_sizes)
+            columns = dict(json.loads(beside)) if beside else {}
+            number = member(index.cls_offsets, index.cls_sizes)
+            if number is not None:
+                columns.setdefault("label", number.decode())
+            text = member(index.txt_offsets, index.txt_sizes)
+            if text is not None:
+                columns.setdefault("caption", text.decode())
+            columns = {name: columns.get(name) for name in self._columns}
+        image = member(index.offsets, index.sizes)
+        assert image is not None, "only samples with an image are indexed"
+        return RawSample(index.keys[position], image, int(index.crc32[position]), columns)
+
+    def _forget_indexes(self) -> None:
+        held = sum(self._dataset.shards[shard].samples for shard in self._indexes)
+        while held > INDEX_SAMPLES and len(self._indexes) > 1:
+            shard, _ = self._indexes.popitem(last=False)
+            held -= self._dataset.shards[shard].samples
+
+    def _forget_chunks(self) -> None:
+        """Called with the lock held; the newest chunk always stays."""
+        while self._held_bytes > self._memory_bytes and len(self._chunks) > 1:
+            _, (_, length) = self._chunks.popitem(last=False)
+            self._held_bytes -= length
+
+
+def _fill(future: "Future[Filled]", make: Callable[[], Filled]) -> Filled:
+    """Runs `make` for all who wait for `future`; all of them get its result or its error."""
+    try:
+        future.set_result(make())
+    except PipelineError as error:
+        future.set_exception(error)
+    return future.result()

@@ -1,0 +1,258 @@
+"""The loader: exact batches at full speed, from threads into preallocated tensors."""
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Crop, PreprocessConfig, Tail
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import Dataset
+from pipeline.data.fetch import RawSample, SampleReader
+from pipeline.data.order import PADDED, Order, slots_of
+from pipeline.data.preprocess import preprocess_into, sample_draw
+from pipeline.errors import DatasetError, SampleError
+
+CHUNK_BYTES = 4 * 2**20
+"""Aim for one ranged read: small enough to mix, large enough for full bandwidth."""
+STALL_SECONDS = 300.0
+MAX_LISTED = 1000
+
+
+@dataclass
+class LoaderStats:
+    """What a rank has done so far; seconds are those that the caller waited for a batch."""
+
+    samples: int = 0
+    bytes_fetched: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    bad_samples: list[tuple[str, str]] = field(default_factory=list)
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one slot came to: its key, its columns, and why it is bad, if it is."""
+
+    key: str
+    columns: dict[str, Any]
+    error: str | None
+
+
+class Loader:
+    """One epoch per iteration; each iteration after it is the next epoch.
+
+    Rank r of `world_size` gets its slots of every global batch. The sequence of global batches
+    follows from the dataset, `seed` and `global_batch_size` alone. Leaving an iteration and
+    iterating again goes on with the next batch. `close()` ends the threads.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        global_batch_size: int,
+        image_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        tail: Tail = "pad",
+        threads: int | None = None,
+        channels: Literal[1, 3] = 3,
+        crop: Crop = "center",
+        flip: bool = False,
+        columns: Sequence[str] = (),
+        prefetch_batches: int = 4,
+        memory_bytes: int = 512 * 2**20,
+    ) -> None:
+        self.dataset = dataset
+        self.preprocess = PreprocessConfig(image_size=image_size, channels=channels, crop=crop)
+        self.order = plan_order(
+            dataset, global_batch_size, seed, memory_bytes, shuffle=shuffle, tail=tail
+        )
+        self.slots = slots_of(rank, world_size, global_batch_size)
+        self.stats = LoaderStats()
+        self.epoch = 0
+        self._flip, self._columns = flip, tuple(columns)
+        self._next_batch = 0
+        self._started = False
+        self._prefetch = prefetch_batches
+        self._memory_bytes = memory_bytes
+        self._reader = SampleReader(dataset, self.order.chunk, memory_bytes, columns)
+        self._threads = threads or max(1, len(os.sched_getaffinity(0)) // local_ranks(world_size))
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return self.order.steps
+
+    @property
+    def memory_bound_bytes(self) -> int:
+        """The most bytes of encoded samples and decoded batches that this rank keeps."""
+        size = self.preprocess.image_size
+        batch = len(self.slots) * self.preprocess.channels * size * size
+        return self._memory_bytes + (self._prefetch + 1) * batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._started = True
+        waiting: deque[_Pending] = deque()
+        try:
+            for index in range(self._next_batch, self.order.steps):
+                while len(waiting) < self._prefetch and index + len(waiting) < self.order.steps:
+                    waiting.append(self._submit(index + len(waiting)))
+                started = time.perf_counter()
+                batch = self._collect(waiting.popleft())
+                self.stats.wait_seconds += time.perf_counter() - started
+                self._next_batch = index + 1
+                yield batch
+            self.epoch += 1
+            self._next_batch = 0
+        finally:
+            for pending in waiting:
+                pending.cancel()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every argument of the order, and the batches consumed: the same on all ranks."""
+        return {
+            "dataset_digest": self.dataset.digest,
+            "order": self.order.to_json(),
+            "flip": self._flip,
+            "epoch": self.epoch,
+            "batches": self._next_batch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken, at any world size.
+
+        Raises `DatasetError` after iteration began, or if the state is of another order.
+        """
+        if self._started:
+            raise DatasetError("load_state_dict: this loader has begun to read; load before that.")
+        mine = self.state_dict()
+        # Chunk and window were chosen once, at the run's start, and stay.
+        stated = {**state["order"], "chunk": 0, "window": 0}
+        differing = [
+            f"{name}: the state has {theirs!r}, this loader {ours!r}"
+            for name, theirs, ours in [
+                ("dataset_digest", state["dataset_digest"], mine["dataset_digest"]),
+                ("flip", state["flip"], mine["flip"]),
+                *((name, value, mine["order"][name]) for name, value in stated.items() if value),
+            ]
+            if theirs != ours
+        ]
+        if differing:
+            raise DatasetError("load_state_dict: another order of samples: " + "; ".join(differing))
+        self.order = Order(**state["order"])
+        self._reader = SampleReader(
+            self.dataset, self.order.chunk, self._memory_bytes, self._columns
+        )
+        self.epoch, self._next_batch = state["epoch"], state["batches"]
+
+    def close(self) -> None:
+        """Ends the threads; work under way is finished first."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, index: int) -> "_Pending":
+        ids = self.order.batch(self.epoch, index, self.slots).tolist()
+        size = self.preprocess.image_size
+        images = torch.zeros((len(ids), self.preprocess.channels, size, size), dtype=torch.uint8)
+        # As many tasks as threads have work for, not one per image: a future costs 30 us.
+        per_task = max(1, -(-len(ids) // (4 * self._threads)))
+        tasks = [
+            self._pool.submit(self._decode, ids[at : at + per_task], images[at : at + per_task])
+            for at in range(0, len(ids), per_task)
+        ]
+        return _Pending(self.epoch, index, images, tasks)
+
+    def _decode(self, ids: list[int], images: Tensor) -> list[_Row]:
+        rows = []
+        for sample, image in zip(ids, images, strict=True):
+            if sample == PADDED:
+                rows.append(_Row("", {}, None))
+                continue
+            raw: RawSample = self._reader.read(sample)
+            try:
+                draw = sample_draw(self.order.seed, self.epoch, raw.key)
+                data = raw.checked_image()
+                preprocess_into(image, data, self.preprocess, flip=self._flip, draw=draw)
+                rows.append(_Row(raw.key, raw.columns, None))
+            except SampleError as error:
+                image.zero_()
+                rows.append(_Row(raw.key, raw.columns, error.reason))
+        return rows
+
+    def _collect(self, pending: "_Pending") -> Batch:
+        rows = [row for task in pending.tasks for row in _result(task, pending.index)]
+        errors = {row.key: row.error for row in rows if row.error is not None}
+        self.stats.samples += sum(row.key != "" for row in rows)
+        self.stats.bytes_fetched = self._reader.fetched_bytes
+        self.stats.bad.update(errors.values())
+        room = MAX_LISTED - len(self.stats.bad_samples)
+        self.stats.bad_samples += list(errors.items())[:room]
+        return Batch(
+            images=pending.images,
+            keys=[row.key for row in rows],
+            valid=torch.tensor([row.key != "" and row.error is None for row in rows]),
+            columns={n: [row.columns.get(n) for row in rows] for n in self._columns},
+            epoch=pending.epoch,
+            index=pending.index,
+            slots=self.slots,
+            errors=errors,
+        )
+
+
+@dataclass(frozen=True)
+class _Pending:
+    epoch: int
+    index: int
+    images: Tensor
+    tasks: list["Future[list[_Row]]"]
+
+    def cancel(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+
+def plan_order(
+    dataset: Dataset,
+    global_batch_size: int,
+    seed: int,
+    memory_bytes: int,
+    *,
+    shuffle: bool,
+    tail: Tail,
+) -> Order:
+    """Chooses chunk and window so that one rank alone would keep at most `memory_bytes` open."""
+    samples = len(dataset)
+    if samples == 0:
+        raise DatasetError(f"{dataset.url}: holds no samples that count.")
+    total = sum(shard.bytes for shard in dataset.shards)
+    average = max(1, total // sum(shard.samples for shard in dataset.shards))
+    chunk = min(64, max(16, CHUNK_BYTES // average))
+    order = Order(samples, global_batch_size, seed, chunk, 1, shuffle=shuffle, tail=tail)
+    window = max(1, min(8, memory_bytes // (order.lanes * chunk * average)))
+    return Order(samples, global_batch_size, seed, chunk, window, shuffle=shuffle, tail=tail)
+
+
+def local_ranks(world_size: int) -> int:
+    """How many ranks share this machine's cores, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def _result(task: "Future[list[_Row]]", index: int) -> list[_Row]:
+    try:
+        return task.result(timeout=STALL_SECONDS)
+    except FutureTimeoutError:
+        raise DatasetError(
+            f"batch {index}: no sample for {STALL_SECONDS:.0f} s. Storage hangs, or decoding does; "
+            "`py-spy dump` on this process shows which."
+        ) from None

@@ -1,0 +1,94 @@
+"""From image bytes to the pixels that a model sees; what is decided here belongs to the model."""
+
+import hashlib
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import storage
+from pipeline.config import PreprocessConfig
+from pipeline.data.decode import DECODER_VERSION, decode_image
+
+Pixels = npt.NDArray[np.uint8]
+FILTER = "bilinear, antialiased, uint8 (torch)"
+
+
+def preprocess_digest(preprocess: PreprocessConfig) -> str:
+    """What the pixels depend on besides the bytes: crop, size, channels, filter, decoder."""
+    parts = {**preprocess.model_dump(), "filter": FILTER, "decoder": DECODER_VERSION}
+    return hashlib.sha256(storage.canonical_json(parts)).hexdigest()
+
+
+def preprocess_image(
+    data: bytes, preprocess: PreprocessConfig, *, flip: bool = False, draw: int = 0
+) -> Pixels:
+    """uint8 [C, image_size, image_size]; raises `SampleError` as `decode_image` does.
+
+    `draw` is the sample's own random number: where a random crop lies, and whether to flip.
+    """
+    out = torch.empty(
+        (preprocess.channels, preprocess.image_size, preprocess.image_size), dtype=torch.uint8
+    )
+    preprocess_into(out, data, preprocess, flip=flip, draw=draw)
+    return out.numpy()
+
+
+def preprocess_into(
+    out: Tensor, data: bytes, preprocess: PreprocessConfig, *, flip: bool = False, draw: int = 0
+) -> None:
+    """Writes the pixels into `out`, uint8 [C, S, S]."""
+    size, crop = preprocess.image_size, preprocess.crop
+    pixels = decode_image(
+        data,
+        channels=preprocess.channels,
+        shrink_to=size,
+        side="long" if crop == "pad" else "short",
+    )
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    height, width = image.shape[1:]
+    if crop in ("center", "random"):
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        if crop == "random":
+            top = draw % (height - side + 1)
+            left = (draw >> 20) % (width - side + 1)
+        image = image[:, top : top + side, left : left + side]
+        image = _resize(image, size, size)
+    elif crop == "stretch":
+        image = _resize(image, size, size)
+    else:
+        scale = size / max(height, width)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        image = _resize(image, rows, columns)
+        top, left = (size - rows) // 2, (size - columns) // 2
+        out.zero_()
+        out = out[:, top : top + rows, left : left + columns]
+    if flip and (draw >> 40) & 1:
+        image = image.flip(2)
+    out.copy_(image)
+
+
+def sample_draw(seed: int, epoch: int, key: str) -> int:
+    """A sample's random number in an epoch: 48 bits of (seed, epoch, key), of no rank or thread."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "little")
+
+
+def crc_matches(data: bytes | memoryview, crc32: int) -> bool:
+    """Whether the bytes are those that were packed (zlib's CRC-32, 4 GB/s)."""
+    return zlib.crc32(data) == crc32
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[1:] == (height, width):
+        return image
+    resized: Tensor = F.interpolate(
+        image[None], (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized[0]

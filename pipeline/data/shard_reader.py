@@ -1,0 +1,92 @@
+"""One shard in its own order, for encoding, and a few images for figures."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from pipeline.config import PreprocessConfig
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import Dataset
+from pipeline.data.fetch import RawSample, SampleReader
+from pipeline.data.manifest import ShardRecord
+from pipeline.data.preprocess import preprocess_into
+from pipeline.errors import SampleError
+
+
+def read_shard(
+    dataset: Dataset,
+    shard: ShardRecord,
+    preprocess: PreprocessConfig,
+    batch_size: int,
+    columns: Sequence[str] = (),
+    threads: int | None = None,
+) -> Iterator[Batch]:
+    """Every sample of one shard, also removed ones, in shard order; one batch is read ahead.
+
+    The last batch is padded to `batch_size`: a batch's shape changes the last bits of a network's
+    output. A bad sample is masked, its reason in `Batch.errors`.
+    """
+    number = dataset.shards.index(shard)
+    reader = SampleReader(dataset, 1, 0, columns)
+    workers = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as ahead:
+
+        def fetch(index: int) -> list[RawSample]:
+            first = index * batch_size
+            return reader.read_positions(number, first, min(shard.samples, first + batch_size))
+
+        count = -(-shard.samples // batch_size)
+        waiting = ahead.submit(fetch, 0) if count else None
+        for index in range(count):
+            assert waiting is not None, "a fetch is always under way before its batch"
+            samples = waiting.result()
+            if index + 1 < count:
+                waiting = ahead.submit(fetch, index + 1)
+            yield _decode_all(samples, preprocess, batch_size, index, pool, columns)
+
+
+def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> Batch:
+    """The first `count` samples that count, in manifest order: the same ones at any time."""
+    reader = SampleReader(dataset, 1, 0, ("label",))
+    samples = [reader.read(sample, alone=True) for sample in range(min(count, len(dataset)))]
+    with ThreadPoolExecutor(1) as pool:
+        return _decode_all(samples, preprocess, len(samples), 0, pool, ("label",))
+
+
+def _decode_all(
+    samples: list[RawSample],
+    preprocess: PreprocessConfig,
+    batch_size: int,
+    index: int,
+    pool: ThreadPoolExecutor,
+    columns: Sequence[str],
+) -> Batch:
+    size = preprocess.image_size
+    images = torch.zeros((batch_size, preprocess.channels, size, size), dtype=torch.uint8)
+
+    def decode(sample: RawSample, image: Tensor) -> str | None:
+        try:
+            preprocess_into(image, sample.checked_image(), preprocess)
+        except SampleError as error:
+            image.zero_()
+            return error.reason
+        return None
+
+    reasons = list(pool.map(decode, samples, images))
+    missing = batch_size - len(samples)
+    return Batch(
+        images=images,
+        keys=[sample.key for sample in samples] + [""] * missing,
+        valid=torch.tensor([reason is None for reason in reasons] + [False] * missing),
+        columns={
+            name: [sample.columns.get(name) for sample in samples] + [None] * missing
+            for name in columns
+        },
+        epoch=0,
+        index=index,
+        slots=range(batch_size),
+        errors={s.key: reason for s, reason in zip(samples, reasons, strict=True) if reason},
+    )
