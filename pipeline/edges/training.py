@@ -181,8 +181,9 @@ def _progress(config: TrainConfig, latest: Callable[[], dict[str, Any]]) -> Iter
 
     def show() -> None:
         with Progress(config.run, config.steps, "steps") as progress:
-            problem, shown = None, 0
-            while not ended.wait(1.0):
+            problem, shown, over = None, 0, False
+            while not over:
+                over = ended.wait(1.0)
                 snapshot = latest()
                 terms = snapshot.get("terms", {})
                 note = " ".join(f"{name}={terms[name]:.2f}" for name in _SHOWN if name in terms)
