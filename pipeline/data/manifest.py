@@ -98,13 +98,13 @@ class Manifest:
         return manifest
 
 
-def check_format(data: Any, url: str) -> None:
+def check_format(data: Any, url: str, name: str = FORMAT, version: int = VERSION) -> None:
     """Raises `DatasetError` unless this is our format in our version."""
     found = (data.get("format"), data.get("version")) if isinstance(data, Mapping) else None
-    if found != (FORMAT, VERSION):
-        text = "no manifest of a dataset" if found is None else f"{found[0]} version {found[1]}"
+    if found != (name, version):
+        text = f"no {name}" if found is None else f"{found[0]} version {found[1]}"
         raise DatasetError(
-            f"{url}: is {text}; this program reads {FORMAT} version {VERSION}. Use the program "
+            f"{url}: is {text}; this program reads {name} version {version}. Use the program "
             "version that wrote it, or pack the images again."
         )
 

@@ -1,0 +1,65 @@
+"""One input becomes what is packed: checked in full or by its header, and re-encoded if asked."""
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from pipeline.data.decode import decode_image, probe_image
+from pipeline.errors import SampleError
+
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "DIB": "bmp"}
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """What a packed image must be, and whether it is kept byte for byte."""
+
+    verify: Literal["full", "header"]
+    encoding: Literal["keep", "jpeg", "webp"]
+    quality: int
+    short_side: int | None
+    min_side: int
+    pixel_limit: int
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """Bytes as they go into a shard; width and height in pixels, as shown (after orientation)."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+
+
+def inspect_image(data: bytes, policy: ImagePolicy) -> PackedImage:
+    """Checks and, if asked, re-encodes one image; raises `SampleError` for one that can't be used."""
+    header = probe_image(data, policy.pixel_limit)
+    if min(header.width, header.height) < policy.min_side:
+        raise SampleError(
+            "small", f"{header.width}x{header.height}, the shorter side is below {policy.min_side}"
+        )
+    if policy.encoding != "keep":
+        return _encode(data, policy)
+    width, height = header.width, header.height
+    if policy.verify == "full":
+        height, width = decode_image(data, policy.pixel_limit).shape[:2]
+    extension = _EXTENSIONS.get(header.format, header.format.lower())
+    return PackedImage(data, extension, width, height)
+
+
+def _encode(data: bytes, policy: ImagePolicy) -> PackedImage:
+    image = Image.fromarray(decode_image(data, policy.pixel_limit))
+    short = min(image.size)
+    if policy.short_side is not None and short > policy.short_side:
+        scale = policy.short_side / short
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if policy.encoding == "jpeg":
+        image.save(buffer, "JPEG", quality=policy.quality, optimize=True)
+        return PackedImage(buffer.getvalue(), "jpg", *image.size)
+    image.save(buffer, "WEBP", quality=policy.quality)
+    return PackedImage(buffer.getvalue(), "webp", *image.size)

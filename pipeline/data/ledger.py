@@ -1,0 +1,121 @@
+"""What a dataset has seen of its sources: the state of packing, one table per generation.
+
+OUT/pack.json             options, sources, classes, and the tables; written last of all
+OUT/ledger/GENERATION.arrow   a row per file that was looked at, or key that was removed
+The newest row of a key counts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.data.manifest import ShardRecord, check_format
+from pipeline.errors import DatasetError, ObjectNotFoundError
+
+STATE = "pack.json"
+FORMAT = "vae-pipeline/pack"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One key: where it came from, and which sample it is now (`shard` "" when it is none)."""
+
+    key: str
+    url: str
+    path: str
+    size: int
+    etag: str
+    sha256: str
+    split: str
+    shard: str
+    position: int
+    reason: str
+    """Why it was rejected, `removed`, or "" for a sample that counts."""
+    message: str
+
+
+@dataclass(frozen=True)
+class PackState:
+    """What packing knows of a dataset that it made."""
+
+    generation: int
+    options: Mapping[str, Any]
+    sources: tuple[str, ...]
+    classes: Mapping[str, int]
+    ledgers: tuple[str, ...]
+
+
+def read_state(output: str) -> PackState | None:
+    """The state at `output`; None when nothing was packed there."""
+    url = storage.join(output, STATE)
+    try:
+        data = storage.read_json(url)
+    except ObjectNotFoundError:
+        return None
+    check_format(data, url, FORMAT, VERSION)
+    try:
+        return PackState(
+            data["generation"], data["options"], tuple(data["sources"]), data["classes"],
+            tuple(data["ledgers"]),
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{url}: is no whole state of packing ({error}). Restore it.") from None
+
+
+def write_state(output: str, state: PackState) -> None:
+    """Makes a generation the one that the next append goes on from."""
+    data = {"format": FORMAT, "version": VERSION, **asdict(state)}
+    storage.publish(storage.join(output, STATE), storage.canonical_json(data))
+
+
+def read_ledger(output: str, state: PackState | None) -> dict[str, LedgerRow]:
+    """The newest row of each key."""
+    rows: dict[str, LedgerRow] = {}
+    for path in state.ledgers if state else ():
+        for row in rows_from_bytes(storage.read(storage.join(output, path))):
+            rows[row.key] = row
+    return rows
+
+
+def write_ledger(output: str, generation: int, rows: Iterable[LedgerRow]) -> str:
+    """Writes a generation's rows; the table's path below `output`."""
+    path = f"ledger/{generation:06d}.arrow"
+    storage.publish(storage.join(output, path), rows_to_bytes(rows))
+    return path
+
+
+def rows_to_bytes(rows: Iterable[LedgerRow]) -> bytes:
+    """An Arrow IPC file."""
+    rows = list(rows)
+    columns = {
+        field.name: [getattr(row, field.name) for row in rows] for field in fields(LedgerRow)
+    }
+    whole = {"size", "position"}
+    schema = pa.schema([(name, pa.int64() if name in whole else pa.string()) for name in columns])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(pa.table(columns, schema))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def rows_from_bytes(data: bytes) -> list[LedgerRow]:
+    """From what `rows_to_bytes` gave."""
+    with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+        columns = reader.read_all().to_pydict()
+    return [LedgerRow(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def without(
+    shards: Iterable[ShardRecord], dead: Mapping[str, Iterable[int]]
+) -> tuple[ShardRecord, ...]:
+    """The shards with further positions removed; `dead` maps a shard's path to positions."""
+    changed = []
+    for shard in shards:
+        removed = tuple(sorted({*shard.removed, *dead.get(shard.path, ())}))
+        changed.append(ShardRecord(**{**vars(shard), "removed": removed}))
+    return tuple(changed)

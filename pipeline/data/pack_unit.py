@@ -1,0 +1,191 @@
+"""One unit of packing: some files of the plan become one shard of each split, then a receipt.
+
+Units share nothing, so that any executor may run them anywhere; data first, the receipt last.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline import storage
+from pipeline.data.annotations import Annotation
+from pipeline.data.inspect_image import ImagePolicy, PackedImage, inspect_image
+from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard import Sample, ShardWriter
+from pipeline.data.sources import SourceFile
+from pipeline.errors import SampleError
+from pipeline.progress import Progress
+
+Status = Literal["packed", "same", "rejected"]
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """All that a worker needs to know, on any machine that reaches sources and output."""
+
+    output: str
+    generation: int
+    number: int
+    files: tuple[SourceFile, ...]
+    known: tuple[str, ...]
+    """The content's SHA-256 as packed before, or "": the same again is not packed again."""
+    annotations: tuple[Annotation | None, ...]
+    classes: Mapping[str, int]
+    policy: ImagePolicy
+    holdout: float
+    """Share of the content hashes that goes to the split `holdout`; 0: one dataset, no splits."""
+    threads: int
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """What became of one file."""
+
+    status: Status
+    sha256: str = ""
+    split: str = ""
+    position: int = -1
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class UnitReceipt:
+    """A finished unit: the shard of each split that got samples, and a row for each file."""
+
+    shards: Mapping[str, ShardRecord]
+    rows: tuple[UnitRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` is its inverse."""
+        return {
+            "shards": {split: asdict(record) for split, record in self.shards.items()},
+            "rows": [list(asdict(row).values()) for row in self.rows],
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> "UnitReceipt":
+        """From what `to_json` gave."""
+        shards = {
+            split: ShardRecord(**{**record, "removed": tuple(record["removed"])})
+            for split, record in data["shards"].items()
+        }
+        return UnitReceipt(shards, tuple(UnitRow(*row) for row in data["rows"]))
+
+
+def receipt_url(output: str, generation: int, number: int) -> str:
+    """Where a unit's receipt lies until its generation is committed."""
+    return storage.join(output, "plans", f"{generation:06d}", f"{number:06d}.json")
+
+
+def pack_unit(job: UnitJob, progress: Progress | None = None) -> UnitReceipt:
+    """Reads each file once, checks it, writes the shards and the receipt."""
+    rows: list[UnitRow] = []
+    with ExitStack() as cleanup:
+        writers: dict[str, _SplitWriter] = {}
+        for number, (row, image) in enumerate(_inspected(job)):
+            if image is not None:
+                if row.split not in writers:
+                    writers[row.split] = cleanup.enter_context(_SplitWriter(job, row.split))
+                position = writers[row.split].add(_sample(job, number, image))
+                row = UnitRow("packed", row.sha256, row.split, position)
+            rows.append(row)
+            if progress is not None:
+                progress.advance()
+        shards = {split: writers[split].finish() for split in sorted(writers)}
+    receipt = UnitReceipt(shards, tuple(rows))
+    storage.publish(
+        receipt_url(job.output, job.generation, job.number),
+        storage.canonical_json(receipt.to_json()),
+    )
+    return receipt
+
+
+def _inspected(job: UnitJob) -> Iterator[tuple[UnitRow, PackedImage | None]]:
+    """Rows in order, inspected by threads (decoding and hashing release the GIL)."""
+    window = 4 * job.threads
+    waiting: deque[Future[tuple[UnitRow, PackedImage | None]]] = deque()
+    with ThreadPoolExecutor(job.threads) as pool:
+        for file, known in zip(job.files, job.known, strict=True):
+            waiting.append(pool.submit(_inspect, job, file, known))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _inspect(job: UnitJob, file: SourceFile, known: str) -> tuple[UnitRow, PackedImage | None]:
+    sha256 = ""
+    try:
+        data = file.read()
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 == known:
+            return UnitRow("same", sha256), None
+        image = inspect_image(data, job.policy)
+    except SampleError as error:
+        return UnitRow("rejected", sha256, reason=error.reason, message=str(error)), None
+    return UnitRow("packed", sha256, split_of(sha256, job.holdout)), image
+
+
+def split_of(sha256: str, holdout: float) -> str:
+    """ "", or `train` or `holdout` by the content's hash alone, so that copies stay together."""
+    if not holdout:
+        return ""
+    return "holdout" if int(sha256[:13], 16) / 16**13 < holdout else "train"
+
+
+def _sample(job: UnitJob, number: int, image: PackedImage) -> Sample:
+    file, annotation = job.files[number], job.annotations[number]
+    label = file.label
+    metadata: dict[str, Any] = {}
+    if annotation is not None:
+        metadata |= annotation.others
+        label = annotation.label or label
+    metadata["path"] = file.path
+    if label is not None:
+        metadata["label"] = label
+    caption = annotation.caption if annotation else None
+    if caption is not None:
+        metadata["caption"] = caption
+    return Sample(
+        file.key, image.extension, image.data, image.width, image.height, metadata,
+        job.classes.get(label) if label is not None else None, caption,
+    )  # fmt: skip
+
+
+class _SplitWriter:
+    """The shard of one split, in a scratch file until it is finished."""
+
+    def __init__(self, job: UnitJob, split: str) -> None:
+        self._root = storage.join(job.output, split) if split else job.output
+        name = f"{job.generation:03d}-{job.number:06d}"
+        self._path, self._index_path = f"shards/{name}.tar", f"index/{name}.arrow"
+        self._url = storage.join(self._root, self._path)
+        self._scratch = storage.scratch(self._url)
+        self._writer = ShardWriter(self._scratch)
+
+    def __enter__(self) -> "_SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._scratch.unlink(missing_ok=True)
+
+    def add(self, sample: Sample) -> int:
+        self._writer.write(sample)
+        return len(self._writer.rows) - 1
+
+    def finish(self) -> ShardRecord:
+        with self._writer:
+            pass
+        index = self._writer.index.to_bytes()
+        storage.publish(self._url, self._scratch)
+        storage.publish(storage.join(self._root, self._index_path), index)
+        return ShardRecord(
+            self._path, self._writer.bytes, self._writer.sha256, len(self._writer.rows),
+            self._index_path, hashlib.sha256(index).hexdigest(),
+        )  # fmt: skip

@@ -1,0 +1,124 @@
+"""The plan of one generation: which files, in which units; kept in storage until it is done.
+
+A killed pack goes on with the plan as it stands, whatever the sources have got since: that is for
+the next append.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.data.sources import SourceFile
+from pipeline.errors import DatasetError, ObjectNotFoundError
+
+# A tar's own share of a sample: headers of image, json and cls, their padding, and the json.
+_SAMPLE_OVERHEAD = 3584
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one generation adds: files with what is known of their content, and keys to remove."""
+
+    generation: int
+    request: Mapping[str, Any]
+    """Sources and options as given: another request may not go on with this plan."""
+    classes: Mapping[str, int]
+    removals: tuple[str, ...]
+    unit_bytes: int
+    files: tuple[SourceFile, ...]
+    known: tuple[str, ...]
+
+    def units(self) -> Iterator[slice]:
+        """Slices of `files` of about `unit_bytes` each, from the listing alone."""
+        start, size = 0, 0
+        for number, file in enumerate(self.files):
+            needed = file.size + _SAMPLE_OVERHEAD
+            if number > start and size + needed > self.unit_bytes:
+                yield slice(start, number)
+                start, size = number, 0
+            size += needed
+        if start < len(self.files):
+            yield slice(start, len(self.files))
+
+
+def plan_url(output: str, generation: int) -> str:
+    """Where a generation's plan lies until it is committed."""
+    return storage.join(output, "plans", f"{generation:06d}.arrow")
+
+
+def claim(output: str, plan: Plan) -> Plan:
+    """Stores the plan, or finds the unfinished one of the same request that is there already."""
+    url = plan_url(output, plan.generation)
+    if storage.create_if_absent(url, _to_bytes(plan)):
+        return plan
+    found = find_plan(output, plan.generation)
+    if found is None:
+        return claim(output, plan)
+    return found
+
+
+def find_plan(output: str, generation: int) -> Plan | None:
+    """The unfinished plan of a generation, if there is one."""
+    try:
+        data = storage.read(plan_url(output, generation))
+    except ObjectNotFoundError:
+        return None
+    return _from_bytes(data, generation)
+
+
+def check_request(plan: Plan, request: Mapping[str, Any], output: str) -> None:
+    """Raises `DatasetError` unless `request` is what the unfinished plan was made for."""
+    differing = [name for name in request if request[name] != plan.request.get(name)]
+    if differing:
+        lines = "; ".join(
+            f"{name}: {plan.request.get(name)!r} then, {request[name]!r} now" for name in differing
+        )
+        raise DatasetError(
+            f"{output}: holds an unfinished pack of another request ({lines}). Run that one again "
+            f"to finish it, or delete {plan_url(output, plan.generation)} to give it up."
+        )
+
+
+def remove_plan(output: str, generation: int, units: int) -> None:
+    """Clears a committed generation's plan and receipts; what a crash leaves is harmless."""
+    from pipeline.data.pack_unit import receipt_url
+
+    for number in range(units):
+        storage.delete(receipt_url(output, generation, number))
+    storage.delete(plan_url(output, generation))
+
+
+def _to_bytes(plan: Plan) -> bytes:
+    names = [field.name for field in fields(SourceFile)]
+    columns = list(zip(*(astuple(file) for file in plan.files), strict=True)) or [()] * len(names)
+    whole = {"size", "offset"}
+    schema = pa.schema(
+        [(name, pa.int64() if name in whole else pa.string()) for name in [*names, "known"]]
+    )
+    header = {name: value for name, value in vars(plan).items() if name not in ("files", "known")}
+    schema = schema.with_metadata({"plan": json.dumps(header, sort_keys=True)})
+    arrays = [
+        pa.array(list(c), t) for c, t in zip([*columns, plan.known], schema.types, strict=True)
+    ]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _from_bytes(data: bytes, generation: int) -> Plan:
+    with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+        table = reader.read_all()
+    header = json.loads(table.schema.metadata[b"plan"])
+    columns = table.to_pydict()
+    known = columns.pop("known")
+    return Plan(
+        generation, header["request"], header["classes"], tuple(header["removals"]),
+        header["unit_bytes"],
+        tuple(SourceFile(*values) for values in zip(*columns.values(), strict=True)), tuple(known),
+    )  # fmt: skip

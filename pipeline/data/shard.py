@@ -1,0 +1,133 @@
+"""One shard: a plain WebDataset tar, the same bytes for the same samples, and its index.
+
+Written header by header with what `tarfile` makes of a member, so that offsets, checksums and the
+index come from the one pass; the bytes are those of webdataset's own TarWriter (a test compares).
+"""
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from pipeline.data.shard_index import ShardIndex
+
+BLOCK = tarfile.BLOCKSIZE
+SIDECARS = ("json", "cls", "txt")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What goes into a shard: image bytes, size in pixels, and what lies beside it."""
+
+    key: str
+    extension: str
+    image: bytes
+    width: int
+    height: int
+    metadata: Mapping[str, Any]
+    class_number: int | None = None
+    text: str | None = None
+
+    def members(self) -> list[tuple[str, bytes]]:
+        """Extensions and bytes in the order of extensions, as webdataset writes them."""
+        members = [(self.extension, self.image)]
+        if self.metadata:
+            members.append(("json", json.dumps(self.metadata, sort_keys=True).encode()))
+        if self.class_number is not None:
+            members.append(("cls", str(self.class_number).encode()))
+        if self.text is not None:
+            members.append(("txt", self.text.encode()))
+        return sorted(members)
+
+
+class ShardWriter:
+    """Writes samples to a tar at `path`; after the `with` block: `sha256`, `bytes`, `index`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self.rows: list[dict[str, Any]] = []
+        self.bytes = 0
+
+    def write(self, sample: Sample) -> None:
+        """Appends one sample."""
+        row: dict[str, Any] = {"keys": sample.key, "starts": self.bytes}
+        for extension, data in sample.members():
+            self._put(_header(f"{sample.key}.{extension}", len(data)))
+            if extension in SIDECARS:
+                row |= {f"{extension}_offsets": self.bytes, f"{extension}_sizes": len(data)}
+            else:
+                row |= {"offsets": self.bytes, "sizes": len(data), "crc32": zlib.crc32(data)}
+            self._put(data)
+            self._put(bytes(-len(data) % BLOCK))
+        row |= {"extensions": sample.extension, "ends": self.bytes}
+        row |= {"widths": sample.width, "heights": sample.height}
+        self.rows.append(row)
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: object, __: TracebackType | None
+    ) -> None:
+        if kind is None:
+            end = self.bytes + 2 * BLOCK
+            self._put(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file as it is; after a whole `with` block it is closed already."""
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    @property
+    def index(self) -> ShardIndex:
+        """Where each sample lies."""
+        return index_of(self.rows)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, 0, 0o444
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def index_of(rows: list[dict[str, Any]]) -> ShardIndex:
+    """Columns from rows; a member that a row lacks has size -1."""
+
+    def column(name: str, kind: type[np.generic], missing: int = 0) -> Any:
+        return np.array([row.get(name, missing) for row in rows], dtype=kind)
+
+    beside = {
+        f"{extension}_{what}": column(f"{extension}_{what}", np.int64, -1 if what == "sizes" else 0)
+        for extension in SIDECARS
+        for what in ("offsets", "sizes")
+    }
+    return ShardIndex(
+        keys=[row["keys"] for row in rows],
+        extensions=[row["extensions"] for row in rows],
+        starts=column("starts", np.int64),
+        ends=column("ends", np.int64),
+        offsets=column("offsets", np.int64),
+        sizes=column("sizes", np.int64),
+        widths=column("widths", np.int32),
+        heights=column("heights", np.int32),
+        crc32=column("crc32", np.uint32),
+        **beside,
+    )

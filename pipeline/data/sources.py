@@ -1,0 +1,257 @@
+"""Where images come from: folders and prefixes, tar and zip archives, globs; and how they are named.
+
+Nothing is ever extracted under a name from an archive: names only become keys, in which every dot is
+escaped, so that `../x` or `/x` can't lead anywhere.
+"""
+
+import fnmatch
+import hashlib
+import io
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+from pipeline import storage
+from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .png .tif .tiff .webp".split()
+)
+ARCHIVE_SUFFIXES = (".tar", ".zip")
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MAX_FILE_BYTES = 2**30
+"""No single image is longer: a zip member that claims more is a bomb."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One input that may be an image: an object, or a member of an archive.
+
+    About 400 bytes in memory: a listing of 10^7 files takes 4 GB, which is what one call can take;
+    larger archives are packed prefix by prefix with `--append`.
+    """
+
+    path: str
+    """Relative to its source: what its key and its label are made from."""
+    url: str
+    size: int
+    etag: str
+    offset: int = -1
+    """Of a tar's member: where its bytes begin; else -1."""
+    member: str = ""
+    """Of a zip's member: its name."""
+
+    @property
+    def key(self) -> str:
+        """The path without its suffix; what webdataset would cut at or misread is escaped."""
+        path = self.path.lstrip("/")
+        stem = path[: len(path) - len(PurePosixPath(path).suffix)]
+        return quote(stem, safe="/-_").replace(".", "%2E")
+
+    @property
+    def label(self) -> str | None:
+        """The name of the first folder below the source, if the file lies in one."""
+        parts = PurePosixPath(self.path.lstrip("/")).parts
+        return parts[0] if len(parts) > 1 else None
+
+    @property
+    def place(self) -> str:
+        """URL and member, for messages and for finding the file again."""
+        return f"{self.url}#{self.path}" if self.offset >= 0 or self.member else self.url
+
+    def read(self) -> bytes:
+        """The bytes. Raises `SampleError` if they can't be had whole."""
+        if self.size > MAX_FILE_BYTES:
+            raise SampleError("bomb", f"{self.size} bytes, over {MAX_FILE_BYTES}")
+        if self.member:
+            return _read_zip_member(self.url, self.member, self.size)
+        start = max(self.offset, 0)
+        try:
+            data = storage.read(self.url, start, start + self.size)
+        except ObjectNotFoundError as error:
+            raise SampleError("missing", str(error)) from None
+        if len(data) != self.size:
+            raise SampleError("changed", f"holds {len(data)} bytes, was listed with {self.size}")
+        return data
+
+
+def order_of(key: str) -> bytes:
+    """Samples are packed in the order of this hash: sorted keys would sort the classes too."""
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+
+
+@dataclass
+class Listing:
+    """What the sources hold: files that may be images, and how many others of which suffix."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def list_sources(urls: Iterable[str]) -> Listing:
+    """All possible images of all sources, in the order in which they are packed.
+
+    Raises `DatasetError` for a source that does not exist, holds no images, or gives two files the
+    same key.
+    """
+    listing = Listing()
+    found: dict[str, SourceFile] = {}
+    for url in urls:
+        empty = True
+        for file in _list_source(storage.absolute(url), listing.ignored):
+            empty = False
+            twin = found.setdefault(file.key, file)
+            if twin is not file and twin != file:
+                raise DatasetError(
+                    f"{file.place} and {twin.place} would both get the key {file.key!r}. Rename "
+                    "one of them, or pack them into two datasets."
+                )
+        if empty:
+            raise DatasetError(
+                f"{storage.shown(url)}: holds no images. Files ending in "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))} count, also inside .tar and .zip archives."
+            )
+    ordered = sorted(found, key=lambda key: (order_of(key), key))
+    listing.files = [found[key] for key in ordered]
+    return listing
+
+
+def _list_source(url: str, ignored: Counter[str]) -> Iterator[SourceFile]:
+    if url.lower().endswith(PACKED_SUFFIXES):
+        raise DatasetError(
+            f"{storage.shown(url)}: a compressed tar can't be read from its middle. Unpack it "
+            "(gunzip) and give the .tar."
+        )
+    if any(sign in url for sign in "*?["):
+        root = url[: min(url.index(sign) for sign in "*?[" if sign in url)].rpartition("/")[0]
+        matching = (item for item in _list(root) if fnmatch.fnmatchcase(item.url, url))
+        yield from _files(root, matching, ignored)
+    elif url.lower().endswith(ARCHIVE_SUFFIXES) and storage.exists(url):
+        yield from _members(url, storage.stat(url).etag or "", "", ignored)
+    else:
+        yield from _files(url, _list(url), ignored)
+
+
+def _list(root: str) -> Iterator[storage.ObjectInfo]:
+    try:
+        yield from storage.list_objects(root)
+    except ObjectNotFoundError as error:
+        raise DatasetError(f"--source {error}") from None
+
+
+def _files(
+    root: str, items: Iterable[storage.ObjectInfo], ignored: Counter[str]
+) -> Iterator[SourceFile]:
+    for item in items:
+        path = item.url.removeprefix(root).lstrip("/")
+        suffix = PurePosixPath(path).suffix.lower()
+        if any(part.startswith(".") for part in PurePosixPath(path).parts):
+            ignored["hidden"] += 1
+        elif suffix in ARCHIVE_SUFFIXES:
+            prefix = PurePosixPath(path).with_suffix("").as_posix()
+            yield from _members(item.url, item.etag or "", prefix, ignored)
+        elif suffix in IMAGE_SUFFIXES:
+            yield SourceFile(_checked(path, item.url), item.url, item.size, item.etag or "")
+        else:
+            ignored[suffix] += 1
+
+
+def _members(url: str, etag: str, prefix: str, ignored: Counter[str]) -> Iterator[SourceFile]:
+    members = _zip_members(url, etag) if url.lower().endswith(".zip") else _tar_members(url, etag)
+    for member in members:
+        path = PurePosixPath(member.path.lstrip("/"))
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            ignored[path.suffix.lower()] += 1
+            continue
+        name = _checked((PurePosixPath(prefix) / path).as_posix(), url)
+        yield SourceFile(name, url, member.size, member.etag, member.offset, member.member)
+
+
+def _checked(path: str, url: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(
+            f"{storage.shown(url)}: the name {path!r} is not UTF-8, and no key can be made of it. "
+            "Rename it (convmv does so for whole trees)."
+        ) from None
+    return path
+
+
+def _tar_members(url: str, etag: str) -> Iterator[SourceFile]:
+    try:
+        with (
+            io.BufferedReader(_RangedFile(url), 2**20) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    yield SourceFile(member.name, url, member.size, etag, member.offset_data)
+                tar.members = []  # tarfile keeps every header otherwise
+    except tarfile.TarError as error:
+        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
+
+
+def _zip_members(url: str, etag: str) -> Iterator[SourceFile]:
+    for item in _open_zip(url, etag).infolist():
+        if not item.is_dir():
+            tag = f"crc32:{item.CRC:08x}"
+            yield SourceFile(item.filename, url, item.file_size, tag, -1, item.filename)
+
+
+@lru_cache(maxsize=4)
+def _open_zip(url: str, etag: str) -> zipfile.ZipFile:
+    """A zip open for random access; one that changes is opened anew."""
+    try:
+        return zipfile.ZipFile(io.BufferedReader(_RangedFile(url), 2**16))
+    except zipfile.BadZipFile as error:
+        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
+
+
+def _read_zip_member(url: str, member: str, size: int) -> bytes:
+    try:
+        with _open_zip(url, storage.stat(url).etag or "").open(member) as file:
+            data = file.read(size + 1)  # no more than it says: a bomb may lie about its size
+    except (KeyError, ObjectNotFoundError) as error:
+        raise SampleError("missing", str(error)) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise SampleError("archive", f"{type(error).__name__}: {error}") from None
+    if len(data) != size:
+        raise SampleError("archive", f"unpacks to more or less than the {size} bytes it states")
+    return data
+
+
+class _RangedFile(io.RawIOBase):
+    """An object as a seekable file of ranged reads."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._position = url, 0
+        self._size = storage.stat(url).size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        end = min(self._position + len(view), self._size)
+        data = storage.read(self._url, self._position, end)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
