@@ -70,7 +70,7 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
 def deviation(vae: VAE) -> float | None:
     """The likelihood's one deviation (1 is the whole range), where it has one."""
     sigma = getattr(vae.likelihood, "sigma", None)
-    return float(sigma) if isinstance(sigma, torch.Tensor) and sigma.numel() == 1 else None
+    return sigma.item() if isinstance(sigma, torch.Tensor) and sigma.numel() == 1 else None
 
 
 def _subject(config: ExplainConfig) -> Subject:

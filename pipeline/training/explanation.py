@@ -262,7 +262,7 @@ def _draws(n: Numbers) -> Part:
         f"{n['elbo_error']:.3f}), {n['importance_samples']} draws {n['elbo_averaged']:.3f}: "
         f"{difference:+.3f} apart. One is enough for the ELBO, as images average the noise out. "
         f"Many draws buy another, tighter bound: IWAE {n['iwae']:.3f}. Of "
-        f"{n['importance_samples']} draws {n['effective_samples']:.1f} count on average.",
+        f"{n['importance_samples']} draws {n['effective_samples']:.2f} count on average.",
         {
             name: n[name]
             for name in ("elbo", "elbo_averaged", "elbo_error", "iwae", "effective_samples")
