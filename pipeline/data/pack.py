@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -122,7 +121,7 @@ def make_plan(
     if config.limit is not None:
         fresh = fresh[: config.limit]
     unit_bytes = int(config.shard_bytes / (1 - config.holdout))
-    known = tuple(ledger[f.key].sha256 if f.key in ledger else "" for f in fresh)
+    known = tuple(_known_content(file, ledger) for file in fresh)
     removals = tuple(key for key in config.remove if key not in unknown)
     classes = _classes(state, files, config.annotations)
     return Plan(generation, request_of(config), classes, removals, unit_bytes, tuple(fresh), known)
@@ -135,6 +134,12 @@ def _all_removed(keys: Sequence[str], ledger: Mapping[str, LedgerRow]) -> bool:
 def _is_known(file: SourceFile, ledger: Mapping[str, LedgerRow]) -> bool:
     row = ledger.get(file.key)
     return row is not None and bool(file.etag) and (row.size, row.etag) == (file.size, file.etag)
+
+
+def _known_content(file: SourceFile, ledger: Mapping[str, LedgerRow]) -> str:
+    """The content as seen before; "" for a key that was removed: a file written since is new."""
+    row = ledger.get(file.key)
+    return row.sha256 if row is not None and row.reason != "removed" else ""
 
 
 def _check_same_origin(files: Sequence[SourceFile], ledger: Mapping[str, LedgerRow]) -> None:

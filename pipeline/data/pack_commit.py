@@ -59,9 +59,9 @@ def commit_generation(
         rows[key] = _replaced(old, split="", shard="", position=-1, reason="removed", message="")
     merged = {**ledger, **rows}
     dead: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for key, row in rows.items():
+    for key, now in rows.items():
         before = ledger.get(key)
-        if before is not None and before.shard and before.shard != row.shard:
+        if before is not None and before.shard and before.shard != now.shard:
             dead[before.split][before.shard].add(before.position)
     rejects_url = _write_rejects(output, merged.values())
     if not any(row.shard for row in merged.values()) and state is None:
@@ -80,7 +80,7 @@ def commit_generation(
     )  # fmt: skip
     write_state(output, state)
     remove_plan(output, plan.generation, len(units))
-    statuses = Counter(row.status for receipt in receipts for row in receipt.rows)
+    statuses = Counter[str](row.status for receipt in receipts for row in receipt.rows)
     return present_result(output, state, merged, statuses, len(plan.removals), rows.values())
 
 

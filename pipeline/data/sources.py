@@ -1,7 +1,7 @@
-"""Where images come from: folders and prefixes, tar and zip archives, globs; and how they are named.
+"""Where images come from: folders, prefixes, tar and zip archives, globs; how they are named.
 
-Nothing is ever extracted under a name from an archive: names only become keys, in which every dot is
-escaped, so that `../x` or `/x` can't lead anywhere.
+Nothing is extracted under a name from an archive: names only become keys, in which every dot
+is escaped, so that `../x` or `/x` can't lead anywhere.
 """
 
 import fnmatch
@@ -21,8 +21,11 @@ from pipeline import storage
 from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .png .tif .tiff .webp".split()
-)
+    (
+        ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png",
+        ".tif", ".tiff", ".webp",
+    )
+)  # fmt: skip
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_FILE_BYTES = 2**30
@@ -193,7 +196,7 @@ def _tar_members(url: str, etag: str) -> Iterator[SourceFile]:
             for member in tar:
                 if member.isreg() and not member.issparse():
                     yield SourceFile(member.name, url, member.size, etag, member.offset_data)
-                tar.members = []  # tarfile keeps every header otherwise
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
     except tarfile.TarError as error:
         raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
 

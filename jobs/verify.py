@@ -1,0 +1,23 @@
+"""`python -m jobs.verify`: prove a dataset or a latent store whole."""
+
+from jobs.command import Outcome, run_job
+from pipeline.config import VerifyConfig
+
+
+def main(config: VerifyConfig) -> Outcome:
+    """Reads everything once; problems go to stdout and make the exit code 1."""
+    if config.dataset is not None:
+        from pipeline.data.verify import verify_dataset
+
+        url, problems = config.dataset, verify_dataset(config.dataset)
+    else:
+        from pipeline.latents import verify_store
+
+        assert config.store is not None, "the config demands one of both"
+        url, problems = config.store, verify_store(config.store)
+    summary = problems or [f"{url}: whole."]
+    return Outcome({"ok": not problems, "problems": problems}, 1 if problems else 0, summary)
+
+
+if __name__ == "__main__":
+    run_job(VerifyConfig, main)
