@@ -1,0 +1,185 @@
+"""The whole way, from images to a registered VAE and a verified latent store."""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.command import Outcome, run_job
+from pipeline.config import (
+    DemoConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PackConfig,
+    TrackingConfig,
+    TrainConfig,
+    VerifyConfig,
+)
+
+HOLDOUT = 0.1
+LATE_IMAGES = 60
+"""Digits that are held back at first, and appended at the end."""
+
+logger = logging.getLogger("demo")
+
+
+@dataclass
+class Stages:
+    """Runs the stages, says where it is, and keeps how long each took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, work: Callable[[], Outcome]) -> dict[str, Any]:
+        """One stage; a job that ends past its budget still counts as done here, and says so."""
+        print(f"\n== {name} ==", file=sys.stderr)
+        started = time.perf_counter()
+        outcome = work()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        if outcome.exit_code:
+            logger.warning("%s: some inputs were refused: %s", name, json.dumps(outcome.result))
+        return dict(outcome.result)
+
+
+def main(config: DemoConfig) -> Outcome:
+    """Packs, trains, evaluates, encodes, appends, encodes the rest, verifies and draws."""
+    from jobs import encode, evaluate, pack, train, verify
+    from pipeline.edges.cluster import ray_cluster
+
+    output = Path(config.output).absolute()
+    name = "digits" if config.images is None else f"folder-{Path(config.images).resolve().name}"
+    folder = output / "demo" / name
+    dataset, store = str(folder / "dataset"), str(folder / "latents")
+    tracking = TrackingConfig(model_name=f"demo-{name}")
+    stages = Stages()
+
+    images, late = prepare(config, folder)
+    packing = PackConfig(source=(str(images),), output=dataset, holdout=HOLDOUT)
+    packed = stages.run("pack", lambda: pack.main(packing))
+    training = train_config(config, name, dataset, output, tracking)
+    cluster: AbstractContextManager[None] = ray_cluster(config.workers)
+    with cluster:
+        trained = stages.run("train", lambda: train.main(training))
+        model = f"models:/{tracking.model_name}/{trained['model_version']}"
+        evaluating = EvaluateConfig(
+            model=model, data=f"{dataset}/holdout", output=str(folder / "figures"),
+            tracking=tracking,
+        )  # fmt: skip
+        evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating))
+        encoding = EncodeConfig(
+            model=model, data=f"{dataset}/train", output=store, actors=config.workers,
+            columns=("label",), tracking=tracking,
+        )  # fmt: skip
+        encoded = stages.run("encode", lambda: encode.main(encoding))
+        if late:
+            for source, target in late.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        appending = packing.model_copy(update={"append": True})
+        appended = stages.run("append", lambda: pack.main(appending))
+        increment = stages.run("encode what is new", lambda: encode.main(encoding))
+    verified = stages.run("verify", lambda: verify.main(VerifyConfig(store=store)))
+    result = {
+        "model": trained["model"],
+        "store": store,
+        "samples": increment["samples"],
+        "elbo": trained["elbo"],
+        "figures": evaluated["figures"],
+        "verified": verified["ok"],
+        "appended": appended["samples"] - packed["samples"],
+        "images_per_second": encoded["images_per_second"],
+        "seconds": stages.seconds,
+    }
+    return Outcome(result, summary=summary(config, training, trained, evaluated, result, folder))
+
+
+def write_digits(folder: Path, numbers: Iterable[int]) -> None:
+    """scikit-learn's handwritten digits (8 x 8, 17 levels) as PNG files in a folder per label."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for number in numbers:
+        path = folder / str(digits.target[number]) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(np.round(digits.images[number] * 255 / 16))).save(path)
+
+
+def prepare(config: DemoConfig, folder: Path) -> tuple[Path, dict[Path, Path]]:
+    """The folder to pack, and files to copy into it later: the new images of the next night."""
+    if config.images is not None:
+        return Path(config.images), {}
+    images, late = folder / "images", folder / "late"
+    write_digits(images, range(1797 - LATE_IMAGES))
+    write_digits(late, range(1797 - LATE_IMAGES, 1797))
+    return images, {path: images / path.relative_to(late) for path in late.rglob("*.png")}
+
+
+def train_config(
+    config: DemoConfig, name: str, dataset: str, output: Path, tracking: TrackingConfig
+) -> TrainConfig:
+    """Small enough for two cores and a few minutes."""
+    digits = config.images is None
+    return TrainConfig(
+        data=f"{dataset}/train",
+        run=f"demo-{name}",
+        storage=str(output),
+        steps=config.steps,
+        global_batch_size=128 if digits else 32,
+        image_size=8 if digits else 64,
+        channels=1 if digits else 3,
+        workers=config.workers,
+        checkpoint_every=200,
+        evaluate_every=200,
+        model=ModelConfig() if digits else ModelConfig(latent_channels=64),
+        tracking=tracking,
+    )
+
+
+def summary(
+    config: DemoConfig,
+    training: TrainConfig,
+    trained: dict[str, Any],
+    evaluated: dict[str, Any],
+    result: dict[str, Any],
+    folder: Path,
+) -> list[str]:
+    """What a reader wants to know first, and the commands to go on with."""
+    before, after = trained["holdout_before"], trained["holdout_after"]
+    rows = [
+        f"  {name:<16}{before[name]:>12.2f}{after[name]:>12.2f}"
+        for name in ("elbo", "log_likelihood", "kl")
+    ]
+    source = config.images or "YOUR_IMAGES"
+    mlflow = Path("runs/mlflow.db").absolute()
+    return [
+        "",
+        f"Held-out images ({evaluated['images']}), nats per image:",
+        f"  {'':<16}{'untrained':>12}{'trained':>12}",
+        *rows,
+        f"  IWAE bound on log p(x): {evaluated['iwae']:.2f}, "
+        f"so the posterior misses {evaluated['posterior_gap']:.2f}",
+        f"Encoded {result['samples']} images ({result['images_per_second']:.0f} images/s); the "
+        f"store is {'whole' if result['verified'] else 'NOT WHOLE'}.",
+        f"  pictures   {folder / 'figures'}",
+        f"  latents    {result['store']}",
+        f"  model      {result['model']} (version {trained['model_version']})",
+        "Seconds: " + ", ".join(f"{name} {t}" for name, t in result["seconds"].items()),
+        "Go on with:",
+        f"  .venv/bin/mlflow ui --backend-store-uri sqlite:///{mlflow}",
+        f"  .venv/bin/python -m jobs.pack --source {source} --output runs/mine --holdout 0.05",
+        "  .venv/bin/python -m jobs.train --data runs/mine/train --run mine --image-size 64",
+        f"  .venv/bin/python -m jobs.pull --model {result['model']} --output runs/pulled",
+        "",
+    ]
+
+
+if __name__ == "__main__":
+    run_job(DemoConfig, main)

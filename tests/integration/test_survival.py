@@ -1,0 +1,123 @@
+"""`jobs.train` or a worker of it is killed by SIGKILL; the same command ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.digits import write_digits
+
+STEPS = 300
+COMMAND = (
+    "--steps", str(STEPS), "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
+    "--workers", "2", "--checkpoint-every", "40", "--evaluate-every", "1000", "--run", "r",
+)  # fmt: skip
+
+
+def start(folder: Path, data: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", "--data", str(data), *COMMAND],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "log").open("a"),
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+
+
+def finish(process: subprocess.Popen) -> dict:
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    return json.loads(out.splitlines()[-1])
+
+
+def wait_for_checkpoint(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        receipts = sorted((folder / "runs/r/checkpoints").glob("*.json"))
+        if receipts and int(receipts[-1].stem.removeprefix("step-")) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError((folder / "log").read_text())
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process ids below `pid` and their command lines."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            try:
+                found[child] = (Path("/proc") / str(child) / "cmdline").read_text()
+            except OSError:
+                continue
+            waiting.append(child)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    return write_digits(folder)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("calm")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, calm) -> dict:
+    return finish(start(calm, data))
+
+
+def test_killing_driver_and_workers_midway_changes_no_bit_and_no_sample(
+    data, undisturbed, tmp_path
+):
+    first = start(tmp_path, data)
+    wait_for_checkpoint(tmp_path, 80)
+    below = descendants(first.pid)
+    os.killpg(first.pid, signal.SIGKILL)
+    for pid in below:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    first.wait()
+    assert not (tmp_path / "runs/r/result.json").exists(), "it had ended before it was killed"
+    result = finish(start(tmp_path, data))
+    assert not list((tmp_path / "runs/r/attempts").glob("000003*"))
+    assert result["samples"] == undisturbed["samples"]
+    assert result["digest"] == undisturbed["digest"]
+
+
+def test_killing_one_worker_midway_changes_no_bit_and_no_sample(data, undisturbed, tmp_path):
+    process = start(tmp_path, data)
+    wait_for_checkpoint(tmp_path, 80)
+    workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
+    os.kill(workers[0], signal.SIGKILL)
+    result = finish(process)
+    assert (tmp_path / "runs/r/attempts/000001.002.json").exists(), "the workers were not replaced"
+    assert result["samples"] == undisturbed["samples"]
+    assert result["digest"] == undisturbed["digest"]
+
+
+def test_a_finished_run_says_so_and_trains_nothing(data, calm, undisturbed):
+    before = sorted((path, path.stat().st_mtime_ns) for path in calm.glob("runs/r/**/*.pt"))
+    assert finish(start(calm, data)) == undisturbed
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in calm.glob("runs/r/**/*.pt"))
+    assert "is finished at step 300" in (calm / "log").read_text()
