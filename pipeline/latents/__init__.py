@@ -1,0 +1,1 @@
+"""The latent store: one Arrow file per source shard, receipts, snapshots, and their reader."""

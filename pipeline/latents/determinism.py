@@ -1,0 +1,79 @@
+"""Numerics that give the same bytes whoever encodes: one intra-op thread, deterministic kernels.
+
+Measured with torch 2.13 on 2 cores: see `tests/pipeline/latents/test_determinism.py`, which fails
+where a batch's latents depend on anything but the batch.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class _Settings:
+    threads: int
+    deterministic: bool
+    cudnn_deterministic: bool
+    cudnn_benchmark: bool
+    cudnn_tf32: bool
+    matmul_tf32: bool
+
+    @classmethod
+    def current(cls) -> "_Settings":
+        return cls(
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            cudnn_deterministic=torch.backends.cudnn.deterministic,
+            cudnn_benchmark=torch.backends.cudnn.benchmark,
+            cudnn_tf32=torch.backends.cudnn.allow_tf32,
+            matmul_tf32=torch.backends.cuda.matmul.allow_tf32,
+        )
+
+    def apply(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.deterministic = self.cudnn_deterministic
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
+
+
+_EXACT = _Settings(
+    threads=1,
+    deterministic=True,
+    cudnn_deterministic=True,
+    cudnn_benchmark=False,
+    cudnn_tf32=False,
+    matmul_tf32=False,
+)
+_lock = threading.Lock()
+_inside = 0
+_before = _EXACT
+
+
+@contextmanager
+def exact_numerics() -> Iterator[None]:
+    """Torch's process-wide settings for reproducible encoding; restored when the last user leaves.
+
+    One intra-op thread, because a reduction split over n threads rounds differently for each n. Cores
+    are used by encoding several shards at a time instead.
+    """
+    global _inside, _before
+    # cuBLAS reads it when its first handle is made; without it deterministic matmuls raise.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with _lock:
+        if _inside == 0:
+            _before = _Settings.current()
+            _EXACT.apply()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _before.apply()

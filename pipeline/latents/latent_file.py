@@ -1,0 +1,148 @@
+"""One shard's latents as one Arrow IPC file that plain pyarrow and polars open.
+
+Columns: `key`, `position` (in the source shard), then fixed-shape tensors [Z, h, w], then the source's
+own columns. Rows come in source order; record batch i holds what is left of the source positions
+[i B, (i + 1) B) when failed samples are gone, so a row is found by arithmetic and one ranged read.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.latents.identity import Identity
+
+Array = npt.NDArray[Any]
+
+_ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+
+
+@dataclass(frozen=True)
+class RecordBatchPlace:
+    """Where a record batch lies in its file: byte offset, length, and its rows."""
+
+    offset: int
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class LatentRows:
+    """Decoded rows of a latent file; arrays are views of the file's memory where that is local."""
+
+    keys: list[str]
+    positions: npt.NDArray[np.int32]
+    tensors: dict[str, Array]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def column_type(name: str) -> pa.DataType:
+    """The Arrow type of a source column: `cls` is an integer, everything else text.
+
+    Fixed by name, never guessed from values, so that every file of a store has the same schema.
+    """
+    return pa.int64() if name == "cls" else pa.string()
+
+
+def schema_of(identity: Identity) -> pa.Schema:
+    """The schema of every latent file of this identity."""
+    options = identity.options
+    tensor = pa.fixed_shape_tensor(_ARROW_TYPES[options.dtype], identity.latent_shape)
+    fields = [pa.field("key", pa.string(), False), pa.field("position", pa.int32(), False)]
+    fields += [pa.field(name, tensor, False) for name in options.tensors]
+    fields += [pa.field(name, column_type(name), True) for name in options.columns]
+    return pa.schema(fields, metadata={"identity": identity.digest})
+
+
+@dataclass
+class LatentFileWriter:
+    """Writes record batches to a local file as they come; memory stays at one batch."""
+
+    path: Path
+    identity: Identity
+    places: list[RecordBatchPlace] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._schema = schema_of(self.identity)
+        self._file = pa.OSFile(str(self.path), "wb")
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._writer.close()
+        finally:
+            self._file.close()
+
+    def write(
+        self,
+        keys: Sequence[str],
+        positions: Sequence[int],
+        tensors: Mapping[str, Array],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> None:
+        """Appends one record batch; tensors are [rows, Z, h, w] of the store's type."""
+        arrays: list[pa.Array] = [
+            pa.array(keys, pa.string()),
+            pa.array(np.asarray(positions, dtype=np.int32)),
+        ]
+        for name in self.identity.options.tensors:
+            arrays.append(_tensor_array(self._schema.field(name).type, tensors[name]))
+        for name in self.identity.options.columns:
+            arrays.append(pa.array(columns[name], column_type(name)))
+        batch = pa.record_batch(arrays, schema=self._schema)
+        self._writer.write_batch(batch)
+        # Counted from the end: the first call writes the schema before the batch.
+        size = pa.ipc.get_record_batch_size(batch)
+        self.places.append(RecordBatchPlace(self._file.tell() - size, size, len(keys)))
+
+
+def _tensor_array(kind: pa.FixedShapeTensorType, values: Array) -> pa.ExtensionArray:
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if not len(values):
+        return pa.ExtensionArray.from_storage(kind, pa.array([], kind.storage_type))
+    size = int(np.prod(kind.shape))
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat), size)
+    return pa.ExtensionArray.from_storage(kind, storage)
+
+
+def rows_of(batch: pa.RecordBatch, identity: Identity, names: Sequence[str]) -> LatentRows:
+    """A record batch as numpy views: the tensors in `names` only."""
+    tensors = {}
+    for name in names:
+        column = batch.column(name)
+        shape = (len(batch), *identity.latent_shape)
+        values = column.storage.flatten().to_numpy(zero_copy_only=True)
+        tensors[name] = values.reshape(shape)
+    return LatentRows(
+        keys=batch.column("key").to_pylist(),
+        positions=batch.column("position").to_numpy(zero_copy_only=True),
+        tensors=tensors,
+        columns={n: batch.column(n).to_pylist() for n in identity.options.columns},
+    )
+
+
+def parse_record_batch(schema: pa.Schema, data: Any) -> pa.RecordBatch:
+    """The record batch in `data`, the bytes that a `RecordBatchPlace` names."""
+    return pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,129 @@
+"""Per-channel mean and variance in float64, merged in a fixed order so that bytes don't depend on who.
+
+Welford's sums in Chan's pairwise form (Chan, Golub & LeVeque 1979): count, mean, sum of squared
+deviations. `without` takes rows away again, which is how removed samples leave a snapshot.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Sums over `rows` latents [Z, h, w] for each of Z channels.
+
+    `squares` is the sum of squared deviations from `mean`; `posterior_variance` the mean of
+    exp(logvar), None where no log-variance is stored.
+    """
+
+    rows: int
+    positions: int
+    mean: tuple[float, ...]
+    squares: tuple[float, ...]
+    posterior_variance: tuple[float, ...] | None = None
+
+    @property
+    def count(self) -> int:
+        """Values per channel: rows x h x w."""
+        return self.rows * self.positions
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Population standard deviation of the stored values per channel; 0 without rows."""
+        return tuple(math.sqrt(value / max(self.count, 1)) for value in self.squares)
+
+    @property
+    def sample_std(self) -> tuple[float, ...] | None:
+        """Standard deviation of z ~ q(z|x) over the data: sqrt(Var[mean] + E[exp(logvar)])."""
+        if self.posterior_variance is None:
+            return None
+        pairs = zip(self.squares, self.posterior_variance, strict=True)
+        return tuple(math.sqrt(s / max(self.count, 1) + v) for s, v in pairs)
+
+    def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
+        """The statistics of both sets of rows together."""
+        if not self.rows or not other.rows:
+            return self if other.rows == 0 else other
+        return self._combine(other, 1)
+
+    def without(self, other: "ChannelStatistics") -> "ChannelStatistics":
+        """The statistics of the rows that are left when those of `other` are taken away."""
+        if other.rows > self.rows:
+            raise ValueError(f"can't take {other.rows} rows from {self.rows}")
+        if other.rows == self.rows:
+            return empty(len(self.mean), self.positions, self.posterior_variance is not None)
+        return self._combine(other, -1) if other.rows else self
+
+    def _combine(self, other: "ChannelStatistics", sign: int) -> "ChannelStatistics":
+        rows = self.rows + sign * other.rows
+        mine, theirs = self.rows / rows, sign * other.rows / rows
+        mean, squares = [], []
+        for a, b, sa, sb in zip(self.mean, other.mean, self.squares, other.squares, strict=True):
+            mean.append(a + (b - a) * theirs)
+            # Adding: n_a n_b / n. Taking away: the same identity solved for the smaller set.
+            between = (b - a) ** 2 * self.count * theirs
+            squares.append(max(sa + sign * sb + between, 0.0))
+        within = None
+        if self.posterior_variance is not None and other.posterior_variance is not None:
+            pairs = zip(self.posterior_variance, other.posterior_variance, strict=True)
+            within = tuple(a * mine + b * theirs for a, b in pairs)
+        return ChannelStatistics(rows, self.positions, tuple(mean), tuple(squares), within)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary; float64 survives it exactly."""
+        return {
+            "rows": self.rows,
+            "positions": self.positions,
+            "mean": list(self.mean),
+            "squares": list(self.squares),
+            "posterior_variance": (
+                None if self.posterior_variance is None else list(self.posterior_variance)
+            ),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
+        """The inverse of `to_json`."""
+        within = value["posterior_variance"]
+        return cls(
+            rows=value["rows"],
+            positions=value["positions"],
+            mean=tuple(value["mean"]),
+            squares=tuple(value["squares"]),
+            posterior_variance=None if within is None else tuple(within),
+        )
+
+
+def empty(channels: int, positions: int, with_variance: bool) -> ChannelStatistics:
+    """The statistics of no rows."""
+    zeros = (0.0,) * channels
+    return ChannelStatistics(0, positions, zeros, zeros, zeros if with_variance else None)
+
+
+def measure(latents: Array, log_variance: Array | None = None) -> ChannelStatistics:
+    """The statistics of stored latents [n, Z, h, w], n >= 1, computed in float64."""
+    rows, channels, positions = latents.shape[0], latents.shape[1], latents[0, 0].size
+    values = latents.reshape(rows, channels, positions).astype(np.float64)
+    mean = values.mean(axis=(0, 2))
+    squares = np.square(values - mean[None, :, None]).sum(axis=(0, 2))
+    within = None
+    if log_variance is not None:
+        flat = log_variance.reshape(rows, channels, positions).astype(np.float64)
+        within = tuple(np.exp(flat).mean(axis=(0, 2)).tolist())
+    return ChannelStatistics(
+        rows, positions, tuple(mean.tolist()), tuple(squares.tolist()), within
+    )
+
+
+def merge_all(parts: Iterable[ChannelStatistics], start: ChannelStatistics) -> ChannelStatistics:
+    """`start` and then `parts`, merged from left to right."""
+    for part in parts:
+        start = start.merge(part)
+    return start

@@ -1,0 +1,76 @@
+"""One optimiser step on a fixed global batch, as one rank of any world; run by test_step.py."""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PreprocessConfig
+from pipeline.data import Batch
+from pipeline.data.order import slots_of
+from pipeline.training.ema import Ema
+from pipeline.training.step import (
+    StepReport,
+    StepSettings,
+    TrainState,
+    make_optimizer,
+    train_step,
+)
+from pipeline.training.world import current_world
+from pipeline.vae import VAE, build_vae
+
+BATCH = 7
+"""Two ranks hold 3 and 4 of them."""
+INVALID = (2, 5, 6)
+"""Rank 0 has one bad sample of three, rank 1 two of four."""
+
+
+def global_batch(slots: range, invalid: tuple[int, ...] = INVALID) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (BATCH, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    valid = torch.tensor([slot not in invalid for slot in range(BATCH)])
+    # What a bad sample shows must not matter: its slot holds other pixels on purpose.
+    images[~valid] = 255
+    keys = [f"k{slot}" for slot in range(BATCH)]
+    return Batch(images[slots.start : slots.stop], [keys[s] for s in slots],
+                 valid[slots.start : slots.stop], {}, 0, 0, slots)  # fmt: skip
+
+
+def new_vae() -> VAE:
+    torch.manual_seed(0)
+    model = ModelConfig(kind="mlp")
+    return build_vae(model, PreprocessConfig(image_size=8, channels=1)).double()
+
+
+def one_step(batch: Batch, wrap: bool = False) -> tuple[StepReport, TrainState]:
+    vae = new_vae()
+    config = OptimizerConfig(clip_norm=1e12)
+    model = DistributedDataParallel(vae) if wrap else vae
+    state = TrainState(vae, model, Ema(vae, 0.9), make_optimizer(config, vae))
+    settings = StepSettings(ObjectiveConfig(), 3, config.clip_norm, None)
+    report = train_step(
+        state, batch, current_world(torch.device("cpu")), settings,
+        rate=1e-3, stop=False, data_wait_seconds=0.0,
+    )  # fmt: skip
+    return report, state
+
+
+def gradients(state: TrainState) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in state.vae.parameters()]
+
+
+def run_rank(rank: int, world_size: int, folder: str) -> None:
+    """Writes this rank's gradients and means to FOLDER/RANK.pt."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(Path(folder) / "rendezvous"), world_size)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size, store=store)
+    report, state = one_step(global_batch(slots_of(rank, world_size, BATCH)), wrap=True)
+    found = {
+        "gradients": gradients(state), "terms": report.terms, "images": report.images,
+        "bad_images": report.bad_images, "objective": report.objective,
+    }  # fmt: skip
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from tests.gradients import BATCH, INVALID, global_batch, gradients, new_vae, one_step, run_rank
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(run_rank, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_gradients_on_two_ranks_equal_those_of_one_process(two_ranks):
+    # 7 images on 2 ranks, with masked samples: 3 and 4 slots, 2 and 2 of them valid.
+    _, state = one_step(global_batch(range(BATCH)))
+    for rank in two_ranks:
+        for found, expected in zip(rank["gradients"], gradients(state), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_rank_reports_the_means_over_the_global_valid_images(two_ranks):
+    report, _ = one_step(global_batch(range(BATCH)))
+    for rank in two_ranks:
+        assert rank["images"] == BATCH - len(INVALID)
+        assert rank["bad_images"] == len(INVALID)
+        assert rank["terms"] == pytest.approx(report.terms, rel=1e-9)
+        assert rank["objective"] == pytest.approx(report.objective, rel=1e-9)
+
+
+def test_the_gradient_is_the_mean_of_single_image_gradients():
+    # A sum over ranks and slots in place of a mean, or a mean that counts masked slots, dies here.
+    _, whole = one_step(global_batch(range(BATCH)))
+    parts = []
+    for slot in (s for s in range(BATCH) if s not in INVALID):
+        others = tuple(s for s in range(BATCH) if s != slot)
+        parts.append(gradients(one_step(global_batch(range(BATCH), others))[1]))
+    for index, expected in enumerate(gradients(whole)):
+        mean = torch.stack([part[index] for part in parts]).mean(0)
+        torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_loss_without_beta_is_minus_the_mean_elbo():
+    report, _ = one_step(global_batch(range(BATCH)))
+    assert report.objective == pytest.approx(report.terms["elbo"], rel=1e-12)
+    assert report.terms["elbo"] == pytest.approx(
+        report.terms["log_likelihood"] - report.terms["kl"], rel=1e-9
+    )
+
+
+def test_a_batch_without_valid_images_moves_no_weight():
+    report, state = one_step(global_batch(range(BATCH), tuple(range(BATCH))))
+    assert report.skipped
+    assert report.images == 0
+    assert state.step == 1
+    for found, initial in zip(state.vae.parameters(), new_vae().parameters(), strict=True):
+        assert torch.equal(found, initial)
