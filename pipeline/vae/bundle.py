@@ -128,7 +128,7 @@ def _digest(weights: Mapping[str, Tensor], model: ModelConfig, preprocess: Prepr
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         hashed.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        hashed.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A small convolutional VAE: strided convolutions down to about 4 pixels and back."""
+"""A small convolutional VAE: each layer halves the image, down to about 4 pixels, and back."""
 
 import itertools
 
@@ -32,26 +32,19 @@ class Conv(Network):
         super().__init__()
         self.latent_shape = (latent_channels, latent_size, latent_size)
         sizes = _grid_sizes(shape.image_size, latent_size)
-        widths = [width * min(2**level, WIDEST) for level in range(len(sizes))]
+        widths = [width * min(2**level, WIDEST) for level in range(len(sizes) - 1)]
         self._grid = (widths[-1], sizes[-1], sizes[-1])
         features = widths[-1] * sizes[-1] ** 2
-        down: list[nn.Module] = [nn.Conv2d(shape.channels, widths[0], 3, padding=1), nn.SiLU()]
-        for before, after in itertools.pairwise(widths):
+        # The first and the last layer change the size too: at full size, layers of few channels
+        # cost most of the time on CPUs (3x at 32 pixels here).
+        down: list[nn.Module] = []
+        for before, after in itertools.pairwise([shape.channels, *widths]):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
         up: list[nn.Module] = []
-        for level in range(len(sizes) - 1, 0, -1):
-            up += [
-                nn.SiLU(),
-                nn.ConvTranspose2d(
-                    widths[level],
-                    widths[level - 1],
-                    4,
-                    stride=2,
-                    padding=1,
-                    output_padding=sizes[level - 1] % 2,
-                ),
-            ]
-        up += [nn.SiLU(), nn.Conv2d(widths[0], shape.num_parameters, 3, padding=1)]
+        ups = [*widths[::-1], shape.num_parameters]
+        for level, (before, after) in enumerate(itertools.pairwise(ups), 1):
+            odd = sizes[-1 - level] % 2
+            up += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=odd)]
         self.down, self.up = nn.Sequential(*down), nn.Sequential(*up)
         self.to_moments: nn.Module
         self.from_latents: nn.Module
@@ -83,7 +76,7 @@ class Conv(Network):
     def start_at(self, parameters: Tensor) -> None:
         """A bias for each channel: the mean over its pixels."""
         last = self.up[-1]
-        assert isinstance(last, nn.Conv2d)
+        assert isinstance(last, nn.ConvTranspose2d)
         assert last.bias is not None
         last.bias.copy_(parameters.mean((1, 2)))
 
@@ -95,7 +88,7 @@ class Conv(Network):
                 nn.init.zeros_(layer.bias)
         # The first ELBO is then that of a grey image and a posterior near the prior.
         for last in (self.up[-1], self.to_moments):
-            assert isinstance(last, nn.Conv2d | nn.Linear)
+            assert isinstance(last, nn.ConvTranspose2d | nn.Conv2d | nn.Linear)
             nn.init.normal_(last.weight, std=0.01)
 
 
@@ -103,11 +96,12 @@ def _grid_sizes(image_size: int, latent_size: int) -> list[int]:
     """From the image's size by halving (rounded down) to the latent's, or to about 4."""
     sizes = [image_size]
     stop = latent_size if latent_size > 1 else SMALLEST_GRID
-    while sizes[-1] > stop:
+    while sizes[-1] > stop or (len(sizes) == 1 and image_size > 1):
         sizes.append(sizes[-1] // 2)
-    if latent_size > 1 and sizes[-1] != latent_size:
+    if len(sizes) == 1 or (latent_size > 1 and sizes[-1] != latent_size):
         raise ModelError(
-            f"latent_size {latent_size} can't be reached by halving image_size {image_size} "
-            f"({' > '.join(map(str, sizes))}). Choose one of these, or 1 for a single vector."
+            f"latent_size {latent_size} can't be reached by halving image_size {image_size} at "
+            f"least once ({' > '.join(map(str, sizes))}). Choose one of these below the first, or "
+            "1 for a single vector."
         )
     return sizes
