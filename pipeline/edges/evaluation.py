@@ -1,7 +1,8 @@
 """`jobs.evaluate`: a model measured on a dataset, here or by Ray tasks, and its report."""
 
 import math
-from collections.abc import Iterable, Iterator
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -60,7 +61,10 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     if config.output is not None:
         result["figures"] = draw_all(config.output, dataset, main, config.seed)
         if others:
-            picture = to_png(draw_comparison, result["comparison"]["table"])
+            table = result["comparison"]["table"]
+            short = short_names(list(table))
+            named = {short[name]: row for name, row in table.items()}
+            picture = to_png(draw_comparison, named)
             result["figures"].append(_publish(config.output, "comparison.png", picture))
         result["kl_per_dimension"] = main.findings.kl_per_dimension.tolist()
         storage.publish(
@@ -186,6 +190,13 @@ def _candidate(model: Evaluated) -> Candidate:
         model.vae.preprocess,
         model.vae.model_config.likelihood,
     )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Each name without the folders that all of them share."""
+    shared = posixpath.commonprefix(names).rpartition("/")
+    start = len(shared[0] + shared[1])
+    return {name: name[start:] or name for name in names}
 
 
 def _publish(output: str, name: str, picture: bytes) -> str:

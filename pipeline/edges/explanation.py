@@ -13,7 +13,7 @@ from pipeline.edges.evaluation import Evaluated, draw_all, measure_model
 from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
 from pipeline.training.explanation import explain, render
 from pipeline.training.health import check_health
-from pipeline.training.slips import Diagnosis, diagnose, known_slips
+from pipeline.training.slips import Diagnosis, Quantity, diagnose, known_slips
 from pipeline.vae import VAE
 
 
@@ -106,7 +106,7 @@ def _diagnoses(
     beta: float,
     sigma: float | None,
 ) -> list[Diagnosis]:
-    figures = {
+    figures: dict[Quantity, float | None] = {
         "elbo": config.my_elbo,
         "kl": config.my_kl,
         "log_likelihood": config.my_log_likelihood,

@@ -126,7 +126,7 @@ def _moments(vae: VAE, posterior: Posterior) -> Tensor:
     if vae.model_config.posterior == "diagonal":
         return torch.cat([posterior.mean, posterior.log_variance], dim=1)
     factor: Tensor = posterior.cholesky  # type: ignore[attr-defined]
-    rows, columns = torch.tril_indices(*factor.shape[1:], -1)
+    rows, columns = torch.tril_indices(factor.shape[1], factor.shape[2], -1)
     diagonal = 2 * factor.diagonal(dim1=1, dim2=2).log()
     moments = torch.cat([posterior.mean.flatten(1), diagonal, factor[:, rows, columns]], dim=1)
     return moments[:, :, None, None]

@@ -66,7 +66,8 @@ class EvaluationSums:
 
     def with_values(self, values: Tensor) -> "EvaluationSums":
         """These sums' model with what `to_tensor` gave, summed over workers."""
-        table, dimensions = values.cpu().split([self.table.numel(), self.dimensions.numel()])
+        sizes = [self.table.numel(), self.dimensions.numel()]
+        table, dimensions = torch.split(values.cpu(), sizes)
         return EvaluationSums(
             table.view_as(self.table),
             dimensions.view_as(self.dimensions),

@@ -89,7 +89,11 @@ def explain(numbers: Numbers, beta: float = 1.0) -> list[Part]:
 
 def render(numbers: Numbers, parts: Sequence[Part], warnings: Sequence[str]) -> str:
     """The whole page as Markdown."""
-    rows = [f"| {t.symbol} | {t.name} | {t.here} | {t.value:.3f} |" for t in walk(numbers)]
+    # U+2223 looks like the bar of a condition, and does not end a cell of a table.
+    rows = [
+        f"| {term.symbol.replace('|', '∣')} | {term.name} | {term.here} | {term.value:.3f} |"
+        for term in walk(numbers)
+    ]
     health = [f"- {line}" for line in warnings] or ["- Nothing unusual."]
     head = [
         f"# What this model's numbers mean ({numbers['images']:,} images, nats per image)",

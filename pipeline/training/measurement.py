@@ -90,8 +90,9 @@ def merge(parts: Sequence[Measured], latent_dimensions: int) -> Measured:
     assert (np.diff(positions) > 0).all(), "an image was measured twice"
     rows = np.concatenate([part.rows for part in parts] or [np.empty((0, len(COLUMNS)))])[order]
     # Moments belong to each part's own first rows: find where they went.
-    owner = np.concatenate([np.arange(len(p.positions)) < len(p.means) for p in parts] or [[]])
-    kept = np.flatnonzero(owner.astype(bool))
+    none = np.empty(0, np.bool_)
+    owner = [np.arange(len(part.positions)) < len(part.means) for part in parts]
+    kept = np.flatnonzero(np.concatenate(owner or [none]))
     place = np.argsort(np.argsort(order)[kept], kind="stable")
     means = np.concatenate([part.means for part in parts] or [empty])[place]
     log_variances = np.concatenate([part.log_variances for part in parts] or [empty])[place]

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Batch
-from pipeline.vae import VAE, build_vae, draw_noise
+from pipeline.data.pack import pack
+from pipeline.vae import VAE, build_vae, draw_noise, save_bundle
 
 TRAINED_ON = 1400
 
@@ -65,3 +68,17 @@ def held_out(count: int, batch_size: int, rank: int = 0, world_size: int = 1) ->
             index=index,
             slots=slots,
         )
+
+
+def write_digits(folder: Path) -> Path:
+    """`data`, a packed hold-out of 120 digits, and the bundles `vae`, `collapsed` and `binary`."""
+    pixels, labels = images()
+    for number in range(TRAINED_ON, TRAINED_ON + 120):
+        path = folder / "images" / labels[number] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number, 0].numpy()).save(path)
+    save_bundle(digits_vae(), folder / "vae")
+    save_bundle(digits_vae(beta=500.0), folder / "collapsed")
+    save_bundle(digits_vae("bernoulli"), folder / "binary")
+    pack(PackConfig(source=(str(folder / "images"),), output=str(folder / "data"), workers=1))
+    return folder
