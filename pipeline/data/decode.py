@@ -73,8 +73,13 @@ def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
         width, height = (jpeg.height, jpeg.width) if turned else (jpeg.width, jpeg.height)
         return ImageHeader(width, height, "JPEG")
     image = _open(data, pixel_limit)
-    # Pillow's TIFF plugin states the size after its own turn.
-    orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION_TAG, 1)
+    # Pillow's TIFF plugin states the size after its own turn; its PNG plugin's own getexif() would
+    # decode the whole image, for an EXIF chunk behind the pixels.
+    try:
+        exif = None if image.format == "TIFF" else Image.Image.getexif(image)
+    except _PILLOW_ERRORS as error:
+        raise _sample_error(error) from None
+    orientation = 1 if exif is None else exif.get(_ORIENTATION_TAG, 1)
     turned = orientation in _TRANSPOSED
     width, height = (image.height, image.width) if turned else (image.width, image.height)
     return ImageHeader(width, height, image.format or "")

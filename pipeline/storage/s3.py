@@ -44,7 +44,7 @@ def _client() -> Any:
             _Client.filesystem = s3fs.S3FileSystem(
                 skip_instance_cache=True,
                 config_kwargs={
-                    "retries": {"max_attempts": 1, "mode": "standard"},
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},
                     "connect_timeout": 5,
                     "read_timeout": _READ_SECONDS,
                     "max_pool_connections": 64,

@@ -1,0 +1,19 @@
+import io
+
+import webdataset
+from PIL import Image
+
+from jobs.index import main
+from pipeline.config import IndexConfig
+
+
+def test_adopting_a_tar_counts_its_samples(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "one", "png": buffer.getvalue()})
+        writer.write({"__key__": "two", "png": b"nothing"})
+    config = IndexConfig(source=(str(tmp_path / "a.tar"),), output=str(tmp_path / "out"))
+    outcome = main(config)
+    assert outcome.exit_code == 3, "one of two is past the budget of 1 %"
+    assert (outcome.result["samples"], outcome.result["rejected"]) == (1, 1)

@@ -1,0 +1,31 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from pipeline.data.shard import index_of
+from pipeline.data.shard_index import ShardIndex
+from pipeline.errors import DatasetError
+
+ROWS = [
+    {"keys": "a", "extensions": "jpg", "starts": 0, "ends": 1024, "offsets": 512, "sizes": 3,
+     "widths": 5, "heights": 6, "crc32": 2**32 - 1},
+    {"keys": "é", "extensions": "png", "starts": 1024, "ends": 2**40, "offsets": 1536, "sizes": 9},
+]  # fmt: skip
+
+
+def test_an_index_reads_back_as_it_was_written():
+    index = index_of(ROWS)
+    data = index.to_bytes()
+    found = ShardIndex.from_bytes(data, hashlib.sha256(data).hexdigest(), "x")
+    assert found.keys == ["a", "é"]
+    assert found.crc32[0] == 2**32 - 1
+    assert found.ends[1] == 2**40
+    assert list(found.json_sizes) == [-1, -1]
+    assert found.widths.dtype == np.int32
+
+
+def test_an_index_that_was_changed_is_refused():
+    data = index_of(ROWS).to_bytes()
+    with pytest.raises(DatasetError, match="sha256"):
+        ShardIndex.from_bytes(data + b"x", hashlib.sha256(data).hexdigest(), "index/0.arrow")

@@ -1,0 +1,44 @@
+import pytest
+from PIL import Image
+
+from pipeline import storage
+from pipeline.config import PackConfig
+from pipeline.data.dataset import Dataset
+from pipeline.data.pack import pack
+from pipeline.data.verify import verify_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    for n in range(8):
+        Image.new("RGB", (8, 8), (n, 2 * n, 3 * n)).save(tmp_path / f"{n}.bmp")
+    source, output = str(tmp_path / "*.bmp"), str(tmp_path / "packed")
+    return Dataset.open(pack(PackConfig(source=(source,), output=output)).dataset)
+
+
+def test_a_fresh_dataset_is_whole(dataset):
+    assert verify_dataset(dataset.url) == []
+
+
+def test_one_flipped_bit_names_the_sample_and_its_source(dataset):
+    index = dataset.read_index(0)
+    url = dataset.shard_url(dataset.shards[0])
+    data = bytearray(storage.read(url))
+    data[index.offsets[3] + 60] ^= 1
+    storage.publish(url, bytes(data))
+    problems = verify_dataset(dataset.url)
+    assert index.keys[3] in problems[0]
+    assert sum(f"/{index.keys[3]}.bmp" in line for line in problems) == 1
+
+
+def test_a_short_copy_a_missing_shard_and_a_changed_index_are_found(dataset):
+    shard = dataset.shards[0]
+    url, index_url = dataset.shard_url(shard), f"{dataset.url}/{shard.index_path}"
+    data = storage.read(url)
+    storage.publish(url, data[:-512])
+    assert "cut short" in verify_dataset(dataset.url)[0]
+    storage.delete(url)
+    assert "is missing" in verify_dataset(dataset.url)[0]
+    storage.publish(url, data)
+    storage.publish(index_url, storage.read(index_url) + b"x")
+    assert "sha256" in verify_dataset(dataset.url)[0]

@@ -1,0 +1,68 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError, StorageError
+
+
+def test_a_published_object_reads_back_whole_and_in_ranges(tmp_path):
+    url = str(tmp_path / "deep/er/file")
+    storage.publish(url, b"0123456789")
+    assert storage.read(url) == b"0123456789"
+    assert storage.read(url, 3, 5) == b"34"
+    assert storage.read(url, 8, 100) == b"89"
+    assert storage.read(url, 20, 30) == b""
+
+
+def test_exactly_one_of_many_creators_wins(tmp_path):
+    for race in range(10):
+        url = str(tmp_path / f"claim{race}")
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda n, u=url: storage.create_if_absent(u, b"%d" % n), range(16)))
+        assert sum(won) == 1
+        assert storage.read(url) == b"%d" % won.index(True)
+
+
+def test_a_listing_is_in_the_order_of_whole_paths_and_hides_unfinished_files(tmp_path):
+    for name in ("a/x", "a.b", "a-c", "z"):
+        storage.publish(str(tmp_path / name), b"")
+    storage.scratch(str(tmp_path / "unfinished")).write_bytes(b"half")
+    found = [info.url for info in storage.list_objects(str(tmp_path))]
+    assert found == sorted(str(tmp_path / name) for name in ("a/x", "a.b", "a-c", "z"))
+
+
+def test_a_scratch_file_becomes_the_object_without_a_copy(tmp_path):
+    url = str(tmp_path / "big")
+    scratch = storage.scratch(url)
+    scratch.write_bytes(b"x" * 1000)
+    inode = scratch.stat().st_ino
+    storage.publish(url, scratch)
+    assert (tmp_path / "big").stat().st_ino == inode
+    assert not scratch.exists()
+
+
+def test_what_does_not_exist_is_an_error_that_names_it(tmp_path):
+    for act in (storage.read, storage.stat, lambda url: list(storage.list_objects(url))):
+        with pytest.raises(ObjectNotFoundError, match="nothing-here"):
+            act(str(tmp_path / "nothing-here"))
+    storage.delete(str(tmp_path / "nothing-here"))
+
+
+def test_a_rewritten_file_gets_another_tag(tmp_path):
+    url = str(tmp_path / "file")
+    storage.publish(url, b"one")
+    before = storage.stat(url).etag
+    storage.publish(url, b"two")
+    assert storage.stat(url).etag != before
+
+
+def test_json_that_is_none_is_a_storage_error(tmp_path):
+    url = str(tmp_path / "x.json")
+    storage.publish(url, b"{not json")
+    with pytest.raises(StorageError, match="holds no JSON"):
+        storage.read_json(url)
+
+
+def test_equal_json_values_have_equal_bytes():
+    assert storage.canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}\n'.encode()

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage.urls import bucket_and_key, join, local_path, protocol, shown
+
+
+@pytest.mark.parametrize(
+    ("url", "parts", "expected"),
+    [
+        ("s3://b/p", ("x",), "s3://b/p/x"),
+        ("s3://b/", ("x", "y"), "s3://b/x/y"),
+        ("/a/b", ("c",), "/a/b/c"),
+        ("runs", ("c",), "runs/c"),
+        ("/a", ("s3://b/x",), "s3://b/x"),
+    ],
+)
+def test_parts_are_joined_below_any_kind_of_url(url, parts, expected):
+    assert join(url, *parts) == expected
+
+
+def test_only_plain_paths_and_file_urls_are_local():
+    assert local_path("/a/b") == Path("/a/b")
+    assert local_path("file:///a/b") == Path("/a/b")
+    assert local_path("s3://a/b") is None
+    assert protocol("simplecache::s3://a/b") == "simplecache"
+
+
+def test_messages_show_no_password_and_no_signature():
+    text = shown("https://user:secret@host/x?X-Amz-Signature=abcdef")
+    assert "secret" not in text
+    assert "abcdef" not in text
+    assert "host/x" in text
+
+
+def test_an_s3_url_is_a_bucket_and_a_key():
+    assert bucket_and_key("s3://bucket/a/b c.jpg") == ("bucket", "a/b c.jpg")
