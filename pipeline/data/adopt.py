@@ -139,7 +139,7 @@ def _samples(tar: tarfile.TarFile, size: int, url: str) -> Iterator[dict[str, An
         end = member.offset_data + -(-member.size // BLOCK) * BLOCK
         if end > size:
             raise DatasetError(
-                f"{storage.shown(url)}: ends inside {member.name}: it was cut short. Copy it again."
+                f"{storage.shown(url)}: ends inside {member.name}: it was cut short. Copy again."
             )
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
@@ -175,8 +175,8 @@ def _check_end(url: str, end: int, size: int) -> None:
     tail = storage.read(url, end, end + 2 * BLOCK)
     if len(tail) < 2 * BLOCK or tail.strip(b"\0"):
         raise DatasetError(
-            f"{storage.shown(url)}: has no end mark after byte {end} of {size}: it was cut short at "
-            "a member's border. Copy it again."
+            f"{storage.shown(url)}: has no end mark after byte {end} of {size}: it was cut "
+            "short at a member's border. Copy it again."
         )
 
 

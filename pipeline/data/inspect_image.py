@@ -35,7 +35,7 @@ class PackedImage:
 
 
 def inspect_image(data: bytes, policy: ImagePolicy) -> PackedImage:
-    """Checks and, if asked, re-encodes one image; raises `SampleError` for one that can't be used."""
+    """Checks and, if asked, re-encodes an image; raises `SampleError` if it can't be used."""
     header = probe_image(data, policy.pixel_limit)
     if min(header.width, header.height) < policy.min_side:
         raise SampleError(

@@ -190,7 +190,7 @@ def _checked(path: str, url: str) -> str:
 def _tar_members(url: str, etag: str) -> Iterator[SourceFile]:
     try:
         with (
-            io.BufferedReader(_RangedFile(url), 2**20) as file,
+            io.BufferedReader(storage.StorageFile(url), 2**20) as file,
             tarfile.open(fileobj=file, mode="r:") as tar,
         ):
             for member in tar:
@@ -212,7 +212,7 @@ def _zip_members(url: str, etag: str) -> Iterator[SourceFile]:
 def _open_zip(url: str, etag: str) -> zipfile.ZipFile:
     """A zip open for random access; one that changes is opened anew."""
     try:
-        return zipfile.ZipFile(io.BufferedReader(_RangedFile(url), 2**16))
+        return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
     except zipfile.BadZipFile as error:
         raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
 
@@ -228,33 +228,3 @@ def _read_zip_member(url: str, member: str, size: int) -> bytes:
     if len(data) != size:
         raise SampleError("archive", f"unpacks to more or less than the {size} bytes it states")
     return data
-
-
-class _RangedFile(io.RawIOBase):
-    """An object as a seekable file of ranged reads."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._position = url, 0
-        self._size = storage.stat(url).size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        end = min(self._position + len(view), self._size)
-        data = storage.read(self._url, self._position, end)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)

@@ -5,6 +5,7 @@ Any other fsspec URL (`gs://`, `https://`, `memory://` ...) can be read and list
 The S3 endpoint comes from `AWS_ENDPOINT_URL` alone, credentials from the process's environment.
 """
 
+import io
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ from pipeline.storage.urls import absolute, join, local_path, protocol, shown
 __all__ = [
     "ObjectInfo",
     "RetryPolicy",
+    "StorageFile",
     "absolute",
     "canonical_json",
     "create_if_absent",
@@ -181,3 +183,38 @@ def canonical_json(value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode() + b"\n"
+
+
+class StorageFile(io.RawIOBase):
+    """An object as a seekable file of ranged reads; wrap it in a `BufferedReader`."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._position = url, 0
+        self._size = stat(url).size
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a byte; nothing is read yet."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The next byte's position."""
+        return self._position
+
+    def readinto(self, buffer: object) -> int:
+        """Fills `buffer` in one ranged read."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        end = min(self._position + len(view), self._size)
+        data = read(self._url, self._position, end)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -42,8 +43,8 @@ def test_stock_tars_are_adopted_where_they_lie(tmp_path):
 
 
 def test_a_cut_at_any_place_is_found(tmp_path):
-    data = open(stock_tar(tmp_path / "whole.tar", range(4)), "rb").read()
-    index_end = data.rstrip(b"\0").__len__()
+    data = Path(stock_tar(tmp_path / "whole.tar", range(4))).read_bytes()
+    index_end = len(data.rstrip(b"\0"))
     end = -(-index_end // 512) * 512
     for cut in range(256, end + 1024, 256):
         (tmp_path / "cut.tar").write_bytes(data[:cut])

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from pipeline.data.sources import SourceFile, list_sources
@@ -37,5 +39,5 @@ def test_the_order_of_packing_does_not_follow_the_names(tmp_path):
         (tmp_path / f"{n:03d}.jpg").touch()
     order = [int(file.key) for file in list_sources([str(tmp_path)]).files]
     assert sorted(order) == list(range(100))
-    descents = sum(a > b for a, b in zip(order, order[1:], strict=False))
+    descents = sum(a > b for a, b in pairwise(order))
     assert 30 < descents < 70, "a random order of 100 has 49.5 descents on average"

@@ -8,6 +8,13 @@ def _verdict(error):
     return {"TimeoutError": "timeout", "PermissionError": "denied"}.get(type(error).__name__)
 
 
+def _fail(error: Exception, tries: list[int]) -> None:
+    for attempt in retrying("s3://b/k", "reading", _verdict):
+        with attempt:
+            tries.append(1)
+            raise error
+
+
 def test_passing_errors_are_tried_again_and_counted_by_class():
     before = retry_counts()["timeout"]
     tries = 0
@@ -22,25 +29,18 @@ def test_passing_errors_are_tried_again_and_counted_by_class():
 
 
 def test_a_refusal_is_not_tried_again():
-    tries = 0
+    tries: list[int] = []
     with pytest.raises(AccessDeniedError, match="s3://b/k"):
-        for attempt in retrying("s3://b/k", "reading", _verdict):
-            with attempt:
-                tries += 1
-                raise PermissionError
-    assert tries == 1
+        _fail(PermissionError(), tries)
+    assert len(tries) == 1
 
 
 def test_the_deadline_ends_the_tries():
     policy = RetryPolicy(deadline_seconds=0.05, base_seconds=0.01)
     with retry_policy(policy), pytest.raises(StorageError, match="tries"):
-        for attempt in retrying("s3://b/k", "reading", _verdict):
-            with attempt:
-                raise TimeoutError
+        _fail(TimeoutError(), [])
 
 
 def test_an_error_that_is_not_storage_is_raised_as_it_is():
     with pytest.raises(ZeroDivisionError):
-        for attempt in retrying("s3://b/k", "reading", _verdict):
-            with attempt:
-                _ = 1 / 0
+        _fail(ZeroDivisionError(), [])

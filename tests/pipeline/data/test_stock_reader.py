@@ -1,0 +1,21 @@
+import io
+
+import webdataset
+from PIL import Image
+
+from pipeline.config import PackConfig
+from pipeline.data.dataset import Dataset
+from pipeline.data.pack import pack
+from pipeline.data.stock_reader import register_openers
+
+
+def test_stock_webdataset_reads_a_shard_through_our_storage(tmp_path):
+    for n in range(5):
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / f"{n}.png")
+    result = pack(PackConfig(source=(str(tmp_path / "*.png"),), output=str(tmp_path / "out")))
+    dataset = Dataset.open(result.dataset)
+    register_openers()
+    url = f"file://{dataset.shard_url(dataset.shards[0])}"
+    found = {s["__key__"]: s["png"] for s in webdataset.WebDataset(url, shardshuffle=False)}
+    pixels = {key: Image.open(io.BytesIO(data)).getpixel((0, 0)) for key, data in found.items()}
+    assert pixels == {str(n): (n, n, n) for n in range(5)}
