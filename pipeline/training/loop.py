@@ -24,6 +24,8 @@ from pipeline.training.validation import Validation, validate
 from pipeline.training.world import World
 from pipeline.vae import build_vae, save_bundle
 
+Reason = Literal["done", "stopped", "superseded"]
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -33,7 +35,7 @@ class Ended:
     made from the averaged weights by rank 0.
     """
 
-    reason: Literal["done", "stopped", "superseded"]
+    reason: Reason
     step: int
     images_seen: int
     bad_images: int
@@ -57,9 +59,8 @@ def train(
     if checkpoint and world.rank == 0:
         for point in checkpoint.points:
             outbox.add(Point.from_json(point))
-    settings = StepSettings(
-        config.objective, config.seed, config.optimizer.clip_norm, autocast_dtype(config, world)
-    )
+    reason: Reason = "done"
+    report: StepReport | None = None
     with (
         closing(_loader(config, dataset, world, checkpoint)) as loader,
         closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
@@ -69,45 +70,49 @@ def train(
             validations.append(validate(config, state, holdout, world))
             yield validations[-1]
         batches = _endless(loader)
-        reason: Literal["done", "stopped", "superseded"] = "done"
-        report: StepReport | None = None
-        while state.step < config.steps:
-            started = time.perf_counter()
-            batch = next(batches)
-            report = train_step(
-                state,
-                batch,
-                world,
-                settings,
-                rate=learning_rate(config.optimizer, state.step + 1, config.steps),
-                stop=stop.requested and world.rank == 0,
-                data_wait_seconds=time.perf_counter() - started,
-            )
+        while state.step < config.steps and reason == "done":
+            report = _next_step(config, state, batches, world, stop)
             yield report
             _check_budget(config, state, len(dataset))
-            last = state.step == config.steps or report.stop_requested
-            if holdout and (state.step == config.steps or state.step % config.evaluate_every == 0):
+            last = state.step == config.steps
+            if holdout and (last or state.step % config.evaluate_every == 0):
                 validations.append(validate(config, state, holdout, world))
                 yield validations[-1]
-            if report.stop_requested and world.broadcast(int(run.newest_attempt() > attempt)):
-                reason = "superseded"
-                break
-            if world.rank == 0 and (last or state.step % config.checkpoint_every == 0):
+            if report.stop_requested:
+                superseded = world.broadcast(int(run.newest_attempt() > attempt))
+                reason = "superseded" if superseded else "done" if last else "stopped"
+            due = last or reason == "stopped" or state.step % config.checkpoint_every == 0
+            if due and reason != "superseded" and world.rank == 0:
                 writer.save(_checkpoint(state, loader, outbox, validations))
-            if report.stop_requested and state.step < config.steps:
-                reason = "stopped"
-                break
         writer.wait()
-    yield Ended(
-        reason,
-        state.step,
-        state.images_seen,
-        state.bad_images,
-        report.terms if report else {},
-        validations,
-        _save_bundle(config, run, dataset, state, validations)
-        if reason == "done" and world.rank == 0
-        else None,
+    digest = None
+    if reason == "done" and world.rank == 0:
+        digest = _save_bundle(config, run, dataset, state, validations)
+    terms = report.terms if report else {}
+    yield Ended(reason, state.step, state.images_seen, state.bad_images, terms, validations, digest)
+
+
+def _next_step(
+    config: TrainConfig,
+    state: TrainState,
+    batches: Iterator[Batch],
+    world: World,
+    stop: StopSignal,
+) -> StepReport:
+    settings = StepSettings(
+        config.objective, config.seed, config.optimizer.clip_norm, autocast_dtype(config, world)
+    )
+    started = time.perf_counter()
+    batch = next(batches)
+    waited = time.perf_counter() - started
+    return train_step(
+        state,
+        batch,
+        world,
+        settings,
+        rate=learning_rate(config.optimizer, state.step + 1, config.steps),
+        stop=stop.requested and world.rank == 0,
+        data_wait_seconds=waited,
     )
 
 
@@ -219,6 +224,6 @@ def _check_budget(config: TrainConfig, state: TrainState, dataset_images: int) -
     if state.bad_images > config.loader.bad_fraction * seen:
         raise RunError(
             f"{config.data}: {state.bad_images} samples up to step {state.step} could not be read, "
-            f"more than --loader.bad-fraction {config.loader.bad_fraction} of {seen}. The log lists "
-            "them; run `python -m jobs.verify --dataset` on it, or raise the budget."
+            f"more than --loader.bad-fraction {config.loader.bad_fraction} of {seen}. "
+            "`python -m jobs.verify --dataset` lists the damage; or raise the budget."
         )

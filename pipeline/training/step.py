@@ -91,11 +91,7 @@ def train_step(
     started = time.perf_counter()
     step = state.step + 1
     valid = batch.valid.to(world.device)
-    named = torch.tensor([key != "" for key in batch.keys], device=world.device)
-    counts = world.sum(
-        torch.stack([valid.sum(), (named & ~valid).sum(), torch.tensor(int(stop)).to(valid.device)])
-    )
-    images, bad_images, wishes = (int(count) for count in counts.tolist())
+    images, bad_images, wishes = _counts(batch, valid, world, stop=stop)
 
     noise = draw_noise(state.vae, settings.seed, step, batch.slots, world.device)
     with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
@@ -117,15 +113,15 @@ def train_step(
     state.step = step
     state.images_seen += images
     state.bad_images += bad_images
-    means = (sums / max(1, images)).tolist()
+    *terms_of, loss_mean = (sums / max(1, images)).tolist()
     return StepReport(
         step=step,
         epoch=batch.epoch,
         images=images,
         bad_images=bad_images,
         images_seen=state.images_seen,
-        terms=dict(zip(COMPONENTS, means, strict=False)),
-        objective=-means[-1],
+        terms=dict(zip(COMPONENTS, terms_of, strict=True)),
+        objective=-loss_mean,
         beta=objective.beta,
         gradient_norm=float(gradient_norm),
         learning_rate=rate,
@@ -134,6 +130,14 @@ def train_step(
         seconds=time.perf_counter() - started + data_wait_seconds,
         data_wait_seconds=data_wait_seconds,
     )
+
+
+def _counts(batch: Batch, valid: Tensor, world: World, *, stop: bool) -> list[int]:
+    """Over all ranks: valid images, bad images, and ranks that wish to stop."""
+    named = torch.tensor([key != "" for key in batch.keys], device=world.device)
+    wish = torch.tensor(int(stop), device=world.device)
+    counts = world.sum(torch.stack([valid.sum(), (named & ~valid).sum(), wish]))
+    return [int(count) for count in counts.tolist()]
 
 
 def _sums(terms: ElboTerms, loss_per_image: Tensor, valid: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.command import merge, parse_flags, validate
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+JOBS = sorted(
+    path.stem for path in (ROOT / "jobs").glob("[!_]*.py") if path.stem not in ("command",)
+)
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd or ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def config_of(*arguments: str) -> TrainConfig:
+    values, _ = parse_flags(TrainConfig, ["--data", "d", "--run", "r", *arguments], "p")
+    return validate(TrainConfig, values)
+
+
+def test_flags_of_sections_do_not_touch_their_siblings():
+    config = config_of("--optimizer.learning-rate", "3e-4", "--model.kind", "mlp")
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.optimizer.clip_norm == TrainConfig(data="d", run="r").optimizer.clip_norm
+    assert config.model.kind == "mlp"
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("steps: 7\nseed: 5\noptimizer: {learning_rate: 0.5, clip_norm: 3}\n")
+    config = config_of("--config", str(file), "--steps", "9", "--optimizer.clip-norm", "4")
+    assert (config.steps, config.seed) == (9, 5)
+    assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (0.5, 4.0)
+    assert config.global_batch_size == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimiser: {learning_rate: 1}", "optimiser: unknown key. Did you mean `optimizer`"),
+        ("optimizer: {learning_rat: 1}", "learning_rat: unknown key. Did you mean `learning_rate`"),
+        ("steps: many", "steps: .*Found: 'many'"),
+        ("[1, 2]", "holds no mapping"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config_of("--config", str(file))
+
+
+def test_merging_keeps_what_the_upper_does_not_name():
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {
+        "a": {"b": 1, "c": 4},
+        "d": 3,
+    }
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_of_each_job_imports_nothing_heavy(job):
+    # Under a second on any machine: what costs seconds is torch, ray and mlflow.
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['x', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('jobs.{job}', run_name='__main__')\n"
+        "except SystemExit as error:\n"
+        "    assert not error.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pyarrow', 'matplotlib', 'fsspec'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "--config" in found.stdout
+
+
+def test_the_list_of_jobs_names_each_job():
+    found = run("jobs").stdout
+    assert all(f"jobs.{job}" in found for job in JOBS)
+
+
+def test_print_config_writes_yaml_that_gives_the_same_config(tmp_path):
+    first = run("jobs.train", "--data", "d", "--run", "r", "--steps", "3", "--print-config")
+    file = tmp_path / "c.yaml"
+    file.write_text(first.stdout)
+    again = run("jobs.train", "--config", str(file), "--print-config")
+    assert again.stdout == first.stdout
+    assert "steps: 3" in first.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["jobs.train", "--bogus"], 2, "--bogus"),
+        (["jobs.train", "--dta", "d", "--run", "r"], 2, "--data"),
+        (["jobs.train", "--data", "d"], 2, "run: is required; give --run."),
+        (["jobs.train", "--data", "d", "--run", "a/b"], 2, "run: "),
+        (["jobs.train", "--data", "nowhere", "--run", "r"], 1, "nowhere: there is no dataset here"),
+        (["jobs.pack", "--source", "nowhere", "--output", "o"], 1, "nowhere"),
+        (["jobs.pull", "--model", "models:/no@such", "--output", "o"], 1, "has no model 'no'"),
+        (["jobs.pull", "--model", "no", "--output", "o"], 1, "is neither models:/NAME@ALIAS"),
+        (["jobs.verify"], 2, "give --dataset URL or --store URL"),
+    ],
+)
+def test_bad_input_gets_one_message_and_its_exit_code_and_no_traceback(
+    tmp_path, arguments, code, message
+):
+    found = run(*arguments, cwd=tmp_path)
+    assert found.returncode == code, found.stderr
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
