@@ -78,9 +78,12 @@ class Manifest:
         check_format(data, url)
         try:
             shards = tuple(
-                ShardRecord(**{**shard, "removed": tuple(shard["removed"])})
+                ShardRecord(
+                    shard["path"], shard["bytes"], shard["sha256"], shard["samples"],
+                    shard["index_path"], shard["index_sha256"], tuple(shard["removed"]),
+                )
                 for shard in data["shards"]
-            )
+            )  # fmt: skip
             manifest = Manifest(data["generation"], data["parent"], shards)
             stated = data["digest"]
         except (KeyError, TypeError) as error:
@@ -88,7 +91,8 @@ class Manifest:
         for shard in shards:
             for path in (shard.path, shard.index_path):
                 # A manifest may come from elsewhere: it must not name files outside its folder.
-                if "://" not in path and (path.startswith("/") or ".." in path.split("/")):
+                outside = path[:1] == "/" or (".." in path and ".." in path.split("/"))
+                if outside and "://" not in path:
                     raise DatasetError(f"{url}: the path {path!r} leads out of the dataset.")
         if manifest.digest != stated:
             raise DatasetError(
