@@ -44,25 +44,42 @@ class PreprocessConfig(Section):
 class ModelConfig(Section):
     """The network, its likelihood and its posterior."""
 
-    kind: Literal["linear", "mlp", "conv"] = Field("conv", description="The network's family.")
+    kind: Literal["linear", "mlp", "conv", "autoencoder_kl", "custom"] = Field(
+        "conv", description="The network's family."
+    )
     latent_channels: int | None = Field(
-        None, gt=0, description="Z of the latent [Z, h, w]; None: linear 8, mlp 50, conv 32."
+        None,
+        gt=0,
+        description="Z of the latent [Z, h, w]; None: linear 8, mlp 50, conv 32, autoencoder_kl "
+        "3, 4, 16, 64 for factor 4, 8, 16, 32.",
+    )
+    factor: Literal[4, 8, 16, 32] | None = Field(
+        None, description="autoencoder_kl: pixels per latent in each direction; None: 8."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="autoencoder_kl: compute again instead of keeping activations."
+    )
+    custom: str | None = Field(
+        None, description="custom: import path of your own Network class, as package.module:Class."
     )
     latent_size: int | None = Field(
         None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."
     )
     width: int | None = Field(
-        None, gt=0, description="conv: channels of the first level (None: 32); mlp: units (200)."
+        None,
+        gt=0,
+        description="First level's channels (None: conv 32, autoencoder_kl 128); mlp: units (200).",
     )
     likelihood: Likelihood = Field(
-        "gaussian", description="p(x|z), in nats of the uint8 image (bernoulli: of the binarised one)."
+        "gaussian",
+        description="p(x|z), in nats of the uint8 image (bernoulli: of the binarised one).",
     )
     sigma: float | None = Field(
         None,
         ge=1 / 256,
         le=1,
-        description="Gaussian's and Laplace's deviation, 1 is the whole range: where the learned one "
-        "starts (None: 0.25) or what the fixed one stays at (None: 0.1).",
+        description="Gaussian's and Laplace's deviation, 1 is the whole range: where the learned "
+        "one starts (None: 0.25) or what the fixed one stays at (None: 0.1).",
     )
     mixtures: int | None = Field(
         None, gt=0, description="logistic_mixture: components per pixel; None: 5."
@@ -75,10 +92,11 @@ class ModelConfig(Section):
     def _makes_sense(self) -> Self:
         if self.posterior == "full" and self.kind not in ("linear", "mlp"):
             raise ValueError(f"posterior full is for linear and mlp, not for {self.kind}")
-        if self.width is not None and self.kind == "linear":
-            raise ValueError("width means nothing for a linear model: leave it out")
-        if self.latent_size is not None and self.kind != "conv":
-            raise ValueError(f"latent_size is for conv, not for {self.kind}")
+        for name, kinds in _KINDS_OF_KNOBS.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"{name} is for {' and '.join(kinds)}, not for {self.kind}")
+        if self.kind == "custom" and self.custom is None:
+            raise ValueError("kind custom needs custom: package.module:Class")
         if self.mixtures is not None and self.likelihood != "logistic_mixture":
             raise ValueError(f"mixtures is for logistic_mixture, not for {self.likelihood}")
         if self.sigma is not None and self.likelihood not in LIKELIHOODS_WITH_SIGMA:
@@ -86,11 +104,64 @@ class ModelConfig(Section):
         return self
 
 
-class ObjectiveConfig(Section):
-    """What is optimised; the true ELBO is reported beside it whatever is chosen here."""
+_KINDS_OF_KNOBS = {
+    "width": ("mlp", "conv", "autoencoder_kl", "custom"),
+    "latent_size": ("conv", "custom"),
+    "factor": ("autoencoder_kl",),
+    "gradient_checkpointing": ("autoencoder_kl",),
+    "custom": ("custom",),
+}
+"""Knobs of networks that not every kind reads."""
 
-    kind: Literal["beta"] = Field("beta", description="beta: -(log-likelihood - beta KL).")
-    beta: float = Field(1.0, ge=0, description="Weight of the KL term.")
+
+class ObjectiveConfig(Section):
+    """What is optimised; the true ELBO is reported beside it whatever is chosen here.
+
+    beta: log-likelihood - beta KL. free_bits: the same, with each latent dimension's KL counted as
+    at least `free_nats`. geco: least KL with the reconstruction held at `target_bits_per_dim`.
+    iwae: the bound of `samples` latents. autoencoder: the reconstruction at the mean alone.
+    """
+
+    kind: Literal["beta", "free_bits", "geco", "iwae", "autoencoder"] = Field(
+        "beta",
+        description="What is maximised: beta (the ELBO at beta 1), free_bits, geco, iwae ...",
+    )
+    beta: float = Field(1.0, ge=0, description="Weight of the KL term, after its warm-up if any.")
+    warmup: Literal["none", "linear", "cyclical"] = Field(
+        "none", description="How beta rises from 0: once, or again in each cycle's first half."
+    )
+    warmup_steps: int | None = Field(
+        None, gt=0, description="Steps of the linear warm-up, or of one cycle."
+    )
+    free_nats: float | None = Field(
+        None, gt=0, description="free_bits: nats of KL per latent dimension that cost nothing more."
+    )
+    target_bits_per_dim: float | None = Field(
+        None, gt=0, description="geco: -log p(x|z) to hold, in bits per pixel and channel."
+    )
+    samples: int = Field(1, gt=0, description="K latents per image: multi-sample ELBO, or IWAE_K.")
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the loss is made of `log_likelihood_at_mean`."""
+        return self.kind == "autoencoder"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.kind not in ("beta", "free_bits") and (self.beta != 1 or self.warmup != "none"):
+            raise ValueError(f"beta and its warm-up mean nothing for {self.kind}: leave them out")
+        for name, kind in (("free_nats", "free_bits"), ("target_bits_per_dim", "geco")):
+            if (getattr(self, name) is not None) != (self.kind == kind):
+                raise ValueError(f"{name} belongs to kind {kind}: give both or neither")
+        if (self.warmup_steps is not None) != (self.warmup != "none"):
+            raise ValueError(
+                "warmup_steps belongs to warmup linear or cyclical: give both or neither"
+            )
+        if self.kind == "iwae" and self.samples == 1:
+            raise ValueError("iwae needs samples of 2 or more: with 1 it is the ELBO, kind beta")
+        if self.kind == "autoencoder" and self.samples > 1:
+            raise ValueError("autoencoder draws nothing: leave samples out")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -101,7 +172,9 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up from 0.")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="After the warm-up.")
     clip_norm: float = Field(100.0, gt=0, description="Largest gradient norm; above, it is scaled.")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' average; 0: none.")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the weights' average; 0: none."
+    )
 
 
 class LoaderConfig(Section):
@@ -203,13 +276,17 @@ class IndexConfig(Section):
 class TrainConfig(Section):
     """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
 
-    data: Url = Field(description="The dataset, as packed by jobs.pack (its train split, if split).")
+    data: Url = Field(
+        description="The dataset, as packed by jobs.pack (its train split, if split)."
+    )
     run: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="A stable name: starting it again continues the run.",
     )
     storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
-    steps: int = Field(1000, gt=0, description="Optimiser steps in all; more continue a finished run.")
+    steps: int = Field(
+        1000, gt=0, description="Optimiser steps in all; more continue a finished run."
+    )
     global_batch_size: int = Field(256, gt=0, description="Images per step over all workers.")
     image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
     channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
@@ -239,9 +316,7 @@ class TrainConfig(Section):
     @property
     def preprocess(self) -> PreprocessConfig:
         """The model's preprocessing."""
-        return PreprocessConfig(
-            image_size=self.image_size, channels=self.channels, crop=self.crop
-        )
+        return PreprocessConfig(image_size=self.image_size, channels=self.channels, crop=self.crop)
 
 
 class EvaluateConfig(Section):

@@ -8,7 +8,7 @@ from pipeline.vae.bounds import (
 from pipeline.vae.bundle import bundle_digest, load_bundle, save_bundle, verify_bundle
 from pipeline.vae.elbo import ElboTerms
 from pipeline.vae.noise import Noise, draw_noise
-from pipeline.vae.objectives import ObjectiveTerms, objective_loss
+from pipeline.vae.objectives import ObjectiveState, ObjectiveTerms, objective_loss
 from pipeline.vae.posterior import Posterior
 from pipeline.vae.vae import VAE, build_vae
 
@@ -17,6 +17,7 @@ __all__ = [
     "ElboTerms",
     "ImportanceEstimate",
     "Noise",
+    "ObjectiveState",
     "ObjectiveTerms",
     "Posterior",
     "build_vae",

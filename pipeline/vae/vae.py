@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.vae.autoencoder_kl import AutoencoderKL
 from pipeline.vae.conv import Conv
+from pipeline.vae.custom import custom_network
 from pipeline.vae.elbo import ElboTerms, elbo_terms
 from pipeline.vae.likelihoods import (
     Bernoulli,
@@ -149,11 +151,24 @@ def build_vae(model: ModelConfig, preprocess: PreprocessConfig) -> VAE:
 
 
 def _network(model: ModelConfig, shape: NetworkShape) -> Network:
-    if model.kind == "linear":
-        return Linear(shape, model.latent_channels or 8)
-    if model.kind == "mlp":
-        return Mlp(shape, model.latent_channels or 50, model.width or 200)
-    return Conv(shape, model.latent_channels or 32, model.latent_size or 1, model.width or 32)
+    match model.kind:
+        case "linear":
+            return Linear(shape, model.latent_channels or 8)
+        case "mlp":
+            return Mlp(shape, model.latent_channels or 50, model.width or 200)
+        case "conv":
+            size = model.latent_size or 1
+            return Conv(shape, model.latent_channels or 32, size, model.width or 32)
+        case "autoencoder_kl":
+            return AutoencoderKL(
+                shape,
+                factor=model.factor or 8,
+                latent_channels=model.latent_channels,
+                width=model.width or 128,
+                gradient_checkpointing=model.gradient_checkpointing,
+            )
+        case "custom":
+            return custom_network(model, shape)
 
 
 def _likelihood(model: ModelConfig, channels: int) -> Likelihood:

@@ -1,0 +1,69 @@
+"""A user's own network, by import path, with the checks that ours pass."""
+
+import importlib
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ModelError
+from pipeline.vae.networks import Network, NetworkShape
+from pipeline.vae.posterior import num_moments
+
+
+def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
+    """The class at `model.custom`, built with `(shape, model)` and tried on two images.
+
+    It needs `latent_shape`, `encode` and `decode` as `Network` says, and may be any `nn.Module`.
+    """
+    assert model.custom is not None
+    network = _class(model.custom)(shape, model)
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"custom {model.custom}: is no torch.nn.Module. Derive it from one.")
+    for name in ("latent_shape", "encode", "decode"):
+        if not hasattr(network, name):
+            raise ModelError(
+                f"custom {model.custom}: has no {name}. A network needs latent_shape (Z, h, w), "
+                "encode(images) and decode(latents), as pipeline.vae.networks.Network says."
+            )
+    _try(model.custom, network, shape)  # type: ignore[arg-type]
+    return network  # type: ignore[return-value]
+
+
+def _class(path: str) -> type:
+    module_name, _, class_name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"custom {path}: {error}. Give package.module:Class, importable from PYTHONPATH."
+        ) from None
+    if not isinstance(found, type):
+        raise ModelError(f"custom {path}: is no class, but {found!r}.")
+    return found
+
+
+@torch.no_grad()
+def _try(path: str, network: Network, shape: NetworkShape) -> None:
+    size = shape.image_size
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise ModelError(f"custom {path}: has no weights to train.")
+    training = network.training
+    network.eval()
+    latent_shape = tuple(network.latent_shape)
+    dimensions = math.prod(latent_shape)
+    moments = network.encode(parameter.new_zeros(2, shape.channels, size, size))
+    parameters = network.decode(parameter.new_zeros(2, *latent_shape))
+    network.train(training)
+    wanted: tuple[int, ...] = (2, 2 * latent_shape[0], *latent_shape[1:])
+    if shape.posterior == "full":
+        wanted = (2, num_moments("full", dimensions), 1, 1)
+    _same(f"custom {path}: encode", tuple(moments.shape), wanted)
+    _same(f"custom {path}: decode", tuple(parameters.shape), (2, shape.num_parameters, size, size))
+
+
+def _same(where: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise ModelError(f"{where} of 2 images gives {found}, and must give {wanted}.")
