@@ -16,7 +16,7 @@ WIDEST = 8
 
 
 DENSE = 256
-"""Units of the dense layer between grid and vector: without it digits of 8 pixels cost 0.2 bits/dim more."""
+"""Units of the layer between grid and vector: without it 8-pixel digits cost 0.2 bits/dim more."""
 
 
 class Conv(Network):
