@@ -49,8 +49,9 @@ class Progress:
             unit=f" {self._unit}",
             initial=self._initial,
             postfix=self._note or None,
-            bar_format=None if self._terminal else "{desc}: {n_fmt}/{total_fmt}{unit} "
-            "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            bar_format=None
+            if self._terminal
+            else "{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )
         sys.stderr.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
         sys.stderr.flush()

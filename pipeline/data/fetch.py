@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.data.dataset import Dataset
 from pipeline.data.preprocess import crc_matches
 from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import PipelineError, SampleError
+from pipeline.errors import DatasetError, PipelineError, SampleError
 
 Filled = TypeVar("Filled")
 
@@ -134,7 +134,10 @@ class SampleReader:
     def _get(self, url: str, start: int, end: int) -> bytes:
         data = storage.read(url, start, end)
         if len(data) != end - start:
-            raise SampleError("short", f"{url}: ends at byte {start + len(data)}, not at {end}")
+            raise DatasetError(
+                f"{storage.shown(url)}: ends at byte {start + len(data)}, its index says {end} and "
+                "more. It was cut short: run `python -m jobs.verify --dataset` on the dataset."
+            )
         with self._lock:
             self.fetched_bytes += len(data)
         return data

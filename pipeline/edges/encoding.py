@@ -76,14 +76,17 @@ class RayCrew:
             self._hire()
 
     def workers(self) -> Sequence[str]:
+        """See `Crew`."""
         starting = set(self._starting.values())
         return tuple(name for name in self._actors if name not in starting)
 
     def start(self, worker: str, shard: int) -> None:
+        """See `Crew`."""
         reference = self._actors[worker].encode.remote(worker, shard)
         self._running[reference] = (worker, shard)
 
     def wait(self) -> Sequence[Event]:
+        """See `Crew`."""
         pending = [*self._running, *self._starting]
         ready, _ = ray.wait(pending, num_returns=1, timeout=_WAIT_SECONDS)
         if not self.workers() and not ready:

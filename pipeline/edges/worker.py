@@ -16,7 +16,7 @@ from pipeline.training.loop import Ended, train
 from pipeline.training.points import Outbox, Point
 from pipeline.training.run import Attempt, Run
 from pipeline.training.step import StepReport
-from pipeline.training.world import World, current_world
+from pipeline.training.world import World
 
 
 def run_rank(

@@ -57,10 +57,10 @@ _before = _EXACT
 
 @contextmanager
 def exact_numerics() -> Iterator[None]:
-    """Torch's process-wide settings for reproducible encoding; restored when the last user leaves.
+    """Torch's process-wide settings for reproducible encoding; restored when the last leaves.
 
-    One intra-op thread, because a reduction split over n threads rounds differently for each n. Cores
-    are used by encoding several shards at a time instead.
+    One intra-op thread, because a reduction split over n threads rounds differently for each n.
+    Cores are used by encoding several shards at a time instead.
     """
     global _inside, _before
     # cuBLAS reads it when its first handle is made; without it deterministic matmuls raise.

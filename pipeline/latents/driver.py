@@ -1,7 +1,7 @@
 """Drives an encoding: plan, workers, retries, snapshot. It knows neither Ray nor a command line."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -87,9 +87,7 @@ class DriveReport:
         return sum(event.receipt.samples for event in self.done)
 
 
-def drive(
-    schedule: ShardSchedule, crew: Crew, on_done: Callable[[ShardDone], None]
-) -> DriveReport:
+def drive(schedule: ShardSchedule, crew: Crew, on_done: Callable[[ShardDone], None]) -> DriveReport:
     """Runs the schedule to its end; raises `StoreError` on a fatal failure."""
     report, start = DriveReport(), time.monotonic()
     while not schedule.finished:
@@ -125,13 +123,16 @@ class ThreadCrew:
         self._running: dict[Future[Event], int] = {}
 
     def workers(self) -> Sequence[str]:
+        """See `Crew`."""
         return (self._NAME,)
 
     def start(self, worker: str, shard: int) -> None:
+        """See `Crew`."""
         future = self._pool.submit(attempt, self._encode, worker, shard)
         self._running[future] = shard
 
     def wait(self) -> Sequence[Event]:
+        """See `Crew`."""
         finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
         for future in finished:
             del self._running[future]

@@ -1,18 +1,16 @@
 """Encodes one source shard: data first, receipt last, nothing twice."""
 
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import storage
+from pipeline.data.batch import Batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.loader import Batch
 from pipeline.data.shard_reader import read_shard
 from pipeline.errors import DatasetError
 from pipeline.latents.determinism import exact_numerics
@@ -30,9 +28,9 @@ from pipeline.latents.receipt import (
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.vae.vae import VAE
 
-# The source's bytes are not those of its manifest: that is no property of the sample, so it must not
-# become part of a receipt. The shard fails as a whole, is tried again, and listed when it stays so.
-CHANGED_SOURCE = frozenset({"crc", "changed", "truncated_shard"})
+# The source's bytes are not those of its manifest: that is no property of the sample, so it must
+# not be part of a receipt. The shard fails as a whole, is tried again, and listed if it stays so.
+CHANGED_SOURCE = frozenset({"checksum"})
 
 
 @dataclass
@@ -45,7 +43,11 @@ class _Progress:
 
 
 def encode_shard(
-    vae: VAE, dataset: Dataset, shard: ShardRecord, identity: Identity, store: str,
+    vae: VAE,
+    dataset: Dataset,
+    shard: ShardRecord,
+    identity: Identity,
+    store: str,
     threads: int | None = None,
 ) -> Receipt:
     """Encodes every sample of a shard, the removed ones too, unless its receipt is there already.
@@ -88,7 +90,10 @@ def encode_shard(
 
 
 def _encode_batches(
-    vae: VAE, batches: Iterable[Batch], shard: ShardRecord, identity: Identity,
+    vae: VAE,
+    batches: Iterable[Batch],
+    shard: ShardRecord,
+    identity: Identity,
     writer: LatentFileWriter,
 ) -> _Progress:
     options = identity.options
@@ -124,7 +129,7 @@ def _check_source(batch: Batch, shard: ShardRecord) -> None:
     changed = [key for key, reason in batch.errors.items() if reason in CHANGED_SOURCE]
     if changed:
         raise DatasetError(
-            f"shard {shard.path}: the bytes of {len(changed)} sample(s), such as {changed[0]!r}, are "
-            "not those that were packed. Something overwrote or damaged the shard: restore it, or "
+            f"shard {shard.path}: the bytes of {len(changed)} sample(s), such as {changed[0]!r}, "
+            "are not those that were packed. Something overwrote or damaged the shard: restore it, or "
             "remove the samples with `python -m jobs.pack --append --remove`, and encode again."
         )

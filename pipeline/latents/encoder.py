@@ -1,4 +1,4 @@
-"""A batch of uint8 images to stored tensors: finite, in range, and a function of the batch alone."""
+"""A batch of uint8 images to stored tensors: finite, in range, a function of the batch alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,9 +72,7 @@ def _compute(
     return {name: tensors[name].float().cpu().numpy() for name in options.tensors}
 
 
-def _refuse(
-    tensors: Mapping[str, Array], valid: Array, options: EncodeOptions
-) -> dict[int, str]:
+def _refuse(tensors: Mapping[str, Array], valid: Array, options: EncodeOptions) -> dict[int, str]:
     largest = float(np.finfo(options.dtype).max)
     refused: dict[int, str] = {}
     for value in tensors.values():

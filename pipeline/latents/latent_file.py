@@ -1,7 +1,7 @@
 """One shard's latents as one Arrow IPC file that plain pyarrow and polars open.
 
-Columns: `key`, `position` (in the source shard), then fixed-shape tensors [Z, h, w], then the source's
-own columns. Rows come in source order; record batch i holds what is left of the source positions
+Columns: `key`, `position` (in the source shard), then fixed-shape tensors [Z, h, w], then the
+source's own columns. Rows come in source order; record batch i holds what is left of the source positions
 [i B, (i + 1) B) when failed samples are gone, so a row is found by arithmetic and one ranged read.
 """
 
@@ -101,10 +101,13 @@ class LatentFileWriter:
             pa.array(keys, pa.string()),
             pa.array(np.asarray(positions, dtype=np.int32)),
         ]
-        for name in self.identity.options.tensors:
-            arrays.append(_tensor_array(self._schema.field(name).type, tensors[name]))
-        for name in self.identity.options.columns:
-            arrays.append(pa.array(columns[name], column_type(name)))
+        arrays += [
+            _tensor_array(self._schema.field(name).type, tensors[name])
+            for name in self.identity.options.tensors
+        ]
+        arrays += [
+            pa.array(columns[name], column_type(name)) for name in self.identity.options.columns
+        ]
         batch = pa.record_batch(arrays, schema=self._schema)
         self._writer.write_batch(batch)
         # Counted from the end: the first call writes the schema before the batch.

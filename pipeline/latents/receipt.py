@@ -4,7 +4,7 @@ A receipt is made by create-if-absent after its file and holds nothing that diff
 honest runs. Layout below the store's URL:
 
     store.json                            pointer to the current snapshot, written last
-    snapshots/IDENTITY/DATASET.json       immutable; DATASET.partial-HASH.json when shards are missing
+    snapshots/IDENTITY/DATASET.json       immutable; DATASET.partial-HASH.json if shards are missing
     receipts/IDENTITY/SOURCE_SHA256.json
     latents/IDENTITY/SHARD.HASH.arrow
     reports/IDENTITY/DATASET.*            for people
@@ -57,8 +57,8 @@ class Receipt:
     def __post_init__(self) -> None:
         if self.rows + len(self.failed) != self.samples:
             raise StoreError(
-                f"receipt of shard {self.shard}: {self.samples} samples in, but {self.rows} rows out "
-                f"and {len(self.failed)} failed. The receipt is damaged: delete "
+                f"receipt of shard {self.shard}: {self.samples} samples in, but {self.rows} rows "
+                f"out and {len(self.failed)} failed. The receipt is damaged: delete "
                 f"{receipt_path(self.identity, self.source_sha256)} and encode again."
             )
 
@@ -140,7 +140,7 @@ def read_receipt(store: str, identity: str, source_sha256: str) -> Receipt | Non
 
 
 def claim(store: str, receipt: Receipt) -> Receipt:
-    """Creates the receipt, or returns the one that another writer created before: that one counts."""
+    """Creates the receipt, or returns the one that another writer created before: that counts."""
     url = storage.join(store, receipt_path(receipt.identity, receipt.source_sha256))
     if storage.create_if_absent(url, storage.canonical_json(receipt.to_json())):
         return receipt

@@ -1,7 +1,7 @@
 """Which shard is tried next and by whom: retries, suspects and quarantine, without any I/O.
 
-A worker holds at most `window` shards. When a worker dies, all shards it held are suspects; a suspect
-is tried alone, so that only the guilty one is charged. A shard that failed `attempts` times is
+A worker holds at most `window` shards. When a worker dies, all shards it held are suspects; a
+suspect is tried alone, so that only the guilty one is charged. A shard that failed `attempts` times is
 quarantined, and the rest goes on, until `failures_in_a_row` say that it isn't the shards' fault.
 """
 
@@ -68,7 +68,7 @@ class ShardSchedule:
         self._charge(shard, reason)
 
     def lost_worker(self, worker: str, reason: str, *, blameless: bool = False) -> None:
-        """The worker died. `blameless`: its machine went away, which no shard can be charged with."""
+        """The worker died. `blameless`: its machine went away, which is no shard's fault."""
         held = self._held.pop(worker, [])
         self._alone.discard(worker)
         if len(held) == 1 and not blameless:

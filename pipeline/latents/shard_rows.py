@@ -68,7 +68,9 @@ class ShardRows:
                 f"{self.url}: the record batch at byte {place.offset} can't be read ({error}). Run "
                 f"`python -m jobs.verify --store {self.store}`; it says how to mend the store."
             ) from None
-        return rows_of(batch, self.identity, self.identity.options.tensors if names is None else names)
+        return rows_of(
+            batch, self.identity, self.identity.options.tensors if names is None else names
+        )
 
     def number_of(self, position: int) -> int:
         """The record batch that holds a source position."""

@@ -1,7 +1,7 @@
 """Snapshots: what counts of a store for one state of a dataset, and the pointer to the current one.
 
-A snapshot is a function of dataset and identity alone, so whoever gets there, with whatever history,
-writes the same bytes. The pointer is written last: one GET of it tells a finished store.
+A snapshot is a function of dataset and identity alone, so whoever gets there, with whatever
+history, writes the same bytes. The pointer is written last: one GET of it tells a finished store.
 """
 
 import functools
@@ -143,7 +143,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Pointer:
-    """`store.json`: the current snapshot and its totals; `data` and `model` say where it came from."""
+    """`store.json`: the current snapshot and its totals; `data`, `model`: where it came from."""
 
     identity: str
     dataset: str

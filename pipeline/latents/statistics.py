@@ -1,4 +1,4 @@
-"""Per-channel mean and variance in float64, merged in a fixed order so that bytes don't depend on who.
+"""Per-channel mean and variance in float64, merged in a fixed order: bytes don't depend on who.
 
 Welford's sums in Chan's pairwise form (Chan, Golub & LeVeque 1979): count, mean, sum of squared
 deviations. `without` takes rows away again, which is how removed samples leave a snapshot.
@@ -117,9 +117,7 @@ def measure(latents: Array, log_variance: Array | None = None) -> ChannelStatist
     if log_variance is not None:
         flat = log_variance.reshape(rows, channels, positions).astype(np.float64)
         within = tuple(np.exp(flat).mean(axis=(0, 2)).tolist())
-    return ChannelStatistics(
-        rows, positions, tuple(mean.tolist()), tuple(squares.tolist()), within
-    )
+    return ChannelStatistics(rows, positions, tuple(mean.tolist()), tuple(squares.tolist()), within)
 
 
 def merge_all(parts: Iterable[ChannelStatistics], start: ChannelStatistics) -> ChannelStatistics:

@@ -1,0 +1,158 @@
+"""`jobs.encode`: a dataset and a model become a latent store, by Ray actors or in this process."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.config import EncodeConfig
+from pipeline.data import Dataset
+from pipeline.data.preprocess import preprocess_digest
+from pipeline.edges.cluster import ray_cluster
+from pipeline.edges.registry import load_model
+from pipeline.latents.driver import (
+    DriveReport,
+    EncodePlan,
+    ShardDone,
+    ThreadCrew,
+    drive,
+    finish,
+    finished_pointer,
+    plan_encoding,
+    publish,
+)
+from pipeline.latents.encode import encode_shard
+from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.latents.receipt import ATTEMPTS, Receipt
+from pipeline.latents.schedule import ShardSchedule
+from pipeline.latents.snapshot import Pointer
+from pipeline.progress import Progress
+from pipeline.vae import VAE
+
+logger = logging.getLogger(__name__)
+
+
+def run_encoding(config: EncodeConfig) -> dict[str, Any]:
+    """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
+    dataset = Dataset.open(config.data)
+    store = storage.absolute(config.output)
+    vae = load_model(config.model, config.tracking).eval()
+    identity = identity_of(vae, config)
+    pointer = finished_pointer(store, dataset.digest, identity.digest)
+    if pointer is not None:
+        logger.info("%s holds all of %s already", store, dataset.url)
+        return _result(store, pointer, DriveReport())
+    plan = plan_encoding(store, dataset, identity, config.limit)
+    report = _encode(config, vae, dataset, identity, store, plan) if plan.todo else DriveReport()
+    lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
+    lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
+    known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
+    snapshot = finish(store, dataset, identity, known, lost)
+    pointer = publish(store, snapshot, data=dataset.url, model=config.model)
+    _keep_attempt(store, identity, report)
+    return _result(store, pointer, report) | {
+        "lost": [[shard.shard, shard.reason] for shard in snapshot.lost]
+    }
+
+
+def identity_of(vae: VAE, config: EncodeConfig) -> Identity:
+    """What the store's bytes depend on."""
+    precision = config.precision
+    if precision == "auto":
+        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    options = EncodeOptions(
+        precision=precision,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        content=config.content,
+        seed=config.seed,
+        flip=config.flip,
+        columns=config.columns,
+    )
+    return Identity(str(vae.digest), preprocess_digest(vae.preprocess), vae.latent_shape, options)
+
+
+def _encode(
+    config: EncodeConfig,
+    vae: VAE,
+    dataset: Dataset,
+    identity: Identity,
+    store: str,
+    plan: EncodePlan,
+) -> DriveReport:
+    make = partial(_encoder, vae, dataset, identity, store, config.threads)
+    window = config.shards_in_flight or min(8, int(config.cores) + 1)
+    schedule = ShardSchedule(plan.todo, config.attempts, window)
+    images = sum(dataset.shards[number].samples for number in plan.todo)
+    with Progress("encode", images, "images") as progress:
+
+        def on_done(event: ShardDone) -> None:
+            progress.advance(event.receipt.samples)
+
+        if config.actors == 0:
+            with closing(ThreadCrew(make(), window)) as crew:
+                return drive(schedule, crew, on_done)
+        with ray_cluster(config.actors):
+            import ray
+
+            from pipeline.edges.encoding import ActorResources, RayCrew
+
+            gpus = config.gpus
+            if gpus is None:
+                gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+            actors = min(config.actors, len(plan.todo))
+            resources = ActorResources(config.cores, gpus, window)
+            with closing(RayCrew(make, actors, resources)) as crew:
+                return drive(schedule, crew, on_done)
+
+
+def _encoder(
+    vae: VAE, dataset: Dataset, identity: Identity, store: str, threads: int
+) -> Callable[[int], Receipt]:
+    """The function that encodes one shard by its number, the model on this process's device."""
+    model = vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def encode(number: int) -> Receipt:
+        return encode_shard(model, dataset, dataset.shards[number], identity, store, threads)
+
+    return encode
+
+
+def _keep_attempt(store: str, identity: Identity, report: DriveReport) -> None:
+    """What differs between two honest runs: who, when, how fast."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    record = {
+        "identity": identity.digest,
+        "host": socket.gethostname(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "images": report.images,
+        "seconds": round(report.seconds, 3),
+        "retries": report.retries,
+        "quarantined": {str(n): reasons for n, reasons in report.quarantined.items()},
+    }
+    url = storage.join(store, ATTEMPTS, f"{stamp}-{os.getpid()}.json")
+    storage.publish(url, storage.canonical_json(record))
+
+
+def _result(store: str, pointer: Pointer, report: DriveReport) -> dict[str, Any]:
+    return {
+        "store": store,
+        "samples": pointer.samples,
+        "failed": pointer.failed,
+        "shards": pointer.shards,
+        "encoded": report.images,
+        "images_per_second": round(report.images / report.seconds, 1) if report.seconds else 0.0,
+        "retries": report.retries,
+        "identity": pointer.identity,
+        "snapshot": pointer.snapshot,
+        "complete": pointer.complete,
+        "lost": [],
+    }
