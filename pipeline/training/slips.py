@@ -73,11 +73,40 @@ def known_slips(
     """
     kl_slips = _kl_slips(numbers, measured)
     likelihood_slips = _likelihood_slips(numbers, sigma)
-    log_likelihood, kl, elbo = numbers["log_likelihood"], numbers["kl"], numbers["elbo"]
+    log_likelihood, kl = numbers["log_likelihood"], numbers["kl"]
     of_elbo = [
         Slip(slip.name, "elbo", log_likelihood - slip.value, slip.remedy) for slip in kl_slips
     ] + [Slip(slip.name, "elbo", slip.value - kl, slip.remedy) for slip in likelihood_slips]
-    of_elbo += [
+    of_elbo += _whole_slips(numbers)
+    if beta != 1:
+        of_elbo.append(
+            Slip(
+                f"beta = {beta:g} is left in: this is the objective, not the ELBO",
+                "elbo",
+                log_likelihood - beta * kl,
+                "The ELBO has weight 1 on the KL whatever was optimised.",
+            )
+        )
+    slips = [*kl_slips, *likelihood_slips, *of_elbo]
+    flipped = [
+        Slip(f"the sign is flipped ({slip.name})", slip.quantity, -slip.value, slip.remedy)
+        for slip in slips
+    ]
+    plain = [
+        Slip(
+            "the sign is flipped: this is the loss to minimise",
+            quantity,
+            -numbers[quantity],
+            "State the ELBO and log-likelihoods with their own sign, negative for images.",
+        )
+        for quantity in ("elbo", "kl", "log_likelihood")
+    ]
+    return [*slips, *plain, *flipped]
+
+
+def _whole_slips(numbers: Mapping[str, Any]) -> list[Slip]:
+    log_likelihood, kl, elbo = numbers["log_likelihood"], numbers["kl"], numbers["elbo"]
+    return [
         Slip(
             "the KL is left out: this is E log p(x|z) alone",
             "elbo",
@@ -104,30 +133,6 @@ def known_slips(
             "Sum over pixels, average over images only.",
         ),
     ]
-    if beta != 1:
-        of_elbo.append(
-            Slip(
-                f"beta = {beta:g} is left in: this is the objective, not the ELBO",
-                "elbo",
-                log_likelihood - beta * kl,
-                "The ELBO has weight 1 on the KL whatever was optimised.",
-            )
-        )
-    slips = [*kl_slips, *likelihood_slips, *of_elbo]
-    flipped = [
-        Slip(f"the sign is flipped ({slip.name})", slip.quantity, -slip.value, slip.remedy)
-        for slip in slips
-    ]
-    plain = [
-        Slip(
-            "the sign is flipped: this is the loss to minimise",
-            quantity,
-            -numbers[quantity],
-            "State the ELBO and log-likelihoods with their own sign, negative for images.",
-        )
-        for quantity in ("elbo", "kl", "log_likelihood")
-    ]
-    return [*slips, *plain, *flipped]
 
 
 def _kl_slips(numbers: Mapping[str, Any], measured: Measured) -> list[Slip]:
