@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -52,22 +53,22 @@ def main(config: DemoConfig) -> Outcome:
     from jobs import encode, evaluate, pack, train, verify
     from pipeline.edges.cluster import ray_cluster
 
-    output = Path(config.output).absolute()
-    name = "digits" if config.images is None else f"folder-{Path(config.images).resolve().name}"
-    folder = output / "demo" / name
+    kind = "digits" if config.images is None else Path(config.images).resolve().name
+    folder = new_folder(Path("runs/demo").absolute(), kind)
     dataset, store = str(folder / "dataset"), str(folder / "latents")
-    tracking = TrackingConfig(model_name=f"demo-{name}")
+    tracking = TrackingConfig(model_name=f"demo-{kind}")
     stages = Stages()
 
     images, late = prepare(config, folder)
     packing = PackConfig(source=(str(images),), output=dataset, holdout=HOLDOUT)
     packed = stages.run("pack", lambda: pack.main(packing))
-    training = train_config(config, name, dataset, output, tracking)
+    training = train_config(config, folder, dataset, tracking)
     cluster: AbstractContextManager[None] = ray_cluster(config.workers)
     with cluster:
         trained = stages.run("train", lambda: train.main(training))
         model = f"models:/{tracking.model_name}/{trained['model_version']}"
         evaluating = EvaluateConfig(
+            split_images=16,
             model=model, data=f"{dataset}/holdout", output=str(folder / "figures"),
             tracking=tracking,
         )  # fmt: skip
@@ -96,7 +97,17 @@ def main(config: DemoConfig) -> Outcome:
         "images_per_second": encoded["images_per_second"],
         "seconds": stages.seconds,
     }
-    return Outcome(result, summary=summary(config, training, trained, evaluated, result, folder))
+    return Outcome(result, summary=summary(config, trained, evaluated, result, folder))
+
+
+def new_folder(parent: Path, kind: str) -> Path:
+    """The first of PARENT/KIND-1, KIND-2 ... that is free: each demo is a run of its own."""
+    number = 1
+    while (parent / f"{kind}-{number}").exists():
+        number += 1
+    folder = parent / f"{kind}-{number}"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def write_digits(folder: Path, numbers: Iterable[int]) -> None:
@@ -123,14 +134,14 @@ def prepare(config: DemoConfig, folder: Path) -> tuple[Path, dict[Path, Path]]:
 
 
 def train_config(
-    config: DemoConfig, name: str, dataset: str, output: Path, tracking: TrackingConfig
+    config: DemoConfig, folder: Path, dataset: str, tracking: TrackingConfig
 ) -> TrainConfig:
     """Small enough for two cores and a few minutes."""
     digits = config.images is None
     return TrainConfig(
         data=f"{dataset}/train",
-        run=f"demo-{name}",
-        storage=str(output),
+        run=re.sub(r"[^A-Za-z0-9._-]", "-", folder.name),
+        storage=str(folder),
         steps=config.steps,
         global_batch_size=128 if digits else 32,
         image_size=8 if digits else 64,

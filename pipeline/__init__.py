@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 def load_model(uri: str) -> "VAE":
     """The VAE behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a bundle's path.
 
-    Its checksums are verified. Needs `vae-pipeline[pull]`, not Ray. Raises `ModelError` saying which
-    names, aliases or versions there are.
+    Its checksums are verified. Needs `vae-pipeline[pull]`, not Ray. Raises `ModelError` saying
+    which names, aliases or versions there are.
     """
     from pipeline.edges.registry import load_model as load
 

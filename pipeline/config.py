@@ -484,6 +484,5 @@ class DemoConfig(Section):
     """`jobs.demo`: the whole way, on handwritten digits or on a folder of your own."""
 
     images: str | None = Field(None, description="A folder tree of images; None: digits.")
-    output: Url = Field("./runs", description="Where everything goes.")
     steps: int = Field(400, gt=0, description="Training steps.")
     workers: int = Field(2, ge=1, description="Ray Train workers and encoding actors.")

@@ -42,7 +42,7 @@ class Progress:
         self._shown = time.monotonic()
         text = tqdm.format_meter(
             self._done,
-            self._total,
+            self._total,  # type: ignore[arg-type]  # tqdm takes None, its stubs don't
             self._shown - self._start,
             ncols=100 if self._terminal else None,
             prefix=self._label,

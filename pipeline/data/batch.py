@@ -11,8 +11,9 @@ class Batch:
     """b samples: `images` uint8 [b, C, H, W] on the CPU, `keys`, `valid` bool [b].
 
     A padded slot has the key "" and is not valid; a bad sample keeps its slot and key, is not
-    valid, has zeros for an image, and its reason in `errors`. `columns` hold what was asked for, one entry
-    per slot. `slots` are the places of these samples in the global batch `index` of `epoch`.
+    valid, has zeros for an image, and its reason in `errors`. `columns` hold what was asked for,
+    one entry per slot. `slots` are the places of these samples in the global batch `index` of
+    `epoch`.
     """
 
     images: Tensor

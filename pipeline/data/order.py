@@ -26,8 +26,8 @@ class Order:
     """The order of `samples` samples in batches of `batch_size`; ids count live samples.
 
     `chunk` consecutive samples are one ranged read; `window` chunks of a lane are shuffled
-    together. With `shuffle` False every epoch is the ids in ascending order. `tail`: an epoch's last batch is
-    padded, dropped, or filled with samples from the start of each lane.
+    together. With `shuffle` False every epoch is the ids in ascending order. `tail`: an epoch's
+    last batch is padded, dropped, or filled with samples from the start of each lane.
     """
 
     samples: int

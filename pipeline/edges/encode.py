@@ -98,8 +98,8 @@ def _encode(
             progress.advance(event.receipt.samples)
 
         if config.actors == 0:
-            with closing(ThreadCrew(make(), window)) as crew:
-                return drive(schedule, crew, on_done)
+            with closing(ThreadCrew(make(), window)) as threads:
+                return drive(schedule, threads, on_done)
         with ray_cluster(config.actors):
             import ray
 

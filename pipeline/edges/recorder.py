@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pipeline import storage
@@ -31,7 +32,7 @@ class RunRecorder:
         uri: str,
         params: Mapping[str, str],
     ) -> None:
-        self._connect = lambda: TrackedRun(uri, tracking.experiment, name, run_url, params)
+        self._connect = partial(TrackedRun, uri, tracking.experiment, name, run_url, params)
         self._uri = uri
         self._tracked: TrackedRun | None = None
         self._queue: deque[tuple[int, Point]] = deque()

@@ -179,7 +179,9 @@ def plan_encoding(
     """Compares the dataset with the receipts that exist; refuses a store of something else."""
     known = _known_receipts(store, dataset, identity)
     present = set(known) | receipts_present(store, identity.digest)
-    wanted, skipped, live = [], [], 0
+    wanted: list[int] = []
+    skipped: list[int] = []
+    live = 0
     for number, shard in enumerate(dataset.shards):
         (wanted if limit is None or live < limit else skipped).append(number)
         live += shard.samples - len(shard.removed)

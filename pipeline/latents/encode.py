@@ -130,6 +130,6 @@ def _check_source(batch: Batch, shard: ShardRecord) -> None:
     if changed:
         raise DatasetError(
             f"shard {shard.path}: the bytes of {len(changed)} sample(s), such as {changed[0]!r}, "
-            "are not those that were packed. Something overwrote or damaged the shard: restore it, or "
-            "remove the samples with `python -m jobs.pack --append --remove`, and encode again."
+            "are not those that were packed. Something overwrote or damaged the shard: restore it, "
+            "or remove the samples with `python -m jobs.pack --append --remove`, and encode again."
         )

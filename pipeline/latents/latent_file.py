@@ -1,8 +1,9 @@
 """One shard's latents as one Arrow IPC file that plain pyarrow and polars open.
 
 Columns: `key`, `position` (in the source shard), then fixed-shape tensors [Z, h, w], then the
-source's own columns. Rows come in source order; record batch i holds what is left of the source positions
-[i B, (i + 1) B) when failed samples are gone, so a row is found by arithmetic and one ranged read.
+source's own columns. Rows come in source order; record batch i holds what is left of the source
+positions [i B, (i + 1) B) when failed samples are gone, so a row is found by arithmetic and one
+ranged read.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 """Which shard is tried next and by whom: retries, suspects and quarantine, without any I/O.
 
 A worker holds at most `window` shards. When a worker dies, all shards it held are suspects; a
-suspect is tried alone, so that only the guilty one is charged. A shard that failed `attempts` times is
-quarantined, and the rest goes on, until `failures_in_a_row` say that it isn't the shards' fault.
+suspect is tried alone, so that only the guilty one is charged. A shard that failed `attempts`
+times is quarantined, and the rest goes on, until `failures_in_a_row` say that it isn't the shards'
+fault.
 """
 
 from collections import deque

@@ -28,7 +28,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class LatentStore:
-    """The current snapshot of a store, in the order of its source shards, without removed samples."""
+    """The current snapshot of a store, in the order of its source shards, less removed samples."""
 
     url: str
     snapshot: Snapshot

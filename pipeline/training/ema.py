@@ -21,7 +21,7 @@ class Ema:
         """Moves the average towards `module` after optimiser step `step` (the first is 1)."""
         # Early on the average would remember the initial weights: 0.999 forgets in 1,000 steps.
         decay = min(self.decay, step / (step + 9.0))
-        averages = list(self.module.parameters())
+        averages = [average.data for average in self.module.parameters()]
         values = [value.detach().float() for value in module.parameters()]
         if averages:
             torch._foreach_lerp_(averages, values, 1.0 - decay)

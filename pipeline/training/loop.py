@@ -22,7 +22,7 @@ from pipeline.training.step import StepReport, StepSettings, TrainState, make_op
 from pipeline.training.stop import StopSignal
 from pipeline.training.validation import Validation, validate
 from pipeline.training.world import World
-from pipeline.vae import build_vae, save_bundle
+from pipeline.vae import VAE, build_vae, save_bundle
 
 Reason = Literal["done", "stopped", "superseded"]
 
@@ -184,8 +184,10 @@ def _save_bundle(
     validations: list[Validation],
 ) -> str:
     """Writes the averaged weights as the run's bundle; returns its digest."""
+    averaged = state.ema.module
+    assert isinstance(averaged, VAE), "the average of a VAE is one"
     return save_bundle(
-        state.ema.module,
+        averaged,
         run.path("bundle"),
         {
             "run": config.run,

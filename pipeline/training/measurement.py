@@ -34,6 +34,10 @@ COLUMNS = (
 their effective number; PSNR and SSIM of the image decoded at the posterior's mean and at a draw
 (SSIM is NaN for images below 7 pixels)."""
 
+_ROWS = 1600
+"""Latents decoded at once: 1,600 of 784 pixels stay in the cache (123 images/s of CPU time at
+K = 1000, where 6,400 make 102)."""
+
 
 @dataclass(frozen=True)
 class MeasureOptions:
@@ -120,7 +124,12 @@ def _measure_batch(
     seen = seen_images(vae, images, noise)
     posterior = vae.encode(seen)
     bound = importance_estimate(
-        vae, images, options.importance_samples, options.seed, slots=positions
+        vae,
+        images,
+        options.importance_samples,
+        options.seed,
+        slots=positions,
+        chunk=max(4, _ROWS // len(positions)),
     )
     columns = [getattr(terms, name) for name in ElboTerms.COMPONENTS]
     columns += [bound.bound, bound.elbo, bound.effective_samples]

@@ -110,7 +110,8 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run ended with; None while it is not finished."""
-        return _read_or_none(self.path("result.json"))
+        result: dict[str, Any] | None = _read_or_none(self.path("result.json"))
+        return result
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Marks the run as finished."""

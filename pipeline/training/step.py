@@ -99,7 +99,7 @@ def train_step(
     objective = objective_loss(settings.objective, terms, step)
     loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * (world.size / max(1, images))
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own, without types
     gradient_norm = nn.utils.clip_grad_norm_(state.vae.parameters(), settings.clip_norm)
 
     sums = world.sum(_sums(terms, objective.loss_per_image, valid))

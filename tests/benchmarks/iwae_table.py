@@ -1,9 +1,9 @@
 """The first column of the IWAE paper's table 1, on MNIST through the real loader.
 
 One stochastic layer of 50, 2x200 tanh units each way, dynamic binarisation, batches of 20, Adam
-with eps 1e-4, the paper's eight learning rates; NLL by 5,000 importance samples (Burda et al. 2015 and
-its code). The default runs 20 epochs for each k, in eight equal stages; `--full` runs the paper's
-3,280 in stages of 3^i.
+with eps 1e-4, the paper's eight learning rates; NLL by 5,000 importance samples (Burda et al. 2015,
+and its code). The default runs 20 epochs for each k, in eight equal stages; `--full` runs the
+paper's 3,280 in stages of 3^i.
 
     python -m tests.benchmarks.iwae_table --mnist ../shared/data/mnist --work runs/iwae
 

@@ -11,7 +11,8 @@ seeds = st.integers(0, 2**31)
 
 def orders(tail: str = "pad"):
     return st.builds(
-        Order, counts, batches, seeds, st.integers(1, 40), st.integers(1, 8), st.booleans(), st.just(tail)
+        Order, counts, batches, seeds, st.integers(1, 40), st.integers(1, 8), st.booleans(),
+        st.just(tail),
     )  # fmt: skip
 
 
