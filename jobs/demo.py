@@ -156,7 +156,6 @@ def train_config(
 
 def summary(
     config: DemoConfig,
-    training: TrainConfig,
     trained: dict[str, Any],
     evaluated: dict[str, Any],
     result: dict[str, Any],
