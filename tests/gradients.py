@@ -38,18 +38,23 @@ def global_batch(slots: range, invalid: tuple[int, ...] = INVALID) -> Batch:
                  valid[slots.start : slots.stop], {}, 0, 0, slots)  # fmt: skip
 
 
+PLAIN = ObjectiveConfig()
+
+
 def new_vae() -> VAE:
     torch.manual_seed(0)
     model = ModelConfig(kind="mlp")
     return build_vae(model, PreprocessConfig(image_size=8, channels=1)).double()
 
 
-def one_step(batch: Batch, wrap: bool = False) -> tuple[StepReport, TrainState]:
+def one_step(
+    batch: Batch, wrap: bool = False, objective: ObjectiveConfig = PLAIN
+) -> tuple[StepReport, TrainState]:
     vae = new_vae()
     config = OptimizerConfig(clip_norm=1e12)
     model = DistributedDataParallel(vae) if wrap else vae
     state = TrainState(vae, model, Ema(vae, 0.9), make_optimizer(config, vae))
-    settings = StepSettings(ObjectiveConfig(), 3, config.clip_norm, None)
+    settings = StepSettings(objective, 3, config.clip_norm, None)
     report = train_step(
         state, batch, current_world(torch.device("cpu")), settings,
         rate=1e-3, stop=False, data_wait_seconds=0.0,

@@ -158,13 +158,15 @@ def _feistel(
     inverse: bool,
 ) -> npt.NDArray[np.uint64]:
     mask = (np.uint64(1) << bits) - np.uint64(1)
-    left, right = values >> bits, values & mask
+    left: Any = values >> bits
+    right: Any = values & mask
     for index in order:
         if inverse:
             left, right = right ^ (_mix(left ^ (tags * keys[index]), keys[index]) & mask), left
         else:
             left, right = right, left ^ (_mix(right ^ (tags * keys[index]), keys[index]) & mask)
-    return (left << bits) | right
+    joined: npt.NDArray[np.uint64] = (left << bits) | right
+    return joined
 
 
 def _mix(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:

@@ -37,6 +37,7 @@ class Checkpoint:
     model: dict[str, Any]
     ema: dict[str, Any]
     optimizer: dict[str, Any]
+    objective: dict[str, float]
     order: dict[str, Any]
     points: list[dict[str, Any]]
     validations: list[dict[str, Any]]

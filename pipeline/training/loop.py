@@ -22,7 +22,7 @@ from pipeline.training.step import StepReport, StepSettings, TrainState, make_op
 from pipeline.training.stop import StopSignal
 from pipeline.training.validation import Validation, validate
 from pipeline.training.world import World
-from pipeline.vae import VAE, build_vae, save_bundle
+from pipeline.vae import VAE, ObjectiveState, build_vae, save_bundle
 
 Reason = Literal["done", "stopped", "superseded"]
 
@@ -150,6 +150,7 @@ def _restore(config: TrainConfig, run: Run, world: World) -> tuple[TrainState, C
         state.step = checkpoint.step
         state.images_seen = checkpoint.images_seen
         state.bad_images = checkpoint.bad_images
+        state.objective = ObjectiveState.from_json(checkpoint.objective)
     return state, checkpoint
 
 
@@ -192,6 +193,8 @@ def _save_bundle(
         {
             "run": config.run,
             "dataset_digest": dataset.digest,
+            "beta": config.objective.beta,
+            "holdout_data": config.holdout,
             "steps": state.step,
             "images_seen": state.images_seen,
             "holdout": validations[-1].terms if validations else None,
@@ -214,6 +217,7 @@ def _checkpoint(
         model=state.vae.state_dict(),
         ema=state.ema.module.state_dict(),
         optimizer=state.optimizer.state_dict(),
+        objective=state.objective.to_json(),
         order=loader.state_dict(),
         points=[point.to_json() for point in outbox.pending()],
         validations=[asdict(validation) for validation in validations],

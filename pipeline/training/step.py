@@ -1,7 +1,8 @@
 """One optimiser step on one global batch, of which this rank holds its slots."""
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from pipeline.config import ObjectiveConfig, OptimizerConfig
 from pipeline.data import Batch
 from pipeline.training.ema import Ema
 from pipeline.training.world import World
-from pipeline.vae import VAE, ElboTerms, draw_noise, objective_loss
+from pipeline.vae import VAE, ElboTerms, ObjectiveState, draw_noise, objective_loss
 
 COMPONENTS = ("elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior")
 """Means over the global batch that every step reports; evaluation adds `log_likelihood_at_mean`."""
@@ -49,6 +50,7 @@ class TrainState:
     model: nn.Module
     ema: Ema
     optimizer: torch.optim.Optimizer
+    objective: ObjectiveState = field(default_factory=ObjectiveState)
     step: int = 0
     images_seen: int = 0
     bad_images: int = 0
@@ -93,10 +95,14 @@ def train_step(
     valid = batch.valid.to(world.device)
     images, bad_images, wishes = _counts(batch, valid, world, stop=stop)
 
-    noise = draw_noise(state.vae, settings.seed, step, batch.slots, world.device)
+    noise = draw_noise(
+        state.vae, settings.seed, step, batch.slots, world.device,
+        samples=settings.objective.samples,
+    )  # fmt: skip
     with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
-        terms = state.model(batch.images.to(world.device, non_blocking=True), noise)
-    objective = objective_loss(settings.objective, terms, step)
+        images_here = batch.images.to(world.device, non_blocking=True)
+        terms = state.model(images_here, noise, settings.objective.needs_mean)
+    objective = objective_loss(settings.objective, terms, step, state.objective)
     loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * (world.size / max(1, images))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own, without types
@@ -114,13 +120,17 @@ def train_step(
     state.images_seen += images
     state.bad_images += bad_images
     *terms_of, loss_mean = (sums / max(1, images)).tolist()
+    means = dict(zip(COMPONENTS, terms_of, strict=True))
+    state.objective = state.objective.updated(
+        settings.objective, means["log_likelihood"], math.prod(state.vae.image_shape)
+    )
     return StepReport(
         step=step,
         epoch=batch.epoch,
         images=images,
         bad_images=bad_images,
         images_seen=state.images_seen,
-        terms=dict(zip(COMPONENTS, terms_of, strict=True)),
+        terms=means,
         objective=-loss_mean,
         beta=objective.beta,
         gradient_norm=float(gradient_norm),

@@ -89,7 +89,8 @@ def test_a_batch_of_a_billion_samples_is_known_at_once_anywhere_in_the_epoch():
     order = Order(10**9, 4096, 1, 64, 8)
     ids = order.batch(7, order.steps // 2, range(4096))
     assert len(set(ids.tolist())) == 4096
-    assert ids.min() >= 0 and ids.max() < 10**9
+    assert ids.min() >= 0
+    assert ids.max() < 10**9
 
 
 def test_a_batch_of_class_sorted_samples_holds_nearly_as_many_classes_as_a_uniform_draw():

@@ -18,6 +18,7 @@ FIRST = Checkpoint(
     model={"weight": torch.arange(4.0)},
     ema={"weight": torch.zeros(4)},
     optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
+    objective={"beta": 1.0, "constraint": 0.0},
     order={"seed": 0},
     points=[],
     validations=[],

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pipeline.config import ObjectiveConfig
 from tests.gradients import BATCH, INVALID, global_batch, gradients, new_vae, one_step, run_rank
 
 
@@ -55,3 +56,30 @@ def test_a_batch_without_valid_images_moves_no_weight():
     assert state.step == 1
     for found, initial in zip(state.vae.parameters(), new_vae().parameters(), strict=True):
         assert torch.equal(found, initial)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ObjectiveConfig(beta=0.5),
+        ObjectiveConfig(samples=3),
+        ObjectiveConfig(kind="iwae", samples=4),
+        ObjectiveConfig(kind="free_bits", free_nats=0.1),
+        ObjectiveConfig(kind="geco", target_bits_per_dim=4.0),
+        ObjectiveConfig(kind="autoencoder"),
+    ],
+    ids=lambda config: f"{config.kind}-{config.samples}",
+)
+def test_every_objective_trains_and_the_true_elbo_is_reported_beside_it(objective):
+    plain, _ = one_step(global_batch(range(BATCH)))
+    report, state = one_step(global_batch(range(BATCH)), objective=objective)
+    assert not report.skipped
+    # Of the same weights and images: the KL is the same number whatever is optimised.
+    assert report.terms["kl"] == pytest.approx(plain.terms["kl"], rel=1e-9)
+    assert report.terms["elbo"] == pytest.approx(
+        report.terms["log_likelihood"] - report.terms["kl"], rel=1e-9
+    )
+    if objective.kind == "iwae":
+        assert report.objective > report.terms["elbo"]
+    if objective.kind == "geco":
+        assert state.objective.beta != 1.0

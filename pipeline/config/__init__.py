@@ -1,0 +1,53 @@
+"""Every knob of every job, as frozen models that refuse what they don't know.
+
+A field's description gives its unit and the meaning of None; flags, YAML keys and `--help` are all
+made from these models (`jobs/command.py`). Impossible combinations fail here, at construction.
+"""
+
+from pipeline.config.jobs import (
+    DemoConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    IndexConfig,
+    PackConfig,
+    PullConfig,
+    TrainConfig,
+    VerifyConfig,
+)
+from pipeline.config.sections import (
+    Crop,
+    Likelihood,
+    LoaderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreprocessConfig,
+    Section,
+    Tail,
+    TrackingConfig,
+    Url,
+)
+
+__all__ = [
+    "Crop",
+    "DemoConfig",
+    "EncodeConfig",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "IndexConfig",
+    "Likelihood",
+    "LoaderConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PackConfig",
+    "PreprocessConfig",
+    "PullConfig",
+    "Section",
+    "Tail",
+    "TrackingConfig",
+    "TrainConfig",
+    "Url",
+    "VerifyConfig",
+]

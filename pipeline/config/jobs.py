@@ -1,0 +1,243 @@
+"""The configuration of each job: what its flags and YAML keys are made from."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections import (
+    Crop,
+    LoaderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreprocessConfig,
+    Section,
+    Tail,
+    TrackingConfig,
+    Url,
+)
+
+
+class PackConfig(Section):
+    """`jobs.pack`: folders, tars and zips of images become a sharded dataset."""
+
+    source: tuple[Url, ...] = Field(
+        (), description="Folders, tar or zip archives, globs, object-storage prefixes."
+    )
+    output: Url = Field(description="Where the dataset goes.")
+    append: bool = Field(False, description="Add what an existing dataset has not seen yet.")
+    remove: tuple[str, ...] = Field((), description="Keys to remove (with --append).")
+    shard_bytes: int = Field(256 * 2**20, ge=4096, description="Target size of a shard, in bytes.")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="Share split off by content hash into OUTPUT/holdout."
+    )
+    verify: Literal["full", "header"] = Field("full", description="How each image is checked.")
+    annotations: Url | None = Field(
+        None, description="Labels and captions by path: a .csv, .tsv, .jsonl or .parquet table."
+    )
+    encoding: Literal["keep", "jpeg", "webp"] = Field(
+        "keep", description="keep: the original bytes; else each image is encoded anew."
+    )
+    quality: int = Field(90, ge=1, le=100, description="Quality of the new encoding.")
+    short_side: int | None = Field(
+        None, gt=0, description="Shorter side after encoding anew, in pixels; None: as it is."
+    )
+    min_side: int = Field(1, gt=0, description="Images with a shorter side are rejected, pixels.")
+    pixel_limit: int = Field(
+        89_478_485, gt=0, description="Images of more pixels are rejected as bombs."
+    )
+    checksum: bool = Field(
+        False, description="With --append: compare contents, not sizes and tags of files."
+    )
+    limit: int | None = Field(None, gt=0, description="Pack that many inputs at most; None: all.")
+    dry_run: bool = Field(False, description="Say how many, how large and how long, and end.")
+    probe_seconds: float = Field(5, gt=0, description="How long --dry-run inspects, in seconds.")
+    workers: int | None = Field(None, gt=0, description="Processes; None: one per core.")
+    bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="Largest share of rejected inputs that still exits with 0."
+    )
+    quarantine_exit: int = Field(3, description="Exit code when the rejected exceed the budget.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if not self.source and not self.remove:
+            raise ValueError("give --source URL (or --remove KEYS)")
+        if self.short_side is not None and self.encoding == "keep":
+            raise ValueError("short_side needs --encoding jpeg or webp: kept bytes keep their size")
+        return self
+
+
+class IndexConfig(Section):
+    """`jobs.index`: adopt existing WebDataset tars in place, without copying them."""
+
+    source: tuple[Url, ...] = Field(
+        min_length=1, description="Tars, or folders and prefixes of tars; braces {000..009} too."
+    )
+    output: Url = Field(description="Where manifest and indexes go.")
+    verify: Literal["full", "header", "none"] = Field(
+        "header", description="How each image is checked: decoded, by its header, or not."
+    )
+    workers: int | None = Field(None, gt=0, description="Threads; None: one per core.")
+    bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="Largest share of rejected samples that still exits with 0."
+    )
+    quarantine_exit: int = Field(3, description="Exit code when the rejected exceed the budget.")
+
+
+class TrainConfig(Section):
+    """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
+
+    data: Url = Field(
+        description="The dataset, as packed by jobs.pack (its train split, if split)."
+    )
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="A stable name: starting it again continues the run.",
+    )
+    storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+    steps: int = Field(
+        1000, gt=0, description="Optimiser steps in all; more continue a finished run."
+    )
+    global_batch_size: int = Field(256, gt=0, description="Images per step over all workers.")
+    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
+    crop: Crop = Field("center", description="How a rectangle becomes a square.")
+    flip: bool = Field(False, description="Mirror every second image, by seed.")
+    tail: Tail = Field("pad", description="What happens to an epoch's last, incomplete batch.")
+    workers: int = Field(1, ge=0, description="Ray Train workers; 0: this process (or torchrun's).")
+    seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Autocast type; auto: bf16 where the hardware has it, else fp32."
+    )
+    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(3, gt=0, description="Newest checkpoints that are kept.")
+    holdout: Url | None = Field(
+        None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
+    )
+    evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
+    max_failures: int = Field(
+        3, ge=0, description="Times that Ray replaces dead workers before the run fails."
+    )
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loader: LoaderConfig = LoaderConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """The model's preprocessing."""
+        return PreprocessConfig(image_size=self.image_size, channels=self.channels, crop=self.crop)
+
+
+class EvaluateConfig(Section):
+    """`jobs.evaluate`: exact held-out numbers and pictures of a model."""
+
+    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
+    data: Url = Field(description="The dataset, usually the hold-out.")
+    output: Url | None = Field(None, description="Folder for report and pictures; None: none.")
+    importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
+    batch_size: int = Field(100, gt=0, description="Images per batch, over all workers.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    workers: int = Field(0, ge=0, description="Ray tasks that share the images; 0: this process.")
+    compare: tuple[str, ...] = Field((), description="More models, set beside it image by image.")
+    split_images: int = Field(
+        64, ge=0, le=256, description="First images whose posterior gap is split in two; 0: none."
+    )
+    latents: int = Field(
+        10_000, gt=0, description="First images whose posteriors are kept for latent statistics."
+    )
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class ExplainConfig(Section):
+    """`jobs.explain`: what each number means, with this run's own figures."""
+
+    run: str | None = Field(None, description="A finished run's name.")
+    storage: Url = Field("./runs", description="Where runs live (with --run).")
+    model: str | None = Field(
+        None, description="Instead of a run: models:/NAME@ALIAS, models:/NAME/VERSION or a bundle."
+    )
+    data: Url | None = Field(None, description="Images to measure on; None: the run's hold-out.")
+    output: Url | None = Field(None, description="Folder for page and pictures; None: none.")
+    importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    beta: float | None = Field(
+        None, ge=0, description="Weight of the KL in training; None: the run's, 1 for a model."
+    )
+    my_elbo: float | None = Field(None, description="An ELBO you got elsewhere, nats per image.")
+    my_kl: float | None = Field(None, description="A KL you got elsewhere, nats per image.")
+    my_log_likelihood: float | None = Field(
+        None, description="An E log p(x|z) you got elsewhere, nats per image."
+    )
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _run_or_model(self) -> Self:
+        if (self.run is None) == (self.model is None):
+            raise ValueError("give --run NAME, or --model URI with --data URL, and not both")
+        return self
+
+
+class EncodeConfig(Section):
+    """`jobs.encode`: a dataset becomes a latent store, exactly once."""
+
+    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
+    data: Url = Field(description="The dataset to encode.")
+    output: Url = Field(description="Where the latent store lives.")
+    actors: int = Field(1, ge=0, description="Ray actors; 0: encode in this process.")
+    cores: float = Field(1, gt=0, description="CPU cores that one actor asks Ray for.")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs per actor; None: 1 where the cluster has any, else 0."
+    )
+    shards_in_flight: int | None = Field(
+        None,
+        gt=0,
+        description="Shards that one actor works on at a time; None: its cores + 1, at most 8.",
+    )
+    threads: int = Field(1, gt=0, description="Decoding threads per shard in flight.")
+    batch_size: int = Field(64, gt=0, description="Images per batch; part of the store's identity.")
+    dtype: Literal["float16", "float32"] = Field("float16", description="Type of stored latents.")
+    content: Literal["moments", "mean", "sample"] = Field(
+        "moments", description="Mean and log-variance, the mean alone, or one draw per image."
+    )
+    seed: int = Field(0, ge=0, description="Seed of `--content sample`; part of the identity.")
+    flip: bool = Field(False, description="Store the mirrored images' latents as well.")
+    columns: tuple[str, ...] = Field((), description="Source columns to copy, such as label.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Autocast type.")
+    attempts: int = Field(3, gt=0, description="Tries per shard before it is quarantined.")
+    bad_fraction: float = Field(0.001, ge=0, le=1, description="Largest share of failed images.")
+    quarantine_exit: int = Field(3, description="Exit code when parts failed past the budget.")
+    limit: int | None = Field(
+        None, gt=0, description="Encode the first shards that hold this many images; None: all."
+    )
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class VerifyConfig(Section):
+    """`jobs.verify`: prove a dataset or a latent store whole."""
+
+    dataset: Url | None = Field(None, description="A dataset's URL.")
+    store: Url | None = Field(None, description="A latent store's URL.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.dataset is None) == (self.store is None):
+            raise ValueError("give --dataset URL or --store URL, and not both")
+        return self
+
+
+class PullConfig(Section):
+    """`jobs.pull`: a registered model's bundle to disk, checksums verified."""
+
+    model: str = Field(description="models:/NAME@ALIAS or models:/NAME/VERSION.")
+    output: Url = Field(description="A local folder that is new, empty or holds the same bundle.")
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class DemoConfig(Section):
+    """`jobs.demo`: the whole way, on handwritten digits or on a folder of your own."""
+
+    images: str | None = Field(None, description="A folder tree of images; None: digits.")
+    steps: int = Field(400, gt=0, description="Training steps.")
+    workers: int = Field(2, ge=1, description="Ray Train workers and encoding actors.")

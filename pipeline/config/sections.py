@@ -1,0 +1,203 @@
+"""Groups of knobs that several jobs share: preprocessing, model, objective, optimiser, tracking."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of knobs; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Url = Annotated[str, Field(min_length=1)]
+"""A local path or any fsspec URL, such as `s3://bucket/prefix`."""
+
+Crop = Literal["center", "random", "pad", "stretch"]
+Tail = Literal["pad", "drop", "wrap"]
+Likelihood = Literal[
+    "bernoulli",
+    "continuous_bernoulli",
+    "gaussian",
+    "gaussian_fixed",
+    "gaussian_per_pixel",
+    "laplace",
+    "logistic",
+    "logistic_mixture",
+]
+LIKELIHOODS_WITH_SIGMA = ("gaussian", "gaussian_fixed", "laplace")
+
+
+class PreprocessConfig(Section):
+    """How image bytes become a `[C, image_size, image_size]` uint8 tensor; belongs to the model."""
+
+    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
+    crop: Crop = Field("center", description="How a rectangle becomes a square.")
+
+
+class ModelConfig(Section):
+    """The network, its likelihood and its posterior."""
+
+    kind: Literal["linear", "mlp", "conv", "autoencoder_kl", "custom"] = Field(
+        "conv", description="The network's family."
+    )
+    latent_channels: int | None = Field(
+        None,
+        gt=0,
+        description="Z of the latent [Z, h, w]; None: linear 8, mlp 50, conv 32, autoencoder_kl "
+        "3, 4, 16, 64 for factor 4, 8, 16, 32.",
+    )
+    factor: Literal[4, 8, 16, 32] | None = Field(
+        None, description="autoencoder_kl: pixels per latent in each direction; None: 8."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="autoencoder_kl: compute again instead of keeping activations."
+    )
+    custom: str | None = Field(
+        None, description="custom: import path of your own Network class, as package.module:Class."
+    )
+    latent_size: int | None = Field(
+        None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."
+    )
+    width: int | None = Field(
+        None,
+        gt=0,
+        description="First level's channels (None: conv 32, autoencoder_kl 128); mlp: units (200).",
+    )
+    likelihood: Likelihood = Field(
+        "gaussian",
+        description="p(x|z), in nats of the uint8 image (bernoulli: of the binarised one).",
+    )
+    sigma: float | None = Field(
+        None,
+        ge=1 / 256,
+        le=1,
+        description="Gaussian's and Laplace's deviation, 1 is the whole range: where the learned "
+        "one starts (None: 0.25) or what the fixed one stays at (None: 0.1).",
+    )
+    mixtures: int | None = Field(
+        None, gt=0, description="logistic_mixture: components per pixel; None: 5."
+    )
+    posterior: Literal["diagonal", "full"] = Field(
+        "diagonal", description="Covariance of q(z|x); full: linear and mlp only."
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.posterior == "full" and self.kind not in ("linear", "mlp"):
+            raise ValueError(f"posterior full is for linear and mlp, not for {self.kind}")
+        for name, kinds in _KINDS_OF_KNOBS.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"{name} is for {' and '.join(kinds)}, not for {self.kind}")
+        if self.kind == "custom" and self.custom is None:
+            raise ValueError("kind custom needs custom: package.module:Class")
+        if self.mixtures is not None and self.likelihood != "logistic_mixture":
+            raise ValueError(f"mixtures is for logistic_mixture, not for {self.likelihood}")
+        if self.sigma is not None and self.likelihood not in LIKELIHOODS_WITH_SIGMA:
+            raise ValueError(f"sigma means nothing for {self.likelihood}: leave it out")
+        return self
+
+
+_KINDS_OF_KNOBS = {
+    "width": ("mlp", "conv", "autoencoder_kl", "custom"),
+    "latent_size": ("conv", "custom"),
+    "factor": ("autoencoder_kl",),
+    "gradient_checkpointing": ("autoencoder_kl",),
+    "custom": ("custom",),
+}
+"""Knobs of networks that not every kind reads."""
+
+
+class ObjectiveConfig(Section):
+    """What is optimised; the true ELBO is reported beside it whatever is chosen here.
+
+    beta: log-likelihood - beta KL. free_bits: the same, with each latent dimension's KL counted as
+    at least `free_nats`. geco: least KL with the reconstruction held at `target_bits_per_dim`.
+    iwae: the bound of `samples` latents. autoencoder: the reconstruction at the mean alone.
+    """
+
+    kind: Literal["beta", "free_bits", "geco", "iwae", "autoencoder"] = Field(
+        "beta",
+        description="What is maximised: beta (the ELBO at beta 1), free_bits, geco, iwae ...",
+    )
+    beta: float = Field(1.0, ge=0, description="Weight of the KL term, after its warm-up if any.")
+    warmup: Literal["none", "linear", "cyclical"] = Field(
+        "none", description="How beta rises from 0: once, or again in each cycle's first half."
+    )
+    warmup_steps: int | None = Field(
+        None, gt=0, description="Steps of the linear warm-up, or of one cycle."
+    )
+    free_nats: float | None = Field(
+        None, gt=0, description="free_bits: nats of KL per latent dimension that cost nothing more."
+    )
+    target_bits_per_dim: float | None = Field(
+        None, gt=0, description="geco: -log p(x|z) to hold, in bits per pixel and channel."
+    )
+    samples: int = Field(1, gt=0, description="K latents per image: multi-sample ELBO, or IWAE_K.")
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the loss is made of `log_likelihood_at_mean`."""
+        return self.kind == "autoencoder"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.kind not in ("beta", "free_bits") and (self.beta != 1 or self.warmup != "none"):
+            raise ValueError(f"beta and its warm-up mean nothing for {self.kind}: leave them out")
+        for name, kind in (("free_nats", "free_bits"), ("target_bits_per_dim", "geco")):
+            if (getattr(self, name) is not None) != (self.kind == kind):
+                raise ValueError(f"{name} belongs to kind {kind}: give both or neither")
+        if (self.warmup_steps is not None) != (self.warmup != "none"):
+            raise ValueError(
+                "warmup_steps belongs to warmup linear or cyclical: give both or neither"
+            )
+        if self.kind == "iwae" and self.samples == 1:
+            raise ValueError("iwae needs samples of 2 or more: with 1 it is the ELBO, kind beta")
+        if self.kind == "autoencoder" and self.samples > 1:
+            raise ValueError("autoencoder draws nothing: leave samples out")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and what surrounds it."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="Peak step size.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up from 0.")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="After the warm-up.")
+    clip_norm: float = Field(100.0, gt=0, description="Largest gradient norm; above, it is scaled.")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the weights' average; 0: none."
+    )
+
+
+class LoaderConfig(Section):
+    """Reading and decoding."""
+
+    threads: int | None = Field(
+        None, gt=0, description="Decoding threads of one rank; None: the cores this rank may use."
+    )
+    prefetch_batches: int = Field(4, gt=0, description="Decoded batches kept ready per rank.")
+    memory_bytes: int = Field(
+        512 * 2**20, gt=0, description="Limit on encoded bytes kept open by one rank."
+    )
+    bad_fraction: float = Field(
+        0.001, ge=0, le=1, description="Largest share of bad samples before the run stops."
+    )
+
+
+class TrackingConfig(Section):
+    """MLflow and Prometheus."""
+
+    mlflow_uri: str | None = Field(
+        None,
+        description="MLflow's tracking URI; None: MLFLOW_TRACKING_URI, else sqlite under ./runs.",
+    )
+    experiment: str = Field("vae", description="MLflow experiment.")
+    model_name: str = Field("vae", description="Name in MLflow's model registry.")
+    alias: str = Field("candidate", description="Alias that the newly registered version gets.")
+    every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
+    metrics_host: str = Field("127.0.0.1", description="Address that /metrics is served on.")
+    metrics_port: int = Field(0, ge=0, lt=65536, description="Port of /metrics; 0: a free one.")
