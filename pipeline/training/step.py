@@ -92,23 +92,9 @@ def train_step(
     """
     started = time.perf_counter()
     step = state.step + 1
-    valid = batch.valid.to(world.device)
-    images, bad_images, wishes = _counts(batch, valid, world, stop=stop)
-
-    noise = draw_noise(
-        state.vae, settings.seed, step, batch.slots, world.device,
-        samples=settings.objective.samples,
-    )  # fmt: skip
-    with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
-        images_here = batch.images.to(world.device, non_blocking=True)
-        terms = state.model(images_here, noise, settings.objective.needs_mean)
-    objective = objective_loss(settings.objective, terms, step, state.objective)
-    loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * (world.size / max(1, images))
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's own, without types
+    images, bad_images, wishes = _counts(batch, world, stop=stop)
+    sums, beta = _backward(state, batch, world, settings, images)
     gradient_norm = nn.utils.clip_grad_norm_(state.vae.parameters(), settings.clip_norm)
-
-    sums = world.sum(_sums(terms, objective.loss_per_image, valid))
     # Both numbers are sums over all ranks, so every rank decides alike without another message.
     finite = bool(torch.isfinite(gradient_norm) & torch.isfinite(sums[-1])) and images > 0
     if finite:
@@ -132,7 +118,7 @@ def train_step(
         images_seen=state.images_seen,
         terms=means,
         objective=-loss_mean,
-        beta=objective.beta,
+        beta=beta,
         gradient_norm=float(gradient_norm),
         learning_rate=rate,
         skipped=not finite,
@@ -142,12 +128,31 @@ def train_step(
     )
 
 
-def _counts(batch: Batch, valid: Tensor, world: World, *, stop: bool) -> list[int]:
+def _counts(batch: Batch, world: World, *, stop: bool) -> list[int]:
     """Over all ranks: valid images, bad images, and ranks that wish to stop."""
-    named = torch.tensor([key != "" for key in batch.keys], device=world.device)
-    wish = torch.tensor(int(stop), device=world.device)
-    counts = world.sum(torch.stack([valid.sum(), (named & ~valid).sum(), wish]))
-    return [int(count) for count in counts.tolist()]
+    named = torch.tensor([key != "" for key in batch.keys])
+    wish = torch.tensor(int(stop))
+    mine = torch.stack([batch.valid.sum(), (named & ~batch.valid).sum(), wish])
+    return [int(count) for count in world.sum(mine.to(world.device)).tolist()]
+
+
+def _backward(
+    state: TrainState, batch: Batch, world: World, settings: StepSettings, images: int
+) -> tuple[Tensor, float]:
+    """Leaves the gradients of the global mean; returns the global sums (see `_sums`) and beta."""
+    step, chosen = state.step + 1, settings.objective
+    valid = batch.valid.to(world.device)
+    noise = draw_noise(
+        state.vae, settings.seed, step, batch.slots, world.device, samples=chosen.samples
+    )
+    with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
+        pixels = batch.images.to(world.device, non_blocking=True)
+        terms = state.model(pixels, noise, chosen.needs_mean)
+    objective = objective_loss(chosen, terms, step, state.objective)
+    loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * (world.size / max(1, images))
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own, without types
+    return world.sum(_sums(terms, objective.loss_per_image, valid)), objective.beta
 
 
 def _sums(terms: ElboTerms, loss_per_image: Tensor, valid: Tensor) -> Tensor:
