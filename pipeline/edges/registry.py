@@ -134,8 +134,8 @@ def save_pyfunc(bundle_url: str, folder: Path) -> None:
     size, channels = vae.preprocess.image_size, vae.preprocess.channels
     depth, *grid = vae.latent_shape
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, channels, size, size), "images")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2 * depth, *grid), "moments")]),
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, channels, size, size))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2 * depth, *grid))]),
     )
     with tempfile.TemporaryDirectory(prefix="vae-bundle-") as scratch, warnings.catch_warnings():
         # The signature is exact as it stands; an example image would only repeat it.

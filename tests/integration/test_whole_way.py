@@ -1,0 +1,136 @@
+"""The demo as a user starts it, then its model and its store as a consumer reads them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import pipeline
+from pipeline.latents import LatentStore
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def result_of(process: subprocess.CompletedProcess) -> dict:
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def demo(folder) -> dict:
+    process = run(folder, "jobs.demo", "--steps", "60")
+    assert "Traceback" not in process.stderr
+    return result_of(process)
+
+
+@pytest.fixture
+def tracking(folder, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/mlflow.db")
+
+
+def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo):
+    assert demo["verified"] is True
+    # 60 of 1,797 digits come later; those that fall into the hold-out are not encoded.
+    assert 0 < demo["appended"] <= 60
+    assert demo["samples"] > demo["appended"]
+    assert all(Path(figure).stat().st_size > 5_000 for figure in demo["figures"])
+
+
+def test_nothing_is_written_outside_runs(demo, folder):
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+
+
+def test_our_loader_and_mlflows_give_the_same_moments(demo, tracking):
+    import mlflow
+
+    vae = pipeline.load_model(demo["model"])
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        posterior = vae.encode(images)
+    moments = mlflow.pyfunc.load_model(demo["model"]).predict(images.numpy())
+    expected = torch.cat([posterior.mean, posterior.log_variance], 1).numpy()
+    np.testing.assert_allclose(moments, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_stored_latent_is_the_models_own_for_that_image(demo, tracking):
+    from pipeline.data import Dataset, load_images
+
+    vae = pipeline.load_model(demo["model"])
+    store = LatentStore.open(demo["store"])
+    assert store.model_digest == vae.digest
+    dataset = Dataset.open(str(Path(demo["store"]).parent / "dataset/train"))
+    batch = load_images(dataset, 5, vae.preprocess)
+    with torch.no_grad():
+        means = vae.encode(batch.images).mean.numpy()
+    stored = {store[number].key: store[number] for number in range(5)}
+    for key, mean in zip(batch.keys, means, strict=True):
+        np.testing.assert_allclose(stored[key].tensors["mean"], mean, rtol=2e-3, atol=2e-3)
+        assert stored[key].columns["label"] == key.split("/")[0]
+
+
+def test_the_stores_statistics_are_those_of_all_its_latents(demo):
+    store = LatentStore.open(demo["store"])
+    means = np.concatenate([rows.tensors["mean"] for rows in store.batches()]).astype(np.float64)
+    assert len(means) == len(store) == demo["samples"]
+    np.testing.assert_allclose(store.mean, means.mean((0, 2, 3)), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(store.std, means.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_plain_pyarrow_opens_a_latent_file(demo):
+    (file, *_) = sorted(Path(demo["store"]).glob("latents/*/*.arrow"))
+    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    assert table.column_names == ["key", "position", "mean", "logvar", "label"]
+    assert table.schema.field("mean").type.value_type == pa.float16()
+
+
+def test_pull_copies_the_bundle_twice_without_complaint_and_never_over_other_files(demo, folder):
+    pull = ("jobs.pull", "--model", demo["model"], "--output", "runs/pulled")
+    first, second = result_of(run(folder, *pull)), result_of(run(folder, *pull))
+    assert first == second
+    assert pipeline.load_model(str(folder / "runs/pulled")).digest == first["digest"]
+    (folder / "runs/other").mkdir()
+    (folder / "runs/other/precious").write_text("x")
+    refused = run(folder, "jobs.pull", "--model", demo["model"], "--output", "runs/other")
+    assert refused.returncode == 1
+    assert "holds other files" in refused.stderr
+    assert (folder / "runs/other/precious").read_text() == "x"
+
+
+def test_an_alias_that_does_not_exist_is_answered_with_those_that_do(demo, folder):
+    name = demo["model"].partition("@")[0]
+    asked = run(folder, "jobs.pull", "--model", f"{name}@champion", "--output", "runs/no")
+    assert asked.returncode == 1
+    assert "it has: @candidate (version 1)" in asked.stderr
+    assert "Traceback" not in asked.stderr
+
+
+def test_encoding_another_dataset_into_the_store_is_refused(demo, folder):
+    dataset = Path(demo["store"]).parent / "dataset/holdout"
+    refused = run(
+        folder, "jobs.encode", "--model", demo["model"], "--data", str(dataset),
+        "--output", demo["store"], "--actors", "0",
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "another dataset" in refused.stderr
