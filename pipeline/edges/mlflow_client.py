@@ -36,8 +36,8 @@ def mlflow_client(uri: str) -> Any:
         os.environ.setdefault(name, value)
     import mlflow
 
-    # Table creation and requirement look-ups: nothing that a user could act on.
-    for name in ("alembic", "mlflow"):
+    # Tables, look-ups, retries: nothing to act on; what fails in the end is raised.
+    for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -86,7 +86,11 @@ class Run:
             )
 
     def claim(self) -> Attempt:
-        """Takes the run over from any earlier start, which stops when it notices."""
+        """Takes the run over from any earlier start, which stops when it notices.
+
+        A `STOP` object that ended the start before has done its work, and is removed.
+        """
+        storage.delete(self.path("STOP"))
         number = max((attempt.number for attempt in self._attempts()), default=0)
         while True:
             number += 1

@@ -19,9 +19,9 @@ COMMAND = (
 )  # fmt: skip
 
 
-def start(folder: Path, data: Path) -> subprocess.Popen:
+def start(folder: Path, data: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", "--data", str(data), *COMMAND],
+        [sys.executable, "-m", "jobs.train", "--data", str(data), *COMMAND, *more],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=(folder / "log").open("a"),
@@ -121,3 +121,20 @@ def test_a_finished_run_says_so_and_trains_nothing(data, calm, undisturbed):
     assert finish(start(calm, data)) == undisturbed
     assert before == sorted((p, p.stat().st_mtime_ns) for p in calm.glob("runs/r/**/*.pt"))
     assert "is finished at step 300" in (calm / "log").read_text()
+
+
+def test_of_two_starts_of_one_run_the_newer_goes_on_and_the_older_says_why_it_stops(data, tmp_path):
+    older = start(tmp_path, data, "--steps", "100000")
+    wait_for_checkpoint(tmp_path, 40)
+    newer = start(tmp_path, data, "--steps", "100000")
+    assert older.wait(timeout=120) == 1
+    assert "was started again elsewhere" in (tmp_path / "log").read_text()
+    stopped_at = max(int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json"))
+    wait_for_checkpoint(tmp_path, stopped_at + 40)
+    # A STOP object in the run's folder is how to end a run early without losing a step.
+    (tmp_path / "runs/r/STOP").touch()
+    result = finish(newer)
+    assert result["reason"] == "stopped"
+    receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json")]
+    assert max(receipts) == result["steps"]
+    assert "Traceback" not in (tmp_path / "log").read_text()

@@ -2,6 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipeline import storage
 from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.training.points import Point
@@ -66,3 +67,11 @@ def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path):
     assert run.kept_points() == points
     run.keep_points([])
     assert run.kept_points() == []
+
+
+def test_a_stop_that_ended_one_start_does_not_stop_the_next(tmp_path):
+    run = Run.at(config(tmp_path))
+    run.claim()
+    storage.publish(run.path("STOP"), b"")
+    run.claim()
+    assert not storage.exists(run.path("STOP"))

@@ -1,0 +1,181 @@
+import io
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.config import PackConfig, PreprocessConfig
+from pipeline.data import Dataset, Loader, load_images, preprocess_image, read_shard
+from pipeline.data.pack import pack
+from pipeline.errors import DatasetError
+
+COUNT = 53
+
+
+def png(value: int, width: int = 12, height: int = 8) -> bytes:
+    """A PNG of one grey level."""
+    data = io.BytesIO()
+    Image.fromarray(np.full((height, width), value, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    """53 images, each of its own grey level, in several shards."""
+    folder = tmp_path_factory.mktemp("images")
+    for value in range(COUNT):
+        path = folder / "in" / str(value % 3) / f"{value:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(value))
+    pack(PackConfig(source=(str(folder / "in"),), output=str(folder / "out"), shard_bytes=20_000))
+    found = Dataset.open(str(folder / "out"))
+    assert len(found.shards) > 2
+    return found
+
+
+def loader(dataset: Dataset, **options) -> Loader:
+    given = {"global_batch_size": 8, "image_size": 4, "channels": 1, "threads": 2, **options}
+    return Loader(dataset, **given)
+
+
+def valid_keys(batch) -> list[str]:
+    return [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid]
+
+
+def test_each_image_comes_once_per_epoch_with_its_own_pixels_and_label(dataset):
+    with closing(loader(dataset, columns=("label",))) as one:
+        for _ in range(2):
+            seen = {}
+            for batch in one:
+                for key, image, label in zip(
+                    batch.keys, batch.images, batch.columns["label"], strict=True
+                ):
+                    if key:
+                        assert key not in seen
+                        seen[key] = (set(image.flatten().tolist()), label)
+            assert seen == {f"{v % 3}/{v:03d}": ({v}, str(v % 3)) for v in range(COUNT)}
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 16), st.integers(1, 16), st.integers(0, 6),
+    st.integers(1, 5), st.sampled_from(["pad", "drop", "wrap"]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_a_state_goes_on_at_any_batch_at_any_other_world(
+    dataset, batch_size, world, other_world, consumed, threads, tail
+):
+    options = {"global_batch_size": batch_size, "tail": tail, "threads": threads}
+
+    def epochs(world_size: int, state=None) -> list[list[str]]:
+        """What is left of an epoch, each global batch put together from all ranks."""
+        parts = []
+        for rank in range(world_size):
+            with closing(loader(dataset, rank=rank, world_size=world_size, **options)) as part:
+                if state is not None:
+                    part.load_state_dict(state)
+                parts.append([batch.keys for batch in part])
+        assert len({len(part) for part in parts}) == 1, "ranks with unequal numbers of steps"
+        return [[key for keys in batch for key in keys] for batch in zip(*parts, strict=True)]
+
+    whole = epochs(world)
+    with closing(loader(dataset, rank=0, world_size=world, **options)) as first:
+        for index, _ in enumerate(first, 1):
+            if index == consumed:
+                break
+        state = first.state_dict()
+    if state["epoch"] == 0:
+        assert epochs(other_world, state) == whole[state["batches"] :]
+
+
+def damaged(dataset: Dataset, tmp_path: Path, position: int) -> Dataset:
+    """A copy in which one byte of one image's payload is flipped."""
+    import shutil
+
+    shutil.copytree(dataset.url, tmp_path / "copy")
+    copy = Dataset.open(str(tmp_path / "copy"))
+    index = copy.read_index(0)
+    with Path(copy.shard_url(copy.shards[0])).open("r+b") as file:
+        file.seek(int(index.offsets[position]) + int(index.sizes[position]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return copy
+
+
+def test_a_flipped_byte_keeps_its_slot_is_masked_counted_and_never_decoded(dataset, tmp_path):
+    copy = damaged(dataset, tmp_path, 2)
+    key = copy.read_index(0).keys[2]
+    with closing(loader(dataset)) as good, closing(loader(copy)) as bad:
+        for one, two in zip(good, bad, strict=True):
+            assert one.keys == two.keys
+            for slot, name in enumerate(two.keys):
+                masked = not name or name == key
+                assert bool(two.valid[slot]) is not masked
+                if name == key:
+                    assert two.images[slot].sum() == 0
+        assert bad.stats.bad == {"checksum": 1}
+        assert bad.stats.bad_samples == [(key, "checksum")]
+
+
+def test_a_state_of_another_order_is_refused_and_the_difference_named(dataset):
+    with (
+        closing(loader(dataset, seed=1)) as one,
+        closing(loader(dataset, seed=2)) as two,
+        pytest.raises(DatasetError, match="seed: the state has 1, this loader 2"),
+    ):
+        two.load_state_dict(one.state_dict())
+
+
+def test_loading_a_state_after_iteration_began_is_refused(dataset):
+    with closing(loader(dataset)) as one:
+        state = one.state_dict()
+        next(iter(one))
+        with pytest.raises(DatasetError, match="has begun to read"):
+            one.load_state_dict(state)
+
+
+def test_without_shuffling_the_manifests_order_is_kept(dataset):
+    with closing(loader(dataset, shuffle=False)) as one:
+        keys = [key for batch in one for key in batch.keys if key]
+    order = [key for n in range(len(dataset.shards)) for key in dataset.read_index(n).keys]
+    assert keys == order
+
+
+def test_stock_webdataset_reads_our_shards(dataset):
+    urls = [dataset.shard_url(shard) for shard in dataset.shards]
+    stock = webdataset.WebDataset(urls, shardshuffle=False).decode("l8")
+    found = {sample["__key__"]: int(sample["png"][0, 0]) for sample in stock}
+    assert found == {f"{v % 3}/{v:03d}": v for v in range(COUNT)}
+
+
+def test_a_shard_is_read_in_its_order_and_its_last_batch_keeps_the_full_shape(dataset):
+    preprocess = PreprocessConfig(image_size=4, channels=1)
+    batches = list(read_shard(dataset, dataset.shards[0], preprocess, batch_size=4))
+    assert {tuple(batch.images.shape) for batch in batches} == {(4, 1, 4, 4)}
+    keys = [key for batch in batches for key in valid_keys(batch)]
+    assert keys == dataset.read_index(0).keys
+
+
+def test_figures_are_made_of_the_same_first_images_every_time(dataset):
+    preprocess = PreprocessConfig(image_size=4, channels=1)
+    first, again = (load_images(dataset, 5, preprocess) for _ in range(2))
+    assert first.keys == again.keys == dataset.read_index(0).keys[:5]
+    assert bool((first.images == again.images).all())
+
+
+@pytest.mark.parametrize("crop", ["center", "stretch"])
+def test_a_centre_crop_cuts_the_sides_and_a_stretch_keeps_them(crop):
+    pixels = np.zeros((8, 24), np.uint8)
+    pixels[:, :8] = 200
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    image = preprocess_image(
+        data.getvalue(), PreprocessConfig(image_size=8, channels=1, crop=crop)
+    )[0]
+    # The bright third lies left of the middle square: cut away by one, kept by the other.
+    assert bool(image[:, 0].mean() > 150) is (crop == "stretch")
