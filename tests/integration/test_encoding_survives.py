@@ -1,11 +1,6 @@
 """`jobs.encode` is killed by SIGKILL midway; the same command ends with the same bytes."""
 
-import hashlib
-import json
-import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +11,7 @@ from jobs.demo import write_digits
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data.pack import pack
 from pipeline.vae import build_vae, save_bundle
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.killing import finish, kill_all, start_job, tree
 
 
 @pytest.fixture(scope="module")
@@ -36,52 +30,34 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "data", folder / "bundle"
 
 
-def start(inputs, store: Path, actors: int, threads: int = 1) -> subprocess.Popen:
+def start(inputs, folder: Path, actors: int, threads: int = 1) -> subprocess.Popen:
     data, bundle = inputs
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.encode", "--model", str(bundle), "--data", str(data),
-         "--output", str(store), "--actors", str(actors), "--threads", str(threads)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    return start_job(
+        folder, "jobs.encode", "--model", str(bundle), "--data", str(data),
+        "--output", "s", "--actors", str(actors), "--threads", str(threads),
     )  # fmt: skip
-
-
-def finish(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
-
-
-def tree(store: Path) -> dict[str, str]:
-    """Every file's checksum, but for `attempts`: the only files that may differ."""
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and "attempts" not in path.parts
-    }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs, tmp_path_factory) -> dict[str, str]:
-    store = tmp_path_factory.mktemp("store") / "s"
-    result = finish(start(inputs, store, actors=0))
+    folder = tmp_path_factory.mktemp("store")
+    result = finish(start(inputs, folder, actors=0))
     assert result["samples"] == 800
     assert result["shards"] > 10
-    return tree(store)
+    return tree(folder / "s")
 
 
 def test_killed_midway_with_its_actors_it_ends_with_the_same_bytes(inputs, undisturbed, tmp_path):
     store = tmp_path / "s"
-    process = start(inputs, store, actors=2)
+    process = start(inputs, tmp_path, actors=2)
     deadline = time.monotonic() + 120
     while not list(store.glob("receipts/*/*.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_all(process)
     assert not (store / "store.json").exists(), "it had ended before it was killed"
-    finish(start(inputs, store, actors=2))
+    finish(start(inputs, tmp_path, actors=2))
     found = tree(store)
     # A file without a receipt may be left of a shard in flight; nothing else may differ.
     assert {name: found[name] for name in undisturbed} == undisturbed
@@ -92,8 +68,8 @@ def test_threads_make_no_difference_and_running_again_changes_no_byte(
     inputs, undisturbed, tmp_path
 ):
     store = tmp_path / "s"
-    finish(start(inputs, store, actors=0, threads=2))
+    finish(start(inputs, tmp_path, actors=0, threads=2))
     assert tree(store) == undisturbed
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    assert finish(start(inputs, store, actors=0))["encoded"] == 0
+    assert finish(start(inputs, tmp_path, actors=0))["encoded"] == 0
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before

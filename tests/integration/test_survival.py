@@ -1,16 +1,15 @@
 """`jobs.train` or a worker of it is killed by SIGKILL; the same command ends with the same bits."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.digits import write_digits
+from tests.killing import descendants, finish, kill_all, start_job
 
 STEPS = 300
 COMMAND = (
@@ -20,21 +19,7 @@ COMMAND = (
 
 
 def start(folder: Path, data: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", "--data", str(data), *COMMAND, *more],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "log").open("a"),
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-
-
-def finish(process: subprocess.Popen) -> dict:
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, out
-    return json.loads(out.splitlines()[-1])
+    return start_job(folder, "jobs.train", "--data", str(data), *COMMAND, *more)
 
 
 def wait_for_checkpoint(folder: Path, step: int) -> None:
@@ -45,28 +30,6 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError((folder / "log").read_text())
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Process ids below `pid` and their command lines."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found: dict[int, str] = {}
-    waiting = [pid]
-    while waiting:
-        for child in children.get(waiting.pop(), []):
-            try:
-                found[child] = (Path("/proc") / str(child) / "cmdline").read_text()
-            except OSError:
-                continue
-            waiting.append(child)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +53,7 @@ def test_killing_driver_and_workers_midway_changes_no_bit_and_no_sample(
 ):
     first = start(tmp_path, data)
     wait_for_checkpoint(tmp_path, 80)
-    below = descendants(first.pid)
-    os.killpg(first.pid, signal.SIGKILL)
-    for pid in below:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    first.wait()
+    kill_all(first)
     assert not (tmp_path / "runs/r/result.json").exists(), "it had ended before it was killed"
     result = finish(start(tmp_path, data))
     assert not list((tmp_path / "runs/r/attempts").glob("000003*"))

@@ -1,0 +1,74 @@
+"""Starting jobs as processes of their own, and finding what is theirs to kill."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def start_job(folder: Path, *arguments: str) -> subprocess.Popen:
+    """`python -m ARGUMENTS` in `folder`, in a process group of its own; stderr goes to `log`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "log").open("a"),
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def finish(process: subprocess.Popen) -> dict:
+    """The job's result, once it has ended with 0."""
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    return json.loads(out.splitlines()[-1])
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to the job's group and to everything it started."""
+    below = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    for pid in below:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process ids below `pid` and their command lines."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            try:
+                found[child] = (Path("/proc") / str(child) / "cmdline").read_text()
+            except OSError:
+                continue
+            waiting.append(child)
+    return found
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file's checksum, but for `attempts`: the only files of a store that may differ."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "attempts" not in path.parts
+    }

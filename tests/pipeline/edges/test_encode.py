@@ -1,0 +1,124 @@
+"""Encoding grows with its dataset, honours removals, refuses what it can't vouch for."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.demo import write_digits
+from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig
+from pipeline.data import Dataset
+from pipeline.data.pack import pack
+from pipeline.edges.encode import run_encoding
+from pipeline.latents import LatentStore, verify_store
+from pipeline.vae import build_vae, save_bundle
+from tests.killing import tree
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    torch.manual_seed(0)
+    vae = build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1))
+    save_bundle(vae, str(folder), {})
+    return str(folder)
+
+
+@pytest.fixture
+def world(tmp_path, bundle):
+    """Functions that pack and encode into `tmp_path`."""
+
+    class World:
+        def grow(self, numbers: range, **options) -> None:
+            write_digits(tmp_path / "images", numbers)
+            source = (str(tmp_path / "images"),)
+            output = str(tmp_path / "data")
+            pack(PackConfig(source=source, output=output, shard_bytes=60_000, **options))
+
+        def encode(self, store: str = "store", **options) -> dict:
+            given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
+            return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
+
+        def store(self) -> LatentStore:
+            return LatentStore.open(str(tmp_path / "store"))
+
+    return World()
+
+
+def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(world, tmp_path):
+    world.grow(range(100))
+    assert world.encode()["encoded"] == 100
+    for night in range(1, 4):
+        world.grow(range(100 + 20 * night), append=True)
+        assert world.encode()["encoded"] == 20
+    assert world.encode("full")["encoded"] == 160
+    grown, full = tree(tmp_path / "store"), tree(tmp_path / "full")
+    old = {name for name in grown if name.startswith("snapshots/")} - full.keys()
+    assert {name: grown[name] for name in grown.keys() - old} == full
+
+
+def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(world, tmp_path):
+    world.grow(range(60))
+    world.encode()
+    keys = {world.store()[number].key for number in range(60)}
+    gone, edited = sorted(keys)[0], sorted(keys)[-1]
+    path = tmp_path / "images" / f"{edited}.png"
+    shutil.copyfile(next(p for p in path.parent.iterdir() if p != path), path)
+    (tmp_path / "images" / f"{gone}.png").unlink()
+    source, output = (str(tmp_path / "images"),), str(tmp_path / "data")
+    pack(PackConfig(source=source, output=output, append=True, remove=(gone,), shard_bytes=60_000))
+    world.encode()
+    store = world.store()
+    found = [store[number] for number in range(len(store))]
+    assert sorted(latent.key for latent in found) == sorted(keys - {gone})
+    means = np.stack([latent.tensors["mean"] for latent in found]).astype(np.float64)
+    np.testing.assert_allclose(store.mean, means.mean((0, 2, 3)), rtol=1e-9, atol=1e-12)
+    assert verify_store(store.url) == []
+
+
+def test_another_batch_size_or_type_is_another_identity_and_never_a_mixture(world):
+    world.grow(range(30))
+    one = world.encode()["identity"]
+    assert world.encode(dtype="float32")["identity"] != one
+    assert world.encode(batch_size=7)["identity"] != one
+    assert len({file.parent.name for file in Path(world.store().url).glob("latents/*/*")}) == 3
+
+
+def test_a_source_shard_that_was_overwritten_is_noticed_and_listed(world, tmp_path):
+    world.grow(range(100))
+    dataset = Dataset.open(str(tmp_path / "data"))
+    index = dataset.read_index(0)
+    with Path(dataset.shard_url(dataset.shards[0])).open("r+b") as file:
+        file.seek(int(index.offsets[3]) + 20)
+        file.write(b"\xff\xff")
+    result = world.encode(attempts=2)
+    assert not result["complete"]
+    ((shard, reason),) = result["lost"]
+    assert shard in dataset.shards[0].path
+    assert "not those that were packed" in reason
+    assert result["samples"] + dataset.shards[0].samples == 100
+    assert any("have no latents" in problem for problem in verify_store(world.store().url))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "receipt"])
+def test_verify_finds_what_was_damaged(world, damage):
+    world.grow(range(30))
+    world.encode()
+    store = Path(world.store().url)
+    assert verify_store(str(store)) == []
+    (file, *_) = store.glob("latents/*/*.arrow")
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "truncate":
+        file.write_bytes(data[:-100])
+    elif damage == "delete":
+        file.unlink()
+    else:
+        next(store.glob("receipts/*/*.json")).unlink()
+    problems = verify_store(str(store))
+    assert len(problems) == 1
+    assert (file.name if damage != "receipt" else "receipt") in problems[0]
