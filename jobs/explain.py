@@ -1,4 +1,4 @@
-"""What each number of a run means, with the run's own figures, and which slip gives another one."""
+"""Tell what each number of a run means, with its own figures, and which slip gives another one."""
 
 from jobs.command import Outcome, run_job
 from pipeline.config import ExplainConfig

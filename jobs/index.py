@@ -1,4 +1,4 @@
-"""`python -m jobs.index`: adopt existing WebDataset tars in place."""
+"""Adopt existing WebDataset tars in place, without copying them."""
 
 from jobs.command import Outcome, run_job
 from pipeline.config import IndexConfig

@@ -1,4 +1,4 @@
-"""`python -m jobs.pack`: folders, tars and zips of images become a sharded dataset."""
+"""Pack folders, archives and prefixes of images into a sharded dataset; append what is new."""
 
 from jobs.command import Outcome, run_job
 from pipeline.config import PackConfig

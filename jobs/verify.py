@@ -1,4 +1,4 @@
-"""`python -m jobs.verify`: prove a dataset or a latent store whole."""
+"""Prove a dataset or a latent store whole, or say what is wrong and how to mend it."""
 
 from jobs.command import Outcome, run_job
 from pipeline.config import VerifyConfig
