@@ -124,6 +124,15 @@ class TrainConfig(Section):
     loader: LoaderConfig = LoaderConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _an_image_for_each(self) -> Self:
+        if self.workers > self.global_batch_size:
+            raise ValueError(
+                f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
+                "each worker needs an image per step"
+            )
+        return self
+
     @property
     def preprocess(self) -> PreprocessConfig:
         """The model's preprocessing."""

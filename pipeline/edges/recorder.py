@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.edges.metrics import RunMetrics
 from pipeline.edges.tracking import TrackedRun
+from pipeline.errors import StorageError
 from pipeline.training.points import Point
 
 SEND_SECONDS = 2.0
@@ -47,6 +48,11 @@ class RunRecorder:
         self._fatal_error: str | None = None
         self.metrics = RunMetrics(name)
         self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
+        # Prometheus reads such a file (file_sd) where it has no other way to find a free port.
+        discovery = [{"targets": [self._address], "labels": {"run": name}}]
+        with contextlib.suppress(StorageError):
+            url = storage.join(run_url, "metrics.json")
+            storage.publish(url, storage.canonical_json(discovery))
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 

@@ -1,11 +1,12 @@
 """`jobs.train`: start or continue a run on Ray, under torchrun or in this process."""
 
 import logging
+import os
 import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     run = Run.at(config)
     run.open(config, dataset.digest)
     finished = run.result()
-    if finished and finished["steps"] >= config.steps:
+    done = finished is not None and finished["steps"] >= config.steps
+    if config.workers == 0 and int(os.environ.get("RANK", "0")) > 0:
+        return finished if done and finished else _follow(config)
+    if done and finished:
         logger.info("run %s is finished at step %d", run.url, finished["steps"])
         return deliver(config, run, finished)
     attempt = run.claim()
@@ -42,15 +46,25 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     return deliver(config, run, conclude(run, attempt, ended))
 
 
-def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
-    """One process, or one rank of torchrun's; every rank returns how the run ended."""
+def _follow(config: TrainConfig) -> dict[str, Any]:
+    """Any rank of torchrun's but the first, which alone claims, tracks and registers."""
     with process_group():
         world = current_world()
-        if world.rank != 0:
-            return run_rank(config, attempt, world, None)
+        return run_rank(config, Attempt(world.broadcast(0)), world, None)
+
+
+def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+    """This process, alone or as the first rank of torchrun's."""
+    with process_group():
+        world = current_world()
+        world.broadcast(attempt.number)
         recorder = RunRecorder(*recorder_arguments(config, run))
-        with _progress(config, recorder.latest):
-            ended = run_rank(config, attempt, world, LocalRecorder(recorder))
+        try:
+            with _progress(config, recorder.latest):
+                ended = run_rank(config, attempt, world, LocalRecorder(recorder))
+        except PipelineError:
+            recorder.finish("FAILED")
+            raise
         left = [point.to_json() for point in recorder.flush(FLUSH_SECONDS)]
         return {**ended, "points_left": left, "run_id": recorder.finish(_status(ended))}
 
@@ -73,7 +87,12 @@ def _train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, 
             .options(name=name, num_cpus=0, scheduling_strategy=here)
             .remote(*recorder_arguments(config, run))
         )
-        ended = _fit(config, run, attempt, name, recorder)
+        try:
+            ended = _fit(config, run, attempt, name, recorder)
+        except PipelineError:
+            with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                ray.get(recorder.finish.remote("FAILED"), timeout=FLUSH_SECONDS)
+            raise
         try:
             left = ray.get(recorder.flush.remote(FLUSH_SECONDS), timeout=2 * FLUSH_SECONDS)
             run_id = ray.get(recorder.finish.remote(_status(ended)), timeout=FLUSH_SECONDS)

@@ -1,5 +1,6 @@
 """`jobs.train` or a worker of it is killed by SIGKILL; the same command ends with the same bits."""
 
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,17 @@ def test_killing_one_worker_midway_changes_no_bit_and_no_sample(data, undisturbe
     assert (tmp_path / "runs/r/attempts/000001.002.json").exists(), "the workers were not replaced"
     assert result["samples"] == undisturbed["samples"]
     assert result["digest"] == undisturbed["digest"]
+
+
+def test_torchrun_gives_the_same_bits_as_ray(data, undisturbed, tmp_path):
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
+    here = [part if part != "2" else "0" for part in COMMAND]
+    process = start_job(tmp_path, *torchrun, "jobs.train", "--data", str(data), *here)
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert undisturbed["digest"] in [result["digest"] for result in results]
+    assert len(list((tmp_path / "runs/r/attempts").iterdir())) == 2
 
 
 def test_a_finished_run_says_so_and_trains_nothing(data, calm, undisturbed):

@@ -1,5 +1,6 @@
 """One recorder, a real MLflow on sqlite, a real HTTP endpoint."""
 
+import json
 import urllib.request
 
 import mlflow
@@ -16,8 +17,12 @@ def uri(tmp_path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def recorder(uri: str) -> RunRecorder:
-    return RunRecorder("/runs/it's mine", "mine", TrackingConfig(), uri, {"seed": "0"})
+@pytest.fixture
+def recorder(tmp_path):
+    """Makes recorders of one run whose folder has a quote in its name."""
+    return lambda uri: RunRecorder(
+        f"{tmp_path}/it's mine", "mine", TrackingConfig(), uri, {"seed": "0"}
+    )
 
 
 def point(step: int, time_ms: int, series: str = "elbo") -> Point:
@@ -29,7 +34,7 @@ def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run_id, metric)]
 
 
-def test_replayed_points_and_a_second_start_leave_each_point_once(uri):
+def test_replayed_points_and_a_second_start_leave_each_point_once(uri, recorder):
     first = recorder(uri)
     first.record(1, [point(step, 1_000 + step) for step in range(1, 31)], {})
     assert first.flush(30) == []
@@ -47,7 +52,7 @@ def test_replayed_points_and_a_second_start_leave_each_point_once(uri):
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
-def test_the_count_of_arrived_points_is_that_of_the_present_session_alone(uri):
+def test_the_count_of_arrived_points_is_that_of_the_present_session_alone(uri, recorder):
     one = recorder(uri)
     one.record(1, [point(1, 1), point(2, 2)], {})
     one.flush(30)
@@ -58,7 +63,7 @@ def test_the_count_of_arrived_points_is_that_of_the_present_session_alone(uri):
     one.finish("FINISHED")
 
 
-def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost():
+def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost(recorder):
     one = recorder("http://127.0.0.1:9")
     points = [point(step, step) for step in range(1, 6)]
     assert one.record(1, points, {}) == 0
@@ -76,7 +81,7 @@ def scraped(address: str) -> dict[tuple[str, str], float]:
     }
 
 
-def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(uri):
+def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(uri, recorder):
     one = recorder(uri)
 
     def snapshot(session: int, step: int, seconds: float) -> dict:
@@ -96,4 +101,11 @@ def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(ur
     assert found["vae_train_steps_total", ""] == 12
     assert found["vae_train_step_seconds_total", ""] == 9.0
     assert found["vae_train_nats", "elbo"] == -12.0
+    one.finish("FINISHED")
+
+
+def test_the_endpoint_can_be_found_in_the_runs_folder(uri, recorder, tmp_path):
+    one = recorder(uri)
+    (found,) = json.loads((tmp_path / "it's mine/metrics.json").read_text())
+    assert found == {"targets": [one.address()], "labels": {"run": "mine"}}
     one.finish("FINISHED")
