@@ -16,7 +16,8 @@ from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.edges.cluster import ray_cluster
-from pipeline.edges.registry import load_model
+from pipeline.edges.registry import SCHEME, load_model, resolve
+from pipeline.errors import ConfigError
 from pipeline.latents.driver import (
     DriveReport,
     EncodePlan,
@@ -43,7 +44,11 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
     dataset = Dataset.open(config.data)
     store = storage.absolute(config.output)
-    vae = load_model(config.model, config.tracking).eval()
+    # An alias is asked for once: what it means may change while the encoding runs.
+    model = config.model
+    if model.startswith(SCHEME):
+        model = resolve(model, config.tracking).uri
+    vae = load_model(model, config.tracking).eval()
     identity = identity_of(vae, config)
     pointer = finished_pointer(store, dataset.digest, identity.digest)
     if pointer is not None:
@@ -55,15 +60,23 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
-    pointer = publish(store, snapshot, data=dataset.url, model=config.model)
-    _keep_attempt(store, identity, report)
+    pointer = publish(store, snapshot, data=dataset.url, model=model)
+    if plan.todo:
+        _keep_attempt(store, identity, report)
     return _result(store, pointer, report) | {
-        "lost": [[shard.shard, shard.reason] for shard in snapshot.lost]
+        "failed": sum(len(shard.failed) for shard in snapshot.shards),
+        "lost": [[shard.shard, shard.reason] for shard in snapshot.lost],
+        "lost_samples": sum(shard.samples for shard in snapshot.lost),
     }
 
 
 def identity_of(vae: VAE, config: EncodeConfig) -> Identity:
     """What the store's bytes depend on."""
+    if vae.model_config.posterior == "full" and config.content == "moments":
+        raise ConfigError(
+            f"{config.model}: its posterior has a full covariance, of which moments keep only the "
+            "variances. Encode with --content mean or --content sample."
+        )
     precision = config.precision
     if precision == "auto":
         fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -155,4 +168,5 @@ def _result(store: str, pointer: Pointer, report: DriveReport) -> dict[str, Any]
         "snapshot": pointer.snapshot,
         "complete": pointer.complete,
         "lost": [],
+        "lost_samples": 0,
     }

@@ -1,7 +1,7 @@
 """Numerics that give the same bytes whoever encodes: one intra-op thread, deterministic kernels.
 
-Measured with torch 2.13 on 2 cores: see `tests/pipeline/latents/test_determinism.py`, which fails
-where a batch's latents depend on anything but the batch.
+`tests/integration/test_encoding_survives.py` compares whole stores made by one and two actors, and
+with one and two threads.
 """
 
 import os

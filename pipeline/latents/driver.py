@@ -3,14 +3,21 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline import storage
 from pipeline.data.dataset import Dataset
-from pipeline.errors import AccessDeniedError, PipelineError, StoreError
+from pipeline.errors import AccessDeniedError, ObjectNotFoundError, PipelineError, StoreError
 from pipeline.latents.identity import Identity
-from pipeline.latents.receipt import Receipt, read_receipt, receipts_present
+from pipeline.latents.receipt import (
+    LATENTS,
+    Receipt,
+    read_receipt,
+    receipt_path,
+    receipts_present,
+)
 from pipeline.latents.schedule import ShardSchedule
 from pipeline.latents.shard_rows import ShardRows, stored_shard
 from pipeline.latents.snapshot import (
@@ -179,6 +186,10 @@ def plan_encoding(
     """Compares the dataset with the receipts that exist; refuses a store of something else."""
     known = _known_receipts(store, dataset, identity)
     present = set(known) | receipts_present(store, identity.digest)
+    for source in _without_file(store, identity.digest, present, known):
+        storage.delete(storage.join(store, receipt_path(identity.digest, source)))
+        present.discard(source)
+        known.pop(source, None)
     wanted: list[int] = []
     skipped: list[int] = []
     live = 0
@@ -188,6 +199,28 @@ def plan_encoding(
     todo = [n for n in wanted if dataset.shards[n].sha256 not in present]
     skipped = [n for n in skipped if dataset.shards[n].sha256 not in present]
     return EncodePlan(tuple(todo), tuple(skipped), known)
+
+
+def _without_file(
+    store: str, identity: str, present: set[str], known: Mapping[str, Receipt]
+) -> list[str]:
+    """Sources whose receipt names a latent file that is gone: someone deleted it."""
+    files: set[str] = set()
+    with suppress(ObjectNotFoundError):
+        folder = storage.join(store, LATENTS, identity)
+        files = {info.url.rsplit("/", 1)[-1] for info in storage.list_objects(folder)}
+
+    def gone(source: str) -> bool:
+        receipt = known.get(source) or read_receipt(store, identity, source)
+        return receipt is not None and receipt.path.rsplit("/", 1)[-1] not in files
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        ordered = sorted(present)
+        return [
+            source
+            for source, is_gone in zip(ordered, pool.map(gone, ordered), strict=True)
+            if is_gone
+        ]
 
 
 def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[str, Receipt]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.errors import PipelineError
-from pipeline.latents.receipt import read_receipt
+from pipeline.latents.receipt import POINTER, read_receipt
 from pipeline.latents.shard_rows import ShardRows
 from pipeline.latents.snapshot import Snapshot, StoredShard
 from pipeline.latents.statistics import empty, measure
@@ -41,7 +41,7 @@ def _verify_shard(url: str, snapshot: Snapshot, shard: StoredShard, keys: set[st
     if hashlib.sha256(data).hexdigest() != receipt.sha256 or len(data) != receipt.bytes:
         return [
             f"{file}: its {len(data)} bytes are not the {receipt.bytes} of its receipt. Delete it "
-            f"and its receipt {receipt.source_sha256}.json, and run the same jobs.encode again."
+            f"and {storage.join(url, POINTER)}, and run the same jobs.encode again."
         ]
     problems = []
     if read_receipt(url, identity.digest, receipt.source_sha256) != receipt:

@@ -122,3 +122,29 @@ def test_verify_finds_what_was_damaged(world, damage):
     problems = verify_store(str(store))
     assert len(problems) == 1
     assert (file.name if damage != "receipt" else "receipt") in problems[0]
+
+
+def test_a_damaged_store_is_whole_again_after_what_verify_advises(world):
+    world.grow(range(30))
+    world.encode()
+    store = Path(world.store().url)
+    before = tree(store)
+    (file, *_) = store.glob("latents/*/*.arrow")
+    file.write_bytes(b"garbage")
+    (problem,) = verify_store(str(store))
+    # "Delete it and STORE/store.json, and run the same jobs.encode again."
+    assert f"Delete it and {store}/store.json" in problem
+    file.unlink()
+    (store / "store.json").unlink()
+    assert 0 < world.encode()["encoded"] < 30, "only the damaged shard is made again"
+    assert verify_store(str(store)) == []
+    assert tree(store) == before
+
+
+def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(world, tmp_path):
+    world.grow(range(100))
+    part = world.encode(limit=20)
+    assert part["failed"] == 0
+    assert 20 <= part["samples"] < 100
+    assert part["samples"] + part["lost_samples"] == 100
+    assert world.encode()["encoded"] == part["lost_samples"]
