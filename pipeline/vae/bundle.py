@@ -32,12 +32,12 @@ def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None
     Saving the same model with the same metadata again changes no byte.
     """
     weights = _weights(vae)
-    digest = _digest(weights, vae.model_config, vae.preprocess)
     contents = {
         "config.json": storage.canonical_json(vae.model_config.model_dump(mode="json")),
         "preprocess.json": storage.canonical_json(vae.preprocess.model_dump(mode="json")),
         "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
     }
+    digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
     receipt = {
         "format": FORMAT,
         "version": VERSION,
@@ -66,7 +66,7 @@ def load_bundle(url: Path | str) -> VAE:
             f"{url}: this version can't read the bundle: {error}\nIt was made by another version: "
             "install that one, or train again."
         ) from None
-    digest = _digest(weights, model, preprocess)
+    digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
     if digest != receipt["digest"]:
         raise ModelError(
             f"{url}: bundle.json says digest {receipt['digest']}, its contents have {digest}. "
@@ -121,10 +121,11 @@ def _weights_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _digest(weights: Mapping[str, Tensor], model: ModelConfig, preprocess: PreprocessConfig) -> str:
+def _digest(weights: Mapping[str, Tensor], config: bytes, preprocess: bytes) -> str:
+    """Over what is stored, not over what it is read as: a later knob must not change it."""
     hashed = hashlib.sha256()
-    hashed.update(storage.canonical_json(model.model_dump(mode="json")))
-    hashed.update(storage.canonical_json(preprocess.model_dump(mode="json")))
+    hashed.update(config)
+    hashed.update(preprocess)
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         hashed.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

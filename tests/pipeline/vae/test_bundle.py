@@ -80,3 +80,19 @@ def test_a_bundle_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text(json.dumps({**receipt, "digest": "0" * 64}))
     with pytest.raises(ModelError, match="digest 0000"):
         load_bundle(tmp_path)
+
+
+def test_a_bundle_from_before_a_knob_existed_still_loads_with_its_own_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An older program's config.json simply lacks the key.
+    whole = ModelConfig.model_dump
+
+    def older(self: ModelConfig, **options: object) -> dict[str, object]:
+        return {k: v for k, v in whole(self, **options).items() if k != "mixtures"}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ModelConfig, "model_dump", older)
+    digest = save_bundle(new_vae(), tmp_path)
+    monkeypatch.undo()
+    assert "mixtures" not in json.loads((tmp_path / "config.json").read_text())
+    assert load_bundle(tmp_path).digest == digest
