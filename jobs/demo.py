@@ -69,7 +69,7 @@ def main(config: DemoConfig) -> Outcome:
         model = f"models:/{tracking.model_name}/{trained['model_version']}"
         evaluating = EvaluateConfig(
             split_images=16,
-            model=model, data=f"{dataset}/holdout", output=str(folder / "figures"),
+            model=trained["run"], data=f"{dataset}/holdout", output=str(folder / "figures"),
             tracking=tracking,
         )  # fmt: skip
         evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating))
@@ -186,6 +186,7 @@ def summary(
         f"  .venv/bin/mlflow ui --backend-store-uri sqlite:///{mlflow}",
         f"  .venv/bin/python -m jobs.pack --source {source} --output runs/mine --holdout 0.05",
         "  .venv/bin/python -m jobs.train --data runs/mine/train --run mine --image-size 64",
+        f"  .venv/bin/python -m jobs.explain --run {trained['run']}",
         f"  .venv/bin/python -m jobs.pull --model {result['model']} --output runs/pulled",
         "",
     ]

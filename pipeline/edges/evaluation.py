@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -14,29 +14,36 @@ from pipeline import storage
 from pipeline.config import EvaluateConfig
 from pipeline.data import Batch, Dataset, Loader
 from pipeline.edges.cluster import ray_cluster
-from pipeline.edges.registry import load_model
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.edges.finished import FinishedRun, load_named
+from pipeline.errors import DatasetError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import draw_comparison
+from pipeline.figures.history import draw_history
 from pipeline.figures.report import draw_report
 from pipeline.progress import Progress
 from pipeline.training.comparison import Candidate, compare
 from pipeline.training.findings import FindingOptions, Findings, find
+from pipeline.training.history import read_moments, read_validations
 from pipeline.training.measurement import Measured, MeasureOptions, measure, merge
+from pipeline.training.run import Run
 from pipeline.vae import VAE
 
 _FIRST = 256
 """Images for pictures, for the split of the gap and to find the one nearest to each sample."""
 
+_MOMENTS = 8
+"""Rows of the picture of the same images through time."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model, its rows per image and its findings."""
+    """A model, its rows per image, its findings, and the run it was named by, if it was."""
 
     name: str
     vae: VAE
     measured: Measured
     findings: Findings
+    run: FinishedRun | None
 
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
@@ -77,10 +84,16 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list[str]:
     """Publishes every picture of a model below `output`; returns their URLs."""
     first = read_first(dataset, model.vae, _FIRST)
-    return [
-        _publish(output, name, picture)
-        for name, picture in draw_report(model.vae, model.measured, model.findings, first, seed)
-    ]
+    pictures = chain(
+        draw_report(model.vae, model.measured, model.findings, first, seed),
+        _draw_way(model.run.run) if model.run else (),
+    )
+    return [_publish(output, name, picture) for name, picture in pictures]
+
+
+def _draw_way(run: Run) -> Iterator[tuple[str, bytes]]:
+    validations = read_validations(run)
+    yield from draw_history(validations, read_moments(run, validations, _MOMENTS))
 
 
 def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
@@ -92,7 +105,7 @@ def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
 
 def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evaluated:
     """Loads a model, measures it on every image, here or on Ray, and finds all numbers."""
-    vae = load_model(name, config.tracking)
+    vae, run = load_named(name, config.storage, config.tracking)
     options = MeasureOptions(
         config.importance_samples, config.seed, config.batch_size, config.latents
     )
@@ -105,7 +118,7 @@ def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evalua
         raise DatasetError(f"{config.data}: none of its images can be read.")
     first = read_first(dataset, vae, _FIRST)
     finding = FindingOptions(config.seed, config.importance_samples, config.split_images)
-    return Evaluated(name, vae, measured, find(vae, measured, first, finding))
+    return Evaluated(name, vae, measured, find(vae, measured, first, finding), run)
 
 
 def _measure_here(vae: VAE, dataset: Dataset, options: MeasureOptions) -> Measured:
@@ -181,8 +194,6 @@ def _counted(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
 
 
 def _candidate(model: Evaluated) -> Candidate:
-    if model.vae.model_config.posterior == "full":
-        raise ConfigError(f"{model.name}: --compare needs diagonal posteriors so far.")
     return Candidate(
         model.name,
         model.measured,

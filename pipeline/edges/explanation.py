@@ -1,6 +1,5 @@
 """`jobs.explain`: a run or a model is measured, and its numbers are put into words."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,49 +9,44 @@ from pipeline import storage
 from pipeline.config import EvaluateConfig, ExplainConfig
 from pipeline.data import Dataset
 from pipeline.edges.evaluation import Evaluated, draw_all, measure_model
-from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
+from pipeline.edges.finished import finished_run
+from pipeline.errors import ConfigError, RunError
 from pipeline.training.explanation import explain, render
 from pipeline.training.health import check_health
+from pipeline.training.history import read_validations
 from pipeline.training.slips import Diagnosis, Quantity, diagnose, known_slips
 from pipeline.vae import VAE
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model, the images to measure it on, and the KL's weight in its training."""
-
-    model: str
-    data: str
-    beta: float
-
-
 def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
     """The page as Markdown, and the job's result with every answer and its numbers."""
-    subject = _subject(config)
+    name, data, beta = _subject(config)
     evaluation = EvaluateConfig(
-        model=subject.model,
-        data=subject.data,
+        model=name,
+        data=data,
         output=config.output,
+        storage=config.storage,
         importance_samples=config.importance_samples,
         seed=config.seed,
         tracking=config.tracking,
     )
-    dataset = Dataset.open(subject.data)
-    model = measure_model(subject.model, evaluation, dataset)
+    dataset = Dataset.open(data)
+    model = measure_model(name, evaluation, dataset)
     numbers = model.findings.numbers | {
         "pixels": math.prod(model.vae.image_shape),
         "likelihood": model.vae.model_config.likelihood,
     }
     sigma = deviation(model.vae)
-    parts = explain(numbers, subject.beta)
+    has_way = model.run is not None and len(read_validations(model.run.run)) > 1
+    parts = explain(numbers, beta, has_way)
     warnings = check_health(numbers, sigma)
-    diagnoses = _diagnoses(config, model, numbers, subject.beta, sigma)
+    diagnoses = _diagnoses(config, model, numbers, beta, sigma)
     page = render(numbers, parts, warnings)
     if diagnoses:
         page += "\n## Your figures\n\n" + "\n".join(d.describe() for d in diagnoses) + "\n"
     result = {
-        "model": subject.model,
-        "data": subject.data,
+        "model": name,
+        "data": data,
         "images": numbers["images"],
         "answers": {part.name: dict(part.numbers) for part in parts},
         "warnings": warnings,
@@ -73,22 +67,20 @@ def deviation(vae: VAE) -> float | None:
     return sigma.item() if isinstance(sigma, torch.Tensor) and sigma.numel() == 1 else None
 
 
-def _subject(config: ExplainConfig) -> Subject:
+def _subject(config: ExplainConfig) -> tuple[str, str, float]:
+    """The model, the images to measure it on, and the KL's weight in its training."""
     if config.model is not None:
         if config.data is None:
             raise ConfigError("--model needs --data: name the images to measure it on.")
-        return Subject(config.model, config.data, config.beta or 1.0)
-    folder = storage.join(config.storage, str(config.run))
-    try:
-        run = storage.read_json(storage.join(folder, "run.json"))["config"]
-        result = storage.read_json(storage.join(folder, "result.json"))
-    except ObjectNotFoundError:
+        return config.model, config.data, config.beta or 1.0
+    run = finished_run(str(config.run), config.storage)
+    if run is None:
         raise RunError(
-            f"{folder}: is no finished run. Give --run and --storage of one that ended, or --model "
-            "and --data."
-        ) from None
-    data = config.data or run["holdout"] or _holdout_beside(run["data"])
-    return Subject(result["bundle"], data, config.beta or run["objective"]["beta"])
+            f"{storage.join(config.storage, str(config.run))}: is no finished run. Give --run and "
+            "--storage of one that ended, or --model and --data."
+        )
+    data = config.data or run.config["holdout"] or _holdout_beside(run.config["data"])
+    return str(config.run), data, config.beta or run.config["objective"]["beta"]
 
 
 def _holdout_beside(data: str) -> str:

@@ -59,10 +59,11 @@ def walk(numbers: Numbers) -> list[Term]:
     ]
 
 
-def explain(numbers: Numbers, beta: float = 1.0) -> list[Part]:
+def explain(numbers: Numbers, beta: float = 1.0, has_way: bool = False) -> list[Part]:
     """Every part of the page, for the numbers of an evaluation's report.
 
-    `beta`: the weight of the KL in what was optimised.
+    `beta`: the weight of the KL in what was optimised. `has_way`: they are a run's, whose curves
+    are drawn beside the page.
     """
     makers: Sequence[Callable[[Numbers], Part | None]] = (
         _bayes,
@@ -70,7 +71,7 @@ def explain(numbers: Numbers, beta: float = 1.0) -> list[Part]:
         _likelihood,
         _cross_entropy,
         _kl,
-        _pull,
+        lambda found: _pull(found, has_way),
         _which_posterior,
         _continuity,
         _classes,
@@ -178,7 +179,7 @@ def _kl(n: Numbers) -> Part:
     )
 
 
-def _pull(n: Numbers) -> Part:
+def _pull(n: Numbers, has_way: bool) -> Part:
     low, high = n["posterior_gap_interval"]
     return Part(
         "pull",
@@ -190,6 +191,7 @@ def _pull(n: Numbers) -> Part:
         "nothing.",
         {name: n[name] for name in ("posterior_gap", "kl")},
         "both curves are tracked at every validation (`posterior_gap` and `kl`).",
+        "pull.png" if has_way else None,
     )
 
 

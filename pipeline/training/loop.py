@@ -15,6 +15,7 @@ from pipeline.data import Batch, Dataset, Loader
 from pipeline.errors import RunError
 from pipeline.training.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from pipeline.training.ema import Ema
+from pipeline.training.history import HistoryWriter
 from pipeline.training.points import Outbox, Point
 from pipeline.training.run import Attempt, Run
 from pipeline.training.schedule import learning_rate
@@ -66,8 +67,9 @@ def train(
         closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
         closing(StopSignal(run, attempt)) as stop,
     ):
+        history = HistoryWriter(run, holdout, state.vae) if holdout and world.rank == 0 else None
         if holdout and not validations:
-            validations.append(validate(config, state, holdout, world))
+            validations.append(_validate(config, state, holdout, world, history))
             yield validations[-1]
         batches = _endless(loader)
         while state.step < config.steps and reason == "done":
@@ -76,7 +78,7 @@ def train(
             _check_budget(config, state, len(dataset))
             last = state.step == config.steps
             if holdout and (last or state.step % config.evaluate_every == 0):
-                validations.append(validate(config, state, holdout, world))
+                validations.append(_validate(config, state, holdout, world, history))
                 yield validations[-1]
             if report.stop_requested:
                 superseded = world.broadcast(int(run.newest_attempt() > attempt))
@@ -90,6 +92,21 @@ def train(
         digest = _save_bundle(config, run, dataset, state, validations)
     terms = report.terms if report else {}
     yield Ended(reason, state.step, state.images_seen, state.bad_images, terms, validations, digest)
+
+
+def _validate(
+    config: TrainConfig,
+    state: TrainState,
+    holdout: Dataset,
+    world: World,
+    history: HistoryWriter | None,
+) -> Validation:
+    validation = validate(config, state, holdout, world)
+    if history:
+        averaged = state.ema.module
+        assert isinstance(averaged, VAE), "the average of a VAE is one"
+        history.write(validation, averaged)
+    return validation
 
 
 def _next_step(

@@ -134,3 +134,15 @@ def test_encoding_another_dataset_into_the_store_is_refused(demo, folder):
     )  # fmt: skip
     assert refused.returncode == 1
     assert "another dataset" in refused.stderr
+
+
+def test_a_run_is_explained_with_its_own_numbers_and_the_pictures_of_its_way(demo, folder):
+    asked = ("--run", "runs/demo/digits-1/digits-1", "--output", "runs/page")
+    explained = result_of(run(folder, "jobs.explain", *asked))
+    kept = json.loads((folder / "runs/demo/digits-1/digits-1/result.json").read_text())
+    assert explained["data"] == f"{kept['run'].rsplit('/', 1)[0]}/dataset/holdout"
+    terms = explained["answers"]["elbo"]
+    assert terms["elbo"] == pytest.approx(terms["log_likelihood"] - terms["kl"], rel=1e-6)
+    pictures = {Path(figure).name for figure in explained["figures"]}
+    assert {"training_curves.png", "pull.png", "progress.png"} <= pictures
+    assert "Picture: pull.png" in (folder / "runs/page/explanation.md").read_text()

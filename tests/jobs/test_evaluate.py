@@ -60,3 +60,27 @@ def test_a_missing_model_and_a_missing_dataset_are_named(place: Path):
         evaluate(place, "nowhere")
     with pytest.raises(PipelineError, match="nowhere"):
         evaluate(place, data=str(place / "nowhere"))
+
+
+def test_an_autoencoder_rebuilds_best_and_samples_worst_and_a_collapsed_vae_knows_no_class(place):
+    others = tuple(str(place / name) for name in ("autoencoder", "collapsed"))
+    table = evaluate(place, compare=others)["comparison"]["table"]
+    vae, autoencoder, collapsed = (table[str(place / "vae")], *(table[name] for name in others))
+    assert autoencoder["reconstruction_psnr"] > vae["reconstruction_psnr"]
+    assert vae["reconstruction_psnr"] > collapsed["reconstruction_psnr"]
+    # Codes that no prior has pulled lie far from it, so its draws decode to nothing seen.
+    assert autoencoder["marginal_kl"] > 1.5 * vae["marginal_kl"]
+    assert autoencoder["sample_psnr_to_nearest"] < vae["sample_psnr_to_nearest"]
+    assert autoencoder["elbo"] < collapsed["elbo"] < vae["elbo"]
+    assert autoencoder["posterior_gap"] > vae["posterior_gap"]
+    assert (collapsed["active_units"], collapsed["neighbour_agreement"] < 0.5) == (0, True)
+    assert vae["neighbour_agreement"] > 0.8
+
+
+def test_a_full_covariance_posterior_is_measured_and_compared(place: Path):
+    result = evaluate(place, compare=(str(place / "full"),))
+    difference = result["comparison"]["differences"][str(place / "full")]["elbo"]
+    assert difference["low"] < difference["mean"] < difference["high"]
+    full = evaluate(place, "full")
+    assert full["elbo"] == pytest.approx(full["log_likelihood"] - full["kl"], rel=1e-6)
+    assert full["surgery"] is None

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
+from pipeline.config import ModelConfig, ObjectiveConfig, PackConfig, PreprocessConfig
 from pipeline.data import Batch
 from pipeline.data.pack import pack
-from pipeline.vae import VAE, build_vae, draw_noise, save_bundle
+from pipeline.vae import VAE, build_vae, draw_noise, objective_loss, save_bundle
 
 TRAINED_ON = 1400
 
@@ -26,21 +26,34 @@ def images() -> tuple[torch.Tensor, list[str]]:
 
 @functools.cache
 def digits_vae(
-    likelihood: str = "gaussian", latents: int = 8, beta: float = 1.0, steps: int = 400
+    likelihood: str = "gaussian",
+    latents: int = 8,
+    beta: float = 1.0,
+    steps: int = 400,
+    posterior: str = "diagonal",
+    objective: str = "beta",
 ) -> VAE:
-    """A trained MLP VAE; always the same weights."""
+    """A trained MLP VAE, or a plain autoencoder; always the same weights."""
     torch.manual_seed(0)
     config = ModelConfig.model_validate(
-        {"kind": "mlp", "likelihood": likelihood, "latent_channels": latents, "width": 64}
+        {
+            "kind": "mlp",
+            "likelihood": likelihood,
+            "latent_channels": latents,
+            "width": 64,
+            "posterior": posterior,
+        }
     )
+    aim = ObjectiveConfig.model_validate({"kind": objective, "beta": beta})
     vae = build_vae(config, PreprocessConfig(image_size=8, channels=1))
     optimizer = torch.optim.Adam(vae.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
     pixels, _ = images()
     for step in range(1, steps + 1):
         chosen = torch.randint(0, TRAINED_ON, (128,), generator=generator)
-        terms = vae(pixels[chosen], draw_noise(vae, 0, step, range(128)))
-        loss = -(terms.log_likelihood - beta * terms.kl).mean()
+        noise = draw_noise(vae, 0, step, range(128))
+        terms = vae(pixels[chosen], noise, at_mean=aim.needs_mean)
+        loss = objective_loss(aim, terms, step).loss_per_image.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -71,7 +84,7 @@ def held_out(count: int, batch_size: int, rank: int = 0, world_size: int = 1) ->
 
 
 def write_digits(folder: Path) -> Path:
-    """`data`, a packed hold-out of 120 digits, and the bundles `vae`, `collapsed` and `binary`."""
+    """`data`, a packed hold-out of 120 digits, and the bundles that are saved below by name."""
     pixels, labels = images()
     for number in range(TRAINED_ON, TRAINED_ON + 120):
         path = folder / "images" / labels[number] / f"{number}.png"
@@ -80,5 +93,7 @@ def write_digits(folder: Path) -> Path:
     save_bundle(digits_vae(), folder / "vae")
     save_bundle(digits_vae(beta=500.0), folder / "collapsed")
     save_bundle(digits_vae("bernoulli"), folder / "binary")
+    save_bundle(digits_vae(objective="autoencoder"), folder / "autoencoder")
+    save_bundle(digits_vae(posterior="full"), folder / "full")
     pack(PackConfig(source=(str(folder / "images"),), output=str(folder / "data"), workers=1))
     return folder
