@@ -3,9 +3,15 @@
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.data.manifest import POINTER, Manifest, ShardRecord, read_current
+from pipeline.data.manifest import (
+    POINTER,
+    Manifest,
+    ShardRecord,
+    read_current,
+    read_generation,
+)
 from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ObjectNotFoundError
 
 
 @dataclass(frozen=True)
@@ -16,9 +22,14 @@ class Dataset:
     manifest: Manifest
 
     @staticmethod
-    def open(url: str) -> "Dataset":
-        """Opens the current generation; raises `DatasetError` if there is no dataset."""
+    def open(url: str, digest: str | None = None) -> "Dataset":
+        """Opens the generation called `digest`, or the current one.
+
+        Raises `DatasetError` if there is no dataset, or none of that digest.
+        """
         url = storage.absolute(url)
+        if digest is not None:
+            return Dataset(url, _read_pinned(url, digest))
         manifest = read_current(url)
         if manifest is None:
             split = storage.exists(storage.join(url, "train", POINTER))
@@ -52,3 +63,15 @@ class Dataset:
         shard = self.shards[number]
         url = storage.join(self.url, shard.index_path)
         return ShardIndex.from_bytes(storage.read(url), shard.index_sha256, url)
+
+
+def _read_pinned(url: str, digest: str) -> Manifest:
+    try:
+        return read_generation(url, digest)
+    except ObjectNotFoundError:
+        current = read_current(url)
+        there = f"its current generation is {current.digest}" if current else "no dataset is there"
+        raise DatasetError(
+            f"{url}: has no generation {digest} ({there}). Give the dataset that has it, or start "
+            "anew with what is there now."
+        ) from None

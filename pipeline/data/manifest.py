@@ -121,7 +121,15 @@ def read_current(url: str) -> Manifest | None:
     except ObjectNotFoundError:
         return None
     check_format(pointer, pointer_url)
-    manifest_url = storage.join(url, "manifests", f"{pointer['digest']}.json")
+    return read_generation(url, pointer["digest"])
+
+
+def read_generation(url: str, digest: str) -> Manifest:
+    """The manifest called `digest` of the dataset at `url`, current or not.
+
+    Raises `ObjectNotFoundError` if the dataset never had it.
+    """
+    manifest_url = storage.join(url, "manifests", f"{digest}.json")
     return Manifest.from_json(storage.read_json(manifest_url), manifest_url)
 
 

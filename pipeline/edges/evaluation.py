@@ -158,11 +158,7 @@ def _measure_on_ray(
 def _measure_part(
     vae: VAE, url: str, digest: str, options: MeasureOptions, rank: int, world_size: int
 ) -> Measured:
-    dataset = Dataset.open(url)
-    if dataset.digest != digest:
-        raise DatasetError(
-            f"{url}: is now {dataset.digest}, the evaluation began with {digest}. Run it again."
-        )
+    dataset = Dataset.open(url, digest)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with closing(_loader(dataset, vae, options.global_batch_size, rank, world_size)) as loader:
         return measure(vae.to(device), loader, options, device)

@@ -19,7 +19,7 @@ from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.worker import ActorRecorder, LocalRecorder, process_group, run_rank
 from pipeline.errors import PipelineError, RunError
 from pipeline.progress import Progress
-from pipeline.training.run import Attempt, Run
+from pipeline.training.run import Attempt, Pins, Run
 from pipeline.training.world import current_world
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     Starting the same run again continues it, or says that it is finished.
     """
     config = _resolve(config)
-    dataset = Dataset.open(config.data)
     run = Run.at(config)
-    run.open(config, dataset.digest)
+    run.open(config, _pins(config, run))
     finished = run.result()
     done = finished is not None and finished["steps"] >= config.steps
     if config.workers == 0 and int(os.environ.get("RANK", "0")) > 0:
@@ -44,6 +43,26 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     attempt = run.claim()
     ended = (_train_on_ray if config.workers else _train_here)(config, run, attempt)
     return deliver(config, run, conclude(run, attempt, ended))
+
+
+def _pins(config: TrainConfig, run: Run) -> Pins:
+    """The generations that the run began with, or, for a new one, the current ones."""
+    current = Dataset.open(config.data)
+    pins = run.pins()
+    if pins is None:
+        holdout = Dataset.open(config.holdout) if config.holdout else None
+        return Pins(current.digest, holdout.digest if holdout else None)
+    if pins.dataset != current.digest:
+        kept = Dataset.open(config.data, pins.dataset)
+        logger.info(
+            "%s has changed since run %s began: the run stays with its %d samples (the dataset now "
+            "has %d). A new --run reads them all.",
+            config.data,
+            run.url,
+            len(kept),
+            len(current),
+        )
+    return pins
 
 
 def _follow(config: TrainConfig) -> dict[str, Any]:

@@ -53,8 +53,7 @@ def train(
     Every rank runs it alike. A checkpoint holds the points that are in rank 0's `outbox` by then,
     so the consumer adds a step's point before it takes the next report.
     """
-    dataset = Dataset.open(config.data)
-    holdout = Dataset.open(config.holdout) if config.holdout else None
+    dataset, holdout = open_pinned(config, run)
     state, checkpoint = _restore(config, run, world)
     validations = [Validation(**data) for data in checkpoint.validations] if checkpoint else []
     if checkpoint and world.rank == 0:
@@ -92,6 +91,14 @@ def train(
         digest = _save_bundle(config, run, dataset, state, validations)
     terms = report.terms if report else {}
     yield Ended(reason, state.step, state.images_seen, state.bad_images, terms, validations, digest)
+
+
+def open_pinned(config: TrainConfig, run: Run) -> tuple[Dataset, Dataset | None]:
+    """The generations of training data and hold-out that the run began with."""
+    pins = run.pins()
+    assert pins is not None, "a run is opened before it is trained"
+    holdout = Dataset.open(config.holdout, pins.holdout) if config.holdout else None
+    return Dataset.open(config.data, pins.dataset), holdout
 
 
 def _validate(

@@ -1,6 +1,6 @@
 """A run's folder: its identity, who may write to it, and whether it is finished.
 
-RUN/run.json              what the run is: config and dataset digest, written once
+RUN/run.json              what the run is: config and datasets' digests, written once
 RUN/attempts/000002.json  one per start; the highest number owns the run
 RUN/checkpoints/          see checkpoint.py
 RUN/points.json           metric points that MLflow has not got yet
@@ -45,6 +45,14 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Pins:
+    """Digests of the generations that a run reads to its end, however much the datasets grow."""
+
+    dataset: str
+    holdout: str | None
+
+
+@dataclass(frozen=True)
 class Run:
     """The folder of one run at `url`."""
 
@@ -59,7 +67,12 @@ class Run:
         """The URL of something inside the run's folder."""
         return storage.join(self.url, *parts)
 
-    def open(self, config: TrainConfig, dataset_digest: str) -> None:
+    def pins(self) -> Pins | None:
+        """What the run reads to its end; None before its first start."""
+        found = _read_or_none(self.path("run.json"))
+        return Pins(found["dataset_digest"], found.get("holdout_digest")) if found else None
+
+    def open(self, config: TrainConfig, pins: Pins) -> None:
         """Creates the run, or checks that `config` continues the one that is there.
 
         Raises `RunError` listing each difference that is not allowed.
@@ -67,7 +80,8 @@ class Run:
         identity = {
             "format": FORMAT,
             "version": VERSION,
-            "dataset_digest": dataset_digest,
+            "dataset_digest": pins.dataset,
+            "holdout_digest": pins.holdout,
             "config": config.model_dump(mode="json"),
         }
         if storage.create_if_absent(self.path("run.json"), storage.canonical_json(identity)):

@@ -6,7 +6,7 @@ from pipeline import storage
 from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.training.points import Point
-from pipeline.training.run import Attempt, Run
+from pipeline.training.run import Attempt, Pins, Run
 
 
 def config(tmp_path, **changes) -> TrainConfig:
@@ -15,8 +15,8 @@ def config(tmp_path, **changes) -> TrainConfig:
 
 def test_a_run_continues_with_more_steps_and_other_workers(tmp_path):
     run = Run.at(config(tmp_path))
-    run.open(config(tmp_path), "digest")
-    run.open(config(tmp_path, workers=3).model_copy(update={"steps": 20}), "digest")
+    run.open(config(tmp_path), Pins("digest", None))
+    run.open(config(tmp_path, workers=3).model_copy(update={"steps": 20}), Pins("digest", None))
 
 
 @pytest.mark.parametrize(
@@ -29,18 +29,25 @@ def test_a_run_continues_with_more_steps_and_other_workers(tmp_path):
 )
 def test_another_configuration_is_refused_and_the_difference_is_named(tmp_path, changes, named):
     run = Run.at(config(tmp_path))
-    run.open(config(tmp_path), "digest")
+    run.open(config(tmp_path), Pins("digest", None))
     with pytest.raises(RunError, match=named):
-        run.open(config(tmp_path, **changes), "digest")
+        run.open(config(tmp_path, **changes), Pins("digest", None))
 
 
 def test_another_dataset_or_fewer_steps_are_refused(tmp_path):
     run = Run.at(config(tmp_path))
-    run.open(config(tmp_path), "digest")
+    run.open(config(tmp_path), Pins("digest", None))
     with pytest.raises(RunError, match="dataset: was digest, is other"):
-        run.open(config(tmp_path), "other")
+        run.open(config(tmp_path), Pins("other", None))
     with pytest.raises(RunError, match="steps: was 10, is 5"):
-        run.open(config(tmp_path).model_copy(update={"steps": 5}), "digest")
+        run.open(config(tmp_path).model_copy(update={"steps": 5}), Pins("digest", None))
+
+
+def test_a_run_keeps_the_generations_that_it_began_with(tmp_path):
+    run = Run.at(config(tmp_path))
+    assert run.pins() is None
+    run.open(config(tmp_path), Pins("digest", "held"))
+    assert run.pins() == Pins("digest", "held")
 
 
 def test_starts_at_the_same_time_get_different_attempts(tmp_path):

@@ -1,0 +1,69 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ModelConfig, PackConfig, TrainConfig
+from pipeline.data import Dataset
+from pipeline.data.pack import pack
+from pipeline.edges.training import run_training
+from pipeline.errors import DatasetError
+from pipeline.training.run import Run
+from tests.pipeline.training.digits import write_digits
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_digits(tmp_path) / "data"
+
+
+def config(dataset: Path, steps: int, **changes: object) -> TrainConfig:
+    values = {
+        "data": str(dataset),
+        "holdout": str(dataset),
+        "run": "pinned",
+        "storage": str(dataset.parent / "runs"),
+        "steps": steps,
+        "global_batch_size": 20,
+        "image_size": 8,
+        "channels": 1,
+        "workers": 0,
+        "model": ModelConfig(kind="mlp", latent_channels=2, width=8),
+        "tracking": {"mlflow_uri": f"sqlite:///{dataset.parent}/mlflow.db"},
+    }
+    return TrainConfig.model_validate(values | changes)
+
+
+def append(dataset: Path) -> None:
+    late = dataset.parent / "images" / "late"
+    late.mkdir()
+    for image in list((dataset.parent / "images" / "3").glob("*.png")):
+        (late / image.name).write_bytes(image.read_bytes() + b"\0")
+    source = (str(dataset.parent / "images"),)
+    pack(PackConfig(source=source, output=str(dataset), workers=1, append=True))
+
+
+def test_an_append_does_not_disturb_a_run_that_is_continued(dataset, caplog):
+    caplog.set_level(logging.INFO)
+    before = Dataset.open(str(dataset))
+    first = run_training(config(dataset, 3))
+    append(dataset)
+    assert len(Dataset.open(str(dataset))) > len(before) == 120
+    second = run_training(config(dataset, 14))
+    assert f"the run stays with its {len(before)} samples" in caplog.text
+    assert (first["samples"], second["samples"]) == (3 * 20, 14 * 20)
+    # Two epochs of six steps and two more: with the appended images there would be fewer epochs.
+    pins = Run(second["run"]).pins()
+    assert pins is not None
+    assert (pins.dataset, pins.holdout) == (before.digest, before.digest)
+    # The untrained model's numbers come from a first start, and must be of the same images.
+    assert second["holdout_before"] == first["holdout_before"]
+
+
+def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
+    digest = Dataset.open(str(dataset)).digest
+    run_training(config(dataset, 2))
+    append(dataset)
+    (dataset / "manifests" / f"{digest}.json").unlink()
+    with pytest.raises(DatasetError, match=f"has no generation {digest}"):
+        run_training(config(dataset, 4))
