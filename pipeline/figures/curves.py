@@ -26,6 +26,11 @@ _NAMES = {
     "entropy_q": "entropy of q",
     "cross_entropy_q_prior": "cross-entropy of q and prior",
     "iwae": "IWAE bound on log p(x)",
+    "reconstruction_psnr": "reconstruction, dB PSNR",
+    "sample_psnr_to_nearest": "sample to nearest image, dB",
+    "neighbour_agreement": "neighbours of one label",
+    "marginal_kl": "KL(q(z) || prior)",
+    "mixture_gain": "mixture beats prior by, nats",
 }
 
 
@@ -80,8 +85,10 @@ def draw_training_curves(
                 marker = "o" if len(held.steps) <= 30 else None
                 axes.plot(held.steps, held.values, color="#1f6fb8", marker=marker, markersize=3)
             last = curves[-1].values[-1]
+            value = signed(last, ",.0f" if name == "active_units" else ",.2f")
             axes.set_title(
-                f"{_NAMES.get(name, name.replace('_', ' '))}   {signed(last, ',.2f')}", fontsize=8.5
+                f"{_NAMES.get(name, name.replace('_', ' '))}   {value}",
+                fontsize=8.5,
             )
             axes.set_ylim(*_robust_limits([value for curve in curves for value in curve.values]))
             if row == rows - 1 or place + columns >= len(names):
