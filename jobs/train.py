@@ -1,14 +1,30 @@
 """Train a VAE on a packed dataset; run again, it continues."""
 
+from typing import Any
+
 from jobs.command import Outcome, run_job
 from pipeline.config import TrainConfig
 
 
 def main(config: TrainConfig) -> Outcome:
     """Trains to the last step, tracks, checkpoints and registers."""
+    if config.sweep is not None:
+        from pipeline.edges.sweep import run_sweep
+
+        result = run_sweep(config)
+        return Outcome(result, summary=_table(result["sweep"]))
     from pipeline.edges.training import run_training
 
     return Outcome(run_training(config))
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    head = f"{'':<20}{'ELBO':>12}{'rate':>12}{'distortion':>12}{'active':>8}"
+    return [head] + [
+        f"{row['name']:<20}{row['elbo']:12.3f}{row['rate']:12.3f}{row['distortion']:12.3f}"
+        f"{row['active_units']:8d}"
+        for row in rows
+    ]
 
 
 if __name__ == "__main__":

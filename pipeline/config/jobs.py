@@ -95,6 +95,9 @@ class TrainConfig(Section):
         description="A stable name: starting it again continues the run.",
     )
     storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+    sweep: str | None = Field(
+        None, description="KEY=A,B,...: a run per value (objective.beta=0.5,1,4), compared."
+    )
     steps: int = Field(
         1000, gt=0, description="Optimiser steps in all; more continue a finished run."
     )

@@ -120,6 +120,13 @@ def register(
     return RegisteredModel(name, int(version.version), source)
 
 
+def point_alias(config: TrackingConfig, version: int) -> None:
+    """Lets the config's alias mean `version` of its model."""
+    where = tracking_uri(config)
+    with tracking_errors(where):
+        mlflow_client(where).set_registered_model_alias(config.model_name, config.alias, version)
+
+
 def save_pyfunc(bundle_url: str, folder: Path) -> None:
     """Writes a bundle as an MLflow pyfunc: the bundle's files and the name of our loader module.
 
