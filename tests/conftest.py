@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import postgres as postgresql
 from tests.servers import rgw
+from tests.servers.mlflow import MlflowServer
 
 _USERS_OWN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "WORLD_SIZE", "RANK")
 
@@ -36,6 +38,49 @@ def s3_server(_s3_process, monkeypatch) -> rgw.S3Server:
     for name, value in _s3_process.environment.items():
         monkeypatch.setenv(name, value)
     return _s3_process
+
+
+@pytest.fixture(scope="session")
+def _mlflow_process(tmp_path_factory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    server = MlflowServer(folder, f"sqlite:///{folder}/mlflow.db")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mlflow_server(_mlflow_process, monkeypatch) -> MlflowServer:
+    """A real MLflow server on sqlite, running, to which this test's environment points."""
+    return _pointed_to(_mlflow_process, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.PostgresServer]:
+    """A real PostgreSQL server with an empty database."""
+    _need("PostgreSQL", postgresql.missing_programs())
+    # A short path, which the server's own user can enter.
+    server = postgresql.start(Path(tempfile.mkdtemp(prefix="pg-")))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _mlflow_on_postgres_process(postgres, tmp_path_factory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-on-postgres"), postgres.uri)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mlflow_on_postgres(_mlflow_on_postgres_process, monkeypatch) -> MlflowServer:
+    """A real MLflow server on PostgreSQL, running, to which this test's environment points."""
+    return _pointed_to(_mlflow_on_postgres_process, monkeypatch)
+
+
+def _pointed_to(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    return server
 
 
 def _need(server: str, missing: list[str]) -> None:
