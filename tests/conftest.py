@@ -9,6 +9,7 @@ import pytest
 
 from tests.servers import postgres as postgresql
 from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy
 from tests.servers.mlflow import MlflowServer
 
 _USERS_OWN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "WORLD_SIZE", "RANK")
@@ -81,6 +82,14 @@ def _pointed_to(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Mlflow
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     return server
+
+
+@pytest.fixture
+def fault_proxy(s3_server, monkeypatch) -> Iterator[FaultProxy]:
+    """The real S3 server behind a proxy that fails by its `rules`; the environment says so."""
+    with FaultProxy(s3_server.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
 
 
 def _need(server: str, missing: list[str]) -> None:

@@ -31,6 +31,7 @@ class _Client:
 
     lock = threading.Lock()
     process = 0
+    endpoint: str | None = None
     filesystem: Any = None
     made_at = 0.0
     worked = False
@@ -38,7 +39,8 @@ class _Client:
 
 def _client() -> Any:
     with _Client.lock:
-        if _Client.filesystem is None or _Client.process != os.getpid():
+        here = os.getpid(), os.environ.get("AWS_ENDPOINT_URL")
+        if _Client.filesystem is None or (_Client.process, _Client.endpoint) != here:
             import s3fs
 
             _Client.filesystem = s3fs.S3FileSystem(
@@ -51,7 +53,9 @@ def _client() -> Any:
                 },
             )
             _Client.filesystem.retries = 1
-            _Client.process, _Client.made_at = os.getpid(), time.monotonic()
+            if here[1] != _Client.endpoint:
+                _Client.worked = False
+            (_Client.process, _Client.endpoint), _Client.made_at = here, time.monotonic()
         return _Client.filesystem
 
 
@@ -82,6 +86,7 @@ def _verdict(error: BaseException) -> Verdict | None:
         BotoCoreError,
         ClientError,
         ConnectTimeoutError,
+        EndpointConnectionError,
         HTTPClientError,
         NoCredentialsError,
         PartialCredentialsError,
@@ -100,9 +105,9 @@ def _verdict(error: BaseException) -> Verdict | None:
         return "timeout"
     if isinstance(error, ClientPayloadError | ResponseStreamingError | _ShortBodyError):
         return "short_body"
-    if isinstance(
-        error, HTTPClientError | HttpError | ConnectionError | asyncio.IncompleteReadError
-    ):
+    if isinstance(error, HTTPClientError | EndpointConnectionError | HttpError | ConnectionError):
+        return "connection"
+    if isinstance(error, asyncio.IncompleteReadError):
         return "connection"
     return "fatal" if isinstance(error, BotoCoreError | OSError) else None
 
@@ -251,8 +256,20 @@ def publish(url: str, data: bytes | Path) -> None:
             parts.append({"PartNumber": number, "ETag": part["ETag"]})
         _complete(url, upload, parts, size)
     except BaseException:
-        call(url, "aborting", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+        _abort(bucket, key, upload)
         raise
+
+
+def _abort(bucket: str, key: str, upload: str) -> None:
+    """Frees the parts, in one try: it must not hide why the upload failed, nor wait for long.
+
+    What it can't free stays until the bucket's own rule for unfinished uploads removes it.
+    """
+    try:
+        _request("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+    except Exception as error:
+        if classify(error) is None:
+            raise
 
 
 def _complete(url: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
@@ -295,9 +312,8 @@ def create_if_absent(url: str, data: bytes) -> bool:
             except Exception as error:
                 if classify(error) != "precondition":
                     raise
-                if not attempt.ambiguous:
-                    return False
-                # An earlier try may have made it: its mark tells.
+                # An earlier try may have made it, ours or aiohttp's own, which sends a PUT again
+                # when a kept connection breaks: the object's mark tells.
                 head = call(url, "creating", "head_object", Bucket=bucket, Key=key)
                 return bool(head.get("Metadata", {}).get("writer") == writer)
             return True

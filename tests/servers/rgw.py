@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
@@ -47,10 +47,14 @@ mon data = {folder}/mon
 osd data = {folder}/osd
 osd objectstore = memstore
 memstore device bytes = 2147483648
+# A gateway that was killed is waited for that long, in seconds, by the next one (default: 30).
+osd client watch timeout = 4
 [client.rgw]
 rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw relaxed region enforcement = true
 rgw thread pool size = 64
+# Seconds between its signs of life to the store: less than half the time-out above.
+objecter tick interval = 1
 """
 _KEYS = {
     "mon.": ["mon", "allow *"],
@@ -66,7 +70,7 @@ class S3Server:
 
     folder: Path
     port: int
-    _buckets: list[str] = field(default_factory=list)
+    secret: str = SECRET_KEY
 
     @property
     def endpoint(self) -> str:
@@ -77,7 +81,7 @@ class S3Server:
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
@@ -86,7 +90,7 @@ class S3Server:
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
+            aws_secret_access_key=self.secret,
             region_name="us-east-1",
         )
 
@@ -94,6 +98,36 @@ class S3Server:
         name = f"test-{uuid.uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=name)
         return f"s3://{name}"
+
+    def rotate_secret(self, secret: str) -> None:
+        """Gives the user another secret; once this returns, the old one is refused."""
+        self._admin("key", "create", "--uid=test", "--key-type=s3",
+                    f"--access-key={ACCESS_KEY}", f"--secret-key={secret}")  # fmt: skip
+        self.secret = secret
+        _until_it_answers(self)
+
+    def suspend_user(self) -> None:
+        """Refuses the user everything, with 403 UserSuspended, until `enable_user`."""
+        self._admin("user", "suspend", "--uid=test")
+
+    def enable_user(self) -> None:
+        self._admin("user", "enable", "--uid=test")
+        _until_it_answers(self)
+
+    def kill_gateway(self) -> None:
+        """SIGKILL to the process that serves S3; what was stored stays."""
+        pid = self.folder / "run" / "client.rgw.pid"
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        pid.unlink()
+
+    def start_gateway(self) -> None:
+        """Starts it again on the same port; returns when it answers."""
+        _run(self.folder, "radosgw", "-c", str(self.folder / "ceph.conf"), "-n", "client.rgw")
+        _until_it_answers(self)
+
+    def _admin(self, *arguments: str) -> None:
+        config = str(self.folder / "ceph.conf")
+        _run(self.folder, "radosgw-admin", "-c", config, "-n", "client.rgw", *arguments)
 
     def stop(self) -> None:
         """Ends exactly the processes that were started; radosgw first, it waits for its store."""
@@ -137,17 +171,26 @@ def start(folder: Path) -> S3Server:
     )  # fmt: skip
     _run(folder, "radosgw", *given, "-n", "client.rgw")
     server = S3Server(folder, ports[0])
-    deadline = time.monotonic() + 30
+    try:
+        _until_it_answers(server)
+    except (BotoCoreError, ClientError):
+        server.stop()
+        raise
+    return server
+
+
+def _until_it_answers(server: S3Server) -> None:
+    """Waits until the gateway lets the user in with the present secret; raises after a minute."""
+    deadline = time.monotonic() + 60
     while True:
         try:
             server.client().list_buckets()
         except (BotoCoreError, ClientError):
             if time.monotonic() > deadline:
-                server.stop()
                 raise
             time.sleep(0.1)
         else:
-            return server
+            return
 
 
 def free_ports(count: int) -> list[int]:
