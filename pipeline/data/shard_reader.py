@@ -50,9 +50,9 @@ def read_shard(
 
 def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> Batch:
     """The first `count` samples that count, in manifest order: the same ones at any time."""
-    reader = SampleReader(dataset, 1, 0, ("label",))
-    samples = [reader.read(sample, alone=True) for sample in range(min(count, len(dataset)))]
-    with ThreadPoolExecutor(1) as pool:
+    reader = SampleReader(dataset, 32, 64 * 2**20, ("label",))
+    samples = [reader.read(sample) for sample in range(min(count, len(dataset)))]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return _decode_all(samples, preprocess, len(samples), 0, pool, ("label",))
 
 
