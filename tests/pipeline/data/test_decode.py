@@ -1,0 +1,181 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.decode import decode_image, probe_image
+from pipeline.errors import SampleError
+from tests.killing import ROOT
+
+NASTY = ROOT.parent / "shared/data/nasty"
+PHOTOS = ROOT.parent / "shared/data/photos"
+REASONS = {"not-an-image", "bomb", "truncated", "corrupt", "unsupported"}
+DECODE_ALL = """
+import json, sys
+from pathlib import Path
+from pipeline.data.decode import decode_image, probe_image
+from pipeline.errors import SampleError
+for path in sys.stdin.read().splitlines():
+    data = Path(path).read_bytes()
+    try:
+        pixels = decode_image(data)
+        header = probe_image(data)
+        found = [*pixels.shape, header.height, header.width, float(pixels.mean())]
+    except SampleError as error:
+        found = error.reason
+    print(json.dumps(found), flush=True)
+"""
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, *more: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (height, width, *more), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def nasty() -> list[tuple[dict, object]]:
+    """Each row of the manifest, and what a process of its own made of the file."""
+    if not NASTY.exists():
+        pytest.skip(f"{NASTY} is not there")
+    with (NASTY / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = subprocess.run(
+        [sys.executable, "-c", DECODE_ALL],
+        input="\n".join(str(NASTY / row["file"]) for row in rows),
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == "", "nothing may be printed, by C libraries neither"
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    return list(zip(rows, lines, strict=True))
+
+
+def test_every_file_that_must_decode_has_the_size_and_mean_colour_that_is_stated(nasty):
+    wrong = []
+    decoded = [(row, found) for row, found in nasty if row["expected"] == "decode"]
+    for row, found in decoded:
+        size = [int(row["out_h"]), int(row["out_w"])]
+        if isinstance(found, str) or found[:3] != [*size, 3] or found[3:5] != size:
+            wrong.append((row["file"], found))
+        elif row["expected_mean_rgb"]:
+            off = abs(found[5] - float(row["expected_mean_rgb"]))
+            if off > float(row["mean_tol"]):
+                wrong.append((row["file"], found[5], row["expected_mean_rgb"]))
+    assert wrong == []
+    assert len(decoded) == 276
+
+
+def test_every_file_that_must_be_rejected_is_so_with_a_reason(nasty):
+    rejected = [(row["file"], found) for row, found in nasty if row["expected"] == "reject"]
+    assert [(name, found) for name, found in rejected if found not in REASONS] == []
+    assert len(rejected) == 87
+
+
+def test_of_the_files_on_which_decoders_differ_each_is_decoded_or_rejected_with_a_reason(nasty):
+    found = [found for row, found in nasty if row["expected"] == "policy"]
+    assert all(isinstance(each, list) or each in REASONS for each in found)
+    assert len(found) == 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_exif_orientation_turns_the_pixels_and_the_header_as_pillow_does(kind, orientation):
+    from PIL import ImageOps
+
+    smooth = Image.fromarray(noise(4, 6, 3)).resize((48, 32), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(smooth, kind, exif=exif, quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+    pixels = decode_image(data)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).max() <= 3, "two JPEG decoders may round differently"
+    header = probe_image(data)
+    assert (header.height, header.width) == pixels.shape[:2]
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    pixels = decode_image(saved(Image.fromarray(values), "PNG"))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_alpha_is_laid_over_white():
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0, :, 3] = [0, 128, 255]
+    pixels = decode_image(saved(Image.fromarray(rgba), "PNG"))
+    assert pixels[0, :, 0].tolist() == [255, 127, 0]
+
+
+def test_palette_grey_and_cmyk_become_rgb():
+    colour = Image.new("RGB", (8, 8), (200, 30, 90))
+    for image, kind, tolerance in (
+        (colour.quantize(4), "PNG", 2), (colour.quantize(4), "GIF", 2),
+        (colour.convert("CMYK"), "JPEG", 8), (colour.convert("CMYK"), "TIFF", 2),
+    ):  # fmt: skip
+        off = np.abs(decode_image(saved(image, kind)).astype(int) - [200, 30, 90]).max()
+        assert off <= tolerance, (image.mode, kind)
+    grey = decode_image(saved(Image.new("L", (8, 8), 77), "JPEG"))
+    assert set(grey.flatten()) == {77}
+    assert grey.shape == (8, 8, 3)
+
+
+def test_one_channel_is_the_luma_of_itu_r_601():
+    data = saved(Image.new("RGB", (8, 8), (200, 30, 90)), "PNG")
+    luma = decode_image(data, channels=1)
+    assert luma.shape == (8, 8, 1)
+    assert abs(int(luma[0, 0, 0]) - (0.299 * 200 + 0.587 * 30 + 0.114 * 90)) <= 1
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (6, 4), (shade, shade, shade)) for shade in (10, 100, 200)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+        assert set(decode_image(data).flatten()) == {10}, kind
+
+
+@pytest.mark.parametrize(
+    ("size", "shrink_to", "expected"),
+    [
+        ((800, 1200), 256, (400, 600)),
+        ((801, 1203), 200, (201, 301)),
+        ((2100, 2100), 256, (263, 263)),
+        ((500, 500), 256, (500, 500)),
+        ((500, 500), 63, (63, 63)),
+    ],
+)
+def test_a_jpeg_shrinks_by_2_4_or_8_as_long_as_its_short_side_suffices(size, shrink_to, expected):
+    data = saved(Image.fromarray(np.zeros((*size, 3), np.uint8)), "JPEG")
+    assert decode_image(data, shrink_to=shrink_to).shape[:2] == expected
+
+
+def test_the_pixel_limit_holds_before_anything_is_decoded():
+    data = saved(Image.new("RGB", (300, 200)), "PNG")
+    assert decode_image(data, 60_000).shape == (200, 300, 3)
+    for read in (decode_image, probe_image):
+        with pytest.raises(SampleError, match="300 x 200 pixels is over the limit of 59,999"):
+            read(data, 59_999)
+
+
+def test_a_photograph_cut_at_any_of_forty_places_never_gives_pixels():
+    paths = sorted(PHOTOS.rglob("*.jpg"))[:1]
+    if not paths:
+        pytest.skip(f"{PHOTOS} is not there")
+    data = Path(paths[0]).read_bytes()
+    for cut in np.linspace(0, len(data) - 3, 40).astype(int):
+        with pytest.raises(SampleError) as raised:
+            decode_image(data[:cut])
+        assert raised.value.reason in REASONS
