@@ -19,11 +19,12 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import IndexConfig
+from pipeline.data.archives import BLOCK, check_tar_end
 from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
 from pipeline.data.pack_commit import REJECTS, PackResult
-from pipeline.data.shard import BLOCK, SIDECARS, index_of
+from pipeline.data.shard import SIDECARS, index_of
 from pipeline.data.sources import IMAGE_SUFFIXES
 from pipeline.errors import DatasetError, SampleError
 from pipeline.progress import Progress
@@ -88,6 +89,7 @@ def adopt(config: IndexConfig) -> PackResult:
         rejected=len(rejects),
         reasons=dict(Counter(reject["reason"] for reject in rejects)),
         rejects_url=rejects_url if rejects else None,
+        ignored={},
     )
 
 
@@ -114,13 +116,14 @@ def adopt_tar(url: str, verify: str) -> AdoptedShard:
                     rejects.append(_reject(url, sample["keys"], error.reason, str(error)))
                 rows.append(sample)
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
+            end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise DatasetError(
             f"{storage.shown(url)}: can't be read as a tar after byte {end} ({error}). It was cut "
             "short or is none: copy it again."
         ) from None
     stream.drain()
-    _check_end(url, end, stream.size)
+    check_tar_end(storage.read(url, end, end + 2 * BLOCK), end, url)
     index = index_of(rows).to_bytes()
     name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
     record = ShardRecord(
@@ -169,15 +172,6 @@ def _inspect(image: bytes, verify: str) -> PackedImage:
         return PackedImage(b"", "", 0, 0)
     kind = "full" if verify == "full" else "header"
     return inspect_image(image, ImagePolicy(kind, "keep", 0, None, 1, PIXEL_LIMIT))  # type: ignore[arg-type]
-
-
-def _check_end(url: str, end: int, size: int) -> None:
-    tail = storage.read(url, end, end + 2 * BLOCK)
-    if len(tail) < 2 * BLOCK or tail.strip(b"\0"):
-        raise DatasetError(
-            f"{storage.shown(url)}: has no end mark after byte {end} of {size}: it was cut "
-            "short at a member's border. Copy it again."
-        )
 
 
 def _check_keys(adopted: Iterable[AdoptedShard]) -> None:

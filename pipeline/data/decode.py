@@ -45,7 +45,8 @@ _SHRINKS = (8, 4, 2)
 # Decided by size before decoding; the warning would only be noise on stderr.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\..*")
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+# Pillow logs some broken files as errors, besides raising: the exception says it all.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

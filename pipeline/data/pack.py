@@ -10,13 +10,14 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.annotations import Annotation, annotation_of, check_matching, read_annotations
+from pipeline.data.archives import forget_unpacked
 from pipeline.data.inspect_image import ImagePolicy
 from pipeline.data.ledger import LedgerRow, PackState, read_ledger, read_state
 from pipeline.data.manifest import read_current
 from pipeline.data.pack_commit import PackResult, commit_generation, present_result
 from pipeline.data.pack_unit import UnitJob, UnitReceipt, pack_unit, receipt_url
 from pipeline.data.plan import Plan, check_request, claim, find_plan
-from pipeline.data.sources import SourceFile, list_sources
+from pipeline.data.sources import Listing, SourceFile, list_sources
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.progress import Progress
 
@@ -30,6 +31,13 @@ def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
     Units run on `executor` where one is given, else in processes of this machine. Raises
     `DatasetError` for sources without images and for an output that holds another dataset.
     """
+    try:
+        return _pack(config, executor)
+    finally:
+        forget_unpacked()
+
+
+def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
     output = storage.absolute(config.output)
     state = read_state(output)
     _check_output(config, output, state)
@@ -42,7 +50,7 @@ def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
         plan = make_plan(config, output, state, ledger, generation)
         if not plan.files and not plan.removals:
             assert state is not None, "a first pack without files has raised already"
-            return present_result(output, state, ledger)
+            return present_result(output, state, ledger, plan)
         plan = claim(output, plan)
         check_request(plan, request_of(config), output)
     receipts = _run_units(_jobs(config, output, plan), config, executor, len(plan.files))
@@ -109,7 +117,8 @@ def make_plan(
     generation: int,
 ) -> Plan:
     """Lists the sources and plans what the dataset has not seen; nothing is written yet."""
-    files = list_sources(config.source).files if config.source else []
+    listing = list_sources(config.source) if config.source else Listing()
+    files = listing.files
     _check_same_origin(files, ledger)
     fresh = [file for file in files if config.checksum or not _is_known(file, ledger)]
     if state is not None and not (config.append or config.remove):
@@ -127,7 +136,10 @@ def make_plan(
     known = tuple(_known_content(file, ledger) for file in fresh)
     removals = tuple(key for key in config.remove if key not in unknown)
     classes = _classes(state, files, config.annotations)
-    return Plan(generation, request_of(config), classes, removals, unit_bytes, tuple(fresh), known)
+    return Plan(
+        generation, request_of(config), classes, removals, unit_bytes, tuple(fresh), known,
+        listing.ignored,
+    )  # fmt: skip
 
 
 def _all_removed(keys: Sequence[str], ledger: Mapping[str, LedgerRow]) -> bool:

@@ -37,6 +37,8 @@ class PackResult:
     rejected: int
     reasons: Mapping[str, int]
     rejects_url: str | None
+    ignored: Mapping[str, int]
+    """Files below the sources whose suffix is no image's, by suffix; "hidden" for dot files."""
     holdout: str | None = None
     holdout_samples: int = 0
 
@@ -81,15 +83,15 @@ def commit_generation(
     write_state(output, state)
     remove_plan(output, plan.generation, len(units))
     statuses = Counter[str](row.status for receipt in receipts for row in receipt.rows)
-    return present_result(output, state, merged, statuses, len(plan.removals), rows.values())
+    return present_result(output, state, merged, plan, statuses, rows.values())
 
 
 def present_result(
     output: str,
     state: PackState,
     ledger: Mapping[str, LedgerRow],
+    plan: Plan,
     statuses: Mapping[str, int] | None = None,
-    removed: int = 0,
     rows: Iterable[LedgerRow] = (),
 ) -> PackResult:
     """The result from what is committed; without `statuses`, of a call that changed nothing."""
@@ -109,7 +111,7 @@ def present_result(
         bytes=sum(shard.bytes for shard in manifest.shards),
         seen=sum(now.values()),
         added=now.get("packed", 0),
-        removed=removed,
+        removed=len(plan.removals),
         rejected=now.get("rejected", 0) if statuses is not None else len(rejected),
         reasons=dict(
             Counter(
@@ -119,6 +121,7 @@ def present_result(
             )
         ),
         rejects_url=storage.join(output, REJECTS) if rejected else None,
+        ignored=dict(sorted(plan.ignored.items())),
         holdout=storage.join(output, "holdout") if split else None,
         holdout_samples=held.samples if held else 0,
     )

@@ -25,6 +25,7 @@ class Estimate:
     probed: int
     rejected_in_probe: int
     reasons: Mapping[str, int]
+    ignored: Mapping[str, int]
 
     @property
     def summary(self) -> str:
@@ -62,4 +63,5 @@ def probe(config: PackConfig) -> Estimate:
         probed=probed,
         rejected_in_probe=sum(reasons.values()),
         reasons=dict(reasons),
+        ignored=dict(plan.ignored),
     )

@@ -31,6 +31,8 @@ class Plan:
     unit_bytes: int
     files: tuple[SourceFile, ...]
     known: tuple[str, ...]
+    ignored: Mapping[str, int]
+    """Files that can't be images, by suffix: counted, never opened."""
 
     def units(self) -> Iterator[slice]:
         """Slices of `files` of about `unit_bytes` each, from the listing alone."""
@@ -121,4 +123,5 @@ def _from_bytes(data: bytes, generation: int) -> Plan:
         generation, header["request"], header["classes"], tuple(header["removals"]),
         header["unit_bytes"],
         tuple(SourceFile(*values) for values in zip(*columns.values(), strict=True)), tuple(known),
+        header["ignored"],
     )  # fmt: skip

@@ -6,28 +6,28 @@ is escaped, so that `../x` or `/x` can't lead anywhere.
 
 import fnmatch
 import hashlib
-import io
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pipeline import storage
+from pipeline.data.archives import (
+    is_archive,
+    members_of,
+    read_tar_member,
+    read_zip_member,
+    without_suffix,
+)
 from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError
 
 IMAGE_SUFFIXES = frozenset(
     (
-        ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png",
-        ".tif", ".tiff", ".webp",
+        ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo",
+        ".png", ".tif", ".tiff", ".webp",
     )
 )  # fmt: skip
-ARCHIVE_SUFFIXES = (".tar", ".zip")
-PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_FILE_BYTES = 2**30
 """No single image is longer: a zip member that claims more is a bomb."""
 
@@ -73,10 +73,12 @@ class SourceFile:
         if self.size > MAX_FILE_BYTES:
             raise SampleError("bomb", f"{self.size} bytes, over {MAX_FILE_BYTES}")
         if self.member:
-            return _read_zip_member(self.url, self.member, self.size)
-        start = max(self.offset, 0)
+            return read_zip_member(self.url, self.member, self.size)
         try:
-            data = storage.read(self.url, start, start + self.size)
+            if self.offset >= 0:
+                data = read_tar_member(self.url, self.etag, self.offset, self.size)
+            else:
+                data = storage.read(self.url, 0, self.size)
         except ObjectNotFoundError as error:
             raise SampleError("missing", str(error)) from None
         if len(data) != self.size:
@@ -118,7 +120,7 @@ def list_sources(urls: Iterable[str]) -> Listing:
         if empty:
             raise DatasetError(
                 f"{storage.shown(url)}: holds no images. Files ending in "
-                f"{' '.join(sorted(IMAGE_SUFFIXES))} count, also inside .tar and .zip archives."
+                f"{' '.join(sorted(IMAGE_SUFFIXES))} count, also inside .tar, .tar.gz, .zip."
             )
     ordered = sorted(found, key=lambda key: (order_of(key), key))
     listing.files = [found[key] for key in ordered]
@@ -126,16 +128,11 @@ def list_sources(urls: Iterable[str]) -> Listing:
 
 
 def _list_source(url: str, ignored: Counter[str]) -> Iterator[SourceFile]:
-    if url.lower().endswith(PACKED_SUFFIXES):
-        raise DatasetError(
-            f"{storage.shown(url)}: a compressed tar can't be read from its middle. Unpack it "
-            "(gunzip) and give the .tar."
-        )
     if any(sign in url for sign in "*?["):
         root = url[: min(url.index(sign) for sign in "*?[" if sign in url)].rpartition("/")[0]
         matching = (item for item in _list(root) if fnmatch.fnmatchcase(item.url, url))
         yield from _files(root, matching, ignored)
-    elif url.lower().endswith(ARCHIVE_SUFFIXES) and storage.exists(url):
+    elif is_archive(url) and storage.exists(url):
         yield from _members(url, storage.stat(url).etag or "", "", ignored)
     else:
         yield from _files(url, _list(url), ignored)
@@ -156,9 +153,8 @@ def _files(
         suffix = PurePosixPath(path).suffix.lower()
         if any(part.startswith(".") for part in PurePosixPath(path).parts):
             ignored["hidden"] += 1
-        elif suffix in ARCHIVE_SUFFIXES:
-            prefix = PurePosixPath(path).with_suffix("").as_posix()
-            yield from _members(item.url, item.etag or "", prefix, ignored)
+        elif is_archive(path):
+            yield from _members(item.url, item.etag or "", without_suffix(path), ignored)
         elif suffix in IMAGE_SUFFIXES:
             yield SourceFile(_checked(path, item.url), item.url, item.size, item.etag or "")
         else:
@@ -166,14 +162,14 @@ def _files(
 
 
 def _members(url: str, etag: str, prefix: str, ignored: Counter[str]) -> Iterator[SourceFile]:
-    members = _zip_members(url, etag) if url.lower().endswith(".zip") else _tar_members(url, etag)
-    for member in members:
-        path = PurePosixPath(member.path.lstrip("/"))
+    for member in members_of(url, etag):
+        path = PurePosixPath(member.name.lstrip("/"))
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             ignored[path.suffix.lower()] += 1
             continue
         name = _checked((PurePosixPath(prefix) / path).as_posix(), url)
-        yield SourceFile(name, url, member.size, member.etag, member.offset, member.member)
+        in_zip = member.name if member.offset < 0 else ""
+        yield SourceFile(name, url, member.size, member.etag, member.offset, in_zip)
 
 
 def _checked(path: str, url: str) -> str:
@@ -185,46 +181,3 @@ def _checked(path: str, url: str) -> str:
             "Rename it (convmv does so for whole trees)."
         ) from None
     return path
-
-
-def _tar_members(url: str, etag: str) -> Iterator[SourceFile]:
-    try:
-        with (
-            io.BufferedReader(storage.StorageFile(url), 2**20) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
-            for member in tar:
-                if member.isreg() and not member.issparse():
-                    yield SourceFile(member.name, url, member.size, etag, member.offset_data)
-                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-    except tarfile.TarError as error:
-        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
-
-
-def _zip_members(url: str, etag: str) -> Iterator[SourceFile]:
-    for item in _open_zip(url, etag).infolist():
-        if not item.is_dir():
-            tag = f"crc32:{item.CRC:08x}"
-            yield SourceFile(item.filename, url, item.file_size, tag, -1, item.filename)
-
-
-@lru_cache(maxsize=4)
-def _open_zip(url: str, etag: str) -> zipfile.ZipFile:
-    """A zip open for random access; one that changes is opened anew."""
-    try:
-        return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
-    except zipfile.BadZipFile as error:
-        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
-
-
-def _read_zip_member(url: str, member: str, size: int) -> bytes:
-    try:
-        with _open_zip(url, storage.stat(url).etag or "").open(member) as file:
-            data = file.read(size + 1)  # no more than it says: a bomb may lie about its size
-    except (KeyError, ObjectNotFoundError) as error:
-        raise SampleError("missing", str(error)) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise SampleError("archive", f"{type(error).__name__}: {error}") from None
-    if len(data) != size:
-        raise SampleError("archive", f"unpacks to more or less than the {size} bytes it states")
-    return data

@@ -3,7 +3,6 @@ from itertools import pairwise
 import pytest
 
 from pipeline.data.sources import SourceFile, list_sources
-from pipeline.errors import DatasetError
 
 
 @pytest.mark.parametrize(
@@ -19,11 +18,6 @@ from pipeline.errors import DatasetError
 def test_a_key_has_no_dot_and_leads_nowhere(path, key, label):
     file = SourceFile(path, "x", 1, "")
     assert (file.key, file.label) == (key, label)
-
-
-def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(DatasetError, match="Unpack it"):
-        list_sources([str(tmp_path / "x.tar.gz")])
 
 
 def test_what_is_no_image_is_counted_by_suffix_and_hidden_files_are_left_out(tmp_path):
