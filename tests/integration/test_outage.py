@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-import pytest
 
 from tests.digits import write_digits
 from tests.killing import finish, kill_all, start_job
@@ -95,10 +94,3 @@ def test_while_mlflow_is_away_steps_go_on_and_in_the_end_each_point_is_there_onc
     for name, value in (("TIMEOUT", "4"), ("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "0")):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
     check(mlflow_server, train_through_an_outage(mlflow_server, tmp_path, 0), 4)
-
-
-@pytest.mark.chaos
-def test_the_same_under_ray_on_postgresql_with_the_time_outs_that_users_have(
-    mlflow_on_postgres, tmp_path
-):
-    check(mlflow_on_postgres, train_through_an_outage(mlflow_on_postgres, tmp_path, 2), 10)
