@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
 from pipeline.data.preprocess import preprocess_digest
+from pipeline.edges.catalogue import note_store
 from pipeline.edges.cluster import ray_cluster
 from pipeline.edges.registry import SCHEME, load_model, resolve
 from pipeline.errors import ConfigError
@@ -45,9 +46,8 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     dataset = Dataset.open(config.data)
     store = storage.absolute(config.output)
     # An alias is asked for once: what it means may change while the encoding runs.
-    model = config.model
-    if model.startswith(SCHEME):
-        model = resolve(model, config.tracking).uri
+    registered = resolve(config.model, config.tracking) if config.model.startswith(SCHEME) else None
+    model = registered.uri if registered else config.model
     vae = load_model(model, config.tracking).eval()
     identity = identity_of(vae, config)
     pointer = finished_pointer(store, dataset.digest, identity.digest)
@@ -61,6 +61,8 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
     pointer = publish(store, snapshot, data=dataset.url, model=model)
+    if registered:
+        note_store(registered, store, config.tracking)
     if plan.todo:
         _keep_attempt(store, identity, report)
     return _result(store, pointer, report) | {

@@ -86,19 +86,20 @@ def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list
     first = read_first(dataset, model.vae, _FIRST)
     pictures = chain(
         draw_report(model.vae, model.measured, model.findings, first, seed),
-        _draw_way(model.run.run) if model.run else (),
+        draw_way(model.run.run) if model.run else (),
     )
     return [_publish(output, name, picture) for name, picture in pictures]
 
 
-def _draw_way(run: Run) -> Iterator[tuple[str, bytes]]:
+def draw_way(run: Run) -> Iterator[tuple[str, bytes]]:
+    """(file name, PNG) of each picture of a run's validations, which its folder keeps."""
     validations = read_validations(run)
     yield from draw_history(validations, read_moments(run, validations, _MOMENTS))
 
 
 def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
     """The first `count` good images in manifest order, uint8 `[<= count, C, H, W]`."""
-    with closing(_loader(dataset, vae, min(count, len(dataset)), 0, 1)) as loader:
+    with closing(in_order(dataset, vae, min(count, len(dataset)), 0, 1)) as loader:
         images = [batch.images[batch.valid] for batch in islice(loader, 1)]
     return torch.cat(images)
 
@@ -124,7 +125,7 @@ def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evalua
 def _measure_here(vae: VAE, dataset: Dataset, options: MeasureOptions) -> Measured:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with (
-        closing(_loader(dataset, vae, options.global_batch_size, 0, 1)) as loader,
+        closing(in_order(dataset, vae, options.global_batch_size, 0, 1)) as loader,
         Progress("evaluate", len(dataset), "images") as progress,
     ):
         measured = measure(vae.to(device), _counted(loader, progress), options, device)
@@ -160,13 +161,14 @@ def _measure_part(
 ) -> Measured:
     dataset = Dataset.open(url, digest)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with closing(_loader(dataset, vae, options.global_batch_size, rank, world_size)) as loader:
+    with closing(in_order(dataset, vae, options.global_batch_size, rank, world_size)) as loader:
         return measure(vae.to(device), loader, options, device)
 
 
-def _loader(
+def in_order(
     dataset: Dataset, vae: VAE, global_batch_size: int, rank: int, world_size: int
 ) -> Loader:
+    """A dataset's images in manifest order, as a model wants them: this rank's share of them."""
     preprocess = vae.preprocess
     return Loader(
         dataset,

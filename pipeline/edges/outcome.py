@@ -1,17 +1,20 @@
 """How a run ends: its result on storage, its last points to MLflow, its model into the registry."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrainConfig
-from pipeline.edges.mlflow_client import tracking_uri
+from pipeline.edges.evaluation import draw_way
+from pipeline.edges.mlflow_client import mlflow_client, tracking_uri
 from pipeline.edges.recorder import RunRecorder
-from pipeline.edges.registry import register
+from pipeline.edges.registry import model_tags, register, tracking_errors
 from pipeline.errors import RunError, TrackingError
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Run
+from pipeline.vae import load_bundle
 
 FLUSH_SECONDS = 60.0
 
@@ -78,12 +81,42 @@ def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, 
             )
         run.finish(result)
     if result["model"] is None:
-        tags = {"digest": result["digest"], "run": run.url, "git_revision": _git_revision()}
+        _log_figures(config, run, result["run_id"])
+        held = result["holdout_after"]
+        tags = registration_tags(config, run, result["bundle"], held and held["elbo"])
         model = register(result["bundle"], config.tracking, result["run_id"], tags)
         alias = f"models:/{model.name}@{config.tracking.alias}"
         result = {**result, "model": alias, "model_version": model.version}
         run.finish(result)
     return result
+
+
+def registration_tags(
+    config: TrainConfig, run: Run, bundle: str, elbo: float | None
+) -> dict[str, str]:
+    """Where a version comes from, and the held-out ELBO that it is promoted by, if there is one."""
+    vae, pins = load_bundle(bundle), run.pins()
+    assert pins is not None, "a run with a bundle was opened"
+    tags = {
+        **model_tags(vae),
+        "run": run.url,
+        "data": config.data,
+        "dataset_digest": pins.dataset,
+        "git_revision": _git_revision(),
+    }
+    if pins.holdout is not None and elbo is not None:
+        tags |= {"holdout_digest": pins.holdout, "holdout_elbo": repr(elbo)}
+    return tags
+
+
+def _log_figures(config: TrainConfig, run: Run, run_id: str) -> None:
+    """The pictures of the run's way, as artifacts of its MLflow run."""
+    where = tracking_uri(config.tracking)
+    with tempfile.TemporaryDirectory(prefix="vae-figures-") as folder:
+        for name, picture in draw_way(run):
+            (Path(folder) / name).write_bytes(picture)
+        with tracking_errors(where):
+            mlflow_client(where).log_artifacts(run_id, folder, "figures")
 
 
 def _git_revision() -> str:

@@ -1,6 +1,7 @@
 """MLflow's model registry: bundles in, bundles out, aliases resolved to versions once."""
 
 import contextlib
+import json
 import shutil
 import tempfile
 import warnings
@@ -118,6 +119,27 @@ def register(
         version = client.create_model_version(name, source, run_id, tags=dict(tags))
         client.set_registered_model_alias(name, config.alias, version.version)
     return RegisteredModel(name, int(version.version), source)
+
+
+def model_tags(vae: VAE) -> dict[str, str]:
+    """A version's tags that follow from the model: digest, and what its ELBO is an ELBO of."""
+    preprocess = vae.preprocess.model_dump(mode="json")
+    if preprocess["crop"] == "random":
+        preprocess["crop"] = "center"  # Held-out images are never cropped at random.
+    likelihood = vae.model_config.likelihood
+    return {
+        "digest": str(vae.digest),
+        "preprocess": json.dumps(preprocess, sort_keys=True),
+        "measure": "binarised image" if likelihood == "bernoulli" else "256 levels",
+    }
+
+
+def version_tags(model: RegisteredModel, config: TrackingConfig) -> dict[str, str]:
+    """What is known of a version, as `register` and promotion wrote it; and its MLflow run."""
+    where = tracking_uri(config)
+    with tracking_errors(where):
+        found = mlflow_client(where).get_model_version(model.name, str(model.version))
+    return {**found.tags, "run_id": found.run_id or ""}
 
 
 def point_alias(config: TrackingConfig, version: int) -> None:

@@ -1,0 +1,41 @@
+"""The registry: list, register, promote and roll back models; show where one came from."""
+
+from typing import Any
+
+from jobs.command import Outcome, run_job
+from pipeline.config import ModelsConfig
+
+
+def main(config: ModelsConfig) -> Outcome:
+    """Does the one thing that was asked for, else lists; the result always holds the list."""
+    from pipeline.edges.catalogue import lineage, list_models, register_folder
+    from pipeline.edges.promotion import promote, roll_back
+
+    result: dict[str, Any] = {}
+    if config.lineage is not None:
+        return Outcome(lineage(config.lineage, config.tracking))
+    if config.register is not None:
+        result["registered"] = register_folder(config.register, config.tracking).uri
+    if config.promote is not None:
+        result["champion"] = promote(config.promote, config.tracking, config.data).uri
+    if config.rollback is not None:
+        result["champion"] = roll_back(config.rollback, config.tracking).uri
+    models = list_models(config.tracking)
+    return Outcome({**result, "models": models}, summary=_table(models))
+
+
+def _table(models: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{'model':<24}{'held-out ELBO':>14}  {'digest':<14}{'aliases':<24}run"]
+    for model in models:
+        for row in model["versions"]:
+            elbo = "-" if row["holdout_elbo"] is None else f"{row['holdout_elbo']:.3f}"
+            lines.append(
+                f"{model['name']}/{row['version']}".ljust(24)
+                + f"{elbo:>14}  {(row['digest'] or '-')[:12]:<14}"
+                + f"{' '.join(row['aliases']):<24}{row['run'] or '-'}"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    run_job(ModelsConfig, main)

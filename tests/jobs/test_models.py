@@ -1,0 +1,142 @@
+"""The registry as its users see it: MLflow on sqlite, bundles made here, figures measured twice."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from jobs.models import main
+from pipeline.config import (
+    EncodeConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ModelsConfig,
+    PreprocessConfig,
+    TrackingConfig,
+)
+from pipeline.edges.encode import run_encoding
+from pipeline.edges.evaluation import run_evaluation
+from pipeline.edges.registry import RegisteredModel, version_tags
+from pipeline.errors import ModelError
+from pipeline.vae import build_vae, save_bundle
+from tests.digits import write_digits
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(write_digits(tmp_path_factory.mktemp("data"), 60))
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def tracking(uri, request) -> TrackingConfig:
+    return TrackingConfig(mlflow_uri=uri, model_name=request.node.name[:40])
+
+
+@pytest.fixture
+def name(tracking) -> str:
+    return tracking.model_name
+
+
+@pytest.fixture
+def models(tracking):
+    """`jobs.models` with some flags; this test's model beside what was asked for."""
+
+    def ask(**asked) -> dict:
+        result = main(ModelsConfig(tracking=tracking, **asked)).result
+        found = [m for m in result.get("models", ()) if m["name"] == tracking.model_name]
+        return {**result, "models": found}
+
+    return ask
+
+
+def bundle(folder: Path, seed: int, **model) -> str:
+    torch.manual_seed(seed)
+    vae = build_vae(ModelConfig(kind="linear", **model), PreprocessConfig(image_size=8, channels=1))
+    save_bundle(vae, folder / f"bundle-{seed}")
+    return str(folder / f"bundle-{seed}")
+
+
+def aliases(result: dict) -> dict[str, int]:
+    (model,) = result["models"]
+    return {alias: row["version"] for row in model["versions"] for alias in row["aliases"]}
+
+
+def test_registering_a_folder_twice_gives_one_version(models, name, tmp_path):
+    url = bundle(tmp_path, 0)
+    assert models(register=url)["registered"] == f"models:/{name}/1"
+    again = models(register=url)
+    assert again["registered"] == f"models:/{name}/1"
+    assert len(again["models"][0]["versions"]) == 1
+    assert models(register=bundle(tmp_path, 1))["registered"] == f"models:/{name}/2"
+
+
+def test_the_better_of_two_becomes_champion_whichever_is_asked_first(models, name, tmp_path, data):
+    urls = [bundle(tmp_path, seed) for seed in (0, 1)]
+    for url in urls:
+        models(register=url)
+    # `jobs.evaluate` measures by other code, with other noise: only the order must agree.
+    elbos = [run_evaluation(EvaluateConfig(model=url, data=data))["elbo"] for url in urls]
+    assert abs(elbos[0] - elbos[1]) > 1, "too close to tell"
+    better, worse = (1, 2) if elbos[0] > elbos[1] else (2, 1)
+    models(promote=f"models:/{name}/{worse}", data=data)
+    result = models(promote=f"models:/{name}/{better}", data=data)
+    assert aliases(result)["champion"] == better
+    with pytest.raises(ModelError, match="does not beat the champion's"):
+        models(promote=f"models:/{name}/{worse}", data=data)
+    assert aliases(models())["champion"] == better
+    assert aliases(models(rollback=name))["champion"] == worse
+    with pytest.raises(ModelError, match="no champion before"):
+        models(rollback=name)
+
+
+def test_without_figures_nothing_is_promoted(models, name, tmp_path):
+    models(register=bundle(tmp_path, 0))
+    with pytest.raises(ModelError, match="Give --data HOLDOUT"):
+        models(promote=f"models:/{name}/1")
+
+
+def test_an_elbo_of_the_binarised_image_is_never_set_against_one_of_256_levels(
+    models, name, tmp_path, data
+):
+    models(register=bundle(tmp_path, 0))
+    models(register=bundle(tmp_path, 1, likelihood="bernoulli"))
+    models(promote=f"models:/{name}/1", data=data)
+    with pytest.raises(ModelError, match="measure is binarised image against 256 levels"):
+        models(promote=f"models:/{name}/2", data=data)
+
+
+def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, tracking):
+    for seed in (0, 1):
+        models(register=bundle(tmp_path, seed))
+    models(promote=f"models:/{name}/1", data=data)
+    other = write_digits(tmp_path / "other", 40)
+    # Measured alone, as a run does it; a name of its own has no champion to beat yet.
+    apart = tracking.model_copy(update={"model_name": "apart"})
+    main(ModelsConfig(tracking=apart, register=f"{tmp_path}/bundle-1"))
+    main(ModelsConfig(tracking=apart, promote="models:/apart/1", data=str(other)))
+    figures = version_tags(RegisteredModel("apart", 1, ""), tracking)
+    client = mlflow.MlflowClient(tracking.mlflow_uri)
+    for tag in ("holdout_digest", "holdout_elbo"):
+        client.set_model_version_tag(name, "2", tag, figures[tag])
+    with pytest.raises(ModelError, match=r"holdout_digest is .* Give --data HOLDOUT"):
+        models(promote=f"models:/{name}/2")
+
+
+def test_the_lineage_of_a_version_names_the_stores_that_were_made_with_it(
+    models, name, tmp_path, data, tracking
+):
+    models(register=bundle(tmp_path, 0))
+    store = str(tmp_path / "store")
+    run_encoding(
+        EncodeConfig(
+            model=f"models:/{name}@candidate", data=data, output=store, actors=0, tracking=tracking
+        )
+    )
+    found = models(lineage=f"models:/{name}@candidate")
+    assert (found["model"], found["stores"]) == (f"models:/{name}/1", [store])
