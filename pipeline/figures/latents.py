@@ -1,5 +1,6 @@
 """Pictures of the latent space: means by label, the aggregated posterior, KL per dimension."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,16 @@ from pipeline.figures.canvas import (
     BLUE,
     INK,
     MUTED,
+    RED,
     RULE,
     ArrayLike,
     Canvas,
     Target,
     label_colors,
     to_array,
+    to_pixels,
 )
+from pipeline.training.quadrature import Window
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -219,3 +223,37 @@ def _mixture_density(grid: Floats, means: Floats, variances: Floats) -> Floats:
     mu, variance = means[kept, None], variances[kept, None]
     terms = np.exp(-((grid - mu) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
     return np.asarray(terms.mean(axis=0))
+
+
+def draw_posteriors(
+    originals: ArrayLike, windows: Sequence[Window], target: Target, note: str = ""
+) -> None:
+    """The true posterior (shaded) and q (its 1 and 2 sigma lines) of images `[N, C, H, W]`.
+
+    One panel per image with the image in its corner; every panel has its own scale.
+    """
+    pictures = to_pixels(originals)
+    columns = min(4, len(windows))
+    cell = 1.78
+    with Canvas(
+        columns * cell,
+        -(-len(windows) // columns) * cell,
+        "True posterior p(z|x) and q(z|x)",
+        note or "shaded: exact, by quadrature;  lines: q at 1 and 2 of its deviations",
+    ) as canvas:
+        for place, window in enumerate(windows):
+            row, column = divmod(place, columns)
+            axes = canvas.axes(column * cell + 0.02, row * cell + 0.02, cell - 0.1, cell - 0.1)
+            across, up = window.axes.numpy()
+            axes.pcolormesh(
+                across, up, window.true.numpy(), cmap="Blues", shading="nearest", rasterized=True
+            )
+            peak = float(window.approximate.max())
+            levels = [peak * math.exp(-2.0), peak * math.exp(-0.5)]
+            axes.contour(across, up, window.approximate.numpy(), levels, colors=RED, linewidths=1)
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+            inset = axes.inset_axes((0.02, 0.7, 0.28, 0.28))
+            inset.imshow(pictures[place])
+            inset.set(xticks=[], yticks=[])
+        canvas.save(target)

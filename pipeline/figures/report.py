@@ -1,5 +1,6 @@
 """All pictures of one evaluation, by name."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,14 +18,16 @@ from pipeline.figures.latents import (
     draw_aggregated_posterior,
     draw_kl_per_dimension,
     draw_latent_means,
+    draw_posteriors,
 )
 from pipeline.training.evaluation import evaluating, seen_images
 from pipeline.training.findings import Findings
 from pipeline.training.interpolation import decode_walks
 from pipeline.training.measurement import Measured
+from pipeline.training.quadrature import windows
 from pipeline.vae import VAE, draw_noise
 
-_RECONSTRUCTED, _SAMPLES, _WALKS, _DIRECTIONS = 20, 60, 6, 8
+_RECONSTRUCTED, _SAMPLES, _WALKS, _DIRECTIONS, _POSTERIORS = 20, 60, 6, 8, 16
 _TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
 
 
@@ -54,6 +57,8 @@ def draw_report(
             "latent_means.png",
             to_png(draw_latent_means, measured.means, labels=measured.labels, note=note),
         )
+        if math.prod(vae.latent_shape) == 2:
+            yield "posteriors.png", _posteriors(vae, findings, first, seed)
         yield "aggregated_posterior.png", _aggregated(findings, measured)
         yield (
             "kl_per_dimension.png",
@@ -117,6 +122,19 @@ def _traversals(vae: VAE, findings: Findings, start: Tensor) -> bytes:
         names,
         note="one dimension of the first image's latent mean is set to each value; z ~ N(0, 1)",
     )
+
+
+def _posteriors(vae: VAE, findings: Findings, first: Tensor, seed: int) -> bytes:
+    images = first[:_POSTERIORS]
+    noise = draw_noise(vae, seed, 0, range(len(images)))
+    exact = findings.numbers["quadrature"]
+    note = (
+        "shaded: exact, by quadrature;  red: q at 1 and 2 of its deviations\n"
+        f"KL(q || p(z|x)) {exact['kl_q_posterior']:.3f} nats, the other way round "
+        f"{exact['kl_posterior_q']:.3f}, means of {exact['images']} images"
+    )
+    seen = seen_images(vae, images, noise)
+    return to_png(draw_posteriors, seen, windows(vae, images, noise), note=note)
 
 
 def _aggregated(findings: Findings, measured: Measured) -> bytes:

@@ -111,6 +111,14 @@ def render(numbers: Numbers, parts: Sequence[Part], warnings: Sequence[str]) -> 
 
 
 def _bayes(n: Numbers) -> Part:
+    exact = n.get("quadrature")
+    known = (
+        f" With so few latent dimensions the integral is known: for {exact['images']} images "
+        f"log p(x) = {exact['log_evidence']:.4f} = ELBO {exact['elbo']:.4f} + KL(q || p(z|x)) "
+        f"{exact['kl_q_posterior']:.4f}."
+        if exact
+        else ""
+    )
     return Part(
         "bayes",
         "Where does the ELBO come from?",
@@ -120,7 +128,7 @@ def _bayes(n: Numbers) -> Part:
         f"p(z)).\nHere: log p(x) >= {n['iwae']:.3f}, ELBO = {n['elbo_averaged']:.3f} (averaged "
         f"over {n['importance_samples']} draws), so the second KL is at least "
         f"{n['posterior_gap']:.3f}. A KL is never negative, hence *lower bound*. All three are "
-        "logs: p(x) itself is e to that power, far too small to write down.",
+        "logs: p(x) itself is e to that power, far too small to write down." + known,
         {name: n[name] for name in ("iwae", "elbo_averaged", "posterior_gap")},
         "more draws K raise the bound on log p(x); a better q raises the ELBO towards it.",
     )

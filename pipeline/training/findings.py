@@ -16,12 +16,14 @@ from pipeline.training.interpolation import path_lengths
 from pipeline.training.measurement import Measured
 from pipeline.training.mixture import Mixture, choose_mixture, standard_normal_log_prob
 from pipeline.training.neighbours import label_agreement
+from pipeline.training.quadrature import integrate
 from pipeline.training.surgery import ACTIVE_VARIANCE, split_kl
 from pipeline.vae import VAE, ElboTerms, draw_noise
 
 _TWO_SIDED_95 = 1.96
 _PAIRS = 32
 _GENERATED = 200
+_INTEGRATED = 16
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
             vae, first[: options.split_images], options.seed, options.importance_samples
         )
         numbers["gap_split"] = asdict(split)
+    numbers["quadrature"] = _quadrature(vae, first, options.seed)
     latents = torch.from_numpy(measured.means)
     log_variances = torch.from_numpy(measured.log_variances)
     numbers["surgery"] = _surgery(vae, latents, log_variances, options.seed)
@@ -123,6 +126,23 @@ def fit_latents(
         "log_density": of_mixture,
         "prior_log_density": of_prior,
         "gain": of_mixture - of_prior,
+    }
+
+
+def _quadrature(vae: VAE, first: Tensor, seed: int) -> dict[str, float] | None:
+    """The exact log p(x) and KLs of the first images, where z has one or two dimensions."""
+    if math.prod(vae.latent_shape) > 2:
+        return None
+    images = first[:_INTEGRATED]
+    noise = draw_noise(vae, seed, 0, range(len(images)))
+    exact = integrate(vae, images, noise)
+    return {
+        "images": len(images),
+        "log_evidence": float(exact.log_evidence.mean()),
+        "elbo": float((exact.log_evidence - exact.kl_q_posterior).mean()),
+        "kl_q_posterior": float(exact.kl_q_posterior.mean()),
+        "kl_posterior_q": float(exact.kl_posterior_q.mean()),
+        "error": exact.error,
     }
 
 

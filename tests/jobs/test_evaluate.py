@@ -10,6 +10,7 @@ from PIL import Image
 import jobs.evaluate
 from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.vae import save_bundle
 from tests.pipeline.training.digits import digits_vae, write_digits
 
 
@@ -84,3 +85,13 @@ def test_a_full_covariance_posterior_is_measured_and_compared(place: Path):
     full = evaluate(place, "full")
     assert full["elbo"] == pytest.approx(full["log_likelihood"] - full["kl"], rel=1e-6)
     assert full["surgery"] is None
+
+
+def test_two_latent_dimensions_are_integrated_and_drawn(place: Path):
+    save_bundle(digits_vae(latents=2), place / "flat")
+    result = evaluate(place, "flat", output=str(place / "flat_report"))
+    exact = result["quadrature"]
+    assert exact["error"] < 1e-4
+    assert exact["log_evidence"] == pytest.approx(exact["elbo"] + exact["kl_q_posterior"], rel=1e-9)
+    assert Image.open(place / "flat_report" / "posteriors.png").format == "PNG"
+    assert evaluate(place)["quadrature"] is None
