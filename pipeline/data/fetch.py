@@ -38,9 +38,13 @@ class RawSample:
     image: bytes
     crc32: int
     columns: dict[str, Any]
+    whole: bool = True
+    """False where the shard ends before the sample does; there is no image then."""
 
     def checked_image(self) -> bytes:
         """The image's bytes; raises `SampleError` if they are not those that were packed."""
+        if not self.whole:
+            raise SampleError("truncated", f"{self.key}: its shard was cut short before its end")
         if not crc_matches(self.image, self.crc32):
             raise SampleError("checksum", f"{self.key}: its bytes are not those that were packed")
         return self.image
@@ -89,11 +93,20 @@ class SampleReader:
         return self._cut(index, place.position, data, begin)
 
     def read_positions(self, shard: int, first: int, last: int) -> list[RawSample]:
-        """The samples at positions [first, last) of a shard, also removed ones, by one read."""
+        """The samples at positions [first, last) of a shard, also removed ones, by one read.
+
+        Raises `DatasetError` for a shard that was cut short: what encodes whole shards must not
+        note its samples as bad for good.
+        """
         index = self.index(shard)
         url = self._dataset.shard_url(self._dataset.shards[shard])
-        begin = int(index.starts[first])
-        data = self._get(url, begin, int(index.ends[last - 1]))
+        begin, end = int(index.starts[first]), int(index.ends[last - 1])
+        data = self._get(url, begin, end)
+        if len(data) != end - begin:
+            raise DatasetError(
+                f"{storage.shown(url)}: ends at byte {begin + len(data)}, its index says {end} and "
+                "more. It was cut short: run `python -m jobs.verify --dataset` on the dataset."
+            )
         return [self._cut(index, position, data, begin) for position in range(first, last)]
 
     def index(self, shard: int) -> ShardIndex:
@@ -132,12 +145,8 @@ class SampleReader:
         return _fill(mine, lambda: self._get(url, begin, end))
 
     def _get(self, url: str, start: int, end: int) -> bytes:
+        # Fewer where the shard was cut short: the samples behind the cut are bad, one by one.
         data = storage.read(url, start, end)
-        if len(data) != end - start:
-            raise DatasetError(
-                f"{storage.shown(url)}: ends at byte {start + len(data)}, its index says {end} and "
-                "more. It was cut short: run `python -m jobs.verify --dataset` on the dataset."
-            )
         with self._lock:
             self.fetched_bytes += len(data)
         return data
@@ -147,6 +156,11 @@ class SampleReader:
             size, offset = int(sizes[position]), int(offsets[position]) - begin
             return None if size < 0 else data[offset : offset + size]
 
+        if int(index.ends[position]) > begin + len(data):
+            nothing = dict.fromkeys(self._columns)
+            return RawSample(
+                index.keys[position], b"", int(index.crc32[position]), nothing, whole=False
+            )
         columns: dict[str, Any] = {}
         if self._columns:
             beside = member(index.json_offsets, index.json_sizes)

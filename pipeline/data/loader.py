@@ -182,13 +182,20 @@ class Loader:
             raw: RawSample = self._reader.read(sample)
             try:
                 draw = sample_draw(self.order.seed, self.epoch, raw.key)
-                data = raw.checked_image()
+                data = self._checked(sample, raw)
                 preprocess_into(image, data, self.preprocess, flip=self._flip, draw=draw)
                 rows.append(_Row(raw.key, raw.columns, None))
             except SampleError as error:
                 image.zero_()
                 rows.append(_Row(raw.key, raw.columns, error.reason))
         return rows
+
+    def _checked(self, sample: int, raw: RawSample) -> bytes:
+        """The image's bytes; what was damaged on the way is fetched once more, by itself."""
+        try:
+            return raw.checked_image()
+        except SampleError:
+            return self._reader.read(sample, alone=True).checked_image()
 
     def _collect(self, pending: "_Pending") -> Batch:
         rows = [row for task in pending.tasks for row in _result(task, pending.index)]
