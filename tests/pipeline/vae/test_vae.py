@@ -6,6 +6,8 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, ElboTerms, Noise, build_vae, draw_noise
+from tests.pipeline.training.digits import TRAINED_ON, digits_vae
+from tests.pipeline.training.digits import images as digits
 
 LIKELIHOODS = [
     "bernoulli",
@@ -147,3 +149,20 @@ def test_drawn_images_are_uint8_and_follow_the_generator(likelihood: str) -> Non
 def test_knobs_that_make_no_sense_together_fail_at_construction(knobs: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="Value error"):
         ModelConfig(**knobs)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_every_term_of_a_trained_models_batch_is_within_half_a_percent_under_bfloat16(
+    likelihood: str,
+) -> None:
+    vae, batch = digits_vae(likelihood), digits()[0][TRAINED_ON : TRAINED_ON + 200]
+    noise = draw_noise(vae, 0, 0, range(200))
+    with torch.no_grad():
+        exact = vae(batch, noise, at_mean=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = vae(batch, noise, at_mean=True)
+    # An entropy may cross zero; the KL, which it is a part of, is its scale then.
+    smallest = 0.005 * float(exact.kl.mean())
+    for name in exact.COMPONENTS:
+        found, wanted = float(getattr(rounded, name).mean()), float(getattr(exact, name).mean())
+        assert found == pytest.approx(wanted, rel=0.005, abs=smallest), name

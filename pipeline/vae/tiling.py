@@ -1,0 +1,141 @@
+"""Images too large for memory, encoded and decoded tile by tile, and what that costs in truth.
+
+A tile's network sees neither the rest of the image (attention, group statistics) nor what lies
+beyond its edge, so tiles are an approximation: overlaps are blended, and `tiling_error` measures
+what is left against the untiled result.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.vae.posterior import Posterior, posterior_from_moments
+from pipeline.vae.vae import VAE
+
+
+@dataclass(frozen=True)
+class TilingError:
+    """Root-mean-square differences between tiled and untiled results for one image.
+
+    mean: of the posterior's means, in units of their own root-mean-square. deviation: of the log
+    deviations, in nats. image: of the decoded image, in units of the whole range [0, 1].
+    """
+
+    mean: float
+    deviation: float
+    image: float
+
+
+def encode_tiled(vae: VAE, images: Tensor, tile: int, overlap: int) -> Posterior:
+    """q(z|x) of uint8 images `[B, C, H, W]` of any size, by tiles of `tile` pixels.
+
+    `tile`, `overlap`, H and W are multiples of the network's pixels per latent. Only networks whose
+    latent is a grid can do it; raises `ModelError` for the others.
+    """
+    factor = _factor(vae)
+    _check(factor, tile, overlap, images.shape[-2:])
+
+    def moments(part: Tensor) -> Tensor:
+        posterior = vae.encode(part)
+        return torch.cat([posterior.mean, posterior.log_variance], dim=1)
+
+    blended = _blend(images, tile, overlap, moments, 1 / factor)
+    return posterior_from_moments("diagonal", blended, vae.latent_shape)
+
+
+def decode_tiled(vae: VAE, latents: Tensor, tile: int, overlap: int) -> Tensor:
+    """The mean image `[B, C, H, W]` in [0, 1] of latents `[B, Z, h, w]`, tile by tile.
+
+    `tile` and `overlap` are in pixels of the image, as in `encode_tiled`.
+    """
+    factor = _factor(vae)
+    height, width = latents.shape[-2:]
+    _check(factor, tile, overlap, (height * factor, width * factor))
+    return _blend(latents, tile // factor, overlap // factor, vae.decode, factor)
+
+
+@torch.no_grad()
+def tiling_error(vae: VAE, image: Tensor, tile: int, overlap: int) -> TilingError:
+    """What tiling changes for one uint8 image `[C, H, W]` that fits into memory whole."""
+    whole, tiled = vae.encode(image[None]), encode_tiled(vae, image[None], tile, overlap)
+    decoded = decode_tiled(vae, whole.mean, tile, overlap)
+    scale = _rms(whole.mean)
+    return TilingError(
+        mean=_rms(tiled.mean - whole.mean) / scale if scale else 0.0,
+        deviation=_rms(tiled.log_variance - whole.log_variance) / 2,
+        image=_rms(decoded - vae.decode(whole.mean)),
+    )
+
+
+def _factor(vae: VAE) -> int:
+    """Pixels per latent in each direction."""
+    side = vae.latent_shape[1]
+    if vae.model_config.kind not in ("autoencoder_kl", "custom") or side == 1:
+        raise ModelError(
+            f"a {vae.model_config.kind} network with latents of {vae.latent_shape} can't be tiled: "
+            "they are no grid of the image. Use kind autoencoder_kl."
+        )
+    return vae.preprocess.image_size // side
+
+
+def _check(factor: int, tile: int, overlap: int, size: tuple[int, ...]) -> None:
+    wrong = [value for value in (tile, overlap, *size) if value % factor]
+    if wrong or not 0 <= overlap < tile or tile > min(size):
+        raise ModelError(
+            f"tiles of {tile} pixels with {overlap} of overlap don't fit images of {tuple(size)}: "
+            f"all are multiples of {factor}, and overlap < tile <= the image's sides."
+        )
+
+
+def _blend(
+    values: Tensor, tile: int, overlap: int, work: Callable[[Tensor], Tensor], scale: float
+) -> Tensor:
+    """`work` on each tile of `values`, weighted down linearly across overlaps."""
+    height, width = values.shape[-2:]
+    ramp = _ramp(round(tile * scale), round(overlap * scale)).to(values.device)
+    window = ramp[:, None] * ramp[None]
+    places = [
+        (top, left)
+        for top in _starts(height, tile, overlap)
+        for left in _starts(width, tile, overlap)
+    ]
+
+    def covered(top: int, left: int) -> tuple[slice, slice]:
+        return (
+            slice(round(top * scale), round((top + tile) * scale)),
+            slice(round(left * scale), round((left + tile) * scale)),
+        )
+
+    weights = torch.zeros(round(height * scale), round(width * scale), device=values.device)
+    for place in places:
+        weights[covered(*place)] += window
+    total: Tensor | None = None
+    for top, left in places:
+        done = work(values[..., top : top + tile, left : left + tile])
+        if total is None:
+            total = done.new_zeros(*done.shape[:2], *weights.shape)
+        rows, columns = covered(top, left)
+        total[..., rows, columns] += done * (window / weights[rows, columns])
+    assert total is not None, "there is at least one tile"
+    return total
+
+
+def _starts(size: int, tile: int, overlap: int) -> Iterator[int]:
+    """Where tiles begin; the last one ends with the image and overlaps more."""
+    count = math.ceil((size - overlap) / (tile - overlap))
+    for number in range(count):
+        yield min(number * (tile - overlap), size - tile)
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    inside = torch.arange(length, dtype=torch.float32)
+    nearest = torch.minimum(inside, length - 1 - inside) + 1
+    return (nearest / (overlap + 1)).clamp(max=1)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())
