@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import tempfile
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +18,8 @@ from pipeline.edges.registry import (
 )
 from pipeline.edges.tracking import TrackedRun
 from pipeline.errors import TrackingError
-from pipeline.vae import load_bundle
+from pipeline.vae import load_bundle, save_bundle
+from pipeline.vae.diffusers_format import is_diffusers, read_diffusers
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +44,26 @@ def list_models(config: TrackingConfig) -> list[dict[str, Any]]:
 
 
 def register_folder(url: str, config: TrackingConfig) -> RegisteredModel:
-    """Registers a bundle that no run of this MLflow made; the same folder again: the same version.
+    """Registers a bundle that no run of this MLflow made, or a diffusers AutoencoderKL.
+
+    The same folder again is the same version.
 
     Its figures are unknown here, so promotion measures it (`--data`).
     """
-    where = tracking_uri(config)
-    vae = load_bundle(url)
-    known = vae.metadata or {}
-    kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
-    with tracking_errors(where):
-        run = TrackedRun(where, config.experiment, f"bundle {url}", url, kept)
-        run.set_status("FINISHED")
-    return register(url, config, run.run_id, {**model_tags(vae), **kept, "source": url})
+    with tempfile.TemporaryDirectory(prefix="vae-bundle-") as scratch:
+        bundle = url
+        if is_diffusers(url):
+            read = read_diffusers(url)
+            save_bundle(read, scratch, read.metadata)
+            bundle = scratch
+        vae = load_bundle(bundle)
+        known = vae.metadata or {}
+        kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
+        where = tracking_uri(config)
+        with tracking_errors(where):
+            run = TrackedRun(where, config.experiment, f"bundle {url}", url, kept)
+            run.set_status("FINISHED")
+        return register(bundle, config, run.run_id, {**model_tags(vae), **kept, "source": url})
 
 
 def lineage(uri: str, config: TrackingConfig) -> dict[str, Any]:

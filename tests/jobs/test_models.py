@@ -17,9 +17,10 @@ from pipeline.config import (
 )
 from pipeline.edges.encode import run_encoding
 from pipeline.edges.evaluation import run_evaluation
-from pipeline.edges.registry import RegisteredModel, version_tags
+from pipeline.edges.registry import RegisteredModel, load_model, version_tags
 from pipeline.errors import ModelError
 from pipeline.vae import build_vae, save_bundle
+from pipeline.vae.diffusers_format import write_diffusers
 from tests.digits import write_digits
 
 
@@ -140,3 +141,14 @@ def test_the_lineage_of_a_version_names_the_stores_that_were_made_with_it(
     )
     found = models(lineage=f"models:/{name}@candidate")
     assert (found["model"], found["stores"]) == (f"models:/{name}/1", [store])
+
+
+def test_a_diffusers_folder_is_registered_as_a_bundle_of_ours(models, name, tracking, tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(kind="autoencoder_kl", factor=4, width=32)
+    vae = build_vae(config, PreprocessConfig(image_size=16))
+    write_diffusers(vae, tmp_path / "theirs")
+    assert models(register=str(tmp_path / "theirs"))["registered"] == f"models:/{name}/1"
+    loaded = load_model(f"models:/{name}/1", tracking)
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(loaded.encode(images).mean, vae.eval().encode(images).mean)
