@@ -12,7 +12,7 @@ _BAR_SECONDS = 0.2
 class Progress:
     """Counts `unit`s of work towards `total` (None: not known) and shows rate and time left.
 
-    Used as a context manager; `note` is a short text shown behind the numbers.
+    Used as a context manager; `note` is a text shown behind the numbers, on a terminal below them.
     """
 
     def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
@@ -28,7 +28,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._show()
         if self._terminal:
-            sys.stderr.write("\n")
+            sys.stderr.write("\n\n" if self._note else "\n")
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Adds `count` units of finished work."""
@@ -48,10 +48,14 @@ class Progress:
             prefix=self._label,
             unit=f" {self._unit}",
             initial=self._initial,
-            postfix=self._note or None,
+            postfix=None if self._terminal else self._note or None,
             bar_format=None
             if self._terminal
             else "{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )
-        sys.stderr.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
+        if self._terminal:
+            # The note's line first comes below, then the cursor goes back up to the bar's.
+            below = f"\n{self._note}\x1b[K\x1b[1A" if self._note else ""
+            text = f"\r{text}\x1b[K{below}"
+        sys.stderr.write(text if self._terminal else f"{text}\n")
         sys.stderr.flush()

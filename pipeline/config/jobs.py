@@ -1,5 +1,6 @@
 """The configuration of each job: what its flags and YAML keys are made from."""
 
+import re
 import warnings
 from typing import Literal, Self
 
@@ -108,7 +109,14 @@ class TrainConfig(Section):
     crop: Crop = Field("center", description="How a rectangle becomes a square.")
     flip: bool = Field(False, description="Mirror every second image, by seed.")
     tail: Tail = Field("pad", description="What happens to an epoch's last, incomplete batch.")
-    workers: int = Field(1, ge=0, description="Ray Train workers; 0: this process (or torchrun's).")
+    workers: int | str = Field(
+        1,
+        description="Ray Train workers; 2..8: as many as there is room for, again whenever nodes "
+        "come or go; 0: this process (or torchrun's).",
+    )
+    stall_seconds: float = Field(
+        600, gt=0, description="A worker that does not answer the others for so long is replaced."
+    )
     seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="Autocast type; auto: bf16 where the hardware has it, else fp32."
@@ -130,12 +138,26 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _an_image_for_each(self) -> Self:
-        if self.workers > self.global_batch_size:
+        if not re.fullmatch(r"\d+|[1-9]\d*\.\.[1-9]\d*", str(self.workers)):
+            raise ValueError(f"workers {self.workers}: give a number, or a range such as 2..8")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers {self.workers}: the first number is the smaller one")
+        if self.max_workers > self.global_batch_size:
             raise ValueError(
                 f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
                 "each worker needs an image per step"
             )
         return self
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that train."""
+        return int(str(self.workers).partition("..")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that train; 0: this process, or torchrun's."""
+        return int(str(self.workers).rpartition("..")[2])
 
     @property
     def preprocess(self) -> PreprocessConfig:

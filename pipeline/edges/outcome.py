@@ -25,6 +25,11 @@ def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
     return run.url, config.run, config.tracking, tracking_uri(config.tracking), params
 
 
+def mlflow_status(ended: dict[str, Any]) -> str:
+    """MLflow's word for how a run ended."""
+    return "FINISHED" if ended["reason"] == "done" else "KILLED"
+
+
 def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any]:
     """The result of a run that has ended, kept in its folder when it is finished.
 

@@ -1,9 +1,12 @@
 """From the loop's reports to the recorder: points for MLflow, snapshots for Prometheus."""
 
 import math
+import resource
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+import torch
 
 from pipeline.training.points import Outbox, Point, Series
 from pipeline.training.step import StepReport
@@ -46,6 +49,7 @@ class Reporter:
             "terms": _finite({**report.terms, "objective": report.objective, "beta": report.beta}),
             "gradient_norm": report.gradient_norm,
             "learning_rate": report.learning_rate,
+            "memory_bytes": _memory_bytes(),
         }
         total["nonfinite_steps_total"] = total.get("nonfinite_steps_total", 0) + report.skipped
         total["bad_images_total"] = total.get("bad_images_total", 0) + report.bad_images
@@ -91,6 +95,13 @@ class Reporter:
         )
         self._outbox.acknowledge(arrived - self._acknowledged)
         self._acknowledged = arrived
+
+
+def _memory_bytes() -> int:
+    """The most that rank 0 has held so far: on its GPU where it has one, else of main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

@@ -102,7 +102,7 @@ def _run_all(
     children: Sequence[TrainConfig],
 ) -> Iterator[tuple[TrainConfig, dict[str, Any] | PipelineError]]:
     """Each child's result or error: side by side where a cluster has the room, else in turn."""
-    places, workers = _places(children[0]), children[0].workers
+    places, workers = _places(children[0]), children[0].max_workers
     if places == 1:
         with ray_cluster(workers) if workers else nullcontext():
             for child in children:
@@ -124,14 +124,14 @@ def _run_one(config: TrainConfig) -> dict[str, Any] | PipelineError:
 
 def _places(config: TrainConfig) -> int:
     """How many of these runs the cluster at RAY_ADDRESS can hold at once; 1 without one."""
-    if config.workers == 0 or not os.environ.get("RAY_ADDRESS"):
+    if config.max_workers == 0 or not os.environ.get("RAY_ADDRESS"):
         return 1
-    with ray_cluster(config.workers):
+    with ray_cluster(config.max_workers):
         import ray
 
         resources = ray.cluster_resources()
     units = resources.get("GPU", 0) or resources.get("CPU", 0)
-    return max(1, int(units) // config.workers)
+    return max(1, int(units) // config.max_workers)
 
 
 def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One rank of a training run: the loop of `pipeline.training`, its reports sent to the recorder."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 
 from pipeline.config import TrainConfig
+from pipeline.edges.logs import stored_log
 from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.reporting import Recorder, Reporter
 from pipeline.training.loop import Ended, train
@@ -20,13 +21,32 @@ from pipeline.training.world import World
 
 
 def run_rank(
-    config: TrainConfig, attempt: Attempt, world: World, recorder: Recorder | None
+    config: TrainConfig,
+    attempt: Attempt,
+    world: World,
+    recorder: Recorder | None,
+    drained: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Trains as one rank; returns how it ended, as plain data. Rank 0 has the recorder."""
+    """Trains as one rank; returns how it ended, as plain data. Rank 0 has the recorder.
+
+    Once rank 0's `drained` says so, the run ends with a checkpoint, to go on elsewhere.
+    """
     run = Run.at(config)
     # Each worker group claims for itself: one that Ray has replaced, but not yet killed, is older.
     restart = run.claim_restart(attempt).restart if world.rank == 0 else 0
     claim = Attempt(attempt.number, world.broadcast(restart))
+    with stored_log(run, f"{claim.name}-rank{world.rank}"):
+        return _run_claimed(config, run, claim, world, recorder, drained)
+
+
+def _run_claimed(
+    config: TrainConfig,
+    run: Run,
+    claim: Attempt,
+    world: World,
+    recorder: Recorder | None,
+    drained: Callable[[], bool],
+) -> dict[str, Any]:
     outbox = Outbox()
     reporter = (
         Reporter(recorder, outbox, claim.restart, config.tracking.every_steps)
@@ -34,7 +54,7 @@ def run_rank(
         else None
     )
     ended: Ended | None = None
-    for report in train(config, run, claim, world, outbox):
+    for report in train(config, run, claim, world, outbox, drained):
         if isinstance(report, Ended):
             ended = report
         elif reporter is None:

@@ -1,7 +1,7 @@
 """The training loop, as a generator of reports: no Ray, no MLflow, no clock but for durations."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -20,12 +20,13 @@ from pipeline.training.points import Outbox, Point
 from pipeline.training.run import Attempt, Run
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step import StepReport, StepSettings, TrainState, make_optimizer, train_step
-from pipeline.training.stop import StopSignal
+from pipeline.training.stop import StopReason, StopSignal
 from pipeline.training.validation import Validation, validate
 from pipeline.training.world import World
 from pipeline.vae import VAE, ObjectiveState, build_vae, save_bundle
 
-Reason = Literal["done", "stopped", "superseded"]
+Reason = Literal["done"] | StopReason
+_STOPS: tuple[StopReason, ...] = ("stopped", "superseded", "drained")
 
 STARTING_IMAGES = 256
 """First training images whose mean the untrained decoder is set to."""
@@ -34,6 +35,8 @@ STARTING_IMAGES = 256
 @dataclass(frozen=True)
 class Ended:
     """The last report: the run is `done`, was `stopped`, or another start took it over.
+
+    `drained` is `stopped` by a node that is being taken away: the same run goes on elsewhere.
 
     `terms` are the last step's (empty if none was made), `digest` names the bundle of a done run,
     made from the averaged weights by rank 0.
@@ -49,7 +52,12 @@ class Ended:
 
 
 def train(
-    config: TrainConfig, run: Run, attempt: Attempt, world: World, outbox: Outbox
+    config: TrainConfig,
+    run: Run,
+    attempt: Attempt,
+    world: World,
+    outbox: Outbox,
+    drained: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport | Validation | Ended]:
     """Trains from the newest checkpoint to `config.steps`, yielding a report after each step.
 
@@ -67,7 +75,7 @@ def train(
     with (
         closing(_loader(config, dataset, world, checkpoint)) as loader,
         closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
-        closing(StopSignal(run, attempt)) as stop,
+        closing(StopSignal(run, attempt, drained)) as stop,
     ):
         history = HistoryWriter(run, holdout, state.vae) if holdout and world.rank == 0 else None
         if holdout and not validations:
@@ -83,9 +91,11 @@ def train(
                 validations.append(_validate(config, state, holdout, world, history))
                 yield validations[-1]
             if report.stop_requested:
-                superseded = world.broadcast(int(run.newest_attempt() > attempt))
-                reason = "superseded" if superseded else "done" if last else "stopped"
-            due = last or reason == "stopped" or state.step % config.checkpoint_every == 0
+                # Rank 0 alone asked: only its answer is the truth.
+                mine = _STOPS.index(stop.reason()) if world.rank == 0 else 0
+                asked = _STOPS[world.broadcast(mine)]
+                reason = "done" if last and asked != "superseded" else asked
+            due = last or reason != "done" or state.step % config.checkpoint_every == 0
             if due and reason != "superseded" and world.rank == 0:
                 writer.save(_checkpoint(state, loader, outbox, validations))
         writer.wait()

@@ -5,6 +5,7 @@ RUN/attempts/000002.json  one per start; the highest number owns the run
 RUN/checkpoints/          see checkpoint.py
 RUN/points.json           metric points that MLflow has not got yet
 RUN/metrics.json          where /metrics is served, for Prometheus's file discovery
+RUN/logs/                 what the driver and each rank logged, a set of files per start
 RUN/history/              the hold-out's numbers and some images at each validation
 RUN/bundle/               the finished model
 RUN/result.json           written last: the run is finished
@@ -26,7 +27,7 @@ VERSION = 1
 CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
-        "tracking", "storage", "max_failures", "data", "holdout",
+        "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout",
     }
 )  # fmt: skip
 

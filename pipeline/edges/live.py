@@ -1,0 +1,61 @@
+"""A run's live view: its latest numbers on stderr, as a bar in a terminal and as lines in a log."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.config import TrainConfig
+from pipeline.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("elbo", "log_likelihood", "kl")
+_SECONDS = 1.0
+
+
+def numbers_of(snapshot: Mapping[str, Any]) -> str:
+    """A snapshot's numbers in one line; what it does not hold is left out."""
+    terms = snapshot.get("terms", {})
+    parts = [f"{name} {terms[name]:.2f}" for name in _SHOWN if name in terms]
+    if "images_per_second" in snapshot:
+        parts.append(f"{snapshot['images_per_second']:,.0f} images/s")
+    if snapshot.get("step_seconds_total"):
+        share = snapshot["data_wait_seconds_total"] / snapshot["step_seconds_total"]
+        parts.append(f"data wait {share:.0%}")
+    if "memory_bytes" in snapshot:
+        parts.append(f"memory {snapshot['memory_bytes'] / 2**30:.1f} GiB")
+    return ", ".join(parts)
+
+
+@contextmanager
+def live_view(config: TrainConfig, latest: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Shows the recorder's latest snapshot on stderr while the block runs."""
+    ended = threading.Event()
+
+    def show() -> None:
+        problem = None
+        snapshot = latest()
+        while "step" not in snapshot and not ended.wait(_SECONDS):
+            snapshot = latest()
+        # From the first step that was seen: a run that goes on has not made the others now.
+        shown = snapshot.get("step", 0)
+        with Progress(config.run, config.steps, "steps", done=shown) as progress:
+            over = False
+            while not over:
+                over = ended.wait(_SECONDS)
+                snapshot = latest()
+                progress.advance(snapshot.get("step", 0) - shown, numbers_of(snapshot))
+                shown = snapshot.get("step", 0)
+                if snapshot.get("problem") != problem:
+                    problem = snapshot.get("problem")
+                    logger.warning("%s", problem or "MLflow can be reached again.")
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)

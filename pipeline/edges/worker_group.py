@@ -1,0 +1,153 @@
+"""A run's workers on Ray Train: started, replaced when they die, moved when their node goes."""
+
+import logging
+import tempfile
+import uuid
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.edges.cluster import ray_cluster
+from pipeline.edges.live import live_view
+from pipeline.edges.logs import stored_log
+from pipeline.edges.outcome import FLUSH_SECONDS, mlflow_status, recorder_arguments
+from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.worker import ActorRecorder, run_rank
+from pipeline.errors import PipelineError, RunError
+from pipeline.training.run import Attempt, Run
+from pipeline.training.world import current_world
+
+logger = logging.getLogger(__name__)
+
+
+def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+    """Ray Train workers; the recorder is an actor on the driver's node."""
+    with (
+        stored_log(run, f"{attempt.number:06d}-driver"),
+        ray_cluster(config.max_workers),
+    ):
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if storage.local_path(run.url) and nodes > 1:
+            raise RunError(
+                f"--storage {config.storage} is a local path, but the cluster has {nodes} nodes. "
+                "Give storage that all nodes share, such as s3://."
+            )
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        name = f"recorder-{uuid.uuid4().hex}"
+        recorder = (
+            ray.remote(RunRecorder)
+            .options(name=name, num_cpus=0, scheduling_strategy=here)
+            .remote(*recorder_arguments(config, run))
+        )
+        try:
+            with live_view(config, lambda: ray.get(recorder.latest.remote(), timeout=5)):
+                while (ended := _fit(config, run, attempt, name))["reason"] == "drained":
+                    logger.info(
+                        "a node is being taken away: the workers left a checkpoint at step %d and "
+                        "start again where there is room",
+                        ended["step"],
+                    )
+        except PipelineError:
+            with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                ray.get(recorder.finish.remote("FAILED"), timeout=FLUSH_SECONDS)
+            raise
+        try:
+            left = ray.get(recorder.flush.remote(FLUSH_SECONDS), timeout=2 * FLUSH_SECONDS)
+            run_id = ray.get(recorder.finish.remote(mlflow_status(ended)), timeout=FLUSH_SECONDS)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return {**ended, "run_id": None}
+        points = ended["points_left"] or [point.to_json() for point in left]
+        return {**ended, "points_left": points, "run_id": run_id}
+
+
+def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
+    """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= config.min_workers
+    fewest, most = config.min_workers, config.max_workers
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "attempt": attempt.number,
+            "recorder": recorder,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most), use_gpu=use_gpu
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=ceil(config.stall_seconds)
+        ),
+        run_config=RunConfig(
+            name=f"{config.run}-{attempt.name}-{uuid.uuid4().hex[:8]}",
+            # Ray's own bookkeeping of this start only; our checkpoints never go through it.
+            storage_path=str(storage.local_path(run.path("ray")) or Path(tempfile.gettempdir())),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        result: dict[str, Any] = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error, config) from error
+    if "error" in result:
+        raise RunError(result["error"])
+    return result
+
+
+def _ray_worker(loop: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs; an error of ours ends the run instead of a retry."""
+    import ray
+    from ray.train.torch import get_device
+
+    config = TrainConfig.model_validate(loop["config"])
+    world = current_world(get_device())
+    recorder = ray.get_actor(loop["recorder"])
+    # Ray starts the workers again after any exception: what can't get better is not tried again.
+    fatal = ray.get(recorder.fatal_error.remote())
+    if fatal:
+        return {"error": fatal}
+    try:
+        return run_rank(
+            config,
+            Attempt(loop["attempt"]),
+            world,
+            ActorRecorder(recorder) if world.rank == 0 else None,
+            _node_is_drained,
+        )
+    except PipelineError as error:
+        ray.get(recorder.set_fatal_error.remote(str(error)))
+        raise
+
+
+def _node_is_drained() -> bool:
+    """Whether Ray has told this worker that the node of one of its group is being taken away.
+
+    Ray's public `get_preemption_info` is a collective of 2.5 ms; ours goes with the step's own sum.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _cause(error: Exception, config: TrainConfig) -> PipelineError:
+    """Our own error behind Ray's, or one that says which workers failed, and how."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        base = getattr(failure, "_base_exc", failure)
+        if isinstance(base, PipelineError):
+            return base
+    lines = [f"rank {rank}: {str(failure).strip()[-2000:]}" for rank, failure in failures.items()]
+    return RunError(
+        f"run {config.run!r} failed after {config.max_failures} restarts of its workers:\n"
+        + ("\n".join(lines) or str(error))
+        + "\nThe same command continues it from its last checkpoint."
+    )

@@ -1,0 +1,121 @@
+"""Nodes of a Ray cluster go away under a training, and its weights stay bitwise the same."""
+
+import json
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError
+from tests.digits import write_digits
+from tests.killing import finish, kill_all, start_job
+from tests.servers.ray_nodes import RayNodes
+
+pytestmark = pytest.mark.chaos
+
+STEPS = 800
+TRAIN = (
+    "--run", "r", "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
+    "--model.kind", "mlp", "--steps", str(STEPS), "--evaluate-every", "100000",
+    "--max-failures", "5",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(write_digits(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def calm(data, tmp_path_factory) -> dict:
+    """The same training on one quiet machine."""
+    folder = tmp_path_factory.mktemp("calm")
+    return finish(start_job(folder, "jobs.train", "--data", data, *TRAIN, "--workers", "2"))
+
+
+@pytest.fixture
+def nodes(s3_server) -> Iterator[RayNodes]:
+    """A head for the driver, without room for a worker, and two nodes with room for one each."""
+    folder = Path(tempfile.mkdtemp(prefix="rn-"))
+    cluster = RayNodes(folder / "r", dict(s3_server.environment))
+    try:
+        cluster.start("head", 0)
+        cluster.start("one", 1)
+        cluster.start("two", 1)
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def run(nodes, s3_server, data, tmp_path, monkeypatch) -> Iterator["Running"]:
+    for name, value in nodes.environment.items():
+        monkeypatch.setenv(name, value)
+    runs = s3_server.bucket()
+    process = start_job(tmp_path, "jobs.train", "--data", data, *TRAIN, "--workers", "2",
+                        "--storage", runs, "--checkpoint-every", "100")  # fmt: skip
+    started = Running(process, f"{runs}/r", tmp_path)
+    try:
+        yield started
+    finally:
+        if process.poll() is None:
+            kill_all(process)
+
+
+class Running:
+    """A training on the cluster, by its folder."""
+
+    def __init__(self, process: subprocess.Popen, url: str, folder: Path) -> None:
+        self.process, self.url, self.folder = process, url, folder
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline, self.log()
+            assert self.process.poll() is None, self.log()
+            time.sleep(0.05)
+
+    def checkpoints(self) -> list[int]:
+        try:
+            items = [item.url for item in storage.list_objects(f"{self.url}/checkpoints")]
+        except ObjectNotFoundError:
+            return []
+        names = [url.rpartition("/")[2] for url in items if url.endswith(".json")]
+        return sorted(int(name[5:-5]) for name in names)
+
+    def worker_groups(self) -> int:
+        return len(list(storage.list_objects(f"{self.url}/attempts"))) - 1
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+
+def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(nodes, run, calm):
+    run.until(lambda: max(run.checkpoints(), default=0) >= 200)
+    nodes.kill_raylet("two")
+    nodes.start("two", 1)
+    result = finish(run.process)
+    assert run.worker_groups() >= 2, "it had ended before the node was killed"
+    assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
+
+
+def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(nodes, run, calm):
+    run.until(lambda: max(run.checkpoints(), default=0) >= 200)
+    nodes.send("two", signal.SIGTERM)
+    run.until(lambda: "a node is being taken away" in run.log())
+    (said,) = [line for line in run.log().splitlines() if "a node is being taken away" in line]
+    step = int(said.partition("at step ")[2].split()[0])
+    # Not one that was due anyway: the step at which the notice came.
+    assert step in run.checkpoints()
+    nodes.wait("two", 120)
+    nodes.start("two", 1)
+    result = finish(run.process)
+    print(json.dumps({"drained_at_step": step, "worker_groups": run.worker_groups()}))
+    assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
