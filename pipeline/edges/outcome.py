@@ -12,6 +12,7 @@ from pipeline.edges.mlflow_client import mlflow_client, tracking_uri
 from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.registry import model_tags, register, tracking_errors
 from pipeline.errors import RunError, TrackingError
+from pipeline.training.history import read_kl_per_dimension, read_validations
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Run
 from pipeline.vae import load_bundle
@@ -115,11 +116,17 @@ def registration_tags(
 
 
 def _log_figures(config: TrainConfig, run: Run, run_id: str) -> None:
-    """The pictures of the run's way, as artifacts of its MLflow run."""
+    """The pictures of the run's way and the last KL per dimension, as artifacts in MLflow."""
     where = tracking_uri(config.tracking)
+    validations = read_validations(run)
     with tempfile.TemporaryDirectory(prefix="vae-figures-") as folder:
         for name, picture in draw_way(run):
             (Path(folder) / name).write_bytes(picture)
+        if validations:
+            # Not as metrics: a model may have thousands of dimensions.
+            nats = read_kl_per_dimension(run, validations[-1]).tolist()
+            table = {"step": validations[-1].step, "nats": nats}
+            (Path(folder) / "kl_per_dimension.json").write_bytes(storage.canonical_json(table))
         with tracking_errors(where):
             mlflow_client(where).log_artifacts(run_id, folder, "figures")
 

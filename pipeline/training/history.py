@@ -1,7 +1,8 @@
 """What the hold-out looked like at each validation: its numbers, and the same images rebuilt.
 
 RUN/history/0000001000.safetensors: `originals` and `reconstructions`, uint8 `[N, C, H, W]`, decoded
-at the posterior mean by the averaged weights; 0000001000.json, written after it: the numbers.
+at the posterior mean by the averaged weights; `kl_per_dimension`, float64 `[D]` nats.
+0000001000.json, written after it: the numbers.
 """
 
 import logging
@@ -17,7 +18,7 @@ from pipeline.data import Dataset, load_images
 from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.training.evaluation import evaluating
 from pipeline.training.run import Run
-from pipeline.training.validation import Validation
+from pipeline.training.validation import HeldOut, Validation
 from pipeline.vae import VAE
 
 logger = logging.getLogger(__name__)
@@ -45,20 +46,22 @@ class HistoryWriter:
         self._run = run
         self._originals = batch.images[batch.valid]
 
-    def write(self, validation: Validation, vae: VAE) -> None:
+    def write(self, held: HeldOut, vae: VAE) -> None:
         """Adds one validation. Storage that fails costs a picture and a warning, never the run."""
         if len(self._originals) == 0:
             return
+        validation = held.validation
         device = next(vae.parameters()).device
         with torch.no_grad(), evaluating(vae):
             decoded = vae.decode(vae.encode(self._originals.to(device)).mean)
-        images = {
+        tensors = {
+            "kl_per_dimension": held.kl_per_dimension,
             "originals": self._originals,
             "reconstructions": (decoded * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
         }
         name = f"{validation.step:010d}"
         try:
-            storage.publish(self._run.path("history", f"{name}.safetensors"), save(images))
+            storage.publish(self._run.path("history", f"{name}.safetensors"), save(tensors))
             storage.publish(
                 self._run.path("history", f"{name}.json"),
                 storage.canonical_json(asdict(validation)),
@@ -75,6 +78,12 @@ def read_validations(run: Run) -> list[Validation]:
         return []
     urls = sorted(item.url for item in items if item.url.endswith(".json"))
     return [Validation(**storage.read_json(url)) for url in urls]
+
+
+def read_kl_per_dimension(run: Run, validation: Validation) -> Tensor:
+    """Each latent dimension's KL at a validation: `[D]` nats, float64; they sum to its `kl`."""
+    url = run.path("history", f"{validation.step:010d}.safetensors")
+    return load(storage.read(url))["kl_per_dimension"]
 
 
 def read_moments(run: Run, validations: list[Validation], count: int) -> list[Moment]:

@@ -121,12 +121,12 @@ def _validate(
     world: World,
     history: HistoryWriter | None,
 ) -> Validation:
-    validation = validate(config, state, holdout, world)
+    held = validate(config, state, holdout, world)
     if history:
         averaged = state.ema.module
         assert isinstance(averaged, VAE), "the average of a VAE is one"
-        history.write(validation, averaged)
-    return validation
+        history.write(held, averaged)
+    return held.validation
 
 
 def _next_step(

@@ -3,6 +3,8 @@
 from contextlib import closing
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
 from pipeline.training.evaluation import Importance, evaluate_elbo
@@ -20,11 +22,19 @@ class Validation:
     terms: dict[str, float]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """A validation and each latent dimension's share of its KL: `[D]` nats, float64."""
+
+    validation: Validation
+    kl_per_dimension: Tensor
+
+
 IMPORTANCE = Importance(samples=16, images=256)
 """What the gap is measured on: cheap enough to be asked for at every validation."""
 
 
-def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: World) -> Validation:
+def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: World) -> HeldOut:
     """Each rank takes its slots of each batch, and the sums are added: exact at any world size."""
     with closing(
         Loader(
@@ -50,4 +60,5 @@ def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: Wo
         )
     total = sums.with_values(world.sum(sums.to_tensor().to(world.device)))
     means = {name: value for name, value in total.means().items() if value is not None}
-    return Validation(state.step, total.images, means | {"active_units": total.active_units()})
+    terms = means | {"active_units": total.active_units()}
+    return HeldOut(Validation(state.step, total.images, terms), total.kl_per_dimension())

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -89,3 +90,7 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
     client = mlflow.MlflowClient(mlflow_server.uri)
     figures = {item.path for item in client.list_artifacts(result["run_id"], "figures")}
     assert "figures/training_curves.png" in figures
+    artifact = client.download_artifacts(result["run_id"], "figures/kl_per_dimension.json")
+    nats = json.loads(Path(artifact).read_text())["nats"]
+    assert len(nats) == 8
+    assert sum(nats) == pytest.approx(result["holdout_after"]["kl"], rel=1e-5)

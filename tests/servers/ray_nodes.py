@@ -47,7 +47,7 @@ class RayNodes:
         """Returns when the node is part of the cluster."""
         place = (
             ("--head", f"--port={self.port}", "--include-dashboard=false",
-             f"--temp-dir={self.folder}", "--ray-client-server-port=0")
+             f"--temp-dir={self.folder}", f"--ray-client-server-port={free_ports(1)[0]}")
             if not self._nodes
             else (f"--address=127.0.0.1:{self.port}",)
         )  # fmt: skip

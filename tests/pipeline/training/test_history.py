@@ -6,7 +6,7 @@ import torch
 from pipeline.data import Dataset, load_images
 from pipeline.training.history import HistoryWriter, read_moments, read_validations
 from pipeline.training.run import Run
-from pipeline.training.validation import Validation
+from pipeline.training.validation import HeldOut, Validation
 from tests.pipeline.training.digits import digits_vae, write_digits
 
 
@@ -20,7 +20,7 @@ def write(run: Run, holdout: Dataset, steps: list[int]) -> list[Validation]:
     writer = HistoryWriter(run, holdout, vae)
     validations = [Validation(step, len(holdout), {"elbo": -float(step)}) for step in steps]
     for validation in validations:
-        writer.write(validation, vae)
+        writer.write(HeldOut(validation, torch.zeros(3)), vae)
     return validations
 
 
