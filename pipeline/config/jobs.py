@@ -54,7 +54,7 @@ class PackConfig(Section):
     limit: int | None = Field(None, gt=0, description="Pack that many inputs at most; None: all.")
     dry_run: bool = Field(False, description="Say how many, how large and how long, and end.")
     probe_seconds: float = Field(5, gt=0, description="How long --dry-run inspects, in seconds.")
-    workers: int | None = Field(None, gt=0, description="Processes; None: one per core.")
+    workers: int | None = Field(None, gt=0, description="Cores to use; None: all.")
     bad_fraction: float = Field(
         0.01, ge=0, le=1, description="Largest share of rejected inputs that still exits with 0."
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from PIL import Image
 
-from pipeline.data.decode import decode_image, probe_image
+from pipeline.data.decode import check_image, decode_image, probe_image
 from pipeline.errors import SampleError
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "DIB": "bmp"}
@@ -36,18 +36,16 @@ class PackedImage:
 
 def inspect_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     """Checks and, if asked, re-encodes an image; raises `SampleError` if it can't be used."""
-    header = probe_image(data, policy.pixel_limit)
+    full = policy.verify == "full" and policy.encoding == "keep"
+    header = (check_image if full else probe_image)(data, policy.pixel_limit)
     if min(header.width, header.height) < policy.min_side:
         raise SampleError(
             "small", f"{header.width}x{header.height}, the shorter side is below {policy.min_side}"
         )
     if policy.encoding != "keep":
         return _encode(data, policy)
-    width, height = header.width, header.height
-    if policy.verify == "full":
-        height, width = decode_image(data, policy.pixel_limit).shape[:2]
     extension = _EXTENSIONS.get(header.format, header.format.lower())
-    return PackedImage(data, extension, width, height)
+    return PackedImage(data, extension, header.width, header.height)
 
 
 def _encode(data: bytes, policy: ImagePolicy) -> PackedImage:

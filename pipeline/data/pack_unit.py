@@ -64,7 +64,7 @@ class UnitReceipt:
         """Plain data; `from_json` is its inverse."""
         return {
             "shards": {split: asdict(record) for split, record in self.shards.items()},
-            "rows": [list(asdict(row).values()) for row in self.rows],
+            "rows": [list(vars(row).values()) for row in self.rows],
         }
 
     @staticmethod

@@ -6,7 +6,7 @@ the next append.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -96,16 +96,14 @@ def remove_plan(output: str, generation: int, units: int) -> None:
 
 def _to_bytes(plan: Plan) -> bytes:
     names = [field.name for field in fields(SourceFile)]
-    columns = list(zip(*(astuple(file) for file in plan.files), strict=True)) or [()] * len(names)
+    columns = [[getattr(file, name) for file in plan.files] for name in names]
     whole = {"size", "offset"}
     schema = pa.schema(
         [(name, pa.int64() if name in whole else pa.string()) for name in [*names, "known"]]
     )
     header = {name: value for name, value in vars(plan).items() if name not in ("files", "known")}
     schema = schema.with_metadata({"plan": json.dumps(header, sort_keys=True)})
-    arrays = [
-        pa.array(list(c), t) for c, t in zip([*columns, plan.known], schema.types, strict=True)
-    ]
+    arrays = [pa.array(c, t) for c, t in zip([*columns, plan.known], schema.types, strict=True)]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=schema))

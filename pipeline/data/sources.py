@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
@@ -53,15 +54,13 @@ class SourceFile:
     @property
     def key(self) -> str:
         """The path without its suffix; what webdataset would cut at or misread is escaped."""
-        path = self.path.lstrip("/")
-        stem = path[: len(path) - len(PurePosixPath(path).suffix)]
-        return quote(stem, safe="/-_").replace(".", "%2E")
+        return _key_of(self.path)
 
     @property
     def label(self) -> str | None:
         """The name of the first folder below the source, if the file lies in one."""
-        parts = PurePosixPath(self.path.lstrip("/")).parts
-        return parts[0] if len(parts) > 1 else None
+        first, slash, _ = self.path.lstrip("/").partition("/")
+        return first if slash else None
 
     @property
     def place(self) -> str:
@@ -84,6 +83,13 @@ class SourceFile:
         if len(data) != self.size:
             raise SampleError("changed", f"holds {len(data)} bytes, was listed with {self.size}")
         return data
+
+
+@lru_cache(maxsize=2**16)  # asked for several times per file
+def _key_of(path: str) -> str:
+    path = path.lstrip("/")
+    stem = path[: len(path) - len(PurePosixPath(path).suffix)]
+    return quote(stem, safe="/-_").replace(".", "%2E")
 
 
 def order_of(key: str) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import decode_image, probe_image
+from pipeline.data.decode import check_image, decode_image, probe_image
 from pipeline.errors import SampleError
 from tests.killing import ROOT
 
@@ -179,3 +179,68 @@ def test_a_photograph_cut_at_any_of_forty_places_never_gives_pixels():
         with pytest.raises(SampleError) as raised:
             decode_image(data[:cut])
         assert raised.value.reason in REASONS
+
+
+SHRINK_ALL = """
+import sys
+from pathlib import Path
+from pipeline.data.decode import decode_image
+from pipeline.errors import SampleError
+for path in sys.stdin.read().splitlines():
+    data = Path(path).read_bytes()
+    for size in (1, 40, 90):
+        try:
+            decode_image(data, shrink_to=size)
+        except SampleError:
+            continue
+print("alive")
+"""
+
+
+def test_no_nasty_file_ends_the_process_when_it_is_shrunk_while_decoding():
+    """A lossless JPEG among them did: it was written in full size into the smaller buffer."""
+    if not NASTY.exists():
+        pytest.skip(f"{NASTY} is not there")
+    paths = "\n".join(str(path) for path in sorted(NASTY.rglob("*.*")))
+    found = subprocess.run(
+        [sys.executable, "-c", SHRINK_ALL],
+        input=paths, capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout, found.stderr) == (0, "alive\n", "")
+
+
+def verdict(read, data: bytes) -> object:
+    try:
+        read(data)
+    except SampleError as error:
+        return error.reason, str(error)
+    return "good"
+
+
+def test_the_quick_check_refuses_exactly_what_decoding_refuses():
+    photos = sorted(PHOTOS.rglob("*.jpg"))[:8]
+    if not photos or not NASTY.exists():
+        pytest.skip(f"{PHOTOS} or {NASTY} is not there")
+    dice = np.random.default_rng(5)
+    files = [path.read_bytes() for path in sorted(NASTY.rglob("*.*")) if path.suffix != ".csv"]
+    for number in range(300):
+        data = bytearray(photos[number % len(photos)].read_bytes())
+        at = int(dice.integers(2, len(data) - 60))
+        if number % 3 == 0:
+            data[at] ^= 1 << int(dice.integers(8))
+        elif number % 3 == 1:
+            del data[at : at + int(dice.integers(1, 50))]
+        else:
+            data[at : at + 20] = dice.bytes(20)
+        files.append(bytes(data))
+    differing = [
+        (data[:10], verdict(check_image, data), verdict(decode_image, data))
+        for data in files
+        if verdict(check_image, data) != verdict(decode_image, data)
+    ]
+    assert differing == []
+    good = [data for data in files if verdict(decode_image, data) == "good"]
+    assert 300 < len(good) < len(files) - 100
+    for data in good:
+        header = check_image(data)
+        assert (header.height, header.width) == decode_image(data).shape[:2]

@@ -91,6 +91,14 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path
     assert results[0].shards > 2
 
 
+def test_processes_make_the_same_bytes_as_threads(tmp_path, monkeypatch):
+    source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(60)})
+    threads = pack(config(source, tmp_path / "out"))
+    monkeypatch.setattr("pipeline.data.pack._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("pipeline.data.pack._THREADS_SUFFICE", 1)
+    assert pack(config(source, tmp_path / "again", workers=2)).digest == threads.digest
+
+
 def test_packing_again_changes_no_byte_and_is_no_error(tmp_path):
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(5)})
     first = pack(config(source, tmp_path / "out"))

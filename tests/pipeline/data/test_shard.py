@@ -1,8 +1,11 @@
 import io
+import tarfile
 import zlib
 
+import pytest
 import webdataset
 
+from pipeline.data import shard as shard_module
 from pipeline.data.shard import Sample, ShardWriter
 
 SAMPLES = [
@@ -42,3 +45,14 @@ def test_the_index_says_where_each_member_lies(tmp_path):
     assert data[index.cls_offsets[0] :][: index.cls_sizes[0]] == b"7"
     assert index.json_sizes[1] == -1
     assert list(index.starts) == [0, *index.ends[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("a.jpg", 0), ("x" * 96 + ".jpg", 8**11 - 1), ("x" * 97 + ".jpg", 5), ("x/" * 99 + "y.jpg", 9),
+     ("é.jpg", 3), ("a.jpg", 8**11)],
+)  # fmt: skip
+def test_a_header_is_the_one_that_tarfile_makes(name, size):
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o444
+    assert shard_module._header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8")

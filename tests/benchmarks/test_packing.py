@@ -1,0 +1,24 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from tests.killing import ROOT
+
+
+def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(tmp_path):
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{seed}.jpg")
+    command = ["tests/benchmarks/packing.py", "--photos", str(tmp_path), "--copies", "2"]
+    found = subprocess.run(
+        [sys.executable, *command, "--rounds", "1"],
+        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, timeout=120,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    result = json.loads(found.stdout)
+    assert result["images"] == 6
+    assert result["pack_full_of_bare_decode"] > 0
+    assert result["pack_header_of_shard_writer"] > 0
