@@ -246,6 +246,11 @@ class EncodeConfig(Section):
     columns: tuple[str, ...] = Field((), description="Source columns to copy, such as label.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Autocast type.")
     attempts: int = Field(3, gt=0, description="Tries per shard before it is quarantined.")
+    deaths: int = Field(
+        10,
+        gt=0,
+        description="Workers that may die over one shard, alone, before it is quarantined.",
+    )
     bad_fraction: float = Field(0.001, ge=0, le=1, description="Largest share of failed images.")
     quarantine_exit: int = Field(3, description="Exit code when parts failed past the budget.")
     limit: int | None = Field(

@@ -105,7 +105,7 @@ def _encode(
 ) -> DriveReport:
     make = partial(_encoder, vae, dataset, identity, store, config.threads)
     window = config.shards_in_flight or min(8, int(config.cores) + 1)
-    schedule = ShardSchedule(plan.todo, config.attempts, window)
+    schedule = ShardSchedule(plan.todo, config.attempts, config.deaths, window)
     images = sum(dataset.shards[number].samples for number in plan.todo)
     with Progress("encode", images, "images") as progress:
 

@@ -1,6 +1,7 @@
-"""The latent store: one Arrow file per source shard, receipts, snapshots, and their reader."""
+"""The latent store: one Arrow file per source shard, receipts, snapshots, and their readers."""
 
+from pipeline.latents.loader import LatentBatch, LatentLoader
 from pipeline.latents.store import Latent, LatentStore
 from pipeline.latents.verify import verify_store
 
-__all__ = ["Latent", "LatentStore", "verify_store"]
+__all__ = ["Latent", "LatentBatch", "LatentLoader", "LatentStore", "verify_store"]

@@ -6,6 +6,7 @@ positions [i B, (i + 1) B) when failed samples are gone, so a row is found by ar
 ranged read.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,15 +36,38 @@ class RecordBatchPlace:
 
 @dataclass(frozen=True)
 class LatentRows:
-    """Decoded rows of a latent file; arrays are views of the file's memory where that is local."""
+    """Rows of a latent file: `tensors` [n, Z, h, w] by column, `record` with everything else.
 
-    keys: list[str]
-    positions: npt.NDArray[np.int32]
+    Arrays are views of the file's memory where that is local; text is decoded when asked for.
+    """
+
+    record: pa.RecordBatch
     tensors: dict[str, Array]
-    columns: dict[str, list[Any]]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return int(self.record.num_rows)
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """The samples' keys."""
+        return list(self.record.column("key").to_pylist())
+
+    @property
+    def positions(self) -> npt.NDArray[np.int32]:
+        """Where each sample stands in its source shard, ascending."""
+        found: npt.NDArray[np.int32] = self.record.column("position").to_numpy()
+        return found
+
+    @functools.cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        """The source's own columns."""
+        names = [name for name in self.record.schema.names if name not in ("key", "position")]
+        return {name: self.record.column(name).to_pylist() for name in names}
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "LatentRows":
+        """A copy of some rows."""
+        tensors = {name: values[rows] for name, values in self.tensors.items()}
+        return LatentRows(self.record.take(pa.array(rows)), tensors)
 
 
 def column_type(name: str) -> pa.DataType:
@@ -133,12 +157,7 @@ def rows_of(batch: pa.RecordBatch, identity: Identity, names: Sequence[str]) -> 
         shape = (len(batch), *identity.latent_shape)
         values = column.storage.flatten().to_numpy(zero_copy_only=True)
         tensors[name] = values.reshape(shape)
-    return LatentRows(
-        keys=batch.column("key").to_pylist(),
-        positions=batch.column("position").to_numpy(zero_copy_only=True),
-        tensors=tensors,
-        columns={n: batch.column(n).to_pylist() for n in identity.options.columns},
-    )
+    return LatentRows(batch.select(["key", "position", *identity.options.columns]), tensors)
 
 
 def parse_record_batch(schema: pa.Schema, data: Any) -> pa.RecordBatch:

@@ -4,6 +4,10 @@ A worker holds at most `window` shards. When a worker dies, all shards it held a
 suspect is tried alone, so that only the guilty one is charged. A shard that failed `attempts`
 times is quarantined, and the rest goes on, until `failures_in_a_row` say that it isn't the shards'
 fault.
+
+A worker that raises says what is wrong with its shard. One that dies does not: the shard may have
+killed it, or a scheduler, an operator, another process's hunger for memory. SIGKILL looks the same
+from all of them, so a death while alone is counted apart, and `deaths` of them are needed.
 """
 
 from collections import deque
@@ -19,6 +23,7 @@ class ShardSchedule:
 
     shards: Sequence[int]
     attempts: int = 3
+    deaths: int = 10
     window: int = 2
     failures_in_a_row: int = _FAILURES_IN_A_ROW
     retries: int = 0
@@ -28,6 +33,7 @@ class ShardSchedule:
         self._waiting = deque(self.shards)
         self._suspects: deque[int] = deque()
         self._reasons: dict[int, list[str]] = {}
+        self._deaths: dict[int, list[str]] = {}
         self._held: dict[str, list[int]] = {}
         self._alone: set[str] = set()
         self._row = 0
@@ -36,11 +42,6 @@ class ShardSchedule:
     def finished(self) -> bool:
         """Whether no shard is waiting or being worked on."""
         return not (self._waiting or self._suspects or any(self._held.values()))
-
-    @property
-    def in_flight(self) -> int:
-        """Shards being worked on."""
-        return sum(map(len, self._held.values()))
 
     def take(self, worker: str) -> int | None:
         """A shard for this worker to start now, None when it should first finish what it has."""
@@ -66,14 +67,14 @@ class ShardSchedule:
     def failed(self, worker: str, shard: int, reason: str) -> None:
         """The worker lives, the shard failed: it is charged an attempt."""
         self._release(worker, shard)
-        self._charge(shard, reason)
+        self._charge(shard, reason, self._reasons, self.attempts)
 
     def lost_worker(self, worker: str, reason: str, *, blameless: bool = False) -> None:
         """The worker died. `blameless`: its machine went away, which is no shard's fault."""
         held = self._held.pop(worker, [])
         self._alone.discard(worker)
         if len(held) == 1 and not blameless:
-            self._charge(held[0], reason)
+            self._charge(held[0], reason, self._deaths, self.deaths)
         else:
             self._suspects.extend(held)
             self.retries += len(held)
@@ -81,7 +82,8 @@ class ShardSchedule:
     def give_up(self, reason: str) -> None:
         """Quarantines everything that waits."""
         for shard in (*self._suspects, *self._waiting):
-            self.quarantined[shard] = [*self._reasons.get(shard, []), reason]
+            known = (*self._deaths.get(shard, []), *self._reasons.get(shard, []))
+            self.quarantined[shard] = [*known, reason]
         self._suspects.clear()
         self._waiting.clear()
 
@@ -89,11 +91,11 @@ class ShardSchedule:
         self._held[worker].remove(shard)
         self._alone.discard(worker)
 
-    def _charge(self, shard: int, reason: str) -> None:
-        reasons = self._reasons.setdefault(shard, [])
+    def _charge(self, shard: int, reason: str, account: dict[int, list[str]], budget: int) -> None:
+        reasons = account.setdefault(shard, [])
         reasons.append(reason)
         self._row += 1
-        if len(reasons) >= self.attempts:
+        if len(reasons) >= budget:
             self.quarantined[shard] = reasons
         else:
             self.retries += 1

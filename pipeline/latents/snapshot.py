@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StoreError
 from pipeline.latents.identity import Identity
@@ -32,6 +35,12 @@ class StoredShard:
         """Failed samples that the dataset still counts."""
         gone = set(self.removed)
         return tuple(sample for sample in self.receipt.failed if sample.position not in gone)
+
+    @functools.cached_property
+    def live_positions(self) -> range | npt.NDArray[np.int64]:
+        """The position in the source shard of each sample that the dataset counts, ascending."""
+        every = range(self.receipt.samples)
+        return np.delete(np.array(every), self.removed) if self.removed else every
 
     @property
     def live(self) -> int:
@@ -105,7 +114,7 @@ class Snapshot:
             "complete": self.complete,
             "samples": self.samples,
             "failed": self.failed,
-            "statistics": _statistics_json(self.statistics),
+            "statistics": statistics_json(self.statistics),
             "shards": [
                 {
                     "receipt": shard.receipt.to_json(),
@@ -234,7 +243,8 @@ def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: s
     return pointer
 
 
-def _statistics_json(statistics: ChannelStatistics) -> dict[str, Any]:
+def statistics_json(statistics: ChannelStatistics) -> dict[str, Any]:
+    """The sums and, for readers, the standard deviations that follow from them."""
     sample_std = statistics.sample_std
     return {
         **statistics.to_json(),

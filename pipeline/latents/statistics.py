@@ -5,7 +5,7 @@ deviations. `without` takes rows away again, which is how removed samples leave 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,18 +110,13 @@ def empty(channels: int, positions: int, with_variance: bool) -> ChannelStatisti
 def measure(latents: Array, log_variance: Array | None = None) -> ChannelStatistics:
     """The statistics of stored latents [n, Z, h, w], n >= 1, computed in float64."""
     rows, channels, positions = latents.shape[0], latents.shape[1], latents[0, 0].size
-    values = latents.reshape(rows, channels, positions).astype(np.float64)
+    # Sums are taken in the order of memory: a channels-last batch would round otherwise than its
+    # copy in a file.
+    values = latents.reshape(rows, channels, positions).astype(np.float64, order="C")
     mean = values.mean(axis=(0, 2))
     squares = np.square(values - mean[None, :, None]).sum(axis=(0, 2))
     within = None
     if log_variance is not None:
-        flat = log_variance.reshape(rows, channels, positions).astype(np.float64)
+        flat = log_variance.reshape(rows, channels, positions).astype(np.float64, order="C")
         within = tuple(np.exp(flat).mean(axis=(0, 2)).tolist())
     return ChannelStatistics(rows, positions, tuple(mean.tolist()), tuple(squares.tolist()), within)
-
-
-def merge_all(parts: Iterable[ChannelStatistics], start: ChannelStatistics) -> ChannelStatistics:
-    """`start` and then `parts`, merged from left to right."""
-    for part in parts:
-        start = start.merge(part)
-    return start

@@ -1,11 +1,13 @@
-"""Reading a latent store: by number, by key, or in batches."""
+"""Reading a latent store: by number, by key, in file order, in the image loader's order."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,13 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.latents.latent_file import LatentRows
 from pipeline.latents.shard_rows import ShardRows
-from pipeline.latents.snapshot import Snapshot, StoredShard, read_pointer, read_snapshot
+from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
+
+if TYPE_CHECKING:
+    from pipeline.latents.torch_dataset import LatentDataset
+
+_READ_AHEAD = 8
+"""Ranged reads under way at a time where the store is not local."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +36,20 @@ class Latent:
 
 @dataclass(frozen=True)
 class LatentStore:
-    """The current snapshot of a store, in the order of its source shards, less removed samples."""
+    """A snapshot of a store, in the order of its source shards, less removed samples."""
 
     url: str
     snapshot: Snapshot
 
     @staticmethod
-    def open(url: str) -> "LatentStore":
-        """Raises `StoreError` if there is no store, or only a damaged one."""
+    def open(url: str, snapshot: str | None = None) -> "LatentStore":
+        """The current snapshot, or the one at this path in the store (`jobs.stores` lists them).
+
+        Raises `StoreError` if there is no store, or only a damaged one.
+        """
         url = storage.absolute(url)
+        if snapshot is not None:
+            return LatentStore(url, read_snapshot(url, snapshot))
         pointer = read_pointer(url)
         if pointer is None:
             raise StoreError(
@@ -48,23 +61,30 @@ class LatentStore:
         return self.snapshot.samples
 
     def __getitem__(self, number: int) -> Latent:
-        """The latent `number` (negative ones count from the end)."""
+        """The latent `number` (negative ones count from the end), by one ranged read."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.url}: holds {len(self)} latents, asked for number {number}")
         number %= len(self)
         at = bisect_right(self._first, number) - 1
-        place = number - self._first[at]
-        rows = self._rows[at]
-        for batch, kept in _kept_batches(rows, self.snapshot.shards[at]):
-            if place < len(kept):
-                row = int(kept[place])
-                return Latent(
-                    batch.keys[row],
-                    {name: values[row] for name, values in batch.tensors.items()},
-                    {name: values[row] for name, values in batch.columns.items()},
-                )
-            place -= len(kept)
-        raise StoreError(f"{rows.url}: has fewer rows than its receipt says. Run jobs.verify.")
+        shard, rows = self.snapshot.shards[at], self.shard_rows[at]
+        gone = [sample.position for sample in shard.failed] + list(shard.removed)
+        position = int(np.delete(np.arange(shard.receipt.samples), gone)[number - self._first[at]])
+        batch = rows.read(rows.number_of(position))
+        row = int(np.searchsorted(batch.positions, position))
+        return Latent(
+            batch.keys[row],
+            {name: values[row] for name, values in batch.tensors.items()},
+            {name: values[row] for name, values in batch.columns.items()},
+        )
+
+    def by_key(self, key: str) -> Latent:
+        """The latent of this key; the first call reads every file's keys, about 150 bytes each.
+
+        Raises `KeyError` for a key that is not there.
+        """
+        if key not in self._number_of_key:
+            raise KeyError(f"{self.url}: holds no latent of the key {key!r}")
+        return self[self._number_of_key[key]]
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -81,36 +101,59 @@ class LatentStore:
         """The digest of the model that made every latent in this store."""
         return self.snapshot.identity.model_digest
 
-    def batches(self) -> Iterator[LatentRows]:
-        """All latents that count, a record batch at a time; views of the file where it is local."""
-        for rows, shard in zip(self._rows, self.snapshot.shards, strict=True):
-            for batch, kept in _kept_batches(rows, shard):
-                yield batch if len(kept) == len(batch) else _chosen(batch, kept)
+    def batches(self, tensors: Sequence[str] | None = None) -> Iterator[LatentRows]:
+        """All latents that count, a record batch at a time, in the store's order.
+
+        Views of the file where the store is local; elsewhere read ahead, a ranged read each.
+        `tensors` are the columns wanted, None for all. For training's order see `LatentLoader`.
+        """
+        if storage.local_path(self.url) is not None:
+            for shard, number in self._places():
+                yield self._read(shard, number, tensors)
+            return
+        with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="latents") as pool:
+            waiting: deque[Future[LatentRows]] = deque()
+            try:
+                for shard, number in self._places():
+                    waiting.append(pool.submit(self._read, shard, number, tensors))
+                    if len(waiting) > _READ_AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def to_torch(self) -> "LatentDataset":
+        """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`."""
+        from pipeline.latents.torch_dataset import LatentDataset
+
+        return LatentDataset(self)
 
     @cached_property
-    def _rows(self) -> list[ShardRows]:
+    def shard_rows(self) -> list[ShardRows]:
+        """One reader per shard of the snapshot."""
         identity = self.snapshot.identity
         return [ShardRows(self.url, shard.receipt, identity) for shard in self.snapshot.shards]
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        for shard, stored in enumerate(self.snapshot.shards):
+            for number in range(len(stored.receipt.record_batches)):
+                yield shard, number
+
+    def _read(self, shard: int, number: int, tensors: Sequence[str] | None) -> LatentRows:
+        rows = self.shard_rows[shard].read(number, tensors)
+        removed = self.snapshot.shards[shard].removed
+        if not removed:
+            return rows
+        kept = np.flatnonzero(~np.isin(rows.positions, np.array(removed)))
+        return rows if len(kept) == len(rows) else rows.take(kept)
 
     @cached_property
     def _first(self) -> list[int]:
         return [0, *accumulate(shard.rows for shard in self.snapshot.shards)]
 
-
-def _kept_batches(
-    rows: ShardRows, shard: StoredShard
-) -> Iterator[tuple[LatentRows, npt.NDArray[np.int64]]]:
-    """Each record batch of a shard, and which of its rows count."""
-    removed = np.array(shard.removed, dtype=np.int64)
-    for number in range(len(shard.receipt.record_batches)):
-        batch = rows.read(number)
-        yield batch, np.flatnonzero(~np.isin(batch.positions, removed))
-
-
-def _chosen(batch: LatentRows, kept: npt.NDArray[np.int64]) -> LatentRows:
-    return LatentRows(
-        keys=[batch.keys[row] for row in kept],
-        positions=batch.positions[kept],
-        tensors={name: values[kept] for name, values in batch.tensors.items()},
-        columns={name: [values[row] for row in kept] for name, values in batch.columns.items()},
-    )
+    @cached_property
+    def _number_of_key(self) -> dict[str, int]:
+        keys = (key for batch in self.batches(()) for key in batch.keys)
+        return {key: number for number, key in enumerate(keys)}

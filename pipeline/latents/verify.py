@@ -1,21 +1,32 @@
 """Proving a latent store whole: every file is what its receipt says, every key is there once."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.latents.receipt import POINTER, read_receipt
-from pipeline.latents.shard_rows import ShardRows
-from pipeline.latents.snapshot import Snapshot, StoredShard
-from pipeline.latents.statistics import empty, measure
+from pipeline.latents.shard_rows import ShardRows, stored_shard
+from pipeline.latents.snapshot import Snapshot, StoredShard, read_pointer, statistics_json
+from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
 
+_PART_BYTES = 16 * 2**20
+_CLOSE = 1e-9
+"""Taking rows away again rounds otherwise than never having added them (float64)."""
+
+_Hashes = npt.NDArray[np.uint64]
+
 
 def verify_store(url: str) -> list[str]:
-    """Reads every byte once; returns the problems, each with what to do, none when it is whole."""
+    """Reads every byte twice; returns the problems, each with what to do, none when it is whole.
+
+    Memory holds a part of one file at a time, and 8 bytes per key.
+    """
     store = LatentStore.open(url)
     snapshot = store.snapshot
     problems = [
@@ -23,49 +34,120 @@ def verify_store(url: str) -> list[str]:
         "Run the same jobs.encode again."
         for lost in snapshot.lost
     ]
-    keys: set[str] = set()
+    hashes: list[_Hashes] = []
     with Progress("verify", len(snapshot.shards), "shards") as progress:
-        for shard in snapshot.shards:
+        for shard, rows in zip(snapshot.shards, store.shard_rows, strict=True):
             try:
-                problems += _verify_shard(store.url, snapshot, shard, keys)
+                problems += _verify_file(store.url, shard) or _verify_rows(shard, rows, hashes)
             except PipelineError as error:
                 problems.append(str(error))
             progress.advance()
-    return problems
+    problems += _verify_totals(store.url, snapshot)
+    return problems + _twice(store, hashes)
 
 
-def _verify_shard(url: str, snapshot: Snapshot, shard: StoredShard, keys: set[str]) -> list[str]:
-    receipt, identity = shard.receipt, snapshot.identity
+def _verify_file(url: str, shard: StoredShard) -> list[str]:
+    """The file's checksum, and that the receipt beside it is the snapshot's."""
+    receipt = shard.receipt
     file = storage.join(url, receipt.path)
-    data = storage.read(file)
-    if hashlib.sha256(data).hexdigest() != receipt.sha256 or len(data) != receipt.bytes:
+    digest, size = hashlib.sha256(), 0
+    while part := storage.read(file, size, size + _PART_BYTES):
+        digest.update(part)
+        size += len(part)
+    if digest.hexdigest() != receipt.sha256 or size != receipt.bytes:
         return [
-            f"{file}: its {len(data)} bytes are not the {receipt.bytes} of its receipt. Delete it "
+            f"{file}: its {size} bytes are not the {receipt.bytes} of its receipt. Delete it "
             f"and {storage.join(url, POINTER)}, and run the same jobs.encode again."
         ]
-    problems = []
-    if read_receipt(url, identity.digest, receipt.source_sha256) != receipt:
-        problems.append(f"{file}: its receipt is not the one in the snapshot. Encode again.")
-    rows = ShardRows(url, receipt, identity)
-    channels, height, width = identity.latent_shape
-    statistics = empty(channels, height * width, identity.options.content == "moments")
-    count = 0
-    removed = set(shard.removed)
+    if read_receipt(url, receipt.identity, receipt.source_sha256) != receipt:
+        return [f"{file}: its receipt is not the one in the snapshot. Encode again."]
+    return []
+
+
+def _verify_rows(shard: StoredShard, rows: ShardRows, hashes: list[_Hashes]) -> list[str]:
+    """The law, finite values and the statistics; adds the hashes of the keys that count."""
+    receipt, options = shard.receipt, rows.identity.options
+    channels, height, width = rows.identity.latent_shape
+    nothing = empty(channels, height * width, options.content == "moments")
+    every, counted, count = nothing, nothing, 0
+    problems: list[str] = []
     for number in range(len(receipt.record_batches)):
         batch = rows.read(number)
         count += len(batch)
-        live = [k for k, p in zip(batch.keys, batch.positions, strict=True) if p not in removed]
-        twice = [key for key in live if key in keys] if len(set(live)) == len(live) else live
-        problems += [f"{file}: the key {key!r} is there twice." for key in twice[:1]]
-        keys.update(live)
+        live = ~np.isin(batch.positions, np.array(shard.removed, dtype=np.int64))
+        keys = (key for key, counts in zip(batch.keys, live, strict=True) if counts)
+        hashes.append(_hashes(keys))
         broken = [n for n, values in batch.tensors.items() if not np.isfinite(values).all()]
-        problems += [f"{file}: {name} holds values that are not finite." for name in broken]
-        first = batch.tensors[identity.options.tensors[0]]
-        statistics = statistics.merge(measure(first, batch.tensors.get("logvar")))
+        problems += [f"{rows.url}: {name} holds values that are not finite." for name in broken]
+        first, log_variance = batch.tensors[options.tensors[0]], batch.tensors.get("logvar")
+        if len(batch):
+            every = every.merge(measure(first, log_variance))
+        if live.any():
+            left = None if log_variance is None else log_variance[live]
+            counted = counted.merge(measure(first[live], left))
     if count + len(receipt.failed) != receipt.samples:
         problems.append(
-            f"{file}: {receipt.samples} samples in, {count} rows and {len(receipt.failed)} failed."
+            f"{rows.url}: {receipt.samples} samples in, {count} rows and {len(receipt.failed)} "
+            "failed."
         )
-    if statistics != receipt.statistics:
-        problems.append(f"{file}: its statistics are not those of its receipt.")
+    if every != receipt.statistics:
+        problems.append(f"{rows.url}: its statistics are not those of its receipt.")
+    stated = stored_shard(rows, shard.removed).statistics
+    if stated != shard.statistics or not _close(stated, counted):
+        problems.append(f"{rows.url}: the snapshot's statistics are not those of its rows.")
     return problems
+
+
+def _verify_totals(url: str, snapshot: Snapshot) -> list[str]:
+    """That the totals which the snapshot and the pointer state follow from the shards."""
+    where = storage.join(url, snapshot.path)
+    stated, pointer = storage.read_json(where), read_pointer(url)
+    found = {
+        "samples": snapshot.samples,
+        "failed": snapshot.failed,
+        "statistics": statistics_json(snapshot.statistics),
+    }
+    problems = [
+        f"{where}: states {name} {stated.get(name)}, its shards give {value}. Delete it and "
+        "run the same jobs.encode again."
+        for name, value in found.items()
+        if stated.get(name) != value
+    ]
+    if pointer is not None and (pointer.samples, pointer.failed) != (
+        snapshot.samples,
+        snapshot.failed,
+    ):
+        problems.append(f"{storage.join(url, POINTER)}: its totals are not the snapshot's.")
+    return problems
+
+
+def _close(stated: ChannelStatistics, found: ChannelStatistics) -> bool:
+    pairs = [(stated.mean, found.mean), (stated.squares, found.squares)]
+    scale = np.sqrt(np.array(found.squares) / max(found.count, 1)) + np.abs(found.mean) + 1e-300
+    return stated.rows == found.rows and all(
+        bool((np.abs(np.subtract(a, b)) <= _CLOSE * unit).all())
+        for (a, b), unit in zip(pairs, (scale, scale**2 * max(found.count, 1)), strict=True)
+    )
+
+
+def _twice(store: LatentStore, hashes: list[_Hashes]) -> list[str]:
+    """Keys that are there more than once; equal hashes are only where to look."""
+    joined = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+    values, counts = np.unique(joined, return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    if not suspects:
+        return []
+    seen: set[str] = set()
+    problems = []
+    for batch in store.batches(()):
+        for key, value in zip(batch.keys, _hashes(batch.keys).tolist(), strict=True):
+            if value in suspects and key in seen:
+                problems.append(f"{store.url}: the key {key!r} is there twice.")
+            if value in suspects:
+                seen.add(key)
+    return problems
+
+
+def _hashes(keys: Iterable[str]) -> _Hashes:
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, dtype=np.uint64)

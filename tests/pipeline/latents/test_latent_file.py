@@ -1,0 +1,95 @@
+import numpy as np
+import polars
+import pyarrow as pa
+import pytest
+
+from pipeline.latents.latent_file import (
+    LatentFileWriter,
+    file_digest,
+    parse_record_batch,
+    rows_of,
+    schema_of,
+)
+from tests.pipeline.latents.small import LATENT_SHAPE, identity_of, small_vae
+
+IDENTITY = identity_of(small_vae(), dtype="float16", columns=("label", "cls"))
+GENERATOR = np.random.default_rng(0)
+TENSORS = {
+    n: GENERATOR.normal(size=(5, *LATENT_SHAPE)).astype(np.float16) for n in ("mean", "logvar")
+}
+KEYS = [f"k{n}" for n in range(5)]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A file of record batches of 3, 0 and 2 rows."""
+    with LatentFileWriter(tmp_path / "f.arrow", IDENTITY) as writer:
+        for first, last in ((0, 3), (3, 3), (3, 5)):
+            part = slice(first, last)
+            columns = {"label": ["a", None, "ü", "d", "e"][part], "cls": [0, 1, None, 3, 4][part]}
+            tensors = {name: values[part] for name, values in TENSORS.items()}
+            writer.write(KEYS[part], range(10, 15)[part], tensors, columns)
+    return writer
+
+
+def test_plain_pyarrow_reads_keys_tensors_and_columns(written):
+    with pa.memory_map(str(written.path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert table.column("key").to_pylist() == KEYS
+    assert table.column("label").to_pylist() == ["a", None, "ü", "d", "e"]
+    assert table.column("cls").to_pylist() == [0, 1, None, 3, 4]
+    found = table.column("mean").combine_chunks().to_numpy_ndarray()
+    np.testing.assert_array_equal(found, TENSORS["mean"])
+
+
+def test_polars_reads_the_same_values(written):
+    frame = polars.read_ipc(written.path)
+    assert frame["key"].to_list() == KEYS
+    column = frame["logvar"]
+    if isinstance(column.dtype, polars.datatypes.BaseExtension):
+        column = column.ext.storage()
+    np.testing.assert_array_equal(
+        np.array(column.to_list(), np.float16).reshape(5, *LATENT_SHAPE), TENSORS["logvar"]
+    )
+
+
+def test_each_place_is_one_record_batch_that_can_be_read_alone(written):
+    data = written.path.read_bytes()
+    assert [place.rows for place in written.places] == [3, 0, 2]
+    last = written.places[-1]
+    batch = parse_record_batch(schema_of(IDENTITY), data[last.offset : last.offset + last.bytes])
+    rows = rows_of(batch, IDENTITY, ("logvar",))
+    assert rows.keys == KEYS[3:]
+    assert rows.positions.tolist() == [13, 14]
+    assert list(rows.tensors) == ["logvar"]
+    np.testing.assert_array_equal(rows.tensors["logvar"], TENSORS["logvar"][3:])
+    assert rows.columns == {"label": ["d", "e"], "cls": [3, 4]}
+    some = rows.take(np.array([1]))
+    assert (some.keys, some.columns) == (["k4"], {"label": ["e"], "cls": [4]})
+
+
+def test_tensors_are_views_of_the_files_memory_and_not_copies(written):
+    with pa.memory_map(str(written.path)) as file:
+        whole = file.read_buffer()
+        place = written.places[0]
+        batch = parse_record_batch(schema_of(IDENTITY), whole.slice(place.offset, place.bytes))
+        values = rows_of(batch, IDENTITY, ("mean",)).tensors["mean"]
+        offset = values.__array_interface__["data"][0] - whole.address
+        assert 0 < offset < whole.size
+
+
+def test_the_same_rows_give_the_same_bytes(written, tmp_path):
+    with LatentFileWriter(tmp_path / "again.arrow", IDENTITY) as writer:
+        for first, last in ((0, 3), (3, 3), (3, 5)):
+            part = slice(first, last)
+            columns = {"label": ["a", None, "ü", "d", "e"][part], "cls": [0, 1, None, 3, 4][part]}
+            tensors = {name: values[part].copy() for name, values in TENSORS.items()}
+            writer.write(KEYS[part], range(10, 15)[part], tensors, columns)
+    assert file_digest(writer.path) == file_digest(written.path)
+
+
+def test_an_error_inside_leaves_a_file_that_nobody_takes_for_whole(tmp_path):
+    with pytest.raises(RuntimeError), LatentFileWriter(tmp_path / "f", IDENTITY):
+        raise RuntimeError
+    with pytest.raises(pa.ArrowInvalid):
+        pa.ipc.open_file(str(tmp_path / "f"))

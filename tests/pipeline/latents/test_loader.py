@@ -1,0 +1,184 @@
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.config import PackConfig
+from pipeline.data import Dataset, Loader
+from pipeline.data.pack import pack
+from pipeline.errors import ConfigError, StoreError
+from pipeline.latents import LatentLoader, LatentStore
+from pipeline.latents.noise import normal_noise
+from tests.pipeline.latents.small import LATENT_SHAPE, encode, small_dataset, small_vae
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    """60 images, one of them broken, two removed: 58 count, 57 have latents."""
+    folder = tmp_path_factory.mktemp("data")
+    small_dataset(folder, range(COUNT - 1), verify="header")
+    whole = next((folder / "images").rglob("*.png")).read_bytes()
+    (folder / "images" / "bad.png").write_bytes(whole[:-30])
+    source, output = (str(folder / "images"),), str(folder / "data")
+    gone = ("label0/0000", "label1/0001")
+    pack(
+        PackConfig(
+            source=source, output=output, append=True, remove=gone, workers=1, verify="header"
+        )
+    )
+    return Dataset.open(output)
+
+
+@pytest.fixture(scope="module")
+def store(dataset, tmp_path_factory) -> LatentStore:
+    folder = tmp_path_factory.mktemp("store")
+    return encode(small_vae(), dataset, folder, columns=("label",), flip=True)
+
+
+def keys_of(loader) -> list[list[str]]:
+    return [batch.keys for batch in loader]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_its_batches_are_the_image_loaders_key_by_key_also_the_bad_and_the_padded_slots(
+    dataset, store, world
+):
+    for rank in range(world):
+        options = {"global_batch_size": 8, "seed": 3, "rank": rank, "world_size": world}
+        with closing(Loader(dataset, image_size=8, channels=1, threads=1, **options)) as images:
+            latents = LatentLoader(store, order=images.order, **options)
+            for _ in range(2):
+                for one, other in zip(images, latents, strict=True):
+                    assert other.keys == one.keys
+                    assert other.valid.tolist() == one.valid.tolist()
+                    assert other.slots == one.slots
+                    assert other.failed.keys() == one.errors.keys()
+
+
+def test_an_image_loaders_state_goes_on_with_latents(dataset, store):
+    options = {"global_batch_size": 8, "seed": 3}
+    with closing(Loader(dataset, image_size=8, channels=1, threads=1, **options)) as images:
+        for _ in zip(range(3), images, strict=False):
+            continue
+        latents = LatentLoader(store, **options)
+        latents.load_state_dict(images.state_dict())
+        assert keys_of(latents) == keys_of(images)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 4), (3, 2)])
+def test_a_state_goes_on_at_any_other_world(store, one, other):
+    def ranks(world: int) -> list[LatentLoader]:
+        return [
+            LatentLoader(store, global_batch_size=8, rank=rank, world_size=world)
+            for rank in range(world)
+        ]
+
+    def whole(loaders) -> list[list[str]]:
+        return [
+            [key for batch in batches for key in batch.keys]
+            for batches in zip(*loaders, strict=True)
+        ]
+
+    expected = whole(ranks(1))
+    first = ranks(one)
+    begun = [iter(loader) for loader in first]
+    head = [[key for batch in batches for key in batch.keys]
+            for batches in [[next(loader) for loader in begun] for _ in range(3)]]  # fmt: skip
+    later = ranks(other)
+    for loader in later:
+        loader.load_state_dict(first[0].state_dict())
+    assert head + whole(later) == expected
+
+
+def test_each_latent_comes_once_per_epoch_with_its_own_values_and_label(store):
+    loader = LatentLoader(store, global_batch_size=8)
+    for _ in range(2):
+        seen = {}
+        for batch in loader:
+            for row in np.flatnonzero(batch.valid.numpy()):
+                key = batch.keys[row]
+                assert key not in seen
+                seen[key] = batch.latents[row].numpy()
+                assert batch.columns["label"][row] == key.split("/")[0]
+        assert len(seen) == len(store) == 57
+        for key, found in seen.items():
+            np.testing.assert_array_equal(found, store.by_key(key).tensors["mean"])
+
+
+def test_a_draw_is_mean_plus_deviation_times_noise_of_its_key_and_epoch(store):
+    loader, means = LatentLoader(store, global_batch_size=8, seed=5, sample=True), []
+    for epoch in range(2):
+        drawn = {}
+        for batch in loader:
+            drawn |= dict(zip(batch.keys, batch.latents.numpy(), strict=True))
+        for number in range(len(store)):
+            latent = store[number]
+            mean, log_variance = (
+                latent.tensors[name].astype(np.float32) for name in ("mean", "logvar")
+            )
+            noise = normal_noise(latent.key, 5, LATENT_SHAPE, f"latent of epoch {epoch}")
+            expected = mean + np.exp(log_variance / 2) * noise
+            np.testing.assert_allclose(drawn[latent.key], expected, rtol=1e-5, atol=1e-6)
+        means.append(drawn)
+    assert not np.array_equal(means[0][latent.key], means[1][latent.key])
+
+
+def test_a_draw_does_not_depend_on_who_reads_it(store):
+    one = LatentLoader(store, global_batch_size=8, sample=True)
+    two = [
+        LatentLoader(store, global_batch_size=8, sample=True, rank=r, world_size=2) for r in (0, 1)
+    ]
+    for whole, *parts in zip(one, *two, strict=True):
+        joined = np.concatenate([part.latents for part in parts])
+        np.testing.assert_array_equal(joined, whole.latents)
+
+
+def test_half_of_the_images_are_flipped_by_a_coin_for_each_key_and_epoch(store):
+    loader, flipped = LatentLoader(store, global_batch_size=8, flip=True), []
+    for _ in range(2):
+        found = set()
+        for batch in loader:
+            for row in np.flatnonzero(batch.valid.numpy()):
+                tensors = store.by_key(batch.keys[row]).tensors
+                same = np.array_equal(batch.latents[row], tensors["mean"])
+                assert same or np.array_equal(batch.latents[row], tensors["mean_flipped"])
+                found |= set() if same else {batch.keys[row]}
+        flipped.append(found)
+    assert all(12 < len(found) < 45 for found in flipped)
+    assert flipped[0] != flipped[1]
+
+
+def test_what_the_store_does_not_hold_is_refused(dataset, store, tmp_path):
+    plain = encode(small_vae(), dataset, tmp_path, content="mean")
+    with pytest.raises(ConfigError, match=r"--content moments"):
+        LatentLoader(plain, global_batch_size=8, sample=True)
+    with pytest.raises(ConfigError, match=r"--flip"):
+        LatentLoader(plain, global_batch_size=8, flip=True)
+
+
+def test_a_state_of_another_seed_or_after_the_start_is_refused(store):
+    loader = LatentLoader(store, global_batch_size=8)
+    state = LatentLoader(store, global_batch_size=8, seed=1).state_dict()
+    with pytest.raises(StoreError, match="seed: the state has 1, this loader 0"):
+        loader.load_state_dict(state)
+    next(iter(loader))
+    with pytest.raises(StoreError, match="has begun to read"):
+        loader.load_state_dict(loader.state_dict())
+
+
+def test_from_object_storage_within_little_memory_it_is_the_same(store, s3_server):
+    bucket = s3_server.bucket()
+    for path in Path(store.url).rglob("*"):
+        if path.is_file():
+            storage.publish(f"{bucket}/s/{path.relative_to(store.url)}", path.read_bytes())
+    far = LatentStore.open(f"{bucket}/s")
+    one = LatentLoader(far, global_batch_size=8, memory_bytes=2000)
+    other = LatentLoader(store, global_batch_size=8, memory_bytes=2000)
+    for _ in range(2):
+        for a, b in zip(one, other, strict=True):
+            assert a.keys == b.keys
+            np.testing.assert_array_equal(a.latents, b.latents)

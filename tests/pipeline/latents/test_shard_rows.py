@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import StoreError
+from pipeline.latents.shard_rows import ShardRows, stored_shard
+from tests.pipeline.latents.small import encode, small_dataset, small_vae
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> ShardRows:
+    folder = tmp_path_factory.mktemp("store")
+    return encode(small_vae(), small_dataset(folder, range(40)), folder / "s").shard_rows[0]
+
+
+def test_a_position_is_found_by_arithmetic(rows):
+    for position in range(rows.receipt.samples):
+        batch = rows.read(rows.number_of(position))
+        assert position in batch.positions
+
+
+@given(st.sets(st.integers(0, 12), max_size=12))
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_without_removed_rows_the_statistics_are_those_of_the_rest(rows, removed):
+    found = stored_shard(rows, tuple(removed)).statistics
+    batches = [rows.read(number) for number in range(len(rows.receipt.record_batches))]
+    left = np.concatenate(
+        [b.tensors["mean"][~np.isin(b.positions, list(removed))] for b in batches]
+    ).astype(np.float64)
+    assert found.rows == len(left)
+    np.testing.assert_allclose(found.mean, left.mean((0, 2, 3)), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.std, left.std((0, 2, 3)), rtol=1e-7)
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "garbage"])
+def test_a_damaged_file_is_an_error_that_names_it_and_the_way_to_mend(rows, tmp_path, damage):
+    path = tmp_path / rows.receipt.path
+    path.parent.mkdir(parents=True)
+    data = (tmp_path.__class__(rows.store) / rows.receipt.path).read_bytes()
+    if damage == "short":
+        path.write_bytes(data[:-1])
+    elif damage == "garbage":
+        path.write_bytes(b"\xff" * len(data))
+    with pytest.raises(StoreError, match=rf"{rows.receipt.path}.*jobs.verify"):
+        ShardRows(str(tmp_path), rows.receipt, rows.identity).read(0)

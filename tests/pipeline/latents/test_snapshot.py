@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.latents.snapshot import (
+    LostShard,
+    StoredShard,
+    point_to,
+    publish_snapshot,
+    read_pointer,
+    read_snapshot,
+)
+from tests.pipeline.latents.small import encode, small_dataset, small_vae
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    return encode(small_vae(), small_dataset(folder, range(40)), folder / "s").snapshot
+
+
+def test_written_and_read_it_is_the_same_and_complete(snapshot, tmp_path):
+    digest = publish_snapshot(str(tmp_path), snapshot)
+    found = read_snapshot(str(tmp_path), snapshot.path, digest)
+    assert found == snapshot
+    assert found.complete
+    assert found.samples == 40
+    assert found.statistics == snapshot.statistics
+
+
+def test_removed_and_failed_samples_are_counted_once_each(snapshot):
+    first = snapshot.shards[0]
+    shard = StoredShard(first.receipt, (0, 3), first.statistics)
+    assert (shard.live, shard.rows) == (first.receipt.samples - 2, first.receipt.samples - 2)
+    live = shard.live_positions
+    assert live[:3].tolist() == [1, 2, 4]
+    np.testing.assert_array_equal(first.live_positions, range(first.receipt.samples))
+
+
+def test_a_snapshot_with_lost_shards_is_partial_and_never_takes_the_whole_ones_name(snapshot):
+    lost = LostShard("000000", "s" * 64, 15, "raised")
+    partial = replace(snapshot, shards=snapshot.shards[1:], lost=(lost,))
+    assert not partial.complete
+    assert partial.failed == 15
+    assert partial.path != snapshot.path
+    assert ".partial-" in partial.path
+
+
+def test_publishing_again_writes_nothing_and_other_content_is_refused(snapshot, tmp_path):
+    publish_snapshot(str(tmp_path), snapshot)
+    file = tmp_path / snapshot.path
+    before = file.stat().st_mtime_ns
+    publish_snapshot(str(tmp_path), snapshot)
+    assert file.stat().st_mtime_ns == before
+    file.write_bytes(b"{}")
+    with pytest.raises(StoreError, match="exists with other content"):
+        publish_snapshot(str(tmp_path), snapshot)
+
+
+def test_a_damaged_snapshot_is_refused_by_its_checksum(snapshot, tmp_path):
+    digest = publish_snapshot(str(tmp_path), snapshot)
+    file = tmp_path / snapshot.path
+    file.write_bytes(file.read_bytes().replace(b'"failed":0', b'"failed":1'))
+    with pytest.raises(StoreError, match="the store's pointer says"):
+        read_snapshot(str(tmp_path), snapshot.path, digest)
+
+
+def test_the_pointer_tells_the_totals_and_is_not_written_twice(snapshot, tmp_path):
+    store = str(tmp_path)
+    assert read_pointer(store) is None
+    digest = publish_snapshot(store, snapshot)
+    pointer = point_to(store, snapshot, digest, data="d", model="m")
+    before = (tmp_path / "store.json").stat().st_mtime_ns
+    assert point_to(store, snapshot, digest, data="d", model="m") == pointer == read_pointer(store)
+    assert (tmp_path / "store.json").stat().st_mtime_ns == before
+    assert (pointer.samples, pointer.failed, pointer.complete) == (40, 0, True)
+
+
+def test_a_pointer_of_something_else_is_refused(tmp_path):
+    (tmp_path / "store.json").write_text('{"format": "cake"}')
+    with pytest.raises(StoreError, match="cake"):
+        read_pointer(str(tmp_path))

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline import storage
+from pipeline.config import PackConfig
+from pipeline.data import Dataset
+from pipeline.data.pack import pack
+from pipeline.errors import StoreError
+from pipeline.latents import LatentStore
+from tests.pipeline.latents.small import LATENT_SHAPE, encode, small_dataset, small_vae
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> LatentStore:
+    """60 images, 4 of them removed afterwards, in several shards."""
+    folder = tmp_path_factory.mktemp("store")
+    dataset = small_dataset(folder, range(COUNT))
+    encode(small_vae(), dataset, folder / "s", columns=("label",))
+    keys = [*dataset.read_index(1).keys, *dataset.read_index(2).keys]
+    gone = (keys[0], keys[1], keys[5], keys[-1])
+    source, output = (str(folder / "images"),), str(folder / "data")
+    pack(PackConfig(source=source, output=output, append=True, remove=gone, workers=1))
+    found = encode(small_vae(), Dataset.open(output), folder / "s", columns=("label",))
+    assert len(found) == COUNT - 4
+    return found
+
+
+def test_by_number_by_key_and_in_batches_it_is_the_same_latent(store):
+    batches = list(store.batches())
+    keys = [key for batch in batches for key in batch.keys]
+    means = np.concatenate([batch.tensors["mean"] for batch in batches])
+    assert len(set(keys)) == len(keys) == len(store)
+    for number, key in enumerate(keys):
+        for latent in (store[number], store[number - len(store)], store.by_key(key)):
+            assert latent.key == key
+            assert latent.columns["label"] == key.split("/")[0]
+            np.testing.assert_array_equal(latent.tensors["mean"], means[number])
+
+
+def test_what_is_not_there_is_an_error(store):
+    with pytest.raises(IndexError, match="holds 56 latents"):
+        store[56]
+    with pytest.raises(KeyError, match="no latent of the key 'nobody'"):
+        store.by_key("nobody")
+
+
+def test_mean_and_deviation_are_those_of_all_rows_in_float64(store):
+    means = np.concatenate([b.tensors["mean"] for b in store.batches()]).astype(np.float64)
+    np.testing.assert_allclose(store.mean, means.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(store.std, means.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_batches_of_a_local_store_are_views_of_the_mapped_file(store):
+    batch = next(store.batches(("mean",)))
+    assert list(batch.tensors) == ["mean"]
+    values = batch.tensors["mean"]
+    assert not values.flags.owndata
+    assert not values.flags.writeable
+
+
+def test_as_a_torch_dataset_it_feeds_a_dataloader(store):
+    loader = DataLoader(store.to_torch(), batch_size=8, shuffle=True)
+    seen = [key for batch in loader for key in batch["key"]]
+    assert sorted(seen) == sorted(key for batch in store.batches() for key in batch.keys)
+    item = store.to_torch()[3]
+    assert item["mean"].shape == LATENT_SHAPE
+    assert item["mean"].dtype == torch.float16
+    assert item["label"] == store[3].columns["label"]
+
+
+def test_from_object_storage_it_reads_the_same_in_the_same_order(store, s3_server, tmp_path):
+    bucket = s3_server.bucket()
+    for path in Path(store.url).rglob("*"):
+        if path.is_file():
+            storage.publish(f"{bucket}/s/{path.relative_to(store.url)}", path.read_bytes())
+    far = LatentStore.open(f"{bucket}/s")
+    for one, other in zip(far.batches(), store.batches(), strict=True):
+        assert one.keys == other.keys
+        np.testing.assert_array_equal(one.tensors["logvar"], other.tensors["logvar"])
+    assert far[7].key == store[7].key
+
+
+def test_an_older_snapshot_can_still_be_read(store):
+    paths = {f"snapshots/{p}" for p in _snapshots(store)} - {store.snapshot.path}
+    (old,) = [LatentStore.open(store.url, path) for path in paths]
+    assert len(old) == COUNT
+
+
+def _snapshots(store: LatentStore) -> list[str]:
+    folder = Path(store.url) / "snapshots"
+    return [str(path.relative_to(folder)) for path in folder.rglob("*.json")]
+
+
+def test_no_store_is_said_so(tmp_path):
+    with pytest.raises(StoreError, match=r"there is no latent store here.*jobs.encode"):
+        LatentStore.open(str(tmp_path))
