@@ -7,9 +7,10 @@ from pipeline.config import VerifyConfig
 def main(config: VerifyConfig) -> Outcome:
     """Reads everything once; problems go to stdout and make the exit code 1."""
     if config.dataset is not None:
-        from pipeline.data.verify import verify_dataset
+        from pipeline.data.verify import prove_order, verify_dataset
 
         url, problems = config.dataset, verify_dataset(config.dataset)
+        problems += prove_order(config.dataset, config.worlds, config.global_batch_size)
     else:
         from pipeline.latents import verify_store
 

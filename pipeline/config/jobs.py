@@ -264,9 +264,17 @@ class VerifyConfig(Section):
 
     dataset: Url | None = Field(None, description="A dataset's URL.")
     store: Url | None = Field(None, description="A latent store's URL.")
+    worlds: tuple[int, ...] = Field(
+        (1, 3, 8), description="Numbers of ranks for which the order of a dataset is proved."
+    )
+    global_batch_size: int = Field(
+        256, gt=0, description="Images per step over all ranks, of the order that is proved."
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
+        if any(not 0 < world <= self.global_batch_size for world in self.worlds):
+            raise ValueError("worlds: each rank needs a slot of the global batch, and there is one")
         if (self.dataset is None) == (self.store is None):
             raise ValueError("give --dataset URL or --store URL, and not both")
         return self

@@ -2,12 +2,15 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from pipeline import storage
 from pipeline.data.dataset import Dataset
 from pipeline.data.ledger import LedgerRow, read_ledger, read_state
+from pipeline.data.order import PADDED, slots_of
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
 from pipeline.progress import Progress
@@ -40,6 +43,33 @@ def verify_dataset(url: str, threads: int = 4) -> list[str]:
                 problems += [*found, *_to_pack_again(dataset, number)]
     if len(keys) != len(dataset) and not problems:
         problems.append(f"{url}: holds {len(keys)} keys, the manifest counts {len(dataset)}.")
+    return problems
+
+
+def prove_order(url: str, worlds: Sequence[int], global_batch_size: int) -> list[str]:
+    """What is wrong with the order in which that many ranks would read an epoch; empty if nothing.
+
+    Goes through a whole epoch as a loader does, without reading images: each sample that counts
+    must be in exactly one slot of one rank, and all ranks must have the same number of steps.
+    """
+    from pipeline.data.loader import plan_order  # torch with it, which no other check needs
+
+    dataset = Dataset.open(url)
+    order = plan_order(dataset, global_batch_size, 0, 512 * 2**20, shuffle=True, tail="pad")
+    problems = []
+    for world in worlds:
+        times = np.zeros(len(dataset), dtype=np.uint8)
+        for rank in range(world):
+            slots = slots_of(rank, world, global_batch_size)
+            for step in range(order.steps):
+                ids = order.batch(0, step, slots)
+                np.add.at(times, ids[ids != PADDED], 1)
+        wrong = np.flatnonzero(times != 1)
+        if len(wrong):
+            problems.append(
+                f"{url}: with {world} ranks {len(wrong):,} samples are not read exactly once, such "
+                f"as number {wrong[0]} ({times[wrong[0]]} times). This is a bug: please report it."
+            )
     return problems
 
 

@@ -27,7 +27,7 @@ def test_pack_then_verify_print_their_results_as_json(images, tmp_path):
     assert packed.returncode == 0, packed.stderr
     result = json.loads(packed.stdout.splitlines()[-1])
     assert (result["samples"], result["shards"], result["rejected"]) == (4, 1, 0)
-    verified = run("jobs.verify", "--dataset", output)
+    verified = run("jobs.verify", "--dataset", output, "--worlds", "1", "2", "4")
     assert verified.returncode == 0, verified.stderr
     assert json.loads(verified.stdout.splitlines()[-1]) == {"ok": True, "problems": []}
 

@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.dataset import Dataset
+from pipeline.data.order import Order
 from pipeline.data.pack import pack
-from pipeline.data.verify import verify_dataset
+from pipeline.data.verify import prove_order, verify_dataset
 
 
 @pytest.fixture
@@ -42,3 +44,25 @@ def test_a_short_copy_a_missing_shard_and_a_changed_index_are_found(dataset):
     storage.publish(url, data)
     storage.publish(index_url, storage.read(index_url) + b"x")
     assert "sha256" in verify_dataset(dataset.url)[0]
+
+
+def test_each_sample_is_read_once_at_any_of_these_worlds(dataset):
+    assert prove_order(dataset.url, (1, 3, 8), 8) == []
+    assert prove_order(dataset.url, (1, 2, 5), 5) == []
+
+
+def test_an_order_that_reads_one_sample_twice_and_one_never_is_found(dataset, monkeypatch):
+    real = Order.batch
+
+    def wrong(self, epoch, index, slots):
+        ids = real(self, epoch, index, slots)
+        return np.where(ids == 3, 4, ids)
+
+    monkeypatch.setattr(Order, "batch", wrong)
+    (problem,) = prove_order(dataset.url, (2,), 4)
+    assert "with 2 ranks 2 samples are not read exactly once, such as number 3 (0 times)" in problem
+
+
+def test_slots_that_hold_no_sample_do_not_count(dataset):
+    assert len(dataset) % 7, "the last batch is padded"
+    assert prove_order(dataset.url, (3,), 7) == []
