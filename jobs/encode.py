@@ -9,6 +9,8 @@ def main(config: EncodeConfig) -> Outcome:
     from pipeline.edges.encode import run_encoding
 
     result = run_encoding(config)
+    if config.dry_run:
+        return Outcome(result)
     whole = result["samples"] + result["failed"]
     lost = bool(result["lost"]) and config.limit is None
     over = lost or result["failed"] > config.bad_fraction * whole

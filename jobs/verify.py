@@ -1,11 +1,14 @@
 """Prove a dataset or a latent store whole, or say what is wrong and how to mend it."""
 
+from typing import Any
+
 from jobs.command import Outcome, run_job
 from pipeline.config import VerifyConfig
 
 
 def main(config: VerifyConfig) -> Outcome:
     """Reads everything once; problems go to stdout and make the exit code 1."""
+    more: dict[str, Any] = {}
     if config.dataset is not None:
         from pipeline.data.verify import prove_order, verify_dataset
 
@@ -16,8 +19,17 @@ def main(config: VerifyConfig) -> Outcome:
 
         assert config.store is not None, "the config demands one of both"
         url, problems = config.store, verify_store(config.store)
+        if config.sample:
+            from pipeline.edges.decoding import run_sample
+
+            again = run_sample(config)
+            problems = [*problems, *again.problems]
+            more = {"reencoded": again.images, "equal": again.equal,
+                    "largest_difference": again.largest_difference}  # fmt: skip
     summary = problems or [f"{url}: whole."]
-    return Outcome({"ok": not problems, "problems": problems}, 1 if problems else 0, summary)
+    return Outcome(
+        {"ok": not problems, "problems": problems, **more}, 1 if problems else 0, summary
+    )
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ made from these models (`jobs/command.py`). Impossible combinations fail here, a
 """
 
 from pipeline.config.jobs import (
+    DecodeConfig,
     DemoConfig,
     EncodeConfig,
     EvaluateConfig,
     ExplainConfig,
+    ExportConfig,
     IndexConfig,
     ModelsConfig,
     PackConfig,
     PullConfig,
+    StoresConfig,
     TrainConfig,
     VerifyConfig,
 )
@@ -32,10 +35,12 @@ from pipeline.config.sections import (
 
 __all__ = [
     "Crop",
+    "DecodeConfig",
     "DemoConfig",
     "EncodeConfig",
     "EvaluateConfig",
     "ExplainConfig",
+    "ExportConfig",
     "IndexConfig",
     "Likelihood",
     "LoaderConfig",
@@ -47,6 +52,7 @@ __all__ = [
     "PreprocessConfig",
     "PullConfig",
     "Section",
+    "StoresConfig",
     "Tail",
     "TrackingConfig",
     "TrainConfig",

@@ -256,6 +256,15 @@ class EncodeConfig(Section):
     limit: int | None = Field(
         None, gt=0, description="Encode the first shards that hold this many images; None: all."
     )
+    dry_run: bool = Field(
+        False, description="Say images, bytes, hours and the store's size; write nothing."
+    )
+    probe_seconds: float = Field(
+        30, gt=0, description="How long --dry-run encodes to find the rate."
+    )
+    report_images: int = Field(
+        16, ge=0, description="Images that the report decodes again; 0: no report."
+    )
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -270,6 +279,14 @@ class VerifyConfig(Section):
     global_batch_size: int = Field(
         256, gt=0, description="Images per step over all ranks, of the order that is proved."
     )
+    sample: int = Field(
+        0, ge=0, description="With --store: encode this many random images again, and compare."
+    )
+    seed: int = Field(0, ge=0, description="Chooses the images of --sample.")
+    model: str | None = Field(
+        None, description="Where the store's model is for --sample; None: where it was."
+    )
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -277,6 +294,65 @@ class VerifyConfig(Section):
             raise ValueError("worlds: each rank needs a slot of the global batch, and there is one")
         if (self.dataset is None) == (self.store is None):
             raise ValueError("give --dataset URL or --store URL, and not both")
+        if self.sample and self.store is None:
+            raise ValueError("--sample compares latents with images: give --store URL")
+        return self
+
+
+class DecodeConfig(Section):
+    """`jobs.decode`: latents of a store back to images."""
+
+    store: Url = Field(description="The latent store.")
+    output: Url = Field(description="Where the PNG images go.")
+    model: str | None = Field(
+        None, description="Where the store's model is; None: where it was when it encoded."
+    )
+    keys: tuple[str, ...] = Field((), description="Samples to decode; none: all, up to --limit.")
+    interpolate: tuple[str, str] | None = Field(
+        None, description="Two keys: a straight walk in --steps between their latents."
+    )
+    edit: tuple[str, str] | None = Field(
+        None, description="Two labels: each image moves from the first's mean to the second's."
+    )
+    axis: int | None = Field(
+        None, ge=0, description="Each image moves 3 deviations along this principal axis; 0 first."
+    )
+    steps: int = Field(8, gt=1, description="Images of a walk.")
+    sheet: bool = Field(False, description="One contact sheet instead of a file per image.")
+    limit: int | None = Field(None, gt=0, description="At most this many images; None: all.")
+    batch_size: int = Field(64, gt=0, description="Latents decoded at a time.")
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [self.interpolate is not None, self.edit is not None, self.axis is not None]
+        if sum(ways) > 1:
+            raise ValueError("give one of --interpolate, --edit and --axis")
+        return self
+
+
+class ExportConfig(Section):
+    """`jobs.export`: a store as WebDataset tars."""
+
+    store: Url = Field(description="The latent store.")
+    output: Url = Field(description="A folder that is new, empty or holds the same export.")
+    format: Literal["npy", "safetensors"] = Field("npy", description="How tensors are stored.")
+
+
+class StoresConfig(Section):
+    """`jobs.stores`: what a latent store holds, and what of it nothing names."""
+
+    output: Url = Field(description="The latent store, as jobs.encode calls it.")
+    gc: bool = Field(False, description="Look for what no snapshot names; nothing is removed.")
+    delete: bool = Field(False, description="With --gc: remove it.")
+    unfinished: bool = Field(
+        False, description="With --gc: also what encodings that never ended made; none may run."
+    )
+
+    @model_validator(mode="after")
+    def _delete_after_gc(self) -> Self:
+        if (self.delete or self.unfinished) and not self.gc:
+            raise ValueError("--delete and --unfinished belong to --gc; look at --gc alone first")
         return self
 
 

@@ -48,6 +48,21 @@ def read_shard(
             yield _decode_all(samples, preprocess, batch_size, index, pool, columns)
 
 
+def read_batch(
+    dataset: Dataset,
+    shard: ShardRecord,
+    preprocess: PreprocessConfig,
+    batch_size: int,
+    index: int,
+) -> Batch:
+    """Batch `index` of those that `read_shard` gives, alone."""
+    number, first = dataset.shards.index(shard), index * batch_size
+    reader = SampleReader(dataset, 1, 0, ())
+    samples = reader.read_positions(number, first, min(shard.samples, first + batch_size))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return _decode_all(samples, preprocess, batch_size, index, pool, ())
+
+
 def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> Batch:
     """The first `count` samples that count, in manifest order: the same ones at any time."""
     reader = SampleReader(dataset, 32, 64 * 2**20, ("label",))

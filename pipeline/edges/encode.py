@@ -17,14 +17,19 @@ from pipeline.data import Dataset
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.edges.catalogue import note_store
 from pipeline.edges.cluster import ray_cluster
+from pipeline.edges.probe import probe
 from pipeline.edges.registry import SCHEME, load_model, resolve
 from pipeline.errors import ConfigError
+from pipeline.figures.canvas import to_png
+from pipeline.figures.store import draw_channels, draw_decoded
+from pipeline.latents.begun import begin, end
 from pipeline.latents.driver import (
     DriveReport,
     EncodePlan,
     ShardDone,
     ThreadCrew,
     drive,
+    drop_orphans,
     finish,
     finished_pointer,
     plan_encoding,
@@ -33,8 +38,10 @@ from pipeline.latents.driver import (
 from pipeline.latents.encode import encode_shard
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.receipt import ATTEMPTS, Receipt
+from pipeline.latents.report import reconstruct, report_folder, report_of, to_markdown
 from pipeline.latents.schedule import ShardSchedule
 from pipeline.latents.snapshot import Pointer
+from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
 from pipeline.vae import VAE
 
@@ -50,17 +57,25 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     model = registered.uri if registered else config.model
     vae = load_model(model, config.tracking).eval()
     identity = identity_of(vae, config)
+    if config.dry_run:
+        plan = plan_encoding(store, dataset, identity, config.limit)
+        return probe(config, _on_device(vae), dataset, identity, plan, _window(config))
     pointer = finished_pointer(store, dataset.digest, identity.digest)
     if pointer is not None:
         logger.info("%s holds all of %s already", store, dataset.url)
         return _result(store, pointer, DriveReport())
+    begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
+    drop_orphans(store, identity.digest, plan)
     report = _encode(config, vae, dataset, identity, store, plan) if plan.todo else DriveReport()
     lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
     lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
+    if config.report_images:
+        _report(config, vae, dataset, LatentStore(store, snapshot))
     pointer = publish(store, snapshot, data=dataset.url, model=model)
+    end(store, identity.digest, dataset.digest)
     if registered:
         note_store(registered, store, config.tracking)
     if plan.todo:
@@ -104,7 +119,7 @@ def _encode(
     plan: EncodePlan,
 ) -> DriveReport:
     make = partial(_encoder, vae, dataset, identity, store, config.threads)
-    window = config.shards_in_flight or min(8, int(config.cores) + 1)
+    window = _window(config)
     schedule = ShardSchedule(plan.todo, config.attempts, config.deaths, window)
     images = sum(dataset.shards[number].samples for number in plan.todo)
     with Progress("encode", images, "images") as progress:
@@ -133,12 +148,38 @@ def _encoder(
     vae: VAE, dataset: Dataset, identity: Identity, store: str, threads: int
 ) -> Callable[[int], Receipt]:
     """The function that encodes one shard by its number, the model on this process's device."""
-    model = vae.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = _on_device(vae)
 
     def encode(number: int) -> Receipt:
         return encode_shard(model, dataset, dataset.shards[number], identity, store, threads)
 
     return encode
+
+
+def _window(config: EncodeConfig) -> int:
+    """Shards that one actor works on at a time."""
+    return config.shards_in_flight or min(8, int(config.cores) + 1)
+
+
+def _on_device(vae: VAE) -> VAE:
+    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _report(config: EncodeConfig, vae: VAE, dataset: Dataset, store: LatentStore) -> None:
+    """The snapshot's report, as JSON, Markdown and pictures; made before the pointer names it."""
+    shown = None
+    if len(store):
+        shown = reconstruct(_on_device(vae), dataset, store, config.report_images)
+    report = report_of(store.snapshot, shown)
+    files = {
+        "report.json": storage.canonical_json(report),
+        "report.md": to_markdown(report).encode(),
+    }
+    if shown is not None:
+        files["reconstructions.png"] = to_png(draw_decoded, shown)
+        files["channels.png"] = to_png(draw_channels, store.snapshot.statistics)
+    for name, data in files.items():
+        storage.publish(storage.join(store.url, report_folder(store.snapshot), name), data)
 
 
 def _keep_attempt(store: str, identity: Identity, report: DriveReport) -> None:

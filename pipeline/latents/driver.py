@@ -165,11 +165,15 @@ def attempt(encode: Callable[[int], Receipt], worker: str, shard: int) -> Event:
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """What is left to do: `todo` are shard numbers without receipt, `known` receipts at hand."""
+    """What is left to do: `todo` are shard numbers without receipt, `known` receipts at hand.
+
+    `orphans` are sources whose receipt names a latent file that someone deleted.
+    """
 
     todo: tuple[int, ...]
     skipped: tuple[int, ...]
     known: Mapping[str, Receipt]
+    orphans: tuple[str, ...] = ()
 
 
 def finished_pointer(store: str, dataset: str, identity: str) -> Pointer | None:
@@ -183,13 +187,15 @@ def finished_pointer(store: str, dataset: str, identity: str) -> Pointer | None:
 def plan_encoding(
     store: str, dataset: Dataset, identity: Identity, limit: int | None = None
 ) -> EncodePlan:
-    """Compares the dataset with the receipts that exist; refuses a store of something else."""
+    """Compares the dataset with the receipts that exist; refuses a store of something else.
+
+    Writes nothing; before `todo` is encoded, `drop_orphans` makes room for new receipts.
+    """
     known = _known_receipts(store, dataset, identity)
     present = set(known) | receipts_present(store, identity.digest)
-    for source in _without_file(store, identity.digest, present, known):
-        storage.delete(storage.join(store, receipt_path(identity.digest, source)))
-        present.discard(source)
-        known.pop(source, None)
+    orphans = _without_file(store, identity.digest, present, known)
+    present -= set(orphans)
+    known = {source: receipt for source, receipt in known.items() if source in present}
     wanted: list[int] = []
     skipped: list[int] = []
     live = 0
@@ -198,7 +204,13 @@ def plan_encoding(
         live += shard.samples - len(shard.removed)
     todo = [n for n in wanted if dataset.shards[n].sha256 not in present]
     skipped = [n for n in skipped if dataset.shards[n].sha256 not in present]
-    return EncodePlan(tuple(todo), tuple(skipped), known)
+    return EncodePlan(tuple(todo), tuple(skipped), known, tuple(orphans))
+
+
+def drop_orphans(store: str, identity: str, plan: EncodePlan) -> None:
+    """Removes receipts that name no file, so that their shards can be encoded again."""
+    for source in plan.orphans:
+        storage.delete(storage.join(store, receipt_path(identity, source)))
 
 
 def _without_file(

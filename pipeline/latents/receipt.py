@@ -7,7 +7,8 @@ honest runs. Layout below the store's URL:
     snapshots/IDENTITY/DATASET.json       immutable; DATASET.partial-HASH.json if shards are missing
     receipts/IDENTITY/SOURCE_SHA256.json
     latents/IDENTITY/SHARD.HASH.arrow
-    reports/IDENTITY/DATASET.*            for people
+    reports/IDENTITY/DATASET/*            for people
+    begun/IDENTITY/DATASET.json           an encoding that has not published yet
     attempts/                             time, host, device, rate: the only files that differ
 """
 

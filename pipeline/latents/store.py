@@ -64,11 +64,8 @@ class LatentStore:
         """The latent `number` (negative ones count from the end), by one ranged read."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.url}: holds {len(self)} latents, asked for number {number}")
-        number %= len(self)
-        at = bisect_right(self._first, number) - 1
-        shard, rows = self.snapshot.shards[at], self.shard_rows[at]
-        gone = [sample.position for sample in shard.failed] + list(shard.removed)
-        position = int(np.delete(np.arange(shard.receipt.samples), gone)[number - self._first[at]])
+        at, position = self.place(number % len(self))
+        rows = self.shard_rows[at]
         batch = rows.read(rows.number_of(position))
         row = int(np.searchsorted(batch.positions, position))
         return Latent(
@@ -76,6 +73,14 @@ class LatentStore:
             {name: values[row] for name, values in batch.tensors.items()},
             {name: values[row] for name, values in batch.columns.items()},
         )
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Where latent `number` (>= 0) comes from: shard of the snapshot, position in the shard."""
+        at = bisect_right(self._first, number) - 1
+        shard = self.snapshot.shards[at]
+        gone = [sample.position for sample in shard.failed] + list(shard.removed)
+        kept = np.delete(np.arange(shard.receipt.samples), gone)
+        return at, int(kept[number - self._first[at]])
 
     def by_key(self, key: str) -> Latent:
         """The latent of this key; the first call reads every file's keys, about 150 bytes each.
@@ -123,6 +128,11 @@ class LatentStore:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def shard_batches(self, shard: int) -> Iterator[LatentRows]:
+        """The rows of one shard of the snapshot, less removed ones."""
+        for number in range(len(self.snapshot.shards[shard].receipt.record_batches)):
+            yield self._read(shard, number, None)
 
     def to_torch(self) -> "LatentDataset":
         """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`."""

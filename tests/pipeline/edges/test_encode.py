@@ -1,14 +1,17 @@
 """Encoding grows with its dataset, honours removals, refuses what it can't vouch for."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from jobs import verify
 from jobs.demo import write_digits
-from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig
+from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.pack import pack
 from pipeline.edges.encode import run_encoding
@@ -39,6 +42,7 @@ def world(tmp_path, bundle):
 
         def encode(self, store: str = "store", **options) -> dict:
             given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
+            given = {"report_images": 0, **given}
             return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
 
         def store(self) -> LatentStore:
@@ -55,7 +59,7 @@ def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(w
         assert world.encode()["encoded"] == 20
     assert world.encode("full")["encoded"] == 160
     grown, full = tree(tmp_path / "store"), tree(tmp_path / "full")
-    old = {name for name in grown if name.startswith("snapshots/")} - full.keys()
+    old = {name for name in grown if name.startswith(("snapshots/", "reports/"))} - full.keys()
     assert {name: grown[name] for name in grown.keys() - old} == full
 
 
@@ -139,6 +143,63 @@ def test_a_damaged_store_is_whole_again_after_what_verify_advises(world):
     assert 0 < world.encode()["encoded"] < 30, "only the damaged shard is made again"
     assert verify_store(str(store)) == []
     assert tree(store) == before
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path):
+    world.grow(range(100))
+    said = world.encode(dry_run=True, probe_seconds=0.2)
+    assert not (tmp_path / "store").exists()
+    dataset = Dataset.open(str(tmp_path / "data"))
+    assert (said["images"], said["shards"]) == (100, len(dataset.shards))
+    assert said["source_bytes"] == sum(shard.bytes for shard in dataset.shards)
+    done = world.encode()
+    assert said["identity"] == done["identity"]
+    written = sum(path.stat().st_size for path in (tmp_path / "store/latents").rglob("*.arrow"))
+    assert said["store_bytes"] == pytest.approx(written, rel=0.3)
+    assert said["hours"] == pytest.approx(100 / said["images_per_second"] / 3600, abs=1e-4)
+    assert world.encode(dry_run=True)["images"] == 0, "everything is there"
+
+
+def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(world, tmp_path):
+    world.grow(range(60))
+    result = world.encode(report_images=5)
+    (folder,) = (tmp_path / "store/reports").glob("*/*")
+    report = json.loads((folder / "report.json").read_bytes())
+    assert (report["samples"], report["complete"]) == (60, True)
+    assert report["mean"] == list(world.store().mean)
+    found = report["reconstruction"]
+    assert found["images"] == 5
+    assert 0 < found["lowest_psnr"] <= found["psnr"] < 40
+    page = (folder / "report.md").read_text()
+    assert "| latents | 60 |" in page
+    assert result["snapshot"] in page
+    for name in ("reconstructions.png", "channels.png"):
+        assert Image.open(folder / name).size[0] > 500
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"content": "mean"},
+        {"content": "sample", "seed": 3},
+        {"flip": True},
+        {"dtype": "float32"},
+        {"columns": ("label",)},
+        {"content": "sample", "flip": True, "dtype": "float32", "columns": ("label",)},
+    ],
+)
+def test_every_option_gives_a_whole_store_that_its_images_give_again(world, options):
+    world.grow(range(40))
+    world.encode(**options)
+    store = world.store()
+    assert verify_store(store.url) == []
+    wanted = store.snapshot.identity.options
+    batch = next(store.batches())
+    assert set(batch.tensors) == set(wanted.tensors)
+    assert all(values.dtype == wanted.dtype for values in batch.tensors.values())
+    assert tuple(batch.columns) == wanted.columns
+    outcome = verify.main(VerifyConfig(store=store.url, sample=7))
+    assert (outcome.exit_code, outcome.result["equal"], outcome.result["reencoded"]) == (0, 7, 7)
 
 
 def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(world, tmp_path):

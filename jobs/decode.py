@@ -1,0 +1,15 @@
+"""Decode latents of a store back to images: as they are, interpolated, or moved."""
+
+from jobs.command import Outcome, run_job
+from pipeline.config import DecodeConfig
+
+
+def main(config: DecodeConfig) -> Outcome:
+    """Writes PNG files, or one contact sheet."""
+    from pipeline.edges.decoding import run_decoding
+
+    return Outcome(run_decoding(config))
+
+
+if __name__ == "__main__":
+    run_job(DecodeConfig, main)

@@ -1,0 +1,18 @@
+"""Write a latent store as WebDataset tars of .npy or .safetensors."""
+
+from jobs.command import Outcome, run_job
+from pipeline.config import ExportConfig
+
+
+def main(config: ExportConfig) -> Outcome:
+    """One tar per shard; the same snapshot gives the same bytes."""
+    from pipeline.latents import LatentStore
+    from pipeline.latents.export import export_store
+
+    store = LatentStore.open(config.store)
+    shards = export_store(store, config.output, config.format)
+    return Outcome({"shards": shards, "samples": len(store), "output": config.output})
+
+
+if __name__ == "__main__":
+    run_job(ExportConfig, main)

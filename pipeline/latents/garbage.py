@@ -1,0 +1,122 @@
+"""What a store holds: its snapshots, and what none of them names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError
+from pipeline.latents.begun import begun
+from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
+from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
+
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What may go: paths in the store with their bytes; `busy` identities were left alone."""
+
+    files: dict[str, int]
+    busy: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(self.files.values())
+
+
+def list_snapshots(store: str) -> dict[str, Snapshot]:
+    """Every snapshot of a store by its path, each read whole."""
+    return {path: read_snapshot(store, path) for path in _paths(store, SNAPSHOTS)}
+
+
+def describe(store: str) -> list[dict[str, Any]]:
+    """One row per snapshot, the current one first."""
+    pointer = read_pointer(store)
+    rows = [
+        {
+            "snapshot": path,
+            "current": pointer is not None and pointer.snapshot == path,
+            "identity": snapshot.identity.digest,
+            "model_digest": snapshot.identity.model_digest,
+            "dataset": snapshot.dataset,
+            "complete": snapshot.complete,
+            "samples": snapshot.samples,
+            "failed": snapshot.failed,
+            "shards": len(snapshot.shards),
+            "bytes": sum(shard.receipt.bytes for shard in snapshot.shards),
+            "options": snapshot.identity.to_json()["options"],
+        }
+        for path, snapshot in list_snapshots(store).items()
+    ]
+    return sorted(rows, key=lambda row: (not row["current"], row["snapshot"]))
+
+
+def find_garbage(store: str, *, unfinished: bool = False) -> Garbage:
+    """What no snapshot names; nothing of an identity that is being encoded.
+
+    `unfinished`: also what encodings that never ended have made, which is right only when none
+    runs. A partial snapshot goes when a whole one of the same dataset is there.
+    """
+    busy = set() if unfinished else begun(store)
+    snapshots = list_snapshots(store)
+    pointer = read_pointer(store)
+    current = pointer.snapshot if pointer is not None else ""
+    outdated = {
+        path
+        for path in snapshots
+        if _PARTIAL in path and path.split(_PARTIAL)[0] + ".json" in snapshots and path != current
+    }
+    named: set[str] = set()
+    for path in snapshots.keys() - outdated:
+        named.add(path)
+        for shard in snapshots[path].shards:
+            receipt = shard.receipt
+            named |= {receipt.path, receipt_path(receipt.identity, receipt.source_sha256)}
+    stems = {path.removeprefix(f"{SNAPSHOTS}/").removesuffix(".json") for path in named}
+    files = {
+        path: size
+        for folder in (SNAPSHOTS, REPORTS, RECEIPTS, LATENTS)
+        for path, size in _paths(store, folder).items()
+        if path.split("/")[1] not in busy
+        and path not in named
+        and not (folder == REPORTS and _stem(path) in stems)
+    }
+    return Garbage(files, tuple(sorted(busy)))
+
+
+def remove_garbage(store: str, *, unfinished: bool = False) -> Garbage:
+    """Removes it and returns what went.
+
+    Receipts go first and marks are looked at again before files go: an encoding that began in
+    between keeps its files, and finds at its end that a receipt is missing, which it says.
+    """
+    found = find_garbage(store, unfinished=unfinished)
+    latents = [path for path in found.files if path.startswith(f"{LATENTS}/")]
+    gone = [path for path in found.files if path not in set(latents)]
+    for path in gone:
+        storage.delete(storage.join(store, path))
+    busy = set() if unfinished else begun(store)
+    for path in latents:
+        if path.split("/")[1] not in busy:
+            storage.delete(storage.join(store, path))
+            gone.append(path)
+    return Garbage({path: found.files[path] for path in gone}, tuple(sorted(busy)))
+
+
+def _stem(path: str) -> str:
+    """IDENTITY/DATASET of a report's file: reports/IDENTITY/DATASET/NAME."""
+    return "/".join(path.split("/")[1:-1])
+
+
+def _paths(store: str, folder: str) -> dict[str, int]:
+    def below() -> Iterator[tuple[str, int]]:
+        root = storage.join(store, folder)
+        for info in storage.list_objects(root):
+            yield f"{folder}/{info.url.removeprefix(root).lstrip('/')}", info.size
+
+    try:
+        return dict(below())
+    except ObjectNotFoundError:
+        return {}

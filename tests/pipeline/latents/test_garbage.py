@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import Dataset
+from pipeline.latents import LatentStore, verify_store
+from pipeline.latents.begun import begin
+from pipeline.latents.driver import finish, publish
+from pipeline.latents.encode import encode_shard
+from pipeline.latents.garbage import describe, find_garbage, remove_garbage
+from tests.killing import tree
+from tests.pipeline.latents.small import encode, identity_of, small_dataset, small_vae
+
+
+@pytest.fixture
+def world(tmp_path) -> tuple[Dataset, Path]:
+    """A dataset, and a whole store of it."""
+    dataset, store = small_dataset(tmp_path, range(40)), tmp_path / "s"
+    encode(small_vae(), dataset, store)
+    return dataset, store
+
+
+def test_a_store_that_is_all_named_has_no_garbage_and_removing_changes_no_byte(world):
+    _, store = world
+    before = tree(store)
+    assert remove_garbage(str(store)).files == {}
+    assert tree(store) == before
+
+
+def test_what_only_a_deleted_snapshot_named_goes_and_the_rest_stays_whole(world):
+    dataset, store = world
+    kept = tree(store)
+    old = encode(small_vae(), dataset, store, flip=True).snapshot
+    encode(small_vae(), dataset, store)
+    (store / old.path).unlink()
+    found = find_garbage(str(store))
+    assert len(found.files) == 2 * len(dataset.shards)
+    assert found.bytes > sum(shard.receipt.bytes for shard in old.shards)
+    assert tree(store).keys() > kept.keys(), "looking removes nothing"
+    assert remove_garbage(str(store)).files == found.files
+    assert tree(store) == kept
+    assert verify_store(str(store)) == []
+
+
+def test_files_of_killed_encoders_that_no_receipt_names_are_garbage(world):
+    _, store = world
+    stray = next((store / "latents").iterdir()) / "000000.0123456789abcdef.arrow"
+    stray.write_bytes(b"x" * 10)
+    assert find_garbage(str(store)).files == {str(stray.relative_to(store)): 10}
+
+
+def test_what_a_running_encoding_has_made_is_left_alone_until_its_snapshot_names_it(world):
+    dataset, store = world
+    vae, url = small_vae(), str(store)
+    identity = identity_of(vae, flip=True)
+    begin(url, identity.digest, dataset.digest)
+    encode_shard(vae, dataset, dataset.shards[0], identity, url)
+    found = remove_garbage(url)
+    assert (found.files, found.busy) == ({}, (identity.digest,))
+    for shard in dataset.shards[1:]:
+        encode_shard(vae, dataset, shard, identity, url)
+    publish(url, finish(url, dataset, identity, {}, {}), data=dataset.url, model="m")
+    assert verify_store(url) == []
+
+
+def test_what_a_dead_encoding_left_goes_only_when_the_user_says_that_none_runs(world):
+    dataset, store = world
+    vae, url, kept = small_vae(), str(store), tree(store)
+    identity = identity_of(vae, flip=True)
+    begin(url, identity.digest, dataset.digest)
+    encode_shard(vae, dataset, dataset.shards[0], identity, url)
+    assert len(remove_garbage(url, unfinished=True).files) == 2
+    assert {name: digest for name, digest in tree(store).items() if "begun" not in name} == kept
+
+
+def test_an_encoding_that_begins_while_garbage_is_removed_never_publishes_a_missing_file(
+    world, monkeypatch
+):
+    """The worst moment: it has found old receipts just before they go."""
+    dataset, store = world
+    vae, url = small_vae(), str(store)
+    identity = identity_of(vae, flip=True)
+    for shard in dataset.shards:
+        encode_shard(vae, dataset, shard, identity, url)
+    looks = []
+
+    def begun_in_between(store_url):
+        looks.append(store_url)
+        return {identity.digest} if len(looks) > 1 else set()
+
+    monkeypatch.setattr("pipeline.latents.garbage.begun", begun_in_between)
+    remove_garbage(url)
+    snapshot = finish(url, dataset, identity, {}, {})
+    assert len(snapshot.lost) == len(dataset.shards), "said, and made again by the next run"
+    for shard in dataset.shards:
+        encode_shard(vae, dataset, shard, identity, url)
+    publish(url, finish(url, dataset, identity, {}, {}), data=dataset.url, model="m")
+    assert verify_store(url) == []
+
+
+def test_a_partial_snapshot_goes_once_the_whole_one_is_there(world):
+    dataset, store = world
+    vae, url = small_vae(), str(store)
+    identity = identity_of(vae, flip=True)
+    encode_shard(vae, dataset, dataset.shards[0], identity, url)
+    partial = finish(url, dataset, identity, {}, {})
+    publish(url, partial, data=dataset.url, model="m")
+    assert find_garbage(url).files == {}, "it is all there is of that dataset and identity"
+    encode(vae, dataset, store, flip=True)
+    assert list(find_garbage(url).files) == [partial.path]
+
+
+def test_snapshots_are_described_with_the_current_one_first(world):
+    dataset, store = world
+    encode(small_vae(), dataset, store, content="mean")
+    rows = describe(str(store))
+    assert [row["current"] for row in rows] == [True, False]
+    assert [row["options"]["content"] for row in rows] == ["mean", "moments"]
+    assert rows[0]["samples"] == 40
+    files = Path(store, "latents", rows[0]["identity"]).glob("*.arrow")
+    assert rows[0]["bytes"] == sum(file.stat().st_size for file in files)
+    assert len(LatentStore.open(str(store), rows[1]["snapshot"])) == 40
