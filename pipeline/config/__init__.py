@@ -5,20 +5,17 @@ made from these models (`jobs/command.py`). Impossible combinations fail here, a
 """
 
 from pipeline.config.jobs import (
-    DecodeConfig,
     DemoConfig,
-    EncodeConfig,
     EvaluateConfig,
     ExplainConfig,
-    ExportConfig,
     IndexConfig,
     ModelsConfig,
     PackConfig,
     PullConfig,
-    StoresConfig,
     TrainConfig,
     VerifyConfig,
 )
+from pipeline.config.latents import DecodeConfig, EncodeConfig, ExportConfig, StoresConfig
 from pipeline.config.sections import (
     Crop,
     Likelihood,

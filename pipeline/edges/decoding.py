@@ -57,6 +57,7 @@ def run_decoding(config: DecodeConfig) -> dict[str, Any]:
             sheet = contact_sheet([pixels for _, pixels in named], columns)
             storage.publish(storage.join(output, "sheet.png"), png(sheet))
             written = len(named)
+            progress.advance(written)
         else:
             for name, pixels in images:
                 storage.publish(storage.join(output, f"{name}.png"), png(pixels))
