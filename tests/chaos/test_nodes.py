@@ -3,19 +3,16 @@
 import json
 import shutil
 import signal
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline import storage
-from pipeline.errors import ObjectNotFoundError
 from tests.digits import write_digits
-from tests.killing import finish, kill_all, start_job
+from tests.killing import finish, start_job
 from tests.servers.ray_nodes import RayNodes
+from tests.watching import Running
 
 pytestmark = pytest.mark.chaos
 
@@ -55,46 +52,14 @@ def nodes(s3_server) -> Iterator[RayNodes]:
 
 
 @pytest.fixture
-def run(nodes, s3_server, data, tmp_path, monkeypatch) -> Iterator["Running"]:
+def run(nodes, s3_server, data, tmp_path, monkeypatch) -> Iterator[Running]:
     for name, value in nodes.environment.items():
         monkeypatch.setenv(name, value)
     runs = s3_server.bucket()
-    process = start_job(tmp_path, "jobs.train", "--data", data, *TRAIN, "--workers", "2",
-                        "--storage", runs, "--checkpoint-every", "100")  # fmt: skip
-    started = Running(process, f"{runs}/r", tmp_path)
-    try:
-        yield started
-    finally:
-        if process.poll() is None:
-            kill_all(process)
-
-
-class Running:
-    """A training on the cluster, by its folder."""
-
-    def __init__(self, process: subprocess.Popen, url: str, folder: Path) -> None:
-        self.process, self.url, self.folder = process, url, folder
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 300
-        while not condition():
-            assert time.monotonic() < deadline, self.log()
-            assert self.process.poll() is None, self.log()
-            time.sleep(0.05)
-
-    def checkpoints(self) -> list[int]:
-        try:
-            items = [item.url for item in storage.list_objects(f"{self.url}/checkpoints")]
-        except ObjectNotFoundError:
-            return []
-        names = [url.rpartition("/")[2] for url in items if url.endswith(".json")]
-        return sorted(int(name[5:-5]) for name in names)
-
-    def worker_groups(self) -> int:
-        return len(list(storage.list_objects(f"{self.url}/attempts"))) - 1
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
+    storage = ("--storage", runs, "--checkpoint-every", "100", "--workers", "2")
+    started = Running.start(tmp_path, f"{runs}/r", "--data", data, *TRAIN, *storage)
+    yield started
+    started.kill()
 
 
 def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(nodes, run, calm):
