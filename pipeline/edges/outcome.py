@@ -42,7 +42,7 @@ def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any
             f"this one was {attempt.number}): this process stopped at step {ended['step']} and "
             "wrote nothing more. Follow the other one, or start this command again to take over."
         )
-    run.keep_points([Point.from_json(data) for data in ended["points_left"]])
+    run.keep_points([Point.from_json(data) for data in ended["points"]])
     validations = ended["validations"]
     result = {
         "run": run.url,
@@ -74,7 +74,7 @@ def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, 
     points = run.kept_points()
     if points or result["run_id"] is None:
         recorder = RunRecorder(*recorder_arguments(config, run))
-        recorder.record(0, points, {})
+        recorder.record("kept", points, {})
         left = recorder.flush(FLUSH_SECONDS)
         result = {**result, "run_id": recorder.finish("FINISHED")}
         run.keep_points(left)

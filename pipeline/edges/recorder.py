@@ -6,8 +6,10 @@ It lives in a Ray actor on the driver's node, or, without Ray, in the training p
 import contextlib
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,18 @@ from pipeline.training.points import Point
 
 SEND_SECONDS = 2.0
 RETRY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How many of a session's points have arrived in MLflow, as the `recorder` of that id counts.
+
+    A recorder that took over from a dead one has another id, and counts from 0.
+    """
+
+    recorder: str
+    session: str
+    points: int
 
 
 class RunRecorder:
@@ -36,8 +50,9 @@ class RunRecorder:
         self._connect = partial(TrackedRun, uri, tracking.experiment, name, run_url, params)
         self._uri = uri
         self._tracked: TrackedRun | None = None
-        self._queue: deque[tuple[int, Point]] = deque()
-        self._session = 0
+        self._id = uuid.uuid4().hex
+        self._queue: deque[tuple[str, Point]] = deque()
+        self._session = ""
         self._delivered = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -60,16 +75,19 @@ class RunRecorder:
         """HOST:PORT that serves `/metrics`."""
         return self._address
 
-    def record(self, session: int, points: Sequence[Point], snapshot: Mapping[str, Any]) -> int:
+    def record(
+        self, session: str, points: Sequence[Point], snapshot: Mapping[str, Any]
+    ) -> Delivered:
         """Takes new points; returns how many points of this session have been delivered so far.
 
-        A session is one worker group: its points are counted from its first call.
+        A session is one worker group with one recorder: its points count from its first call.
         """
         with self._lock:
             if session != self._session:
                 self._session, self._delivered = session, 0
             self._queue.extend((session, point) for point in points)
-            delivered, unsent = self._delivered, len(self._queue)
+            delivered = Delivered(self._id, session, self._delivered)
+            unsent = len(self._queue)
         self._latest = {**snapshot, "tracking_unsent_points": unsent}
         self.metrics.update(self._latest)
         return delivered
@@ -85,6 +103,13 @@ class RunRecorder:
     def fatal_error(self) -> str | None:
         """The first error that was set, if any."""
         return self._fatal_error
+
+    def settle(
+        self, points: Sequence[Point], snapshot: Mapping[str, Any], seconds: float
+    ) -> list[Point]:
+        """The run's last points, some perhaps delivered before; returns what can't be delivered."""
+        self.record("end", points, snapshot)
+        return self.flush(seconds)
 
     def flush(self, seconds: float) -> list[Point]:
         """Waits until all is delivered or the time is over; returns what is not."""

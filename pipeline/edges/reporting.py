@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline.edges.recorder import Delivered
 from pipeline.training.points import Outbox, Point, Series
 from pipeline.training.step import StepReport
 from pipeline.training.validation import Validation
@@ -16,24 +17,27 @@ SEND_SECONDS = 2.0
 
 
 class Recorder(Protocol):
-    """What reports are given to; neither method waits for a network."""
+    """What reports are given to."""
 
-    def record(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> int:
-        """Takes points; returns how many of this session have arrived in MLflow as known now."""
-
-    def settle(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> bool:
-        """The last call of a session: returns once the recorder holds everything, or False."""
+    def record(
+        self, session: str, points: Sequence[Point], snapshot: dict[str, Any]
+    ) -> Delivered | None:
+        """Takes points, without waiting; returns the newest count that is known, if any."""
 
 
 class Reporter:
     """Rank 0's side: keeps what is not yet delivered in the outbox, which checkpoints hold."""
 
-    def __init__(self, recorder: Recorder, outbox: Outbox, session: int, every_steps: int) -> None:
-        self._recorder, self._outbox, self._session = recorder, outbox, session
+    def __init__(
+        self, recorder: Recorder, outbox: Outbox, worker_group: int, every_steps: int
+    ) -> None:
+        self._recorder, self._outbox, self._worker_group = recorder, outbox, worker_group
         self._every_steps = every_steps
+        self._known_recorder = ""
+        self._recorders = 0
         self._acknowledged = 0
         self._sent = 0.0
-        self._snapshot: dict[str, Any] = {"session": session, "step_seconds_total": 0.0}
+        self._snapshot: dict[str, Any] = {"session": worker_group, "step_seconds_total": 0.0}
         self._snapshot["data_wait_seconds_total"] = 0.0
 
     def step(self, report: StepReport) -> None:
@@ -74,12 +78,9 @@ class Reporter:
         self._add("holdout_elbo", validation.step, values)
         self._send_if_due()
 
-    def settle(self) -> list[Point]:
-        """Hands everything over, waiting for it; returns what the recorder would not take."""
-        points = self._outbox.hand_over()
-        if self._recorder.settle(self._session, points, dict(self._snapshot)):
-            return []
-        return self._outbox.pending()
+    def settle(self) -> tuple[list[Point], dict[str, Any]]:
+        """What is not known to have arrived, and the last snapshot: for the recorder's `settle`."""
+        return self._outbox.pending(), dict(self._snapshot)
 
     def _add(self, series: Series, step: int, values: dict[str, float]) -> None:
         # MLflow keeps NaN, and turns infinities into 1.8e308.
@@ -90,11 +91,29 @@ class Reporter:
         if time.monotonic() - self._sent < SEND_SECONDS:
             return
         self._sent = time.monotonic()
-        arrived = self._recorder.record(
-            self._session, self._outbox.hand_over(), dict(self._snapshot)
-        )
-        self._outbox.acknowledge(arrived - self._acknowledged)
-        self._acknowledged = arrived
+        points, snapshot = self._outbox.hand_over(), dict(self._snapshot)
+        delivered = self._recorder.record(self._session, points, snapshot)
+        if delivered is not None:
+            self._note(delivered)
+
+    @property
+    def _session(self) -> str:
+        return f"{self._worker_group}.{self._recorders}"
+
+    def _note(self, delivered: Delivered) -> None:
+        """Forgets the points that have arrived.
+
+        A recorder that took over from a dead one has none of the points that were handed over, so
+        they are handed over again, and counted anew: MLflow gets each once, whoever sends it.
+        """
+        self._known_recorder = self._known_recorder or delivered.recorder
+        if delivered.recorder != self._known_recorder:
+            self._known_recorder, self._acknowledged = delivered.recorder, 0
+            self._recorders += 1
+            self._outbox.take_back()
+        elif delivered.session == self._session:
+            self._outbox.acknowledge(delivered.points - self._acknowledged)
+            self._acknowledged = delivered.points
 
 
 def _memory_bytes() -> int:

@@ -21,9 +21,10 @@ from pipeline.edges.outcome import (
     recorder_arguments,
 )
 from pipeline.edges.recorder import RunRecorder
-from pipeline.edges.worker import LocalRecorder, process_group, run_rank
+from pipeline.edges.worker import process_group, run_rank
 from pipeline.edges.worker_group import train_on_ray
 from pipeline.errors import PipelineError, StorageError
+from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Pins, Run
 from pipeline.training.world import current_world
 
@@ -114,12 +115,14 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, An
         recorder = RunRecorder(*recorder_arguments(config, run))
         try:
             with live_view(config, recorder.latest):
-                ended = run_rank(config, attempt, world, LocalRecorder(recorder))
+                ended = run_rank(config, attempt, world, recorder)
         except PipelineError:
             recorder.finish("FAILED")
             raise
-        left = [point.to_json() for point in recorder.flush(FLUSH_SECONDS)]
-        return {**ended, "points_left": left, "run_id": recorder.finish(mlflow_status(ended))}
+        points = [Point.from_json(point) for point in ended["points"]]
+        left = recorder.settle(points, ended["snapshot"], FLUSH_SECONDS)
+        run_id = recorder.finish(mlflow_status(ended))
+        return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
 
 
 def _resolve(config: TrainConfig) -> TrainConfig:

@@ -11,7 +11,7 @@ import torch.distributed
 
 from pipeline.config import TrainConfig
 from pipeline.edges.logs import stored_log
-from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.recorder import Delivered
 from pipeline.edges.reporting import Recorder, Reporter
 from pipeline.training.loop import Ended, train
 from pipeline.training.points import Outbox, Point
@@ -64,8 +64,8 @@ def _run_claimed(
         else:
             reporter.validation(report)
     assert ended is not None, "the loop's last report is always `Ended`"
-    left = reporter.settle() if reporter else []
-    return {**asdict(ended), "points_left": [point.to_json() for point in left]}
+    points, snapshot = reporter.settle() if reporter else ([], {})
+    return {**asdict(ended), "points": [p.to_json() for p in points], "snapshot": snapshot}
 
 
 @contextmanager
@@ -91,9 +91,11 @@ class ActorRecorder:
 
         self._ray, self._actor = ray, actor
         self._calls: list[Any] = []
-        self._arrived = 0
+        self._newest: Delivered | None = None
 
-    def record(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> int:
+    def record(
+        self, session: str, points: Sequence[Point], snapshot: dict[str, Any]
+    ) -> Delivered | None:
         """See `Recorder`."""
         self._calls.append(self._actor.record.remote(session, list(points), snapshot))
         done, self._calls = self._ray.wait(
@@ -101,32 +103,7 @@ class ActorRecorder:
         )
         for call in done:
             try:
-                self._arrived = max(self._arrived, self._ray.get(call))
+                self._newest = self._ray.get(call)
             except self._ray.exceptions.RayActorError:
                 continue  # Its points stay in the outbox, and in every checkpoint.
-        return self._arrived
-
-    def settle(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> bool:
-        """See `Recorder`."""
-        call = self._actor.record.remote(session, list(points), snapshot)
-        try:
-            self._ray.get([*self._calls, call], timeout=30)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
-            return False
-        return True
-
-
-class LocalRecorder:
-    """A recorder in the training process itself."""
-
-    def __init__(self, recorder: RunRecorder) -> None:
-        self._recorder = recorder
-
-    def record(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> int:
-        """See `Recorder`."""
-        return self._recorder.record(session, points, snapshot)
-
-    def settle(self, session: int, points: Sequence[Point], snapshot: dict[str, Any]) -> bool:
-        """See `Recorder`."""
-        self._recorder.record(session, points, snapshot)
-        return True
+        return self._newest

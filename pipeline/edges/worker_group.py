@@ -17,6 +17,7 @@ from pipeline.edges.outcome import FLUSH_SECONDS, mlflow_status, recorder_argume
 from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.worker import ActorRecorder, run_rank
 from pipeline.errors import PipelineError, RunError
+from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Run
 from pipeline.training.world import current_world
 
@@ -42,7 +43,14 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
         name = f"recorder-{uuid.uuid4().hex}"
         recorder = (
             ray.remote(RunRecorder)
-            .options(name=name, num_cpus=0, scheduling_strategy=here)
+            # One that dies, for memory say, comes back, and is given what it had not yet sent.
+            .options(
+                name=name,
+                num_cpus=0,
+                scheduling_strategy=here,
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
             .remote(*recorder_arguments(config, run))
         )
         try:
@@ -57,13 +65,14 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
             with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 ray.get(recorder.finish.remote("FAILED"), timeout=FLUSH_SECONDS)
             raise
+        points = [Point.from_json(point) for point in ended["points"]]
         try:
-            left = ray.get(recorder.flush.remote(FLUSH_SECONDS), timeout=2 * FLUSH_SECONDS)
+            settled = recorder.settle.remote(points, ended["snapshot"], FLUSH_SECONDS)
+            left = ray.get(settled, timeout=2 * FLUSH_SECONDS)
             run_id = ray.get(recorder.finish.remote(mlflow_status(ended)), timeout=FLUSH_SECONDS)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return {**ended, "run_id": None}
-        points = ended["points_left"] or [point.to_json() for point in left]
-        return {**ended, "points_left": points, "run_id": run_id}
+        return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
 
 
 def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:

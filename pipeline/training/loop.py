@@ -99,6 +99,8 @@ def train(
             if due and reason != "superseded" and world.rank == 0:
                 writer.save(_checkpoint(state, loader, outbox, validations))
         writer.wait()
+    if reason == "done" and world.broadcast(int(run.newest_attempt() > attempt)):
+        reason = "superseded"
     digest = None
     if reason == "done" and world.rank == 0:
         digest = _save_bundle(config, run, dataset, state, validations)

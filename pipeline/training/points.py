@@ -50,6 +50,10 @@ class Outbox:
         self._handed_over = len(self._points)
         return new
 
+    def take_back(self) -> None:
+        """Whoever had the points is gone: the next `hand_over` gives all of them again."""
+        self._handed_over = 0
+
     def acknowledge(self, count: int) -> None:
         """Forgets the oldest `count` points: they have arrived."""
         for _ in range(count):
