@@ -120,6 +120,10 @@ class RunRecorder:
                 self._idle.wait(timeout=0.2)
             return [point for _, point in self._queue]
 
+    def run_id(self) -> str | None:
+        """The MLflow run's id, once MLflow has been reached."""
+        return self._tracked.run_id if self._tracked else None
+
     def finish(self, status: str) -> str | None:
         """Sets the MLflow run's status if MLflow can be reached; returns the MLflow run's id."""
         self._closed = True

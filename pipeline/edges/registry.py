@@ -111,11 +111,13 @@ def register(
             if found.run_id == run_id and found.tags.get("digest") == tags["digest"]:
                 client.set_registered_model_alias(name, config.alias, found.version)
                 return RegisteredModel(name, int(found.version), found.source)
+        # By digest: one run may register several checkpoints.
+        place = f"models/{tags['digest'][:16]}"
         with tempfile.TemporaryDirectory(prefix="vae-register-") as scratch:
             folder = Path(scratch) / "model"
             save_pyfunc(bundle_url, folder)
-            client.log_artifacts(run_id, str(folder), "model")
-        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+            client.log_artifacts(run_id, str(folder), place)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
         version = client.create_model_version(name, source, run_id, tags=dict(tags))
         client.set_registered_model_alias(name, config.alias, version.version)
     return RegisteredModel(name, int(version.version), source)

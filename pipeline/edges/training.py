@@ -21,6 +21,7 @@ from pipeline.edges.outcome import (
     recorder_arguments,
 )
 from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.registrar import registered_on_the_way
 from pipeline.edges.worker import process_group, run_rank
 from pipeline.edges.worker_group import train_on_ray
 from pipeline.errors import PipelineError, StorageError
@@ -114,7 +115,10 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, An
         world.broadcast(attempt.number)
         recorder = RunRecorder(*recorder_arguments(config, run))
         try:
-            with live_view(config, recorder.latest):
+            with (
+                live_view(config, recorder.latest),
+                registered_on_the_way(config, run, recorder.run_id),
+            ):
                 ended = run_rank(config, attempt, world, recorder)
         except PipelineError:
             recorder.finish("FAILED")

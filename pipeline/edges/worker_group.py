@@ -15,6 +15,7 @@ from pipeline.edges.live import live_view
 from pipeline.edges.logs import stored_log
 from pipeline.edges.outcome import FLUSH_SECONDS, mlflow_status, recorder_arguments
 from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.registrar import registered_on_the_way
 from pipeline.edges.worker import ActorRecorder, run_rank
 from pipeline.errors import PipelineError, RunError
 from pipeline.training.points import Point
@@ -54,7 +55,10 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
             .remote(*recorder_arguments(config, run))
         )
         try:
-            with live_view(config, lambda: ray.get(recorder.latest.remote(), timeout=5)):
+            with (
+                live_view(config, lambda: ray.get(recorder.latest.remote(), timeout=5)),
+                registered_on_the_way(config, run, lambda: ray.get(recorder.run_id.remote())),
+            ):
                 while (ended := _fit(config, run, attempt, name))["reason"] == "drained":
                     logger.info(
                         "a node is being taken away: the workers left a checkpoint at step %d and "

@@ -115,6 +115,13 @@ def newest_checkpoint(run: Run, step: int | None = None) -> Checkpoint | None:
     return None
 
 
+def newest_step(run: Run) -> int:
+    """The step of the newest receipt, 0 where there is none; reads no checkpoint."""
+    receipts = _receipts(run)
+    name = receipts[-1].rsplit("/", 1)[-1] if receipts else "step-0.json"
+    return int(name.removeprefix("step-").removesuffix(".json"))
+
+
 def _receipts(run: Run) -> list[str]:
     try:
         urls = [item.url for item in storage.list_objects(run.path("checkpoints"))]
