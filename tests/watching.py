@@ -39,6 +39,14 @@ class Running:
     def worker_groups(self) -> int:
         return len(list(storage.list_objects(f"{self.url}/attempts"))) - 1
 
+    def logs(self, word: str) -> list[str]:
+        """URLs of the run's stored logs whose name holds `word`."""
+        try:
+            items = storage.list_objects(f"{self.url}/logs")
+            return [item.url for item in items if word in item.url]
+        except ObjectNotFoundError:
+            return []
+
     def workers(self) -> list[int]:
         """Process ids of the Ray Train workers of a local cluster."""
         below = descendants(self.process.pid).items()

@@ -1,6 +1,8 @@
 """One rank of a training run: the loop of `pipeline.training`, its reports sent to the recorder."""
 
+import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,6 +21,8 @@ from pipeline.training.run import Attempt, Run
 from pipeline.training.step import StepReport
 from pipeline.training.world import World
 
+logger = logging.getLogger(__name__)
+
 
 def run_rank(
     config: TrainConfig,
@@ -36,6 +40,7 @@ def run_rank(
     restart = run.claim_restart(attempt).restart if world.rank == 0 else 0
     claim = Attempt(attempt.number, world.broadcast(restart))
     with stored_log(run, f"{claim.name}-rank{world.rank}"):
+        logger.info("rank %d of %d starts on %s", world.rank, world.size, socket.gethostname())
         return _run_claimed(config, run, claim, world, recorder, drained)
 
 

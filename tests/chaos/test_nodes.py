@@ -4,11 +4,13 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline import storage
+from pipeline.data import Dataset
 from tests.digits import write_digits
 from tests.killing import finish, start_job
 from tests.servers.ray_nodes import RayNodes
@@ -52,14 +54,25 @@ def nodes(s3_server) -> Iterator[RayNodes]:
 
 
 @pytest.fixture
-def run(nodes, s3_server, data, tmp_path, monkeypatch) -> Iterator[Running]:
+def start(nodes, s3_server, data, tmp_path, monkeypatch) -> Iterator[Callable[..., Running]]:
+    """Starts the training on the cluster; what is left of it dies with the test."""
     for name, value in nodes.environment.items():
         monkeypatch.setenv(name, value)
-    runs = s3_server.bucket()
-    storage = ("--storage", runs, "--checkpoint-every", "100", "--workers", "2")
-    started = Running.start(tmp_path, f"{runs}/r", "--data", data, *TRAIN, *storage)
-    yield started
-    started.kill()
+    runs, started = s3_server.bucket(), []
+
+    def begin(*more: str) -> Running:
+        arguments = ("--data", data, *TRAIN, "--storage", runs, "--checkpoint-every", "100", *more)
+        started.append(Running.start(tmp_path, f"{runs}/r", *arguments))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.kill()
+
+
+@pytest.fixture
+def run(start) -> Running:
+    return start("--workers", "2")
 
 
 def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(nodes, run, calm):
@@ -84,3 +97,28 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(nodes, run,
     result = finish(run.process)
     print(json.dumps({"drained_at_step": step, "worker_groups": run.worker_groups()}))
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
+
+
+def test_workers_1_to_2_follow_the_nodes_and_each_image_still_counts_once(nodes, start, data):
+    run = start("--workers", "1..2", "--steps", "1000000")
+
+    def groups(size: int) -> int:
+        """Worker groups of that size so far; each rank's log begins with its place."""
+        firsts = [storage.read(url) for url in run.logs("rank0")]
+        return sum(f"rank 0 of {size} starts".encode() in text for text in firsts)
+
+    run.until(lambda: groups(2) == 1 and max(run.checkpoints(), default=0) >= 100)
+    nodes.kill_raylet("two")
+    run.until(lambda: groups(1) == 1)
+    before = max(run.checkpoints())
+    run.until(lambda: max(run.checkpoints()) >= before + 200)
+    nodes.start("two", 1)
+    run.until(lambda: groups(2) == 2)
+    before = max(run.checkpoints())
+    run.until(lambda: max(run.checkpoints()) >= before + 200)
+    storage.publish(f"{run.url}/STOP", b"")
+    result = finish(run.process)
+    images = len(Dataset.open(data))
+    per_epoch = -(-images // 64)
+    epochs, rest = divmod(result["steps"], per_epoch)
+    assert result["samples"] == epochs * images + rest * 64
