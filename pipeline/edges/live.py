@@ -46,8 +46,10 @@ def live_view(config: TrainConfig, latest: Callable[[], dict[str, Any]]) -> Iter
             while not over:
                 over = ended.wait(_SECONDS)
                 snapshot = latest()
-                progress.advance(snapshot.get("step", 0) - shown, numbers_of(snapshot))
-                shown = snapshot.get("step", 0)
+                # A recorder that has just been replaced knows no step yet.
+                step = snapshot.get("step", shown)
+                progress.advance(step - shown, numbers_of(snapshot))
+                shown = step
                 if snapshot.get("problem") != problem:
                     problem = snapshot.get("problem")
                     logger.warning("%s", problem or "MLflow can be reached again.")

@@ -56,15 +56,10 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
         )
         try:
             with (
-                live_view(config, lambda: ray.get(recorder.latest.remote(), timeout=5)),
-                registered_on_the_way(config, run, lambda: ray.get(recorder.run_id.remote())),
+                live_view(config, lambda: _ask(recorder.latest) or {}),
+                registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
             ):
-                while (ended := _fit(config, run, attempt, name))["reason"] == "drained":
-                    logger.info(
-                        "a node is being taken away: the workers left a checkpoint at step %d and "
-                        "start again where there is room",
-                        ended["step"],
-                    )
+                ended = _until_ended(config, run, attempt, name)
         except PipelineError:
             with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 ray.get(recorder.finish.remote("FAILED"), timeout=FLUSH_SECONDS)
@@ -79,10 +74,53 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
         return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
 
 
+def _ask(method: Any) -> Any:
+    """What an actor's method returns; None while the actor can't answer."""
+    import ray
+
+    try:
+        return ray.get(method.remote(), timeout=5)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None
+
+
+def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
+    """Fits again after what is no failure of the training: a drained node, a dead controller."""
+    from ray.train import ControllerError
+
+    failures = 0
+    while True:
+        try:
+            ended = _fit(config, run, attempt, recorder)
+        except ControllerError as error:
+            # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
+            failures += 1
+            if failures > config.max_failures:
+                raise _cause(error, config) from error
+            logger.warning(
+                "Ray Train's own actors died; its workers start again: %s",
+                str(error).strip().splitlines()[0],
+            )
+            continue
+        if ended["reason"] != "drained":
+            return ended
+        logger.info(
+            "a node is being taken away: the workers left a checkpoint at step %d and start again "
+            "where there is room",
+            ended["step"],
+        )
+
+
 def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
     """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import (
+        ControllerError,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= config.min_workers
@@ -109,6 +147,8 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict
     )
     try:
         result: dict[str, Any] = trainer.fit().return_value
+    except ControllerError:
+        raise
     except TrainingFailedError as error:
         raise _cause(error, config) from error
     if "error" in result:
