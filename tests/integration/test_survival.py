@@ -106,3 +106,13 @@ def test_of_two_starts_of_one_run_the_newer_goes_on_and_the_older_says_why_it_st
     receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json")]
     assert max(receipts) == result["steps"]
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_step(data, tmp_path):
+    process = start(tmp_path, data, "--steps", "100000", "--workers", "0")
+    wait_for_checkpoint(tmp_path, 40)
+    process.terminate()
+    result = finish(process)
+    assert result["reason"] == "stopped"
+    receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json")]
+    assert max(receipts) == result["steps"]
