@@ -42,6 +42,10 @@ class SampleError(PipelineError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
+        # An exception is otherwise sent between processes by its message alone.
+        return SampleError, (self.reason, str(self))
+
 
 class ModelError(PipelineError):
     """A model bundle, a registered model or a network's options are wrong."""

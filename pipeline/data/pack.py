@@ -55,7 +55,8 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
             return present_result(output, state, ledger, plan)
         plan = claim(output, plan)
         check_request(plan, request_of(config), output)
-    receipts = _run_units(_jobs(config, output, plan), config, executor, len(plan.files))
+    jobs = _jobs(config, output, plan, executor)
+    receipts = _run_units(jobs, config, executor, len(plan.files))
     return commit_generation(output, plan, receipts, state, ledger)
 
 
@@ -213,7 +214,7 @@ def _classes(
     return {**classes, **{label: following + n for n, label in enumerate(new)}}
 
 
-def _jobs(config: PackConfig, output: str, plan: Plan) -> list[UnitJob]:
+def _jobs(config: PackConfig, output: str, plan: Plan, executor: Executor | None) -> list[UnitJob]:
     rows: Mapping[str, Annotation] = {}
     if config.annotations:
         rows = read_annotations(config.annotations)
@@ -222,6 +223,8 @@ def _jobs(config: PackConfig, output: str, plan: Plan) -> list[UnitJob]:
     cores = config.workers or len(os.sched_getaffinity(0))
     # Two threads per core: units differ in length, and the last ones must not leave cores idle.
     threads = min(cores, -(-2 * cores // _processes(config, len(units), plan.files)))
+    if executor is not None:
+        threads = 2  # its cores are others', one for each unit
     return [
         UnitJob(
             output, plan.generation, number, plan.files[unit], plan.known[unit],
