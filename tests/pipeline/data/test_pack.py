@@ -1,6 +1,5 @@
 import io
 import json
-import random
 import tarfile
 import zipfile
 
@@ -15,7 +14,6 @@ from pipeline.data import pack_unit as units
 from pipeline.data.dataset import Dataset
 from pipeline.data.pack import pack
 from pipeline.data.pack_probe import probe
-from pipeline.data.verify import verify_dataset
 from pipeline.errors import DatasetError
 
 
@@ -219,31 +217,6 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(tmp_pa
     write(tmp_path / "in", {"late.png": png(99)})
     assert pack(config(source, tmp_path / "out")).digest == whole.digest
     assert pack(config(source, tmp_path / "out", append=True)).samples == 61
-
-
-def test_thirty_appends_end_in_the_samples_of_one_pack(tmp_path):
-    rng = random.Random(5)
-    folder = tmp_path / "in"
-    live: dict[str, bytes] = {}
-    for night in range(30):
-        removed = rng.sample(sorted(live), min(len(live), rng.randrange(3))) if night else []
-        for name in removed:
-            (folder / name).unlink()
-            del live[name]
-        for name in rng.sample(sorted(live), min(len(live), rng.randrange(3))):
-            live[name] = png(rng.randrange(2**30))
-        for _ in range(rng.randrange(1, 5)):
-            live[f"{rng.choice('abc')}/{rng.randrange(40)}.png"] = png(rng.randrange(2**30))
-        write(folder, live)
-        keys = tuple(name.removesuffix(".png") for name in removed if name not in live)
-        pack(config(str(folder), tmp_path / "out", append=True, remove=keys, shard_bytes=9000))
-    once = pack(config(str(folder), tmp_path / "once"))
-    grown, packed = contents(str(tmp_path / "out")), contents(once.dataset)
-    assert {key: value[:2] for key, value in grown.items()} == {
-        key: value[:2] for key, value in packed.items()
-    }
-    assert {meta["path"]: image for image, meta, _ in grown.values()} == live
-    assert verify_dataset(str(tmp_path / "out")) == []
 
 
 def test_an_append_does_not_touch_what_a_run_has_open(tmp_path):
