@@ -8,11 +8,14 @@ from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.progress import Progress
+from pipeline.training.checkpoint import newest_step
+from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = ("elbo", "log_likelihood", "kl")
 _SECONDS = 1.0
+Latest = Callable[[], dict[str, Any]]
 
 
 def numbers_of(snapshot: Mapping[str, Any]) -> str:
@@ -30,23 +33,18 @@ def numbers_of(snapshot: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def live_view(config: TrainConfig, latest: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Shows the recorder's latest snapshot on stderr while the block runs."""
+def live_view(config: TrainConfig, run: Run, latest: Latest) -> Iterator[None]:
+    """Shows the newest snapshot, as `latest` returns it, on stderr while the block runs."""
     ended = threading.Event()
+    begun = newest_step(run)
 
     def show() -> None:
-        problem = None
-        snapshot = latest()
-        while "step" not in snapshot and not ended.wait(_SECONDS):
-            snapshot = latest()
-        # From the first step that was seen: a run that goes on has not made the others now.
-        shown = snapshot.get("step", 0)
-        with Progress(config.run, config.steps, "steps", done=shown) as progress:
-            over = False
+        problem, shown, over = None, begun, False
+        with Progress(config.run, config.steps, "steps", done=begun) as progress:
             while not over:
                 over = ended.wait(_SECONDS)
                 snapshot = latest()
-                # A recorder that has just been replaced knows no step yet.
+                # A recorder that has just been made knows no step yet.
                 step = snapshot.get("step", shown)
                 progress.advance(step - shown, numbers_of(snapshot))
                 shown = step

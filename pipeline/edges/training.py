@@ -116,7 +116,7 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, An
         recorder = RunRecorder(*recorder_arguments(config, run))
         try:
             with (
-                live_view(config, recorder.latest),
+                live_view(config, run, recorder.latest),
                 registered_on_the_way(config, run, recorder.run_id),
             ):
                 ended = run_rank(config, attempt, world, recorder)

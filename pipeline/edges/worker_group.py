@@ -56,7 +56,7 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
         )
         try:
             with (
-                live_view(config, lambda: _ask(recorder.latest) or {}),
+                live_view(config, run, lambda: _ask(recorder.latest) or {}),
                 registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
             ):
                 ended = _until_ended(config, run, attempt, name)
