@@ -19,7 +19,7 @@ from pipeline.edges.catalogue import note_store
 from pipeline.edges.cluster import ray_cluster
 from pipeline.edges.probe import probe
 from pipeline.edges.registry import SCHEME, load_model, resolve
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.begun import begin, end
@@ -178,8 +178,12 @@ def _report(config: EncodeConfig, vae: VAE, dataset: Dataset, store: LatentStore
     if shown is not None:
         files["reconstructions.png"] = to_png(draw_decoded, shown)
         files["channels.png"] = to_png(draw_channels, store.snapshot.statistics)
-    for name, data in files.items():
-        storage.publish(storage.join(store.url, report_folder(store.snapshot), name), data)
+    try:
+        for name, data in files.items():
+            storage.publish(storage.join(store.url, report_folder(store.snapshot), name), data)
+    except StorageError as error:
+        # A full disk has room for the snapshot, which says what is lost, sooner than for pictures.
+        logger.warning("the snapshot has no whole report: %s", error)
 
 
 def _keep_attempt(store: str, identity: Identity, report: DriveReport) -> None:

@@ -1,6 +1,7 @@
 """Encoding grows with its dataset, honours removals, refuses what it can't vouch for."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,47 @@ def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(w
     grown, full = tree(tmp_path / "store"), tree(tmp_path / "full")
     old = {name for name in grown if name.startswith(("snapshots/", "reports/"))} - full.keys()
     assert {name: grown[name] for name in grown.keys() - old} == full
+
+
+def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(world, tmp_path):
+    world.grow(range(60))
+    world.encode(columns=("label",))
+    dice, images = random.Random(0), tmp_path / "images"
+    for night in range(30):
+        keys = sorted(latent.key for latent in world.store())
+        gone, edited = dice.sample(keys, 2)
+        (images / f"{gone}.png").unlink()
+        write_digits(images, range(60 + 3 * night, 63 + 3 * night))
+        shutil.copyfile(dice.choice(sorted(images.rglob("*.png"))), images / f"{edited}.png")
+        source, output = (str(images),), str(tmp_path / "data")
+        pack(
+            PackConfig(
+                source=source, output=output, append=True, remove=(gone,), shard_bytes=60_000
+            )
+        )
+        assert 3 <= world.encode(columns=("label",))["encoded"] <= 5
+    world.encode("full", columns=("label",))
+    grown, full = tree(tmp_path / "store"), tree(tmp_path / "full")
+    old = {name for name in grown if name.startswith("snapshots/")} - full.keys()
+    assert len(old) == 30
+    assert {name: grown[name] for name in grown.keys() - old} == full
+    assert verify_store(world.store().url) == []
+
+
+def test_a_finished_store_is_recognised_by_one_get_and_nothing_is_written(
+    world, bundle, tmp_path, s3_server, fault_proxy
+):
+    world.grow(range(60))
+    store = f"{s3_server.bucket()}/s"
+    config = EncodeConfig(
+        model=bundle, data=str(tmp_path / "data"), output=store, actors=0, report_images=0
+    )
+    assert run_encoding(config)["encoded"] == 60
+    seen = len(fault_proxy.requests)
+    assert run_encoding(config)["encoded"] == 0
+    (request,) = fault_proxy.requests[seen:]
+    assert request.line.startswith("GET /")
+    assert request.line.split("?")[0].endswith("/s/store.json")
 
 
 def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(world, tmp_path):
