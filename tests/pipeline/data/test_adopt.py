@@ -1,10 +1,12 @@
 import io
+import tarfile
 from pathlib import Path
 
 import pytest
 import webdataset
 from PIL import Image
 
+from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data.adopt import adopt, adopt_tar, expand_braces
 from pipeline.data.dataset import Dataset
@@ -71,3 +73,31 @@ def test_a_key_in_two_tars_is_refused(tmp_path):
 
 def test_braces_expand_with_their_zeros():
     assert expand_braces("s3://b/{08..10}.tar") == [f"s3://b/{n}.tar" for n in ("08", "09", "10")]
+
+
+def test_what_stands_behind_the_last_sample_does_not_make_a_tar_look_cut(tmp_path):
+    path = tmp_path / "a.tar"
+    stock_tar(path, range(3))
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        tar.addfile(tarfile.TarInfo("README"))
+    shard = adopt_tar(str(path), "full")
+    assert shard.keys == ["0000", "0001", "0002"]
+
+
+def test_tars_on_object_storage_are_adopted_where_they_lie(s3_server, tmp_path):
+    bucket = s3_server.bucket()
+    for n in range(2):
+        data = Path(stock_tar(tmp_path / "x.tar", range(n * 10, n * 10 + 10))).read_bytes()
+        storage.publish(f"{bucket}/tars/{n}.tar", data)
+    before = {info.url: info.etag for info in storage.list_objects(f"{bucket}/tars")}
+    result = adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/d"))
+    assert (result.samples, result.shards) == (20, 2)
+    assert {info.url: info.etag for info in storage.list_objects(f"{bucket}/tars")} == before
+    assert verify_dataset(result.dataset) == []
+    storage.publish(f"{bucket}/tars/1.tar", data.rstrip(b"\0"))
+    assert any("cut short" in problem for problem in verify_dataset(result.dataset))
+    with pytest.raises(DatasetError, match=r"1\.tar.*cut short|1\.tar.*no end mark"):
+        adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/e"))
