@@ -29,6 +29,9 @@ class PackConfig(Section):
     output: Url = Field(description="Where the dataset goes.")
     append: bool = Field(False, description="Add what an existing dataset has not seen yet.")
     remove: tuple[str, ...] = Field((), description="Keys to remove (with --append).")
+    repack: tuple[str, ...] = Field(
+        (), description="Damaged shards, as jobs.verify names them, to pack anew (with --append)."
+    )
     shard_bytes: int = Field(256 * 2**20, ge=4096, description="Target size of a shard, in bytes.")
     holdout: float = Field(
         0.0, ge=0, lt=1, description="Share split off by content hash into OUTPUT/holdout."
@@ -64,6 +67,8 @@ class PackConfig(Section):
     def _makes_sense(self) -> Self:
         if not self.source and not self.remove:
             raise ValueError("give --source URL (or --remove KEYS)")
+        if self.repack and not (self.append and self.source):
+            raise ValueError("repack needs --append, and the --source of the images")
         if self.short_side is not None and self.encoding == "keep":
             raise ValueError("short_side needs --encoding jpeg or webp: kept bytes keep their size")
         return self

@@ -113,9 +113,13 @@ def rows_from_bytes(data: bytes) -> list[LedgerRow]:
 def without(
     shards: Iterable[ShardRecord], dead: Mapping[str, Iterable[int]]
 ) -> tuple[ShardRecord, ...]:
-    """The shards with further positions removed; `dead` maps a shard's path to positions."""
+    """The shards with further positions removed; `dead` maps a shard's path to positions.
+
+    A shard of which nothing is left goes: it may be one that was damaged, and packed anew.
+    """
     changed = []
     for shard in shards:
         removed = tuple(sorted({*shard.removed, *dead.get(shard.path, ())}))
-        changed.append(ShardRecord(**{**vars(shard), "removed": removed}))
+        if len(removed) < shard.samples:
+            changed.append(ShardRecord(**{**vars(shard), "removed": removed}))
     return tuple(changed)

@@ -78,6 +78,7 @@ def request_of(config: PackConfig) -> dict[str, Any]:
     return {
         "sources": [storage.absolute(url) for url in config.source],
         "remove": list(config.remove),
+        "repack": list(config.repack),
         "annotations": config.annotations,
         "limit": config.limit,
         "shard_bytes": config.shard_bytes,
@@ -123,7 +124,10 @@ def make_plan(
     listing = list_sources(config.source) if config.source else Listing()
     files = listing.files
     _check_same_origin(files, ledger)
-    fresh = [file for file in files if config.checksum or not _is_known(file, ledger)]
+    anew = {key for key, row in ledger.items() if row.shard and row.shard in config.repack}
+    fresh = [
+        file for file in files if config.checksum or file.key in anew or not _is_known(file, ledger)
+    ]
     if state is not None and not (config.append or config.remove):
         _check_unchanged(files, fresh, ledger, output)
         fresh = []
@@ -136,7 +140,7 @@ def make_plan(
     if config.limit is not None:
         fresh = fresh[: config.limit]
     unit_bytes = int(config.shard_bytes / (1 - config.holdout))
-    known = tuple(_known_content(file, ledger) for file in fresh)
+    known = tuple("" if f.key in anew else _known_content(f, ledger) for f in fresh)
     removals = tuple(key for key in config.remove if key not in unknown)
     classes = _classes(state, files, config.annotations)
     return Plan(

@@ -149,13 +149,16 @@ def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
     if state is None or (bool(state.options["holdout"]) != bool(split)):
         return
     path = dataset.shards[number].path
-    rows = [
-        row for row in read_ledger(root, state).values() if row.shard == path and row.split == split
-    ]
     by_url: dict[str, list[LedgerRow]] = {}
-    for row in rows:
-        by_url.setdefault(row.url, []).append(row)
+    for row in read_ledger(root, state).values():
+        if row.shard == path and row.split == split:
+            by_url.setdefault(row.url, []).append(row)
     for url in sorted(by_url):
         yield f"  pack again ({path}): {storage.shown(url)}" + (
             f" ({len(by_url[url])} members)" if len(by_url[url]) > 1 else ""
         )
+    sources = " ".join(storage.shown(source) for source in state.sources)
+    yield (
+        f"  mend it: python -m jobs.pack --source {sources} --output {storage.shown(root)} "
+        f"--append --repack {path} (with the options it was packed with)"
+    )

@@ -66,3 +66,36 @@ def test_an_order_that_reads_one_sample_twice_and_one_never_is_found(dataset, mo
 def test_slots_that_hold_no_sample_do_not_count(dataset):
     assert len(dataset) % 7, "the last batch is padded"
     assert prove_order(dataset.url, (3,), 7) == []
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.4])
+def test_the_command_that_is_told_mends_a_damaged_dataset(tmp_path, holdout):
+    (tmp_path / "in").mkdir()
+    for n in range(30):
+        Image.new("RGB", (20, 20), (n, 2 * n, 3 * n)).save(tmp_path / f"in/{n}.bmp")
+    options = {"holdout": holdout, "shard_bytes": 12_000}
+    config = PackConfig(source=(str(tmp_path / "in"),), output=str(tmp_path / "d"), **options)
+    url = pack(config).dataset
+    before = Dataset.open(url)
+    damaged, lost = before.shards[1], before.shards[2]
+    storage.publish(before.shard_url(damaged), storage.read(before.shard_url(damaged))[:-5000])
+    storage.delete(before.shard_url(lost))
+    lines = [line for line in verify_dataset(url) if "mend it: python -m jobs.pack" in line]
+    shards = tuple(line.split("--repack ")[1].split(" ")[0] for line in lines)
+    assert shards == (damaged.path, lost.path)
+    assert all(f"--source {tmp_path}/in --output {tmp_path}/d --append" in line for line in lines)
+    result = pack(config.model_copy(update={"append": True, "repack": shards}))
+    assert verify_dataset(url) == []
+    after = Dataset.open(url)
+    keys = [
+        sorted(
+            key
+            for number, shard in enumerate(dataset.shards)
+            for position, key in enumerate(dataset.read_index(number).keys)
+            if position not in shard.removed
+        )
+        for dataset in (before, after)
+    ]
+    assert keys[0] == keys[1]
+    assert result.samples == len(before)
+    assert result.added >= damaged.samples + lost.samples
