@@ -123,8 +123,25 @@ class TrainConfig(Section):
         600, gt=0, description="A worker that does not answer the others for so long is replaced."
     )
     seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="Autocast type; auto: bf16 where the hardware has it, else fp32."
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
+        "auto",
+        description="Autocast type; auto: bf16 where the hardware has it, else fp32. fp16 scales "
+        "gradients; fp64 also keeps weights in float64, for checks.",
+    )
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Images per forward pass of a worker; None: all of its share."
+    )
+    exact: bool = Field(
+        False,
+        description="Add micro-batches' gradients in one order: the same bits with any workers.",
+    )
+    deterministic: bool = Field(False, description="Only kernels that give the same bits again.")
+    compile: bool = Field(False, description="torch.compile the model (needs a C++ compiler).")
+    init: str | None = Field(
+        None, description="Begin with the weights of a registered model, a bundle or a run."
+    )
+    freeze: Literal["encoder", "decoder"] | None = Field(
+        None, description="The part whose weights stay as they are."
     )
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(3, gt=0, description="Newest checkpoints that are kept.")
@@ -132,6 +149,17 @@ class TrainConfig(Section):
         None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
     )
     evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
+    patience: int | None = Field(
+        None, gt=0, description="Evaluations without a better ELBO after which training ends."
+    )
+    select: Literal["best", "last"] = Field(
+        "best",
+        description="Weights that the model is made of: of the best evaluation (where the "
+        "objective is the ELBO or a bound) or of the last step.",
+    )
+    nonfinite_limit: int = Field(
+        20, gt=0, description="Steps in a row with a non-finite loss or gradient that end the run."
+    )
     max_failures: int = Field(
         3, ge=0, description="Times that Ray replaces dead workers before the run fails."
     )
@@ -152,6 +180,20 @@ class TrainConfig(Section):
                 f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
                 "each worker needs an image per step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exactly(self) -> Self:
+        if not self.exact:
+            return self
+        workers, micro = max(1, self.max_workers), self.micro_batch_size
+        if micro is None or self.global_batch_size % (micro * workers):
+            raise ValueError(
+                f"exact needs a micro_batch_size that divides global_batch_size / workers "
+                f"({self.global_batch_size} / {workers}); it is {micro}"
+            )
+        if self.precision == "fp16":
+            raise ValueError("exact and fp16 exclude each other: use bf16 or fp32")
         return self
 
     @property

@@ -138,6 +138,11 @@ class ObjectiveConfig(Section):
     samples: int = Field(1, gt=0, description="K latents per image: multi-sample ELBO, or IWAE_K.")
 
     @property
+    def aims_at_elbo(self) -> bool:
+        """Whether what is optimised is the ELBO, or a bound that a better ELBO goes with."""
+        return self.kind in ("beta", "free_bits", "iwae") and self.beta == 1
+
+    @property
     def needs_mean(self) -> bool:
         """Whether the loss is made of `log_likelihood_at_mean`."""
         return self.kind == "autoencoder"

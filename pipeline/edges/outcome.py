@@ -43,7 +43,7 @@ def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any
             "wrote nothing more. Follow the other one, or start this command again to take over."
         )
     run.keep_points([Point.from_json(data) for data in ended["points"]])
-    validations = ended["validations"]
+    validations, chosen = ended["validations"], ended["chosen"]
     result = {
         "run": run.url,
         "run_id": ended["run_id"],
@@ -51,9 +51,11 @@ def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any
         "steps": ended["step"],
         "samples": ended["images_seen"],
         "bad_samples": ended["bad_images"],
-        "elbo": (validations[-1]["terms"] if validations else ended["terms"])["elbo"],
+        "converged": ended["converged"],
+        "elbo": (chosen or ended)["terms"]["elbo"],
+        "chosen_step": chosen["step"] if chosen else ended["step"],
         "holdout_before": validations[0]["terms"] if validations else None,
-        "holdout_after": validations[-1]["terms"] if validations else None,
+        "holdout_after": chosen["terms"] if chosen else None,
         "model": None,
         "model_version": None,
         "bundle": run.path("bundle") if ended["digest"] else None,

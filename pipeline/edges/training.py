@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
+from pipeline.edges.finished import load_named
 from pipeline.edges.live import live_view
 from pipeline.edges.outcome import (
     FLUSH_SECONDS,
@@ -28,6 +29,7 @@ from pipeline.errors import PipelineError, StorageError
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Pins, Run
 from pipeline.training.world import current_world
+from pipeline.vae import save_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,16 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     run = Run.at(config)
     run.open(config, _pins(config, run))
     finished = run.result()
-    done = finished is not None and finished["steps"] >= config.steps
+    done = finished is not None and (
+        finished["steps"] >= config.steps or (finished["converged"] and config.patience is not None)
+    )
     if not config.max_workers and int(os.environ.get("RANK", "0")) > 0:
         return finished if done and finished else _follow(config, run)
     if done and finished:
         logger.info("run %s is finished at step %d", run.url, finished["steps"])
         return deliver(config, run, finished)
+    if config.init is not None:
+        _keep_init(config, run)
     attempt = run.claim()
     with _stopped_by_sigterm(run):
         ended = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
@@ -99,6 +105,13 @@ def _pins(config: TrainConfig, run: Run) -> Pins:
             len(current),
         )
     return pins
+
+
+def _keep_init(config: TrainConfig, run: Run) -> None:
+    """Copies what --init names into the run, where every worker finds it and nothing moves it."""
+    if not storage.exists(run.path("init", "bundle.json")):
+        vae, _ = load_named(str(config.init), config.storage, config.tracking)
+        save_bundle(vae, run.path("init"), vae.metadata)
 
 
 def _follow(config: TrainConfig, run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import io
 import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pickle import UnpicklingError  # torch's refusal of `weights_only`; nothing is unpickled here
 from typing import Any
 
@@ -25,6 +25,9 @@ from pipeline.training.run import Attempt, Run
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+
+MOST_FAILURES = 3
+"""Checkpoints in a row that storage may refuse before the run fails."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Checkpoint:
     order: dict[str, Any]
     points: list[dict[str, Any]]
     validations: list[dict[str, Any]]
+    scaler: dict[str, Any] = field(default_factory=dict)
+    skipped_in_a_row: int = 0
 
 
 class CheckpointWriter:
@@ -50,28 +55,50 @@ class CheckpointWriter:
         self._run, self._attempt, self._keep = run, attempt, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._failures = 0
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copies the state now and returns; raises what the previous write ended with."""
-        self.wait()
-        # Serialising takes the copy: what the loop changes afterwards is not in these bytes.
-        buffer = io.BytesIO()
-        torch.save({"version": VERSION, **vars(checkpoint)}, buffer)
-        self._writing = self._thread.submit(self._write, checkpoint.step, buffer.getvalue())
+        """Copies the state now and returns; serialising and sending happen in the background.
 
-    def wait(self) -> None:
-        """Returns when the last checkpoint is durable."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
+        A write that storage refuses is a warning, for the next one may succeed; raises the third
+        `StorageError` in a row.
+        """
+        self._settle(patience=MOST_FAILURES)
+        copy = replace(
+            checkpoint,
+            model=_copied(checkpoint.model),
+            ema=_copied(checkpoint.ema),
+            optimizer=_copied(checkpoint.optimizer),
+        )
+        self._writing = self._thread.submit(self._write, copy)
+
+    def finish(self) -> None:
+        """Returns when the last checkpoint is durable; raises what kept it from that."""
+        self._settle(patience=1)
+
+    def _settle(self, patience: int) -> None:
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
             writing.result()
+            self._failures = 0
+        except StorageError as error:
+            self._failures += 1
+            if self._failures >= patience:
+                raise
+            logger.warning("a checkpoint was not written, the next one is tried: %s", error)
 
     def close(self) -> None:
         """Ends the thread; a write that is under way is finished first."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, step: int, data: bytes) -> None:
+    def _write(self, checkpoint: Checkpoint) -> None:
         if self._run.newest_attempt() > self._attempt:
             return  # The loop stops at its next look; nothing of ours may count any more.
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **vars(checkpoint)}, buffer)
+        step, data = checkpoint.step, buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         name = f"step-{step:08d}-{digest[:12]}.pt"
         storage.publish(self._run.path("checkpoints", name), data)
@@ -120,6 +147,17 @@ def newest_step(run: Run) -> int:
     receipts = _receipts(run)
     name = receipts[-1].rsplit("/", 1)[-1] if receipts else "step-0.json"
     return int(name.removeprefix("step-").removesuffix(".json"))
+
+
+def _copied(value: Any) -> Any:
+    """The same nest of plain data with tensors of its own on the CPU: training goes on changing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value
 
 
 def _receipts(run: Run) -> list[str]:

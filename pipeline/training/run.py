@@ -7,6 +7,9 @@ RUN/points.json           metric points that MLflow has not got yet
 RUN/metrics.json          where /metrics is served, for Prometheus's file discovery
 RUN/logs/                 what the driver and each rank logged, a set of files per start
 RUN/history/              the hold-out's numbers and some images at each validation
+RUN/init/                 the bundle that it began with, where --init named one
+RUN/best/                 the weights of the best validation so far
+RUN/bad_samples/, skipped/  see incidents.py
 RUN/bundle/               the finished model
 RUN/result.json           written last: the run is finished
 """
@@ -27,7 +30,8 @@ VERSION = 1
 CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
-        "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout",
+        "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
+        "select", "nonfinite_limit",
     }
 )  # fmt: skip
 

@@ -5,16 +5,14 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.config import ObjectiveConfig, OptimizerConfig
+from pipeline.config import OptimizerConfig
 from pipeline.data import Batch
 from pipeline.training.ema import Ema
+from pipeline.training.gradients import COMPONENTS, StepSettings, leave_gradients
 from pipeline.training.world import World
-from pipeline.vae import VAE, ElboTerms, ObjectiveState, draw_noise, objective_loss
-
-COMPONENTS = ("elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior")
-"""Means over the global batch that every step reports; evaluation adds `log_likelihood_at_mean`."""
+from pipeline.vae import VAE, ObjectiveState
 
 
 @dataclass(frozen=True)
@@ -51,27 +49,21 @@ class TrainState:
     ema: Ema
     optimizer: torch.optim.Optimizer
     objective: ObjectiveState = field(default_factory=ObjectiveState)
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
+    """Keeps float16 gradients above its smallest number; other precisions leave it off."""
     step: int = 0
     images_seen: int = 0
     bad_images: int = 0
+    skipped_in_a_row: int = 0
+    """Steps up to now whose loss or gradient was not finite."""
 
 
 def make_optimizer(config: OptimizerConfig, vae: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over all weights; its learning rate is set at each step."""
-    fused = all(parameter.is_cuda for parameter in vae.parameters())
-    return torch.optim.AdamW(
-        vae.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=fused
-    )
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """What stays the same for all steps of a run, and the rate of this one."""
-
-    objective: ObjectiveConfig
-    seed: int
-    clip_norm: float
-    autocast: torch.dtype | None
+    """AdamW over the weights that are not frozen; its learning rate is set at each step."""
+    weights = [weight for weight in vae.parameters() if weight.requires_grad]
+    return torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay, fused=True)
 
 
 def train_step(
@@ -93,7 +85,8 @@ def train_step(
     started = time.perf_counter()
     step = state.step + 1
     images, bad_images, wishes = _counts(batch, world, stop=stop)
-    sums, beta = _backward(state, batch, world, settings, images)
+    sums, beta = leave_gradients(state, batch, world, settings, images)
+    state.scaler.unscale_(state.optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(state.vae.parameters(), settings.clip_norm)
     # Both numbers are sums over all ranks, so every rank decides alike without another message.
     finite = bool(torch.isfinite(gradient_norm) & torch.isfinite(sums[-1])) and images > 0
@@ -102,6 +95,9 @@ def train_step(
             group["lr"] = rate
         state.optimizer.step()
         state.ema.update(state.vae, step)
+    # After an overflow of float16 this lowers the scale, so that the next step fits.
+    state.scaler.update()
+    state.skipped_in_a_row = 0 if finite or images == 0 else state.skipped_in_a_row + 1
     state.step = step
     state.images_seen += images
     state.bad_images += bad_images
@@ -134,30 +130,3 @@ def _counts(batch: Batch, world: World, *, stop: bool) -> list[int]:
     wish = torch.tensor(int(stop))
     mine = torch.stack([batch.valid.sum(), (named & ~batch.valid).sum(), wish])
     return [int(count) for count in world.sum(mine.to(world.device)).tolist()]
-
-
-def _backward(
-    state: TrainState, batch: Batch, world: World, settings: StepSettings, images: int
-) -> tuple[Tensor, float]:
-    """Leaves the gradients of the global mean; returns the global sums (see `_sums`) and beta."""
-    step, chosen = state.step + 1, settings.objective
-    valid = batch.valid.to(world.device)
-    noise = draw_noise(
-        state.vae, settings.seed, step, batch.slots, world.device, samples=chosen.samples
-    )
-    with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
-        pixels = batch.images.to(world.device, non_blocking=True)
-        terms = state.model(pixels, noise, chosen.needs_mean)
-    objective = objective_loss(chosen, terms, step, state.objective)
-    loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * (world.size / max(1, images))
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's own, without types
-    return world.sum(_sums(terms, objective.loss_per_image, valid)), objective.beta
-
-
-def _sums(terms: ElboTerms, loss_per_image: Tensor, valid: Tensor) -> Tensor:
-    """The sums of each component and of the loss over this rank's valid images: [6], float64."""
-    columns = [getattr(terms, name) for name in COMPONENTS] + [loss_per_image]
-    # float64: a sum over 10^4 images of 10^4 nats keeps its last digits whatever the world size.
-    table = torch.stack([column.detach().double() for column in columns])
-    return torch.where(valid, table, 0.0).sum(dim=1)

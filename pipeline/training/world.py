@@ -1,4 +1,4 @@
-"""Who trains together: rank, number of ranks, device, and the one collective the loop needs."""
+"""Who trains together: rank, number of ranks, device, and the collectives the loop needs."""
 
 from dataclasses import dataclass
 
@@ -22,6 +22,14 @@ class World:
         total = values.detach().clone()
         torch.distributed.all_reduce(total)
         return total
+
+    def share(self, values: Tensor, source: int) -> Tensor:
+        """Rank `source`'s values, on every rank; the others give a tensor of the same shape."""
+        if self.size == 1:
+            return values
+        shared = values.detach().clone()
+        torch.distributed.broadcast(shared, source)
+        return shared
 
     def broadcast(self, value: int) -> int:
         """Rank 0's `value`, on every rank."""

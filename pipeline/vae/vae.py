@@ -118,8 +118,13 @@ class VAE(nn.Module):
         return at_least_float32(self.network.decode(self._to_input(latents.to(self.dtype))))
 
     def start_at(self, mean_image: Tensor) -> None:
-        """Moves the decoder's output bias to a mean image [C, H, W] in [0, 1]."""
-        self.network.start_at(self.likelihood.start_at(mean_image.to(self.dtype)))
+        """Moves the decoder's output bias to a mean image [C, H, W] in [0, 1].
+
+        A user's own network need not know how: then nothing happens.
+        """
+        start = getattr(self.network, "start_at", None)
+        if start is not None:
+            start(self.likelihood.start_at(mean_image.to(self.dtype)))
 
     def _posterior(self, moments: Tensor) -> Posterior:
         return posterior_from_moments(

@@ -29,7 +29,7 @@ def write(run: Run, *steps: int, keep: int = 3, attempt: Attempt | None = None) 
     with closing(CheckpointWriter(run, attempt or run.newest_attempt(), keep)) as writer:
         for step in steps:
             writer.save(replace(FIRST, step=step))
-        writer.wait()
+        writer.finish()
 
 
 def files(run: Run) -> list[str]:

@@ -1,0 +1,68 @@
+"""What went wrong in a run and did not end it, written down by each rank; and when it is too much.
+
+RUN/bad_samples/ATTEMPT.RANK.json   key -> reason, of the samples that this rank could not read
+RUN/skipped/STEP.RANK.json          the keys of a batch whose loss or gradient was not finite
+"""
+
+import logging
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.data import Batch
+from pipeline.errors import RunError, StorageError
+from pipeline.training.run import Attempt, Run
+from pipeline.training.step import StepReport, TrainState
+from pipeline.training.world import World
+
+logger = logging.getLogger(__name__)
+
+
+class Incidents:
+    """Collects them for one rank; `check` raises alike on every rank."""
+
+    def __init__(
+        self, config: TrainConfig, run: Run, attempt: Attempt, world: World, images: int
+    ) -> None:
+        self._config, self._run, self._attempt, self._world = config, run, attempt, world
+        self._images = images
+        self._reasons: dict[str, str] = {}
+        self._published = 0
+
+    def check(self, batch: Batch, report: StepReport, state: TrainState) -> None:
+        """Takes a step; raises `RunError` when its budget or its patience is at an end."""
+        self._reasons |= batch.errors
+        if report.skipped and report.images:
+            keys = [
+                key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid
+            ]
+            self._write(f"skipped/{report.step:010d}.{self._world.rank}.json", keys)
+        limit = self._config.nonfinite_limit
+        if state.skipped_in_a_row >= limit:
+            raise RunError(
+                f"run {self._run.url}: loss or gradient was not finite in {limit} steps in a row, "
+                f"the last of them {report.step}; none of them moved a weight. The keys of their "
+                f"batches lie in {self._run.path('skipped')}. Try a smaller "
+                "--optimizer.learning-rate, --precision fp32, or look at those images."
+            )
+        loader = self._config.loader
+        seen = max(self._images, state.images_seen + state.bad_images)
+        if state.bad_images > loader.bad_fraction * seen:
+            self.publish()
+            raise RunError(
+                f"{self._config.data}: {state.bad_images} samples up to step {state.step} could "
+                f"not be read, more than --loader.bad-fraction {loader.bad_fraction} of {seen}. "
+                f"They are listed in {self._run.path('bad_samples')}; `python -m jobs.verify "
+                "--dataset` says which shards to pack again. Or raise the budget."
+            )
+
+    def publish(self) -> None:
+        """Writes this rank's list of bad samples, if it has grown."""
+        if len(self._reasons) > self._published:
+            self._published = len(self._reasons)
+            self._write(f"bad_samples/{self._attempt.name}.{self._world.rank}.json", self._reasons)
+
+    def _write(self, name: str, content: object) -> None:
+        try:
+            storage.publish(self._run.path(name), storage.canonical_json(content))
+        except StorageError as error:
+            logger.warning("%s can't be written: %s", self._run.path(name), error)
