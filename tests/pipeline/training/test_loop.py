@@ -1,0 +1,139 @@
+import hashlib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import ObjectiveConfig
+from pipeline.data import Dataset
+from pipeline.errors import RunError
+from pipeline.training.checkpoint import newest_checkpoint
+from pipeline.training.run import Run
+from pipeline.vae import load_bundle
+from tests.pipeline.training.digits import write_digits
+from tests.worlds import train, train_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits")) / "data"
+
+
+def weights(config) -> dict[str, torch.Tensor]:
+    checkpoint = newest_checkpoint(Run.at(config))
+    assert checkpoint is not None
+    return checkpoint.model
+
+
+def global_keys(ranks: list[dict]) -> list[list[str]]:
+    """The keys of each global batch: the ranks' parts, one after the other."""
+    return [list(chain(*parts)) for parts in zip(*(rank["keys"] for rank in ranks), strict=True)]
+
+
+def test_exact_gives_the_same_file_with_one_two_and_four_ranks(data, tmp_path):
+    digests, files = set(), set()
+    for ranks in (1, 2, 4):
+        config = train_config(data, tmp_path, f"exact-{ranks}", exact=True, micro_batch_size=3)
+        digests.add(train(config, ranks)[0]["digest"])
+        file = tmp_path / f"exact-{ranks}" / "bundle" / "model.safetensors"
+        files.add(hashlib.sha256(file.read_bytes()).hexdigest())
+    assert len(digests) == len(files) == 1
+
+
+def test_a_run_moved_to_other_world_sizes_has_the_same_batches_and_float64_weights(data, tmp_path):
+    # The rate of a cosine depends on the steps in all, so it is held constant in this comparison.
+    constant = {"precision": "fp64", "optimizer": {"schedule": "constant"}}
+    whole = train_config(data, tmp_path, "whole", **constant)
+    undisturbed = train(whole)
+    moved = train_config(data, tmp_path, "moved", steps=6, **constant)
+    first = train(moved, 2)
+    rest = train(moved.model_copy(update={"steps": 12}), 3)
+    assert global_keys(first) + global_keys(rest) == global_keys(undisturbed)
+    assert [*first[0]["losses"], *rest[0]["losses"]] == pytest.approx(
+        undisturbed[0]["losses"], rel=1e-9
+    )
+    for name, expected in weights(whole).items():
+        torch.testing.assert_close(weights(moved)[name], expected, rtol=0, atol=1e-9)
+
+
+def test_micro_batches_add_up_to_the_same_step(data, tmp_path):
+    whole = train_config(data, tmp_path, "whole", precision="fp64")
+    parts = train_config(data, tmp_path, "parts", precision="fp64", micro_batch_size=5)
+    one, two = train(whole)[0], train(parts)[0]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-12)
+    on_two = train_config(data, tmp_path, "on-two", precision="fp64", micro_batch_size=5)
+    assert train(on_two, 2)[0]["losses"] == pytest.approx(one["losses"], rel=1e-12)
+
+
+def test_training_ends_early_with_the_best_weights(data, tmp_path):
+    # A rate at which the ELBO soon gets worse.
+    config = train_config(
+        data, tmp_path, "early", holdout=str(data), steps=200, evaluate_every=2, patience=3,
+        optimizer={"learning_rate": 0.5, "schedule": "constant", "warmup_steps": 0, "ema_decay": 0},
+    )  # fmt: skip
+    ended = train(config)[0]
+    elbos = [terms["elbo"] for terms in ended["validations"]]
+    best = max(range(len(elbos)), key=elbos.__getitem__)
+    assert ended["converged"]
+    assert ended["step"] < 200
+    assert len(elbos) - 1 - best == 3
+    assert ended["chosen"] == 2 * best
+    bundle = load_bundle(Run.at(config).path("bundle"))
+    assert bundle.metadata is not None
+    assert bundle.metadata["holdout"]["elbo"] == elbos[best]
+
+
+def test_an_autoencoder_is_not_judged_by_its_elbo(data, tmp_path):
+    config = train_config(
+        data, tmp_path, "plain", holdout=str(data), objective=ObjectiveConfig(kind="autoencoder")
+    )
+    assert train(config)[0]["chosen"] == 12
+
+
+def test_what_is_frozen_stays_and_the_rest_moves(data, tmp_path):
+    source = train_config(data, tmp_path, "source")
+    train(source)
+    config = train_config(data, tmp_path, "frozen", init="source", freeze="decoder")
+    init = Run.at(config).path("init")
+    Path(init).parent.mkdir(parents=True)
+    Path(init).symlink_to(Run.at(source).path("bundle"))
+    train(config)
+    before, after = load_bundle(init).state_dict(), weights(config)
+    for name, value in before.items():
+        moved = not torch.equal(value, after[name])
+        assert moved == name.startswith("network.encoder"), name
+
+
+def test_a_run_that_only_skips_steps_ends_with_their_keys(data, tmp_path):
+    config = train_config(
+        data, tmp_path, "lost", nonfinite_limit=3,
+        optimizer={"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0},
+    )  # fmt: skip
+    with pytest.raises(RunError, match="not finite in 3 steps in a row"):
+        train(config)
+    lists = sorted((tmp_path / "lost" / "skipped").glob("*.json"))
+    assert len(lists) == 3
+
+
+def test_compiling_changes_no_loss_beyond_rounding(data, tmp_path):
+    plain = train(train_config(data, tmp_path, "plain"))[0]
+    compiled = train(train_config(data, tmp_path, "compiled", compile=True, steps=12))[0]
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+
+
+def test_float16_scales_its_gradients_and_trains(data, tmp_path):
+    config = train_config(data, tmp_path, "half", precision="fp16", steps=40)
+    ended = train(config)[0]
+    assert sum(ended["skipped"]) < 20
+    assert ended["losses"][-1] < ended["losses"][0]
+    checkpoint = newest_checkpoint(Run.at(config))
+    assert checkpoint is not None
+    assert checkpoint.scaler["scale"] > 0
+
+
+def test_the_order_counts_every_image_once_in_an_epoch(data, tmp_path):
+    samples = len(Dataset.open(str(data)))
+    ended = train(train_config(data, tmp_path, "once", steps=samples // 24))[0]
+    seen = list(chain(*ended["keys"]))
+    assert len(seen) == len(set(seen)) == samples

@@ -1,0 +1,84 @@
+"""Whole training runs as any number of gloo ranks, without Ray: what the loop itself does."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from pipeline.config import TrainConfig
+from pipeline.data import Dataset
+from pipeline.training import loop
+from pipeline.training.points import Outbox
+from pipeline.training.run import Attempt, Pins, Run
+from pipeline.training.step import StepReport
+from pipeline.training.world import current_world
+
+
+def train_config(data: Path, runs: Path, run: str, **changes: Any) -> TrainConfig:
+    """A small model of 8x8 images in `data`, in the run folder `runs`/`run`."""
+    values: dict[str, Any] = {
+        "data": str(data), "run": run, "storage": str(runs), "steps": 12,
+        "global_batch_size": 24, "image_size": 8, "channels": 1, "workers": 0,
+        "precision": "fp32", "checkpoint_every": 6, "evaluate_every": 6,
+        "model": {"kind": "mlp", "latent_channels": 2, "width": 16},
+    }  # fmt: skip
+    return TrainConfig.model_validate(values | changes)
+
+
+def train(config: TrainConfig, ranks: int = 1) -> list[dict[str, Any]]:
+    """Trains to `config.steps`; each rank's steps (terms and keys) and how it ended."""
+    run = Run.at(config)
+    holdout = Dataset.open(config.holdout).digest if config.holdout else None
+    run.open(config, run.pins() or Pins(Dataset.open(config.data).digest, holdout))
+    attempt = run.claim()
+    if ranks == 1:
+        return [_train(config, run, attempt)]
+    folder = Path(run.path(f"ranks-{attempt.number}"))
+    folder.mkdir(parents=True)
+    arguments = (ranks, config.model_dump(mode="json"), attempt.number, str(folder))
+    torch.multiprocessing.spawn(_rank, args=arguments, nprocs=ranks)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def _rank(rank: int, ranks: int, config: dict[str, Any], attempt: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(Path(folder) / "rendezvous"), ranks)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks, store=store)
+    made = TrainConfig.model_validate(config)
+    result = _train(made, Run.at(made), Attempt(attempt))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+    keys: list[list[str]] = []
+    taken = loop._next_step
+
+    def noted(*arguments: Any) -> Any:
+        batch, report = taken(*arguments)
+        keys.append(list(batch.keys))
+        return batch, report
+
+    loop._next_step = noted
+    try:
+        world = current_world(torch.device("cpu"))
+        reports = list(loop.train(config, run, attempt, world, Outbox()))
+    finally:
+        loop._next_step = taken
+    ended = reports[-1]
+    assert isinstance(ended, loop.Ended)
+    steps = [report for report in reports if isinstance(report, StepReport)]
+    return {
+        "losses": [-report.objective for report in steps],
+        "skipped": [report.skipped for report in steps],
+        "keys": keys,
+        "digest": ended.digest,
+        "step": ended.step,
+        "converged": ended.converged,
+        "chosen": ended.chosen.step if ended.chosen else None,
+        "validations": [validation.terms for validation in ended.validations],
+    }
