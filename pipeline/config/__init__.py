@@ -12,7 +12,6 @@ from pipeline.config.jobs import (
     ModelsConfig,
     PackConfig,
     PullConfig,
-    TrainConfig,
     VerifyConfig,
 )
 from pipeline.config.latents import DecodeConfig, EncodeConfig, ExportConfig, StoresConfig
@@ -29,6 +28,7 @@ from pipeline.config.sections import (
     TrackingConfig,
     Url,
 )
+from pipeline.config.train import TrainConfig
 
 __all__ = [
     "Crop",

@@ -1,0 +1,140 @@
+"""What `jobs.train` is asked for."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections import (
+    Crop,
+    LoaderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreprocessConfig,
+    Section,
+    Tail,
+    TrackingConfig,
+    Url,
+)
+
+
+class TrainConfig(Section):
+    """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
+
+    data: Url = Field(
+        description="The dataset, as packed by jobs.pack (its train split, if split)."
+    )
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="A stable name: starting it again continues the run.",
+    )
+    storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+    sweep: str | None = Field(
+        None, description="KEY=A,B,...: a run per value (objective.beta=0.5,1,4), compared."
+    )
+    steps: int = Field(
+        1000, gt=0, description="Optimiser steps in all; more continue a finished run."
+    )
+    global_batch_size: int = Field(256, gt=0, description="Images per step over all workers.")
+    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
+    crop: Crop = Field("center", description="How a rectangle becomes a square.")
+    flip: bool = Field(False, description="Mirror every second image, by seed.")
+    tail: Tail = Field("pad", description="What happens to an epoch's last, incomplete batch.")
+    workers: int | str = Field(
+        1,
+        description="Ray Train workers; 2..8: as many as there is room for, again whenever nodes "
+        "come or go; 0: this process (or torchrun's).",
+    )
+    stall_seconds: float = Field(
+        600, gt=0, description="A worker that does not answer the others for so long is replaced."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
+        "auto",
+        description="Autocast type; auto: bf16 where the hardware has it, else fp32. fp16 scales "
+        "gradients; fp64 also keeps weights in float64, for checks.",
+    )
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Images per forward pass of a worker; None: all of its share."
+    )
+    exact: bool = Field(
+        False,
+        description="Add micro-batches' gradients in one order: the same bits with any workers.",
+    )
+    deterministic: bool = Field(False, description="Only kernels that give the same bits again.")
+    compile: bool = Field(False, description="torch.compile the model (needs a C++ compiler).")
+    init: str | None = Field(
+        None, description="Begin with the weights of a registered model, a bundle or a run."
+    )
+    freeze: Literal["encoder", "decoder"] | None = Field(
+        None, description="The part whose weights stay as they are."
+    )
+    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(3, gt=0, description="Newest checkpoints that are kept.")
+    holdout: Url | None = Field(
+        None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
+    )
+    evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
+    patience: int | None = Field(
+        None, gt=0, description="Evaluations without a better ELBO after which training ends."
+    )
+    select: Literal["best", "last"] = Field(
+        "best",
+        description="Weights that the model is made of: of the best evaluation (where the "
+        "objective is the ELBO or a bound) or of the last step.",
+    )
+    nonfinite_limit: int = Field(
+        20, gt=0, description="Steps in a row with a non-finite loss or gradient that end the run."
+    )
+    max_failures: int = Field(
+        3, ge=0, description="Times that Ray replaces dead workers before the run fails."
+    )
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loader: LoaderConfig = LoaderConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _an_image_for_each(self) -> Self:
+        if not re.fullmatch(r"\d+|[1-9]\d*\.\.[1-9]\d*", str(self.workers)):
+            raise ValueError(f"workers {self.workers}: give a number, or a range such as 2..8")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers {self.workers}: the first number is the smaller one")
+        if self.max_workers > self.global_batch_size:
+            raise ValueError(
+                f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
+                "each worker needs an image per step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exactly(self) -> Self:
+        if not self.exact:
+            return self
+        workers, micro = max(1, self.max_workers), self.micro_batch_size
+        if micro is None or self.global_batch_size % (micro * workers):
+            raise ValueError(
+                f"exact needs a micro_batch_size that divides global_batch_size / workers "
+                f"({self.global_batch_size} / {workers}); it is {micro}"
+            )
+        if self.precision == "fp16":
+            raise ValueError("exact and fp16 exclude each other: use bf16 or fp32")
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that train."""
+        return int(str(self.workers).partition("..")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that train; 0: this process, or torchrun's."""
+        return int(str(self.workers).rpartition("..")[2])
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """The model's preprocessing."""
+        return PreprocessConfig(image_size=self.image_size, channels=self.channels, crop=self.crop)
