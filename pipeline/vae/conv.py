@@ -40,7 +40,7 @@ class Conv(Network):
         self._grid = (widths[-1], sizes[-1], sizes[-1])
         features = widths[-1] * sizes[-1] ** 2
         # The first and the last layer change the size too: at full size, layers of few channels
-        # cost most of the time on CPUs (3x at 32 pixels here).
+        # would cost most of the time.
         down: list[nn.Module] = []
         for before, after in itertools.pairwise([shape.channels, *widths]):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]

@@ -1,0 +1,54 @@
+"""Every benchmark that needs no large data runs small, from its own command to its JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MNIST = ROOT.parent / "shared/data/mnist"
+
+
+def run(*words: str) -> dict:
+    command = [sys.executable, "-m", *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_the_gpu_benchmark_runs_small_and_counts_flops():
+    small = (
+        "--seconds",
+        "0.1",
+        "--batch",
+        "1",
+        "--image-size",
+        "32",
+        "--width",
+        "32",
+        "--variants",
+        "float32",
+    )
+    result = run("tests.benchmarks.gpu", *small)
+    assert len(result["rows"]) == 2
+    encode, step = result["rows"][0], result["rows"][1]
+    # Encoder, decoder and both backward passes: between six and twelve times the encoder alone.
+    assert 6 < step["gflop"] / encode["gflop"] < 12
+    assert all(row["images_per_second"] > 0 for row in result["rows"])
+
+
+def test_the_iwae_table_runs_small_and_goes_on_where_it_was(tmp_path):
+    if not MNIST.exists():
+        pytest.skip("needs ../shared/data/mnist")
+    small = (
+        "tests.benchmarks.iwae_table", "--mnist", str(MNIST), "--work", str(tmp_path),
+        "--epochs", "1", "--train-images", "400", "--test-images", "20",
+        "--importance-samples", "50", "--k", "1", "5", "--threads", "1",
+    )  # fmt: skip
+    result = run(*small)
+    assert set(result["table"]) == {"1", "5"}
+    assert result["paired"].keys() == {"k1 - k5"}
+    assert 100 < result["table"]["1"]["nll"] < 600
+    assert run(*small) == result
