@@ -36,7 +36,7 @@ class RecordBatchPlace:
 
 @dataclass(frozen=True)
 class LatentRows:
-    """Rows of a latent file: `tensors` [n, Z, h, w] by column, `record` with everything else.
+    """Rows of a latent file: `tensors` [n, Z, h, w] by column, `record` with the rest as well.
 
     Arrays are views of the file's memory where that is local; text is decoded when asked for.
     """
@@ -61,13 +61,15 @@ class LatentRows:
     @functools.cached_property
     def columns(self) -> dict[str, list[Any]]:
         """The source's own columns."""
-        names = [name for name in self.record.schema.names if name not in ("key", "position")]
-        return {name: self.record.column(name).to_pylist() for name in names}
+        fields = [f for f in self.record.schema if f.name not in ("key", "position")]
+        plain = [f.name for f in fields if not isinstance(f.type, pa.FixedShapeTensorType)]
+        return {name: self.record.column(name).to_pylist() for name in plain}
 
     def take(self, rows: npt.NDArray[np.int64]) -> "LatentRows":
         """A copy of some rows."""
         tensors = {name: values[rows] for name, values in self.tensors.items()}
-        return LatentRows(self.record.take(pa.array(rows)), tensors)
+        rest = self.record.select(["key", "position", *self.columns])
+        return LatentRows(rest.take(pa.array(rows)), tensors)
 
 
 def column_type(name: str) -> pa.DataType:
@@ -151,13 +153,14 @@ def _tensor_array(kind: pa.FixedShapeTensorType, values: Array) -> pa.ExtensionA
 
 def rows_of(batch: pa.RecordBatch, identity: Identity, names: Sequence[str]) -> LatentRows:
     """A record batch as numpy views: the tensors in `names` only."""
+    shape, dtype = (batch.num_rows, *identity.latent_shape), np.dtype(identity.options.dtype)
     tensors = {}
     for name in names:
-        column = batch.column(name)
-        shape = (len(batch), *identity.latent_shape)
-        values = column.storage.flatten().to_numpy(zero_copy_only=True)
-        tensors[name] = values.reshape(shape)
-    return LatentRows(batch.select(["key", "position", *identity.options.columns]), tensors)
+        # Past Arrow's own conversions, which cost more than reading the values: 14 us, not 5.
+        values = batch.column(name).storage.values
+        data = values.buffers()[1] if len(values) else b""
+        tensors[name] = np.frombuffer(data, dtype, len(values) or -1).reshape(shape)
+    return LatentRows(batch, tensors)
 
 
 def parse_record_batch(schema: pa.Schema, data: Any) -> pa.RecordBatch:

@@ -54,8 +54,7 @@ class ShardRows:
 
     def read(self, number: int, names: Sequence[str] | None = None) -> LatentRows:
         """Record batch `number`; `names` are the tensors wanted, None for all."""
-        place = self.receipt.record_batches[number]
-        mapped = self._mapped
+        place, mapped = self.receipt.record_batches[number], self._mapped
         data: Any = (
             storage.read(self.url, place.offset, place.offset + place.bytes)
             if mapped is None

@@ -56,7 +56,11 @@ def test_polars_reads_the_same_values(written):
 def test_each_place_is_one_record_batch_that_can_be_read_alone(written):
     data = written.path.read_bytes()
     assert [place.rows for place in written.places] == [3, 0, 2]
-    last = written.places[-1]
+    empty, last = written.places[1:]
+    batch = parse_record_batch(schema_of(IDENTITY), data[empty.offset : empty.offset + empty.bytes])
+    nothing = rows_of(batch, IDENTITY, ("mean",))
+    assert (len(nothing), nothing.keys) == (0, [])
+    assert nothing.tensors["mean"].shape == (0, *LATENT_SHAPE)
     batch = parse_record_batch(schema_of(IDENTITY), data[last.offset : last.offset + last.bytes])
     rows = rows_of(batch, IDENTITY, ("logvar",))
     assert rows.keys == KEYS[3:]
