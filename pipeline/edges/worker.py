@@ -88,6 +88,13 @@ def process_group() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def actor_deaths() -> tuple[type[Exception], ...]:
+    """What a call raises whose actor has died, or was killed for memory."""
+    import ray
+
+    return (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+
+
 class ActorRecorder:
     """The recorder actor, called without waiting."""
 
@@ -109,6 +116,6 @@ class ActorRecorder:
         for call in done:
             try:
                 self._newest = self._ray.get(call)
-            except self._ray.exceptions.RayActorError:
+            except actor_deaths():
                 continue  # Its points stay in the outbox, and in every checkpoint.
         return self._newest

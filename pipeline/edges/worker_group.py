@@ -16,7 +16,7 @@ from pipeline.edges.logs import stored_log
 from pipeline.edges.outcome import FLUSH_SECONDS, mlflow_status, recorder_arguments
 from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.registrar import registered_on_the_way
-from pipeline.edges.worker import ActorRecorder, run_rank
+from pipeline.edges.worker import ActorRecorder, actor_deaths, run_rank
 from pipeline.errors import PipelineError, RunError
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Run
@@ -61,7 +61,7 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
             ):
                 ended = _until_ended(config, run, attempt, name)
         except PipelineError:
-            with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            with suppress(*actor_deaths(), ray.exceptions.GetTimeoutError):
                 ray.get(recorder.finish.remote("FAILED"), timeout=FLUSH_SECONDS)
             raise
         points = [Point.from_json(point) for point in ended["points"]]
@@ -69,7 +69,7 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
             settled = recorder.settle.remote(points, ended["snapshot"], FLUSH_SECONDS)
             left = ray.get(settled, timeout=2 * FLUSH_SECONDS)
             run_id = ray.get(recorder.finish.remote(mlflow_status(ended)), timeout=FLUSH_SECONDS)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        except (*actor_deaths(), ray.exceptions.GetTimeoutError):
             return {**ended, "run_id": None}
         return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
 
@@ -80,7 +80,7 @@ def _ask(method: Any) -> Any:
 
     try:
         return ray.get(method.remote(), timeout=5)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+    except (*actor_deaths(), ray.exceptions.GetTimeoutError):
         return None
 
 
@@ -92,7 +92,7 @@ def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str)
     while True:
         try:
             ended = _fit(config, run, attempt, recorder)
-        except ControllerError as error:
+        except (ControllerError, *actor_deaths()) as error:
             # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
             failures += 1
             if failures > config.max_failures:

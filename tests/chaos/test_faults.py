@@ -78,17 +78,15 @@ def test_a_worker_that_is_killed_for_memory_is_replaced(start, calm, monkeypatch
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
     run = start()
     run.until(reached(run, 200))
-    ballast: list[bytearray] = []
+    before, ballast = set(run.workers()), []
 
-    def heavier() -> bool:
-        if run.worker_groups() >= 2:
-            return True
+    def one_was_killed() -> bool:
         assert len(ballast) < 60, "6 GB, and no worker was killed"
         ballast.append(bytearray(os.urandom(2**20) * 100))
         time.sleep(0.3)
-        return False
+        return not before <= set(run.workers())
 
-    run.until(heavier)
+    run.until(one_was_killed)
     ballast.clear()
     assert same(finish(run.process), calm)
 
