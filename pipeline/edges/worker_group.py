@@ -97,10 +97,9 @@ def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str)
             failures += 1
             if failures > config.max_failures:
                 raise _cause(error, config) from error
-            logger.warning(
-                "Ray Train's own actors died; its workers start again: %s",
-                str(error).strip().splitlines()[0],
-            )
+            said = " ".join(str(error).strip().splitlines()[:2])
+            logger.warning("Ray Train's own actors died; its workers start again: %s", said)
+            _free_reservations()
             continue
         if ended["reason"] != "drained":
             return ended
@@ -109,6 +108,22 @@ def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str)
             "where there is room",
             ended["step"],
         )
+
+
+def _free_reservations() -> None:
+    """Removes the placement groups of this driver: a controller that dies leaves its own reserved.
+
+    Seen with Ray 2.60: the workers of the next one then wait for the same cores for ever.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    job = ray.get_runtime_context().get_job_id()
+    for name, found in placement_group_table().items():
+        # An id ends with that of the job which made it.
+        if name.endswith(job) and found["state"] != "REMOVED":
+            made = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name)))
+            ray.util.remove_placement_group(made)
 
 
 def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
