@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError
+from pipeline.errors import ObjectNotFoundError, StoreError
 from pipeline.latents.begun import begun
 from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
@@ -32,8 +32,12 @@ def list_snapshots(store: str) -> dict[str, Snapshot]:
 
 
 def describe(store: str) -> list[dict[str, Any]]:
-    """One row per snapshot, the current one first."""
-    pointer = read_pointer(store)
+    """One row per snapshot, the current one first; `StoreError` where there is no store at all."""
+    pointer, snapshots = read_pointer(store), list_snapshots(store)
+    if pointer is None and not snapshots and not begun(store):
+        raise StoreError(
+            f"{store}: there is no latent store here. Make one with `python -m jobs.encode`."
+        )
     rows = [
         {
             "snapshot": path,
@@ -48,7 +52,7 @@ def describe(store: str) -> list[dict[str, Any]]:
             "bytes": sum(shard.receipt.bytes for shard in snapshot.shards),
             "options": snapshot.identity.to_json()["options"],
         }
-        for path, snapshot in list_snapshots(store).items()
+        for path, snapshot in snapshots.items()
     ]
     return sorted(rows, key=lambda row: (not row["current"], row["snapshot"]))
 

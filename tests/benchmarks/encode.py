@@ -101,7 +101,8 @@ def make_model(folder: Path, kind: str, size: int) -> tuple[VAE, str]:
 
 def encode(model: str, data: str, output: Path, limit: int, **options: object) -> float:
     """Images/s of a job between its first finished shard and its last."""
-    given = {"actors": 0, "shards_in_flight": LANES, "report_images": 0, **options}
+    given = {"actors": 0, "shards_in_flight": LANES, "report_images": 0, "precision": "fp32"}
+    given |= options
     config = EncodeConfig(model=model, data=data, output=str(output), limit=limit, **given)
     run_encoding(config)
     done = sorted(
@@ -163,7 +164,7 @@ def actors(folder: Path, data: str, images: int, size: int) -> dict:
     _, bundle = make_model(folder, "small", size)
     rates = {
         count: encode(bundle, data, folder / f"actors-{count}", images,
-                      actors=count, shards_in_flight=1)
+                      actors=count)
         for count in (1, 2)
     }  # fmt: skip
     return {

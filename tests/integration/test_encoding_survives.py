@@ -73,3 +73,10 @@ def test_threads_make_no_difference_and_running_again_changes_no_byte(
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     assert finish(start(inputs, tmp_path, actors=0))["encoded"] == 0
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
+def test_one_actor_makes_the_store_that_two_threads_and_no_actor_make(
+    inputs, undisturbed, tmp_path
+):
+    assert finish(start(inputs, tmp_path, actors=1, threads=2))["samples"] == 800
+    assert tree(tmp_path / "s") == undisturbed

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import storage
 from pipeline.data import Dataset
+from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.begun import begin
 from pipeline.latents.driver import finish, publish
@@ -120,3 +122,26 @@ def test_snapshots_are_described_with_the_current_one_first(world):
     files = Path(store, "latents", rows[0]["identity"]).glob("*.arrow")
     assert rows[0]["bytes"] == sum(file.stat().st_size for file in files)
     assert len(LatentStore.open(str(store), rows[1]["snapshot"])) == 40
+
+
+def test_on_object_storage_it_is_the_same(world, s3_server):
+    _, store = world
+    url = f"{s3_server.bucket()}/s"
+    for path in store.rglob("*"):
+        if path.is_file():
+            storage.publish(f"{url}/{path.relative_to(store)}", path.read_bytes())
+    stray = f"{next(iter(find_named(url)))}.stray"
+    storage.publish(f"{url}/{stray}", b"xyz")
+    assert remove_garbage(url).files == {stray: 3}
+    assert describe(url)[0]["samples"] == 40
+    assert verify_store(url) == []
+
+
+def find_named(url: str) -> list[str]:
+    snapshot = LatentStore.open(url).snapshot
+    return [shard.receipt.path for shard in snapshot.shards]
+
+
+def test_where_there_is_no_store_it_says_so(tmp_path):
+    with pytest.raises(StoreError, match="there is no latent store here"):
+        describe(str(tmp_path))
