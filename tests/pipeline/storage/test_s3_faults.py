@@ -92,8 +92,10 @@ def test_a_slow_body_is_waited_for(url, fault_proxy):
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "RequestExpired"])
-def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, code):
-    before = retry_counts()
+def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, monkeypatch, code):
+    before, session = retry_counts(), storage.s3._Client.filesystem
+    # A session that is younger than a second is not made anew.
+    monkeypatch.setattr(storage.s3._Client, "made_at", float("-inf"))
     fault_proxy.rules = [
         Rule(GET, "truncate", count=1, after_bytes=1_000_000),
         Rule(GET, "status", count=2, status=400 if code == "ExpiredToken" else 403, code=code),
@@ -101,6 +103,7 @@ def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, 
     assert storage.read(url) == DATA
     assert retried("credentials", before) == 2
     assert fault_proxy.matching(GET)[-1].range[0] == 1_000_000
+    assert storage.s3._Client.filesystem is not session
 
 
 def test_a_secret_rotated_midway_in_a_read_is_taken_up(url, fault_proxy, s3_server, monkeypatch):
