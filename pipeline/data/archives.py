@@ -145,6 +145,8 @@ def _unpacked(url: str, etag: str) -> BinaryIO:
     """The plain tar, open; the first process that needs it unpacks, others wait for that one."""
     folder = _folder()
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise DatasetError(f"{folder}: belongs to another user. Remove it, or set TMPDIR.")
     path = folder / f"{hashlib.sha256(f'{url} {etag}'.encode()).hexdigest()}.tar"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
