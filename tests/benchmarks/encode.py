@@ -38,6 +38,8 @@ from pipeline.vae import VAE, build_vae, save_bundle
 from tests.killing import ROOT
 
 BATCH, LANES = 64, 2
+IN_FLIGHT = LANES + 1
+"""One shard waits for the disk while the others compute, as with `--cores 2`."""
 IMAGENET = 1_281_167
 MODELS = {
     "small": ModelConfig(width=32, latent_channels=8, latent_size=4),
@@ -101,7 +103,7 @@ def make_model(folder: Path, kind: str, size: int) -> tuple[VAE, str]:
 
 def encode(model: str, data: str, output: Path, limit: int, **options: object) -> float:
     """Images/s of a job between its first finished shard and its last."""
-    given = {"actors": 0, "shards_in_flight": LANES, "report_images": 0, "precision": "fp32"}
+    given = {"actors": 0, "shards_in_flight": IN_FLIGHT, "report_images": 0, "precision": "fp32"}
     given |= options
     config = EncodeConfig(model=model, data=data, output=str(output), limit=limit, **given)
     run_encoding(config)
@@ -110,8 +112,8 @@ def encode(model: str, data: str, output: Path, limit: int, **options: object) -
         for path in output.glob("receipts/*/*.json")
     )
     # The lanes begin together and their shards end in waves: from the end of the first to the last.
-    images = sum(samples for _, samples in done[LANES:])
-    return images / max(1e-9, done[-1][0] - done[LANES - 1][0])
+    images = sum(samples for _, samples in done[IN_FLIGHT:])
+    return images / max(1e-9, done[-1][0] - done[IN_FLIGHT - 1][0])
 
 
 def bare(vae: VAE, data: str, images: int, lanes: int = LANES) -> float:
