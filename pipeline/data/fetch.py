@@ -67,6 +67,7 @@ class SampleReader:
         self._chunks: OrderedDict[tuple[int, int], tuple[Future[bytes], int]] = OrderedDict()
         self._memory_bytes = memory_bytes
         self._held_bytes = 0
+        self._closed = False
         self.fetched_bytes = 0
 
     def place(self, sample: int) -> Place:
@@ -91,6 +92,25 @@ class SampleReader:
         begin = int(index.starts[first])
         data = self._chunk_bytes(url, place.shard, begin, int(index.ends[last]))
         return self._cut(index, place.position, data, begin)
+
+    def warm(self, sample: int) -> None:
+        """Fetches the chunk that a sample lies in, unless it is there or on its way.
+
+        Shards on the local filesystem need none of it: reading them is as cheap as a look-up.
+        """
+        place = self.place(sample)
+        url = self._dataset.shard_url(self._dataset.shards[place.shard])
+        index = self.index(place.shard)
+        if storage.local_path(url) is None:
+            first, last = self._chunk_of(place, sample)
+            begin, end = int(index.starts[first]), int(index.ends[last])
+            mine = self._claim(place.shard, begin, end)
+            if mine is not None:
+                _fill(mine, lambda: self._get(url, begin, end))
+
+    def close(self) -> None:
+        """Lets every fetch that has not begun fail at once, so that nobody waits for it."""
+        self._closed = True
 
     def read_positions(self, shard: int, first: int, last: int) -> list[RawSample]:
         """The samples at positions [first, last) of a shard, also removed ones, by one read.
@@ -130,21 +150,30 @@ class SampleReader:
         return self.place(first).position, self.place(last).position
 
     def _chunk_bytes(self, url: str, shard: int, begin: int, end: int) -> bytes:
+        mine = self._claim(shard, begin, end)
+        if mine is not None:
+            return _fill(mine, lambda: self._get(url, begin, end))
+        with self._lock:
+            found = self._chunks.get((shard, begin))
+        # Forgotten between the two looks: it is fetched again.
+        return found[0].result() if found else self._get(url, begin, end)
+
+    def _claim(self, shard: int, begin: int, end: int) -> "Future[bytes] | None":
+        """A future for the caller to fill; None when somebody else has it in hand."""
         key = (shard, begin)
         with self._lock:
-            found = self._chunks.get(key)
-            if found is None:
-                mine: Future[bytes] = Future()
-                self._chunks[key] = mine, end - begin
-                self._held_bytes += end - begin
-                self._forget_chunks()
-            else:
+            if key in self._chunks:
                 self._chunks.move_to_end(key)
-        if found is not None:
-            return found[0].result()
-        return _fill(mine, lambda: self._get(url, begin, end))
+                return None
+            mine: Future[bytes] = Future()
+            self._chunks[key] = mine, end - begin
+            self._held_bytes += end - begin
+            self._forget_chunks()
+            return mine
 
     def _get(self, url: str, start: int, end: int) -> bytes:
+        if self._closed:
+            raise DatasetError(f"{storage.shown(url)}: the loader was closed.")
         # Fewer where the shard was cut short: the samples behind the cut are bad, one by one.
         data = storage.read(url, start, end)
         with self._lock:

@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,12 @@ from pipeline.errors import DatasetError, SampleError
 
 CHUNK_BYTES = 4 * 2**20
 """Aim for one ranged read: small enough to mix, large enough for full bandwidth."""
+FETCH_THREADS = 8
+"""Ranged reads under way at once; they wait for the network, so they cost no core."""
+FETCH_AHEAD = 8
+"""Batches beyond the queued ones whose chunks are fetched already."""
+MOST_BEGUN = 65_536
+"""Chunks of which it is remembered that their fetch has begun."""
 STALL_SECONDS = 300.0
 MAX_LISTED = 1000
 
@@ -89,6 +96,10 @@ class Loader:
         self._reader = SampleReader(dataset, self.order.chunk, memory_bytes, columns)
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // local_ranks(world_size))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        self._io = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._waiting: deque[_Pending] = deque()
+        self._fetched = 0
+        self._begun: OrderedDict[tuple[int, int], None] = OrderedDict()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,21 +115,51 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._started = True
-        waiting: deque[_Pending] = deque()
-        try:
-            for index in range(self._next_batch, self.order.steps):
-                while len(waiting) < self._prefetch and index + len(waiting) < self.order.steps:
-                    waiting.append(self._submit(index + len(waiting)))
-                started = time.perf_counter()
-                batch = self._collect(waiting.popleft())
-                self.stats.wait_seconds += time.perf_counter() - started
-                self._next_batch = index + 1
-                yield batch
-            self.epoch += 1
-            self._next_batch = 0
-        finally:
-            for pending in waiting:
-                pending.cancel()
+        epoch = self.epoch
+        while self.epoch == epoch:
+            self._fill_queue()
+            if not self._waiting:
+                return
+            started = time.perf_counter()
+            batch = self._collect(self._waiting.popleft())
+            self.stats.wait_seconds += time.perf_counter() - started
+            self._next_batch = batch.index + 1
+            if self._next_batch == self.order.steps:
+                self.epoch, self._next_batch = epoch + 1, 0
+            yield batch
+
+    def _fill_queue(self) -> None:
+        """Keeps `prefetch_batches` batches in work, into the next epoch too: no thread rests.
+
+        What is read in order is read once (evaluation), so then nothing is begun after the end.
+        """
+        steps = self.order.steps
+        while steps and len(self._waiting) < self._prefetch:
+            ahead = self._next_batch + len(self._waiting)
+            if ahead >= steps and not self.order.shuffle:
+                return
+            self._waiting.append(self._submit(self.epoch + ahead // steps, ahead % steps))
+        self._fetch_ahead()
+
+    def _fetch_ahead(self) -> None:
+        """Begins to fetch what the batches behind the queued ones need, each chunk once."""
+        steps = self.order.steps
+        queued = self.epoch * steps + self._next_batch + len(self._waiting)
+        self._fetched = max(self._fetched, queued)
+        while self._fetched < queued + FETCH_AHEAD:
+            epoch, index = divmod(self._fetched, steps)
+            if epoch > self.epoch and not self.order.shuffle:
+                return
+            ids = self.order.batch(epoch, index, self.slots)
+            ids = ids[ids != PADDED]
+            chunks, first = np.unique(ids // self.order.chunk, return_index=True)
+            for chunk, sample in zip(chunks.tolist(), ids[first].tolist(), strict=True):
+                if (epoch, chunk) not in self._begun:
+                    self._begun[epoch, chunk] = None
+                    self._io.submit(self._reader.warm, sample)
+            while len(self._begun) > MOST_BEGUN:
+                self._begun.popitem(last=False)
+            self._fetched += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Every argument of the order, and the batches consumed: the same on all ranks."""
@@ -155,25 +196,30 @@ class Loader:
         self._reader = SampleReader(
             self.dataset, self.order.chunk, self._memory_bytes, self._columns
         )
-        self.epoch, self._next_batch = state["epoch"], state["batches"]
+        done, self._next_batch = divmod(state["batches"], max(1, self.order.steps))
+        self.epoch = state["epoch"] + done
 
     def close(self) -> None:
         """Ends the threads; work under way is finished first."""
+        self._reader.close()
+        self._io.shutdown(wait=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, index: int) -> "_Pending":
-        ids = self.order.batch(self.epoch, index, self.slots).tolist()
+    def _submit(self, epoch: int, index: int) -> "_Pending":
+        ids = self.order.batch(epoch, index, self.slots).tolist()
         size = self.preprocess.image_size
         images = torch.zeros((len(ids), self.preprocess.channels, size, size), dtype=torch.uint8)
         # As many tasks as threads have work for, not one per image: a future costs 30 us.
         per_task = max(1, -(-len(ids) // (4 * self._threads)))
         tasks = [
-            self._pool.submit(self._decode, ids[at : at + per_task], images[at : at + per_task])
+            self._pool.submit(
+                self._decode, epoch, ids[at : at + per_task], images[at : at + per_task]
+            )
             for at in range(0, len(ids), per_task)
         ]
-        return _Pending(self.epoch, index, images, tasks)
+        return _Pending(epoch, index, images, tasks)
 
-    def _decode(self, ids: list[int], images: Tensor) -> list[_Row]:
+    def _decode(self, epoch: int, ids: list[int], images: Tensor) -> list[_Row]:
         rows = []
         for sample, image in zip(ids, images, strict=True):
             if sample == PADDED:
@@ -181,7 +227,7 @@ class Loader:
                 continue
             raw: RawSample = self._reader.read(sample)
             try:
-                draw = sample_draw(self.order.seed, self.epoch, raw.key)
+                draw = sample_draw(self.order.seed, epoch, raw.key)
                 data = self._checked(sample, raw)
                 preprocess_into(image, data, self.preprocess, flip=self._flip, draw=draw)
                 rows.append(_Row(raw.key, raw.columns, None))
@@ -224,10 +270,6 @@ class _Pending:
     images: Tensor
     tasks: list["Future[list[_Row]]"]
 
-    def cancel(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-
 
 def plan_order(
     dataset: Dataset,
@@ -246,7 +288,8 @@ def plan_order(
     average = max(1, total // sum(shard.samples for shard in dataset.shards))
     chunk = min(64, max(16, CHUNK_BYTES // average))
     order = Order(samples, global_batch_size, seed, chunk, 1, shuffle=shuffle, tail=tail)
-    window = max(1, min(8, memory_bytes // (order.lanes * chunk * average)))
+    # Half of the memory: the other half holds what is fetched ahead, and windows that overlap.
+    window = max(1, min(8, memory_bytes // (2 * order.lanes * chunk * average)))
     return Order(samples, global_batch_size, seed, chunk, window, shuffle=shuffle, tail=tail)
 
 

@@ -77,19 +77,21 @@ class Order:
             ids = first + place
         return np.where(padded, PADDED, ids)
 
-    def window_of(self, place: int) -> int:
-        """Which window of its lane a place belongs to."""
-        return place // (self.chunk * self.window)
-
     def _shuffled(self, epoch: int, lane: Ids, place: Ids, length: Ids) -> Ids:
-        """Each place exchanged with another of its window; a permutation of each lane."""
+        """Each place exchanged with another of its window; a permutation of each lane.
+
+        Lane i's windows begin i/L of a window earlier than lane 0's: were they to begin together,
+        all lanes would ask for new chunks at one moment, and for none until the next.
+        """
         size = self.chunk * self.window
-        window = place // size
-        start = window * size
-        count = np.minimum(size, length - start)
+        shift = lane * size // self.lanes
+        window = (place + shift) // size
+        start = np.maximum(window * size - shift, 0)
+        count = np.minimum((window + 1) * size - shift, length) - start
         tag = lane * 2**32 + window
         keys = _keys(self.seed, epoch, 1)
-        return start + permute(place - start, np.maximum(count, 1), keys, tag)
+        shuffled: Ids = start + permute(place - start, np.maximum(count, 1), keys, tag)
+        return shuffled
 
     def _at_position(self, epoch: int, position: Ids) -> Ids:
         """The id at each place of the sequence of permuted chunks; the last chunk may be short."""

@@ -1,0 +1,302 @@
+"""The loader against bare decoding, stock webdataset and bare ranged reads; one JSON line.
+
+    python -m tests.benchmarks.loader --photos ../shared/data/photos --work runs/loader
+
+Every ratio is of two measurements that take turns in one run. `--parts` chooses some:
+local (batches of 256 pixels from local tars), small (reading 4 KB samples without decoding), s3 (a
+real Ceph gateway on loopback), bytes (fetched per dataset byte at many world sizes, over the same
+gateway), scale (10^9 samples in 10^5 shards), memory (five epochs).
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+
+from pipeline import storage
+from pipeline.config import PackConfig, PreprocessConfig
+from pipeline.data import Dataset, Loader
+from pipeline.data.fetch import SampleReader
+from pipeline.data.loader import plan_order
+from pipeline.data.manifest import Manifest, ShardRecord
+from pipeline.data.pack import pack
+from pipeline.data.preprocess import preprocess_into
+from tests.servers import rgw
+
+SIZE, BATCH, THREADS, ROUNDS = 256, 64, 2, 5
+WORLDS = (1, 2, 3, 5, 7, 8, 16)
+PREPROCESS = PreprocessConfig(image_size=SIZE)
+
+
+def packed(source: Path, output: str) -> Dataset:
+    """The dataset, packed unless that was done."""
+    if not storage.exists(storage.join(output, "manifest.json")):
+        pack(PackConfig(source=(str(source),), output=output, workers=2))
+    return Dataset.open(output)
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Units per second of one call."""
+    started = time.perf_counter()
+    return work() / (time.perf_counter() - started)
+
+
+def steady(loader: Loader, epochs: int = 3) -> float:
+    """Images per second in steady state.
+
+    The clock starts after one epoch: what the threads prepared before their turn does not count.
+    """
+    ours(loader)
+    started = time.perf_counter()
+    images = sum(ours(loader) for _ in range(epochs))
+    return images / (time.perf_counter() - started)
+
+
+def in_turn(*rates: Callable[[], float]) -> list[float]:
+    """Medians of ROUNDS rounds in which each has its turn."""
+    rounds = [[find() for find in rates] for _ in range(ROUNDS)]
+    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+
+
+def bare_decode(images: list[bytes]) -> int:
+    """Decode, crop and resize from RAM, on as many threads and nothing else."""
+    out = torch.empty((len(images), 3, SIZE, SIZE), dtype=torch.uint8)
+
+    def work(first: int) -> None:
+        for number in range(first, len(images), THREADS):
+            preprocess_into(out[number], images[number], PREPROCESS)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+    return len(images)
+
+
+def ours(loader: Loader) -> int:
+    """One epoch."""
+    return sum(int(batch.valid.sum()) for batch in loader)
+
+
+def stock(dataset: Dataset) -> int:
+    """One epoch of stock webdataset with two workers, as its documentation has it."""
+    urls = [dataset.shard_url(shard) for shard in dataset.shards]
+
+    def resized(image: Image.Image) -> torch.Tensor:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR, box)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+
+    data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    data = data.shuffle(500).decode("pil").to_tuple("jpg;jpeg;png;webp").map_tuple(resized)
+    loader = webdataset.WebLoader(data.batched(BATCH), batch_size=None, num_workers=THREADS)
+    return sum(len(images) for (images,) in loader)
+
+
+def local(arguments: argparse.Namespace) -> dict[str, float]:
+    """Photos to batches from local tars."""
+    dataset = packed(arguments.photos, str(arguments.work / "photos"))
+    reader = SampleReader(dataset, 1, 0, ())
+    images = [reader.read(sample).image for sample in range(len(dataset))]
+    with closing(
+        Loader(dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS)
+    ) as loader:
+        bare, full, other = in_turn(
+            lambda: rate(lambda: bare_decode(images * 3)),
+            lambda: steady(loader),
+            lambda: rate(lambda: stock(dataset)),
+        )
+    again = Loader(dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS)
+    with closing(again):
+        state = {**again.state_dict(), "epoch": 3, "batches": again.steps_per_epoch // 2}
+        again.load_state_dict(state)
+        started = time.perf_counter()
+        next(iter(again))
+        first = time.perf_counter() - started
+    return {
+        "bare_images_per_second": bare,
+        "loader_images_per_second": full,
+        "webdataset_images_per_second": other,
+        "to_bare_decode": full / bare,
+        "to_webdataset": full / other,
+        "first_batch_after_resume_s": first,
+    }
+
+
+def small(arguments: argparse.Namespace) -> dict[str, float]:
+    """4 KB samples without decoding, checksum on, against stock webdataset's reading of them."""
+    dataset = tiny_dataset(arguments.work, 20_000, 4000)
+    urls = [dataset.shard_url(shard) for shard in dataset.shards]
+
+    def read() -> int:
+        reader = SampleReader(dataset, 64, 2**28, ())
+        return sum(len(reader.read(s).checked_image()) > 0 for s in range(len(dataset)))
+
+    def theirs() -> int:
+        data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+        return sum(len(sample["png"]) > 0 for sample in data)
+
+    def copy() -> int:
+        reader = SampleReader(dataset, 64, 2**28, ())
+        images = [reader.read(s).image for s in range(2000)]
+        return sum(zlib.crc32(bytes(bytearray(image))) >= 0 for image in images * 10)
+
+    one, other, bare = in_turn(*(partial(rate, work) for work in (read, theirs, copy)))
+    return {"samples_per_second": one, "to_webdataset": one / other, "to_crc_and_copy": one / bare}
+
+
+def tiny_dataset(work: Path, count: int, size: int, output: str | None = None) -> Dataset:
+    """`count` PNG images of about `size` bytes that decode in no time."""
+    folder = work / f"tiny-{count}-{size}"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        random = np.random.default_rng(0)
+        for number in range(count):
+            buffer = io.BytesIO()
+            pixels = random.integers(0, 256, (8, max(8, size // 24), 3), np.uint8)
+            Image.fromarray(pixels).save(buffer, "png", compress_level=0)
+            (folder / f"{number:06}.png").write_bytes(buffer.getvalue())
+    return packed(folder, output or str(work / f"packed-{count}-{size}"))
+
+
+@contextmanager
+def gateway() -> Iterator[str]:
+    """A bucket's URL on a real S3 server of its own, with the environment set for it."""
+    missing = rgw.missing_programs()
+    if missing:
+        raise SystemExit(f"needs {', '.join(missing)}: run `make servers`.")
+    with tempfile.TemporaryDirectory(prefix="rgw-") as folder:
+        server = rgw.start(Path(folder))
+        try:
+            os.environ |= server.environment
+            yield server.bucket()
+        finally:
+            server.stop()
+
+
+def s3(arguments: argparse.Namespace) -> dict[str, float]:
+    """Photos to batches from S3, against bare ranged reads and bare decoding in series."""
+    with gateway() as bucket:
+        dataset = packed(arguments.photos, f"{bucket}/photos")
+        reader = SampleReader(dataset, 1, 0, ())
+        images = [reader.read(sample).image for sample in range(len(dataset))]
+        (shard,) = dataset.shards
+        url, part = dataset.shard_url(shard), 4 * 2**20
+
+        def ranged() -> int:
+            parts = range(0, shard.bytes, part)
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda at: storage.read(url, at, min(at + part, shard.bytes)), parts))
+            return len(images)
+
+        with closing(
+            Loader(dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS)
+        ) as loader:
+            get, bare, full = in_turn(
+                partial(rate, ranged),
+                lambda: rate(lambda: bare_decode(images * 3)),
+                lambda: steady(loader),
+            )
+    harmonic = 1 / (1 / get + 1 / bare)
+    return {
+        "ranged_reads_images_per_second": get,
+        "loader_images_per_second": full,
+        "to_harmonic_sum": full / harmonic,
+    }
+
+
+def fetched(arguments: argparse.Namespace) -> dict[str, float]:
+    """Bytes fetched by all ranks over the dataset's bytes, and chunks' reads over bytes / part."""
+    found: dict[str, float] = {}
+    with gateway() as bucket:
+        dataset = tiny_dataset(arguments.work, arguments.samples, 600, f"{bucket}/tiny")
+        whole = sum(shard.bytes for shard in dataset.shards)
+        for world in WORLDS:
+            total = 0
+            for rank in range(world):
+                with closing(
+                    Loader(
+                        dataset, global_batch_size=BATCH, image_size=8, rank=rank,
+                        world_size=world, threads=THREADS,
+                    )
+                ) as loader:  # fmt: skip
+                    for batch in loader:
+                        if batch.index == loader.steps_per_epoch - 1:
+                            break
+                    total += loader.stats.bytes_fetched
+            found[f"world_{world}"] = total / whole
+    return found
+
+
+def scale(arguments: argparse.Namespace) -> dict[str, float]:
+    """10^9 samples in 10^5 shards: parse the manifest, plan, and find a batch at a random place."""
+    shards = tuple(
+        ShardRecord(
+            path=f"shards/{number:06}.tar", bytes=10**9, sha256=f"{number:064x}", samples=10_000,
+            index_path=f"index/{number:06}.arrow", index_sha256=f"{number:064x}", removed=(),
+        )
+        for number in range(100_000)
+    )  # fmt: skip
+    text = storage.canonical_json(Manifest(1, None, shards).to_json())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    dataset = Dataset("/nowhere", Manifest.from_json(json.loads(text), "/nowhere"))
+    order = plan_order(dataset, 4096, 0, 512 * 2**20, shuffle=True, tail="pad")
+    reader = SampleReader(dataset, order.chunk, 2**28, ())
+    for sample in order.batch(7, 123_456, range(4096)).tolist():
+        reader.place(sample)
+    return {
+        "seconds": time.perf_counter() - started,
+        "more_megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+    }
+
+
+def memory(arguments: argparse.Namespace) -> dict[str, object]:
+    """Resident memory after each of five epochs."""
+    dataset = packed(arguments.photos, str(arguments.work / "photos"))
+    pages = []
+    with closing(
+        Loader(dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS)
+    ) as loader:
+        for _ in range(5):
+            ours(loader)
+            resident = int(Path("/proc/self/statm").read_text().split()[1])
+            pages.append(resident * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        bound = loader.memory_bound_bytes / 2**20
+    return {"resident_mib": pages, "last_to_second": pages[-1] / pages[1], "bound_mib": bound}
+
+
+PARTS = {
+    "local": local, "small": small, "s3": s3, "bytes": fetched, "scale": scale, "memory": memory,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Prints one JSON line of all parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path, required=True, help="A folder of real photos.")
+    parser.add_argument("--work", type=Path, required=True, help="For packed datasets.")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--samples", type=int, default=100_000, help="Of the part bytes.")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps({name: PARTS[name](arguments) for name in arguments.parts}))
+
+
+if __name__ == "__main__":
+    main()
