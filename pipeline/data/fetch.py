@@ -18,6 +18,9 @@ from pipeline.errors import DatasetError, PipelineError, SampleError
 
 Filled = TypeVar("Filled")
 
+LARGE_BYTES = 32 * 1024
+"""From here on a sample of a local shard is read by itself; smaller ones come with their chunk."""
+
 INDEX_SAMPLES = 2_000_000
 """Samples whose index entries are kept in memory by one reader: about 200 MB."""
 
@@ -86,7 +89,8 @@ class SampleReader:
         url = self._dataset.shard_url(self._dataset.shards[place.shard])
         index = self.index(place.shard)
         start, end = int(index.starts[place.position]), int(index.ends[place.position])
-        if alone or storage.local_path(url) is not None:
+        is_large = end - start >= LARGE_BYTES
+        if alone or (is_large and storage.local_path(url) is not None):
             return self._cut(index, place.position, self._get(url, start, end), start)
         first, last = self._chunk_of(place, sample)
         begin = int(index.starts[first])

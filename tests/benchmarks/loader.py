@@ -143,21 +143,40 @@ def small(arguments: argparse.Namespace) -> dict[str, float]:
     dataset = tiny_dataset(arguments.work, 20_000, 4000)
     urls = [dataset.shard_url(shard) for shard in dataset.shards]
 
-    def read() -> int:
-        reader = SampleReader(dataset, 64, 2**28, ())
+    reader = SampleReader(dataset, 64, 2**28, ())
+
+    def by_id() -> int:
         return sum(len(reader.read(s).checked_image()) > 0 for s in range(len(dataset)))
+
+    def in_order() -> int:
+        count = 0
+        for number, shard in enumerate(dataset.shards):
+            for first in range(0, shard.samples, 256):
+                last = min(first + 256, shard.samples)
+                for raw in reader.read_positions(number, first, last):
+                    count += len(raw.checked_image()) > 0
+        return count
 
     def theirs() -> int:
         data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
         return sum(len(sample["png"]) > 0 for sample in data)
 
-    def copy() -> int:
-        reader = SampleReader(dataset, 64, 2**28, ())
-        images = [reader.read(s).image for s in range(2000)]
-        return sum(zlib.crc32(bytes(bytearray(image))) >= 0 for image in images * 10)
+    def bare() -> int:
+        data = memoryview(Path(dataset.shard_url(dataset.shards[0])).read_bytes())
+        index = dataset.read_index(0)
+        places = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
+        return sum(zlib.crc32(bytes(data[at : at + size])) >= 0 for at, size in places)
 
-    one, other, bare = in_turn(*(partial(rate, work) for work in (read, theirs, copy)))
-    return {"samples_per_second": one, "to_webdataset": one / other, "to_crc_and_copy": one / bare}
+    random, ordered, other, floor = in_turn(
+        *(partial(rate, work) for work in (by_id, in_order, theirs, bare))
+    )
+    return {
+        "by_id_per_second": random,
+        "in_order_per_second": ordered,
+        "by_id_to_webdataset": random / other,
+        "in_order_to_webdataset": ordered / other,
+        "in_order_to_crc_and_copy": ordered / floor,
+    }
 
 
 def tiny_dataset(work: Path, count: int, size: int, output: str | None = None) -> Dataset:
