@@ -191,6 +191,13 @@ class LoaderConfig(Section):
     bad_fraction: float = Field(
         0.001, ge=0, le=1, description="Largest share of bad samples before the run stops."
     )
+    cache_folder: str | None = Field(
+        None, description="Local folder that keeps what was fetched, for the next epochs."
+    )
+    cache_bytes: int = Field(64 * 2**30, gt=0, description="Limit on the chunks kept there.")
+    cache_decoded: bool = Field(
+        False, description="Keep decoded images there too (uncompressed; not with random crops)."
+    )
 
 
 class TrackingConfig(Section):

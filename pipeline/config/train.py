@@ -41,6 +41,9 @@ class TrainConfig(Section):
     channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
     crop: Crop = Field("center", description="How a rectangle becomes a square.")
     flip: bool = Field(False, description="Mirror every second image, by seed.")
+    transform: str | None = Field(
+        None, description="Your own augmentation transform(images, seeds), as package.module:name."
+    )
     tail: Tail = Field("pad", description="What happens to an epoch's last, incomplete batch.")
     workers: int | str = Field(
         1,

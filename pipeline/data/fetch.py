@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from pipeline import storage
+from pipeline.data.cache import ChunkCache
 from pipeline.data.dataset import Dataset
 from pipeline.data.preprocess import crc_matches
 from pipeline.data.shard_index import ShardIndex
@@ -61,7 +63,12 @@ class SampleReader:
     """
 
     def __init__(
-        self, dataset: Dataset, chunk: int, memory_bytes: int, columns: Sequence[str]
+        self,
+        dataset: Dataset,
+        chunk: int,
+        memory_bytes: int,
+        columns: Sequence[str],
+        cache: ChunkCache | None = None,
     ) -> None:
         self._dataset, self._chunk, self._columns = dataset, chunk, tuple(columns)
         self._first = [0, *accumulate(shard.live for shard in dataset.shards)]
@@ -70,6 +77,8 @@ class SampleReader:
         self._chunks: OrderedDict[tuple[int, int], tuple[Future[bytes], int]] = OrderedDict()
         self._memory_bytes = memory_bytes
         self._held_bytes = 0
+        self._cache = cache
+        self._reading: dict[int, tuple[str, float]] = {}
         self._closed = False
         self.fetched_bytes = 0
 
@@ -97,6 +106,11 @@ class SampleReader:
         data = self._chunk_bytes(url, place.shard, begin, int(index.ends[last]))
         return self._cut(index, place.position, data, begin)
 
+    def key(self, sample: int) -> str:
+        """A live sample's key, from the index alone."""
+        place = self.place(sample)
+        return self.index(place.shard).keys[place.position]
+
     def warm(self, sample: int) -> None:
         """Fetches the chunk that a sample lies in, unless it is there or on its way.
 
@@ -110,7 +124,7 @@ class SampleReader:
             begin, end = int(index.starts[first]), int(index.ends[last])
             mine = self._claim(place.shard, begin, end)
             if mine is not None:
-                _fill(mine, lambda: self._get(url, begin, end))
+                _fill(mine, lambda: self._get_chunk(url, place.shard, begin, end))
 
     def close(self) -> None:
         """Lets every fetch that has not begun fail at once, so that nobody waits for it."""
@@ -156,11 +170,11 @@ class SampleReader:
     def _chunk_bytes(self, url: str, shard: int, begin: int, end: int) -> bytes:
         mine = self._claim(shard, begin, end)
         if mine is not None:
-            return _fill(mine, lambda: self._get(url, begin, end))
+            return _fill(mine, lambda: self._get_chunk(url, shard, begin, end))
         with self._lock:
             found = self._chunks.get((shard, begin))
         # Forgotten between the two looks: it is fetched again.
-        return found[0].result() if found else self._get(url, begin, end)
+        return found[0].result() if found else self._get_chunk(url, shard, begin, end)
 
     def _claim(self, shard: int, begin: int, end: int) -> "Future[bytes] | None":
         """A future for the caller to fill; None when somebody else has it in hand."""
@@ -175,11 +189,32 @@ class SampleReader:
             self._forget_chunks()
             return mine
 
+    def reading(self) -> str:
+        """Which ranges are being read now and for how long, for an error's text."""
+        now = time.monotonic()
+        with self._lock:
+            under_way = list(self._reading.values())
+        lines = [f"  {what}, for {now - since:.0f} s" for what, since in under_way]
+        return "\n".join(lines) or "  nothing is being read"
+
+    def _get_chunk(self, url: str, shard: int, start: int, end: int) -> bytes:
+        if self._cache is None or storage.local_path(url) is not None:
+            return self._get(url, start, end)
+        sha256 = self._dataset.shards[shard].sha256
+        return self._cache.read(sha256, start, end, lambda: self._get(url, start, end))
+
     def _get(self, url: str, start: int, end: int) -> bytes:
         if self._closed:
             raise DatasetError(f"{storage.shown(url)}: the loader was closed.")
         # Fewer where the shard was cut short: the samples behind the cut are bad, one by one.
-        data = storage.read(url, start, end)
+        thread = threading.get_ident()
+        with self._lock:
+            self._reading[thread] = f"{storage.shown(url)} [{start}, {end})", time.monotonic()
+        try:
+            data = storage.read(url, start, end)
+        finally:
+            with self._lock:
+                del self._reading[thread]
         with self._lock:
             self.fetched_bytes += len(data)
         return data

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from pipeline.config import Crop, PreprocessConfig, Tail
 from pipeline.data.batch import Batch
+from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.dataset import Dataset
 from pipeline.data.fetch import RawSample, SampleReader
 from pipeline.data.order import PADDED, Order, slots_of
-from pipeline.data.preprocess import preprocess_into, sample_draw
+from pipeline.data.preprocess import is_mirrored, preprocess_into, sample_draw
+from pipeline.data.stall import describe_threads
+from pipeline.data.transform import apply_transform, load_transform
 from pipeline.errors import DatasetError, SampleError
 
 CHUNK_BYTES = 4 * 2**20
@@ -29,7 +33,6 @@ FETCH_AHEAD = 8
 """Batches beyond the queued ones whose chunks are fetched already."""
 MOST_BEGUN = 65_536
 """Chunks of which it is remembered that their fetch has begun."""
-STALL_SECONDS = 300.0
 MAX_LISTED = 1000
 
 
@@ -42,6 +45,9 @@ class LoaderStats:
     bad: Counter[str] = field(default_factory=Counter)
     bad_samples: list[tuple[str, str]] = field(default_factory=list)
     wait_seconds: float = 0.0
+    queued_batches: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,14 @@ class Loader:
         channels: Literal[1, 3] = 3,
         crop: Crop = "center",
         flip: bool = False,
+        transform: str | None = None,
         columns: Sequence[str] = (),
         prefetch_batches: int = 4,
         memory_bytes: int = 512 * 2**20,
+        stall_seconds: float = 300.0,
+        cache_folder: str | None = None,
+        cache_bytes: int = 64 * 2**30,
+        cache_decoded: bool = False,
     ) -> None:
         self.dataset = dataset
         self.preprocess = PreprocessConfig(image_size=image_size, channels=channels, crop=crop)
@@ -89,11 +100,21 @@ class Loader:
         self.stats = LoaderStats()
         self.epoch = 0
         self._flip, self._columns = flip, tuple(columns)
+        self._transform_path = transform
+        self._transform = load_transform(transform) if transform else None
         self._next_batch = 0
         self._started = False
         self._prefetch = prefetch_batches
         self._memory_bytes = memory_bytes
-        self._reader = SampleReader(dataset, self.order.chunk, memory_bytes, columns)
+        self._chunks: ChunkCache | None = None
+        self._decoded: DecodedCache | None = None
+        if cache_folder is not None:
+            self._chunks = ChunkCache(Path(cache_folder), cache_bytes)
+            # A random crop is another image in each epoch, and columns lie beside the bytes.
+            if cache_decoded and crop != "random" and not columns:
+                self._decoded = DecodedCache(Path(cache_folder), dataset, self.preprocess)
+        self._stall_seconds = stall_seconds
+        self._reader = SampleReader(dataset, self.order.chunk, memory_bytes, columns, self._chunks)
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // local_ranks(world_size))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         self._io = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
@@ -152,6 +173,8 @@ class Loader:
                 return
             ids = self.order.batch(epoch, index, self.slots)
             ids = ids[ids != PADDED]
+            if self._decoded is not None:
+                ids = ids[~self._decoded.has(ids)]
             chunks, first = np.unique(ids // self.order.chunk, return_index=True)
             for chunk, sample in zip(chunks.tolist(), ids[first].tolist(), strict=True):
                 if (epoch, chunk) not in self._begun:
@@ -167,6 +190,7 @@ class Loader:
             "dataset_digest": self.dataset.digest,
             "order": self.order.to_json(),
             "flip": self._flip,
+            "transform": self._transform_path,
             "epoch": self.epoch,
             "batches": self._next_batch,
         }
@@ -186,6 +210,7 @@ class Loader:
             for name, theirs, ours in [
                 ("dataset_digest", state["dataset_digest"], mine["dataset_digest"]),
                 ("flip", state["flip"], mine["flip"]),
+                ("transform", state.get("transform"), mine["transform"]),
                 *((name, value, mine["order"][name]) for name, value in stated.items() if value),
             ]
             if theirs != ours
@@ -194,7 +219,7 @@ class Loader:
             raise DatasetError("load_state_dict: another order of samples: " + "; ".join(differing))
         self.order = Order(**state["order"])
         self._reader = SampleReader(
-            self.dataset, self.order.chunk, self._memory_bytes, self._columns
+            self.dataset, self.order.chunk, self._memory_bytes, self._columns, self._chunks
         )
         done, self._next_batch = divmod(state["batches"], max(1, self.order.steps))
         self.epoch = state["epoch"] + done
@@ -220,21 +245,52 @@ class Loader:
         return _Pending(epoch, index, images, tasks)
 
     def _decode(self, epoch: int, ids: list[int], images: Tensor) -> list[_Row]:
+        rows = self._decode_rows(epoch, ids, images)
+        good = [at for at, row in enumerate(rows) if row.key and row.error is None]
+        if self._transform is not None and self._transform_path is not None and good:
+            chosen = images[good]
+            seeds = [sample_draw(self.order.seed, epoch, rows[at].key) for at in good]
+            apply_transform(self._transform, self._transform_path, chosen, seeds)
+            images[good] = chosen
+        return rows
+
+    def _decode_rows(self, epoch: int, ids: list[int], images: Tensor) -> list[_Row]:
         rows = []
         for sample, image in zip(ids, images, strict=True):
             if sample == PADDED:
                 rows.append(_Row("", {}, None))
                 continue
+            if self._decoded is not None and self._load_decoded(sample, epoch, image, rows):
+                continue
             raw: RawSample = self._reader.read(sample)
             try:
                 draw = sample_draw(self.order.seed, epoch, raw.key)
                 data = self._checked(sample, raw)
-                preprocess_into(image, data, self.preprocess, flip=self._flip, draw=draw)
+                if self._decoded is None:
+                    preprocess_into(image, data, self.preprocess, flip=self._flip, draw=draw)
+                else:
+                    preprocess_into(image, data, self.preprocess)
+                    self._decoded.keep(sample, image.numpy())
+                    self._mirror(image, draw)
                 rows.append(_Row(raw.key, raw.columns, None))
             except SampleError as error:
                 image.zero_()
                 rows.append(_Row(raw.key, raw.columns, error.reason))
         return rows
+
+    def _load_decoded(self, sample: int, epoch: int, image: Tensor, rows: list[_Row]) -> bool:
+        """Whether the pixels were kept in an earlier epoch; then no byte of the shard is read."""
+        assert self._decoded is not None, "there is a cache"
+        if not self._decoded.load(sample, image.numpy()):
+            return False
+        key = self._reader.key(sample)
+        self._mirror(image, sample_draw(self.order.seed, epoch, key))
+        rows.append(_Row(key, {}, None))
+        return True
+
+    def _mirror(self, image: Tensor, draw: int) -> None:
+        if self._flip and is_mirrored(draw):
+            image.copy_(image.flip(2))
 
     def _checked(self, sample: int, raw: RawSample) -> bytes:
         """The image's bytes; what was damaged on the way is fetched once more, by itself."""
@@ -243,11 +299,28 @@ class Loader:
         except SampleError:
             return self._reader.read(sample, alone=True).checked_image()
 
+    def _result(self, task: "Future[list[_Row]]", index: int) -> list[_Row]:
+        try:
+            return task.result(timeout=self._stall_seconds)
+        except FutureTimeoutError:
+            raise DatasetError(
+                f"batch {index}: no sample for {self._stall_seconds:.0f} s. Being read:\n"
+                f"{self._reader.reading()}\nThreads, and where they are:\n"
+                f"{describe_threads('fetch', 'decode')}\n{len(self._waiting)} batches are queued. "
+                "Look at the storage named above, or raise --stall-seconds."
+            ) from None
+
     def _collect(self, pending: "_Pending") -> Batch:
-        rows = [row for task in pending.tasks for row in _result(task, pending.index)]
+        rows = [row for task in pending.tasks for row in self._result(task, pending.index)]
         errors = {row.key: row.error for row in rows if row.error is not None}
         self.stats.samples += sum(row.key != "" for row in rows)
         self.stats.bytes_fetched = self._reader.fetched_bytes
+        self.stats.queued_batches = sum(
+            all(task.done() for task in queued.tasks) for queued in self._waiting
+        )
+        caches = [cache for cache in (self._chunks, self._decoded) if cache is not None]
+        self.stats.cache_hits = sum(cache.hits for cache in caches)
+        self.stats.cache_misses = sum(cache.misses for cache in caches)
         self.stats.bad.update(errors.values())
         room = MAX_LISTED - len(self.stats.bad_samples)
         self.stats.bad_samples += list(errors.items())[:room]
@@ -296,13 +369,3 @@ def plan_order(
 def local_ranks(world_size: int) -> int:
     """How many ranks share this machine's cores, as the launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-
-
-def _result(task: "Future[list[_Row]]", index: int) -> list[_Row]:
-    try:
-        return task.result(timeout=STALL_SECONDS)
-    except FutureTimeoutError:
-        raise DatasetError(
-            f"batch {index}: no sample for {STALL_SECONDS:.0f} s. Storage hangs, or decoding does; "
-            "`py-spy dump` on this process shows which."
-        ) from None

@@ -69,9 +69,14 @@ def preprocess_into(
         top, left = (size - rows) // 2, (size - columns) // 2
         out.zero_()
         out = out[:, top : top + rows, left : left + columns]
-    if flip and (draw >> 40) & 1:
+    if flip and is_mirrored(draw):
         image = image.flip(2)
     out.copy_(image)
+
+
+def is_mirrored(draw: int) -> bool:
+    """Whether a sample with this random number is shown mirrored."""
+    return bool((draw >> 40) & 1)
 
 
 def sample_draw(seed: int, epoch: int, key: str) -> int:

@@ -173,6 +173,7 @@ def _loader(
         channels=config.channels,
         crop=config.crop,
         flip=config.flip,
+        transform=config.transform,
         seed=config.seed,
         tail=config.tail,
         rank=world.rank,
@@ -180,6 +181,10 @@ def _loader(
         threads=config.loader.threads,
         prefetch_batches=config.loader.prefetch_batches,
         memory_bytes=config.loader.memory_bytes,
+        stall_seconds=config.stall_seconds,
+        cache_folder=config.loader.cache_folder,
+        cache_bytes=config.loader.cache_bytes,
+        cache_decoded=config.loader.cache_decoded,
     )
     if checkpoint:
         loader.load_state_dict(checkpoint.order)

@@ -1,0 +1,118 @@
+"""What a node keeps on its disk between epochs: fetched chunks, and decoded images.
+
+Nothing here is trusted: chunks are checked by each image's crc32 before it is decoded, decoded
+images by a crc32 of their own. Any number of processes may share a folder; killed ones leave at
+most a temporary file.
+"""
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import PreprocessConfig
+from pipeline.data.dataset import Dataset
+from pipeline.data.preprocess import preprocess_digest
+
+
+class ChunkCache:
+    """Byte ranges of shards by the shards' checksums, at most about `limit_bytes` of them."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._folder = folder / "chunks"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._limit_bytes = limit_bytes
+        self._held_bytes = sum(path.stat().st_size for path in self._folder.glob("*/*"))
+        self.hits = 0
+        self.misses = 0
+
+    def read(self, sha256: str, start: int, end: int, fetch: Callable[[], bytes]) -> bytes:
+        """The range from disk, or by `fetch`, which then is kept."""
+        path = self._folder / sha256 / f"{start}-{end}"
+        with suppress(FileNotFoundError):
+            data = path.read_bytes()
+            if len(data) == end - start:
+                self.hits += 1
+                return data
+        self.misses += 1
+        data = fetch()
+        if len(data) == end - start <= self._limit_bytes:
+            self._keep(path, data)
+        return data
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self._folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+        self._held_bytes += len(data)
+        if self._held_bytes > self._limit_bytes:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Down to nine tenths, by age; other processes' files count too."""
+        found = []
+        for path in self._folder.glob("*/*"):
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                found.append((state.st_mtime_ns, state.st_size, path))
+        held = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if held <= 0.9 * self._limit_bytes:
+                break
+            path.unlink(missing_ok=True)
+            held -= size
+        self._held_bytes = held
+
+
+class DecodedCache:
+    """Decoded uint8 images of one dataset and preprocessing, in one sparse file by live id."""
+
+    def __init__(self, folder: Path, dataset: Dataset, preprocess: PreprocessConfig) -> None:
+        name = f"{dataset.digest[:16]}-{preprocess_digest(preprocess)[:16]}"
+        place = folder / "decoded" / name
+        place.mkdir(parents=True, exist_ok=True)
+        size = preprocess.image_size
+        shape = (len(dataset), preprocess.channels, size, size)
+        self._images: npt.NDArray[np.uint8] = _mapped(place / "images.u8", np.uint8, shape)
+        # crc32 + 1 of each image; 0: there is none.
+        self._sums: npt.NDArray[np.uint64] = _mapped(place / "sums.u64", np.uint64, shape[:1])
+        self.hits = 0
+        self.misses = 0
+
+    def has(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these samples are there."""
+        there: npt.NDArray[np.bool_] = self._sums[samples] != 0
+        return there
+
+    def load(self, sample: int, out: npt.NDArray[np.uint8]) -> bool:
+        """Copies a sample's pixels into `out`; False where they are not there, or damaged."""
+        kept = int(self._sums[sample])
+        if kept:
+            np.copyto(out, self._images[sample])
+            if zlib.crc32(out.data) + 1 == kept:
+                self.hits += 1
+                return True
+        self.misses += 1
+        return False
+
+    def keep(self, sample: int, pixels: npt.NDArray[np.uint8]) -> None:
+        """Stores a sample's pixels."""
+        self._images[sample] = pixels
+        self._sums[sample] = zlib.crc32(pixels.data) + 1
+
+
+def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:
+    """A file of zeros, mapped into memory; it takes disk only where it is written."""
+    wanted = int(np.prod(shape)) * np.dtype(kind).itemsize
+    with path.open("ab") as file:
+        if file.tell() < wanted:
+            file.truncate(wanted)
+    return np.memmap(path, kind, "r+", shape=shape)

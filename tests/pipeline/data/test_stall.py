@@ -1,0 +1,44 @@
+import threading
+
+import pytest
+
+from pipeline.config import PackConfig
+from pipeline.data import Dataset, Loader
+from pipeline.data.pack import pack
+from pipeline.data.stall import describe_threads
+from pipeline.errors import DatasetError
+from tests.pipeline.training.digits import write_digits
+from tests.servers.fault_proxy import Rule
+
+
+def test_a_thread_is_named_with_the_calls_it_waits_in():
+    gate = threading.Event()
+    thread = threading.Thread(target=gate.wait, name="decode-of-test")
+    thread.start()
+    said = describe_threads("decode-of")
+    gate.set()
+    thread.join()
+    assert "decode-of-test: " in said
+    assert "wait (threading.py:" in said
+    assert "none of its threads runs" in describe_threads("decode-of")
+
+
+def test_a_black_hole_is_an_error_that_names_the_object_and_not_a_hang(
+    tmp_path, s3_server, fault_proxy
+):
+    place = write_digits(tmp_path)
+    bucket = s3_server.bucket()
+    pack(PackConfig(source=(str(place / "images"),), output=f"{bucket}/d", workers=1))
+    dataset = Dataset.open(f"{bucket}/d")
+    loader = Loader(dataset, global_batch_size=16, image_size=8, channels=1, stall_seconds=1.5)
+    fault_proxy.rules = [Rule("^GET .*[.]tar", "black_hole")]
+    try:
+        with pytest.raises(DatasetError) as error:
+            next(iter(loader))
+    finally:
+        fault_proxy.rules = []
+    said = str(error.value)
+    assert "no sample for 2 s" in said
+    assert ".tar [0, " in said
+    assert "fetch_" in said
+    assert "decode_" in said
