@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import storage
 from pipeline.config import Crop, PreprocessConfig, Tail
 from pipeline.data.batch import Batch
 from pipeline.data.cache import ChunkCache, DecodedCache
@@ -48,6 +49,18 @@ class LoaderStats:
     queued_batches: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+
+    def totals(self) -> dict[str, Any]:
+        """The numbers under the names of the metrics that they feed."""
+        return {
+            "samples_total": self.samples,
+            "fetched_bytes_total": self.bytes_fetched,
+            "bad_samples_total": dict(self.bad),
+            "retries_total": dict(storage.retry_counts()),
+            "cache_hits_total": self.cache_hits,
+            "cache_misses_total": self.cache_misses,
+            "queued_batches": self.queued_batches,
+        }
 
 
 @dataclass(frozen=True)

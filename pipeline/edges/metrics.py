@@ -65,6 +65,34 @@ TABLE = (
         "last_step_timestamp_seconds", "When the last step ended.",
     ),
     Metric(
+        "vae_data_fetched_bytes", "counter", "bytes", "fetched_bytes_total",
+        "Bytes that the first rank read from storage.", per_session=True,
+    ),
+    Metric(
+        "vae_data_samples", "counter", "samples", "samples_total",
+        "Samples that the first rank read.", per_session=True,
+    ),
+    Metric(
+        "vae_data_bad_samples", "counter", "samples", "bad_samples_total",
+        "Samples that the first rank could not use.", label="reason", per_session=True,
+    ),
+    Metric(
+        "vae_storage_retries", "counter", "requests", "retries_total",
+        "Requests of the first rank that were made again.", label="reason", per_session=True,
+    ),
+    Metric(
+        "vae_data_cache_hits", "counter", "reads", "cache_hits_total",
+        "Reads that the first rank's cache answered.", per_session=True,
+    ),
+    Metric(
+        "vae_data_cache_misses", "counter", "reads", "cache_misses_total",
+        "Reads that the first rank's cache could not answer.", per_session=True,
+    ),
+    Metric(
+        "vae_data_queued_batches", "gauge", "batches", "queued_batches",
+        "Decoded batches that wait for the first rank.",
+    ),
+    Metric(
         "vae_tracking_unsent_points", "gauge", "points", "tracking_unsent_points",
         "Points that MLflow has not got yet.",
     ),
@@ -78,7 +106,7 @@ class RunMetrics:
         self.registry = CollectorRegistry()
         self._run = run
         self._lock = threading.Lock()
-        self._seen: dict[tuple[str, int], float] = {}
+        self._seen: dict[tuple[str, int, str | None], float] = {}
         self._server: WSGIServer | None = None
         self._series = {metric.name: self._make(metric) for metric in TABLE}
 
@@ -90,18 +118,22 @@ class RunMetrics:
                 value = snapshot.get(metric.snapshot)
                 if value is None:
                     continue
-                series = self._series[metric.name]
-                if isinstance(series, Counter):
-                    seen = (metric.name, session if metric.per_session else 0)
-                    gain = float(value) - self._seen.get(seen, 0.0)
-                    if gain > 0:
-                        series.labels(self._run).inc(gain)
-                        self._seen[seen] = float(value)
-                elif metric.label is not None:
-                    for label, number in value.items():
-                        series.labels(self._run, label).set(number)
-                else:
-                    series.labels(self._run).set(value)
+                by_label = value.items() if metric.label else [(None, value)]
+                for label, number in by_label:
+                    self._take(metric, session, label, float(number))
+
+    def _take(self, metric: Metric, session: int, label: str | None, number: float) -> None:
+        series = self._series[metric.name]
+        child = series.labels(self._run, label) if metric.label else series.labels(self._run)
+        if isinstance(child, Gauge):
+            child.set(number)
+            return
+        # A counter is first seen with its whole total: there is no moment at which it shows 0.
+        seen = (metric.name, session if metric.per_session else 0, label)
+        gain = number - self._seen.get(seen, 0.0)
+        if gain > 0:
+            child.inc(gain)
+            self._seen[seen] = number
 
     def serve(self, host: str, port: int) -> str:
         """Serves `/metrics` on HOST:PORT (0: a free one) and returns that address."""

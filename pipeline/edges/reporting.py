@@ -55,6 +55,7 @@ class Reporter:
             "learning_rate": report.learning_rate,
             "memory_bytes": _memory_bytes(),
         }
+        total |= report.loader
         total["nonfinite_steps_total"] = total.get("nonfinite_steps_total", 0) + report.skipped
         total["bad_images_total"] = total.get("bad_images_total", 0) + report.bad_images
         if report.step == 1 or report.step % self._every_steps == 0:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipeline.config import TrainConfig
@@ -91,7 +91,7 @@ def _train(
         batches = _endless(loader)
         while state.step < config.steps and reason == "done" and not watch.has_converged:
             batch, report = _next_step(config, state, batches, world, stop)
-            yield report
+            yield replace(report, loader=loader.stats.totals())
             incidents.check(batch, report, state)
             if watch.is_due(state.step, last=state.step == config.steps):
                 yield watch.look(state)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +39,8 @@ class StepReport:
     stop_requested: bool
     seconds: float
     data_wait_seconds: float
+    loader: dict[str, Any] = field(default_factory=dict)
+    """What this rank's loader has done so far: `LoaderStats.totals`."""
 
 
 @dataclass
