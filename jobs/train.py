@@ -8,6 +8,18 @@ from pipeline.config import TrainConfig
 
 def main(config: TrainConfig) -> Outcome:
     """Trains to the last step, tracks, checkpoints and registers."""
+    if config.dry_run:
+        from pipeline.edges.dry_run import dry_run
+
+        cost = dry_run(config)
+        return Outcome(
+            cost,
+            summary=[
+                f"{cost['images']:,} images, {cost['epochs']:.1f} epochs in {cost['steps']:,} "
+                f"steps of {cost['seconds_per_step']:.3f} s: {cost['hours']:.2f} hours on "
+                f"{cost['workers']} workers, {cost['bytes_read'] / 1e9:.1f} GB read"
+            ],
+        )
     if config.sweep is not None:
         from pipeline.edges.sweep import run_sweep
 

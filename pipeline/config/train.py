@@ -30,6 +30,12 @@ class TrainConfig(Section):
         description="A stable name: starting it again continues the run.",
     )
     storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+    dry_run: bool = Field(
+        False, description="Only tell images, steps, bytes and hours, from a 30-second probe."
+    )
+    profile: str | None = Field(
+        None, pattern=r"^\d+:\d+$", description="A:B: trace these steps into the run's folder."
+    )
     sweep: str | None = Field(
         None, description="KEY=A,B,...: a run per value (objective.beta=0.5,1,4), compared."
     )

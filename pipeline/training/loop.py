@@ -13,6 +13,7 @@ from pipeline.training.gradients import StepSettings
 from pipeline.training.incidents import Incidents
 from pipeline.training.initial import autocast_dtype, numerics, restore
 from pipeline.training.points import Outbox, Point
+from pipeline.training.profile import StepTrace
 from pipeline.training.run import Attempt, Run
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step import StepReport, TrainState, train_step
@@ -78,11 +79,12 @@ def _train(
     if checkpoint and world.rank == 0:
         for point in checkpoint.points:
             outbox.add(Point.from_json(point))
+    trace = StepTrace(run, config.profile if world.rank == 0 else None)
     incidents = Incidents(config, run, attempt, world, len(dataset))
     reason: Reason = "done"
     report: StepReport | None = None
     with (
-        closing(_loader(config, dataset, world, checkpoint)) as loader,
+        closing(make_loader(config, dataset, world, checkpoint)) as loader,
         closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
         closing(StopSignal(run, attempt, drained)) as stop,
     ):
@@ -90,7 +92,7 @@ def _train(
             yield watch.look(state)
         batches = _endless(loader)
         while state.step < config.steps and reason == "done" and not watch.has_converged:
-            batch, report = _next_step(config, state, batches, world, stop)
+            batch, report = _next_step(config, state, batches, world, stop, trace)
             yield replace(report, loader=loader.stats.totals())
             incidents.check(batch, report, state)
             if watch.is_due(state.step, last=state.step == config.steps):
@@ -139,6 +141,7 @@ def _next_step(
     batches: Iterator[Batch],
     world: World,
     stop: StopSignal,
+    trace: StepTrace,
 ) -> tuple[Batch, StepReport]:
     settings = StepSettings(
         config.objective,
@@ -148,6 +151,7 @@ def _next_step(
         config.micro_batch_size,
         config.exact,
     )
+    trace.before(state.step + 1)
     started = time.perf_counter()
     batch = next(batches)
     waited = time.perf_counter() - started
@@ -160,12 +164,14 @@ def _next_step(
         stop=stop.requested and world.rank == 0,
         data_wait_seconds=waited,
     )
+    trace.after(state.step)
     return batch, report
 
 
-def _loader(
+def make_loader(
     config: TrainConfig, dataset: Dataset, world: World, checkpoint: Checkpoint | None
 ) -> Loader:
+    """This rank's loader, at the place where a checkpoint left it."""
     loader = Loader(
         dataset,
         global_batch_size=config.global_batch_size,

@@ -31,7 +31,7 @@ CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
         "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
-        "select", "nonfinite_limit",
+        "select", "nonfinite_limit", "dry_run", "profile",
     }
 )  # fmt: skip
 

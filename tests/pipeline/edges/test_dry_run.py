@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import Dataset
+from pipeline.edges.dry_run import dry_run
+from tests.pipeline.training.digits import write_digits
+from tests.worlds import train, train_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits")) / "data"
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):
+    config = train_config(data, tmp_path, "planned", steps=1000, workers=2)
+    cost = dry_run(config, probe_seconds=0.2)
+    dataset = Dataset.open(str(data))
+    assert cost["images"] == 120
+    assert cost["images_seen"] == 24_000
+    assert cost["bytes_read"] == 200 * sum(shard.bytes for shard in dataset.shards)
+    assert cost["hours"] == pytest.approx(1000 * cost["seconds_per_step"] / 3600)
+    assert cost["worker_hours"] == pytest.approx(2 * cost["hours"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data, tmp_path):
+    train(train_config(data, tmp_path, "traced", profile="3:5", steps=6))
+    trace = tmp_path / "traced" / "profile" / "trace-3-5.json"
+    text = trace.read_text()
+    # Two steps of AdamW, and none of the others.
+    assert text.count('"name": "Optimizer.step#AdamW.step"') == 2
