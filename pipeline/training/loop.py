@@ -76,9 +76,8 @@ def _train(
     state, checkpoint = restore(config, run, world, dataset)
     before = [Validation(**data) for data in checkpoint.validations] if checkpoint else []
     watch = Watch(config, run, world, holdout, before)
-    if checkpoint and world.rank == 0:
-        for point in checkpoint.points:
-            outbox.add(Point.from_json(point))
+    for point in checkpoint.points if checkpoint and world.rank == 0 else ():
+        outbox.add(Point.from_json(point))
     trace = StepTrace(run, config.profile if world.rank == 0 else None)
     incidents = Incidents(config, run, attempt, world, len(dataset))
     reason: Reason = "done"
