@@ -15,6 +15,7 @@ Url = Annotated[str, Field(min_length=1)]
 """A local path or any fsspec URL, such as `s3://bucket/prefix`."""
 
 Crop = Literal["center", "random", "pad", "stretch"]
+Resize = Literal["bilinear", "bicubic"]
 Tail = Literal["pad", "drop", "wrap"]
 Likelihood = Literal[
     "bernoulli",
@@ -35,6 +36,7 @@ class PreprocessConfig(Section):
     image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
     channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
     crop: Crop = Field("center", description="How a rectangle becomes a square.")
+    resize: Resize = Field("bilinear", description="Filter of the resizing, antialiased.")
 
 
 class ModelConfig(Section):

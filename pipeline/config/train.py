@@ -12,6 +12,7 @@ from pipeline.config.sections import (
     ObjectiveConfig,
     OptimizerConfig,
     PreprocessConfig,
+    Resize,
     Section,
     Tail,
     TrackingConfig,
@@ -46,6 +47,7 @@ class TrainConfig(Section):
     image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
     channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
     crop: Crop = Field("center", description="How a rectangle becomes a square.")
+    resize: Resize = Field("bilinear", description="Filter of the resizing, antialiased.")
     flip: bool = Field(False, description="Mirror every second image, by seed.")
     transform: str | None = Field(
         None, description="Your own augmentation transform(images, seeds), as package.module:name."
@@ -146,4 +148,6 @@ class TrainConfig(Section):
     @property
     def preprocess(self) -> PreprocessConfig:
         """The model's preprocessing."""
-        return PreprocessConfig(image_size=self.image_size, channels=self.channels, crop=self.crop)
+        return PreprocessConfig(
+            image_size=self.image_size, channels=self.channels, crop=self.crop, resize=self.resize
+        )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import Crop, PreprocessConfig, Tail
+from pipeline.config import Crop, PreprocessConfig, Resize, Tail
 from pipeline.data.batch import Batch
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.dataset import Dataset
@@ -94,6 +94,7 @@ class Loader:
         threads: int | None = None,
         channels: Literal[1, 3] = 3,
         crop: Crop = "center",
+        resize: Resize = "bilinear",
         flip: bool = False,
         transform: str | None = None,
         columns: Sequence[str] = (),
@@ -105,7 +106,9 @@ class Loader:
         cache_decoded: bool = False,
     ) -> None:
         self.dataset = dataset
-        self.preprocess = PreprocessConfig(image_size=image_size, channels=channels, crop=crop)
+        self.preprocess = PreprocessConfig(
+            image_size=image_size, channels=channels, crop=crop, resize=resize
+        )
         self.order = plan_order(
             dataset, global_batch_size, seed, memory_bytes, shuffle=shuffle, tail=tail
         )

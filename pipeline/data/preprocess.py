@@ -14,7 +14,7 @@ from pipeline.config import PreprocessConfig
 from pipeline.data.decode import DECODER_VERSION, decode_image
 
 Pixels = npt.NDArray[np.uint8]
-FILTER = "bilinear, antialiased, uint8 (torch)"
+FILTER = "antialiased, uint8 (torch)"
 
 
 def preprocess_digest(preprocess: PreprocessConfig) -> str:
@@ -59,13 +59,13 @@ def preprocess_into(
             top = draw % (height - side + 1)
             left = (draw >> 20) % (width - side + 1)
         image = image[:, top : top + side, left : left + side]
-        image = _resize(image, size, size)
+        image = _resize(image, size, size, preprocess.resize)
     elif crop == "stretch":
-        image = _resize(image, size, size)
+        image = _resize(image, size, size, preprocess.resize)
     else:
         scale = size / max(height, width)
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-        image = _resize(image, rows, columns)
+        image = _resize(image, rows, columns, preprocess.resize)
         top, left = (size - rows) // 2, (size - columns) // 2
         out.zero_()
         out = out[:, top : top + rows, left : left + columns]
@@ -90,10 +90,10 @@ def crc_matches(data: bytes | memoryview, crc32: int) -> bool:
     return zlib.crc32(data) == crc32
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def _resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
     if image.shape[1:] == (height, width):
         return image
     resized: Tensor = F.interpolate(
-        image[None], (height, width), mode="bilinear", antialias=True, align_corners=False
+        image[None], (height, width), mode=mode, antialias=True, align_corners=False
     )
     return resized[0]

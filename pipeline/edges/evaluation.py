@@ -177,6 +177,7 @@ def in_order(
         channels=preprocess.channels,
         # Held-out images are looked at as they are, also where training crops at random.
         crop="center" if preprocess.crop == "random" else preprocess.crop,
+        resize=preprocess.resize,
         shuffle=False,
         tail="pad",
         rank=rank,

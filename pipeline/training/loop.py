@@ -177,6 +177,7 @@ def make_loader(
         image_size=config.image_size,
         channels=config.channels,
         crop=config.crop,
+        resize=config.resize,
         flip=config.flip,
         transform=config.transform,
         seed=config.seed,

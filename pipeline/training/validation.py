@@ -44,6 +44,7 @@ def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: Wo
             channels=config.channels,
             # Held-out images are looked at as they are, also where training crops at random.
             crop="center" if config.crop == "random" else config.crop,
+            resize=config.resize,
             shuffle=False,
             tail="pad",
             rank=world.rank,

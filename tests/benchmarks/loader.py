@@ -5,7 +5,8 @@
 Every ratio is of two measurements that take turns in one run. `--parts` chooses some:
 local (batches of 256 pixels from local tars), small (reading 4 KB samples without decoding), s3 (a
 real Ceph gateway on loopback), bytes (fetched per dataset byte at many world sizes, over the same
-gateway), scale (10^9 samples in 10^5 shards), memory (five epochs).
+gateway), quality (distinct classes in a batch), scale (10^9 samples in 10^5 shards), memory (five
+epochs).
 """
 
 import argparse
@@ -34,6 +35,7 @@ from pipeline.data import Dataset, Loader
 from pipeline.data.fetch import SampleReader
 from pipeline.data.loader import plan_order
 from pipeline.data.manifest import Manifest, ShardRecord
+from pipeline.data.order import Order
 from pipeline.data.pack import pack
 from pipeline.data.preprocess import preprocess_into
 from tests.servers import rgw
@@ -300,7 +302,27 @@ def memory(arguments: argparse.Namespace) -> dict[str, object]:
     return {"resident_mib": pages, "last_to_second": pages[-1] / pages[1], "bound_mib": bound}
 
 
+def quality(arguments: argparse.Namespace) -> dict[str, float]:
+    """Mean number of distinct classes among 256 samples of a thousand classes, early and late.
+
+    `packed`: samples in the order of a hash, as jobs.pack writes them; `sorted`: adopted tars in
+    the order of their classes; `uniform`: what a true shuffle gives.
+    """
+    samples, classes, size = 1_281_167, 1000, 256
+    order = Order(samples, size, 0, 36, 8)
+    by_class = np.arange(samples) * classes // samples
+    by_hash = np.random.default_rng(0).permutation(by_class)
+    picked = np.linspace(0, order.steps - 2, 200).astype(int).tolist()
+    batches = [order.batch(0, index, range(size)) for index in picked]
+    return {
+        "packed": float(np.mean([len(np.unique(by_hash[ids])) for ids in batches])),
+        "sorted": float(np.mean([len(np.unique(by_class[ids])) for ids in batches])),
+        "uniform": classes * (1 - (1 - 1 / classes) ** size),
+    }
+
+
 PARTS = {
+    "quality": quality,
     "local": local, "small": small, "s3": s3, "bytes": fetched, "scale": scale, "memory": memory,
 }  # fmt: skip
 
