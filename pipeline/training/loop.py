@@ -1,5 +1,6 @@
 """The training loop, as a generator of reports: no Ray, no MLflow, no clock but for durations."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,6 +22,8 @@ from pipeline.training.stop import StopReason, StopSignal
 from pipeline.training.validation import Validation
 from pipeline.training.watch import Watch
 from pipeline.training.world import World
+
+logger = logging.getLogger(__name__)
 
 Reason = Literal["done"] | StopReason
 _STOPS: tuple[StopReason, ...] = ("stopped", "superseded", "drained")
@@ -194,6 +197,9 @@ def make_loader(
     )
     if checkpoint:
         loader.load_state_dict(checkpoint.order)
+    if world.rank == 0:
+        bound = loader.memory_bound_bytes / 2**20
+        logger.info("each rank's loader keeps at most %.0f MiB of images in memory", bound)
     return loader
 
 
