@@ -1,35 +1,44 @@
-"""What a run tells Prometheus: one table of metrics, one endpoint per run.
+"""The one table of metrics: what Prometheus is told, by which the docs and dashboards are made.
 
-Snapshots hold the run's own totals: images and steps of the surviving trajectory, and the seconds
-of the present worker group. Counters never fall: replayed steps are not counted as images again,
-and the seconds of dead worker groups stay counted.
+Counters get `_total` behind their name. Signs, units and stems are those of MLflow and the code.
 """
 
-import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-from wsgiref.simple_server import WSGIServer
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row: `snapshot` is the key that feeds it; `label` splits a mapping into series."""
+    """One row: `source` is the snapshot's key that feeds it; `label` splits a mapping into series.
+
+    A `per_session` counter starts at 0 with each group of workers; the others hold the run's own
+    totals, which a replay does not add to. `label` comes beside the room's own: a run's `run`, an
+    encoding's `store`.
+    """
 
     name: str
     kind: Literal["counter", "gauge"]
     unit: str
-    snapshot: str
+    source: str
     help: str
     label: str | None = None
     per_session: bool = False
 
+    @property
+    def series(self) -> str:
+        """The name that Prometheus stores."""
+        return f"{self.name}_total" if self.kind == "counter" else self.name
 
-TABLE = (
-    Metric("vae_train_images", "counter", "images", "images", "Images trained on."),
-    Metric("vae_train_steps", "counter", "steps", "step", "Optimiser steps done."),
+
+TRAINING = (
+    Metric(
+        "vae_train_images", "counter", "images", "images",
+        "Images trained on since this endpoint began; replayed steps are not counted again.",
+    ),
+    Metric("vae_train_steps", "counter", "steps", "step", "Optimiser steps, counted likewise."),
+    Metric("vae_train_step", "gauge", "steps", "step", "The run's last step."),
+    Metric("vae_train_target_steps", "gauge", "steps", "target_steps", "Where the run ends."),
+    Metric("vae_train_epoch", "gauge", "epochs", "epoch", "Whole passes over the dataset."),
     Metric(
         "vae_train_step_seconds", "counter", "seconds", "step_seconds_total",
         "Seconds spent in steps, waiting for data included.", per_session=True,
@@ -39,30 +48,75 @@ TABLE = (
         "Seconds that steps waited for data.", per_session=True,
     ),
     Metric(
-        "vae_train_nonfinite_steps", "counter", "steps", "nonfinite_steps_total",
-        "Steps skipped for a loss or gradient that is not finite.", per_session=True,
+        "vae_train_useful_seconds", "counter", "seconds", "useful_seconds_total",
+        "Seconds spent in steps that are not replays; their rate is the goodput.",
     ),
     Metric(
-        "vae_train_bad_images", "counter", "images", "bad_images_total",
-        "Images that could not be read or decoded.", per_session=True,
-    ),
-    Metric(
-        "vae_train_nats", "gauge", "nats per image", "terms",
-        "ELBO, its terms and the objective on the last batch.", label="term",
-    ),
-    Metric(
-        "vae_holdout_nats", "gauge", "nats per image", "holdout_terms",
-        "ELBO and its terms on the hold-out.", label="term",
+        "vae_train_last_step_timestamp_seconds", "gauge", "seconds since 1970",
+        "last_step_timestamp_seconds", "When the last step ended.",
     ),
     Metric(
         "vae_train_images_per_second", "gauge", "images/s", "images_per_second",
         "Rate of the last step.",
     ),
+    Metric(
+        "vae_train_nats", "gauge", "nats per image", "terms",
+        "ELBO, its terms and the objective on the last batch; beta, which is no nats.",
+        label="term",
+    ),
     Metric("vae_train_gradient_norm", "gauge", "1", "gradient_norm", "Before clipping."),
     Metric("vae_train_learning_rate", "gauge", "1", "learning_rate", "Of the last step."),
     Metric(
-        "vae_train_last_step_timestamp_seconds", "gauge", "seconds since 1970",
-        "last_step_timestamp_seconds", "When the last step ended.",
+        "vae_train_nonfinite_steps", "counter", "steps", "nonfinite_steps_total",
+        "Steps skipped for a loss or gradient that is not finite.", per_session=True,
+    ),
+    Metric(
+        "vae_train_bad_images", "counter", "images", "bad_images_total",
+        "Images of all ranks that could not be read or decoded.", per_session=True,
+    ),
+    Metric(
+        "vae_train_memory_bytes", "gauge", "bytes", "memory_bytes",
+        "The most that the first rank held: on its GPU, or of main memory.",
+    ),
+    Metric("vae_train_world_size", "gauge", "ranks", "world_size", "Ranks that train."),
+    Metric(
+        "vae_train_restarts", "counter", "restarts", "session",
+        "Groups of workers started in place of others.",
+    ),
+    Metric("vae_train_attempt", "gauge", "starts", "attempt", "Which start of the run this is."),
+    Metric(
+        "vae_holdout_nats", "gauge", "nats per image", "holdout_terms",
+        "ELBO and its terms on the hold-out.", label="term",
+    ),
+    Metric(
+        "vae_holdout_active_units", "gauge", "dimensions", "holdout_active_units",
+        "Latent dimensions whose mean varies over the hold-out by more than 0.01.",
+    ),
+    Metric("vae_holdout_step", "gauge", "steps", "holdout_step", "When the hold-out was seen."),
+    Metric(
+        "vae_checkpoints_written", "counter", "checkpoints", "checkpoints_total",
+        "Checkpoints that are durable.", per_session=True,
+    ),
+    Metric(
+        "vae_checkpoint_failures", "counter", "checkpoints", "checkpoint_failures_total",
+        "Checkpoints that storage refused.", per_session=True,
+    ),
+    Metric(
+        "vae_checkpoint_seconds", "counter", "seconds", "checkpoint_seconds_total",
+        "Seconds spent writing checkpoints, beside the steps.", per_session=True,
+    ),
+    Metric("vae_checkpoint_bytes", "gauge", "bytes", "checkpoint_bytes", "Size of the last one."),
+    Metric(
+        "vae_checkpoint_step", "gauge", "steps", "checkpoint_step",
+        "The step from which the run would go on.",
+    ),
+    Metric(
+        "vae_checkpoint_every_steps", "gauge", "steps", "checkpoint_every",
+        "Steps between two checkpoints, as configured.",
+    ),
+    Metric(
+        "vae_checkpoint_last_success_timestamp_seconds", "gauge", "seconds since 1970",
+        "checkpoint_timestamp_seconds", "When the last checkpoint was durable.",
     ),
     Metric(
         "vae_data_fetched_bytes", "counter", "bytes", "fetched_bytes_total",
@@ -96,57 +150,56 @@ TABLE = (
         "vae_tracking_unsent_points", "gauge", "points", "tracking_unsent_points",
         "Points that MLflow has not got yet.",
     ),
+    Metric(
+        "vae_tracking_failing", "gauge", "1", "tracking_failing",
+        "1 while MLflow can't be reached, else 0.",
+    ),
 )  # fmt: skip
+"""Of a run (label `run`)."""
 
+ENCODING = (
+    Metric("vae_encode_images", "counter", "images", "images", "Images encoded."),
+    Metric(
+        "vae_encode_failed_images", "counter", "images", "failed",
+        "Images without latents.", label="reason",
+    ),
+    Metric("vae_encode_shards", "counter", "shards", "shards", "Shards with a receipt."),
+    Metric(
+        "vae_encode_quarantined_shards", "counter", "shards", "quarantined",
+        "Shards that were given up.",
+    ),
+    Metric("vae_encode_retries", "counter", "shards", "retries", "Shards that were tried again."),
+    Metric(
+        "vae_encode_shard_seconds", "counter", "seconds", "shard_seconds",
+        "Seconds that workers spent on finished shards, added up.",
+    ),
+    Metric("vae_encode_written_bytes", "counter", "bytes", "bytes", "Bytes of latents written."),
+    Metric("vae_encode_images_left", "gauge", "images", "images_left", "Images still to encode."),
+    Metric("vae_encode_workers", "gauge", "workers", "workers", "Workers that can take shards."),
+    Metric(
+        "vae_encode_last_shard_timestamp_seconds", "gauge", "seconds since 1970",
+        "last_shard_timestamp_seconds", "When the last shard was done, or encoding began.",
+    ),
+)  # fmt: skip
+"""Of an encoding that runs (label `store`)."""
 
-class RunMetrics:
-    """The registry of one run, fed by snapshots."""
+OUTCOME = (
+    Metric(
+        "vae_encode_last_success_timestamp_seconds", "gauge", "seconds since 1970", "succeeded",
+        "When an encoding last left a whole store.",
+    ),
+    Metric(
+        "vae_encode_last_end_timestamp_seconds", "gauge", "seconds since 1970", "ended",
+        "When an encoding last ended, however.",
+    ),
+    Metric("vae_encode_last_seconds", "gauge", "seconds", "seconds", "How long it took."),
+    Metric("vae_encode_last_images", "gauge", "images", "images", "Images that it encoded."),
+    Metric("vae_encode_last_failed_images", "gauge", "images", "failed", "Without latents."),
+    Metric("vae_encode_last_lost_shards", "gauge", "shards", "lost", "Shards it gave up."),
+)  # fmt: skip
+"""Of the last encoding into a store (label `store`): it outlives the job."""
 
-    def __init__(self, run: str) -> None:
-        self.registry = CollectorRegistry()
-        self._run = run
-        self._lock = threading.Lock()
-        self._seen: dict[tuple[str, int, str | None], float] = {}
-        self._server: WSGIServer | None = None
-        self._series = {metric.name: self._make(metric) for metric in TABLE}
-
-    def update(self, snapshot: Mapping[str, Any]) -> None:
-        """Takes a snapshot; keys that are missing leave their metric as it is."""
-        session = int(snapshot.get("session", 0))
-        with self._lock:
-            for metric in TABLE:
-                value = snapshot.get(metric.snapshot)
-                if value is None:
-                    continue
-                by_label = value.items() if metric.label else [(None, value)]
-                for label, number in by_label:
-                    self._take(metric, session, label, float(number))
-
-    def _take(self, metric: Metric, session: int, label: str | None, number: float) -> None:
-        series = self._series[metric.name]
-        child = series.labels(self._run, label) if metric.label else series.labels(self._run)
-        if isinstance(child, Gauge):
-            child.set(number)
-            return
-        # A counter is first seen with its whole total: there is no moment at which it shows 0.
-        seen = (metric.name, session if metric.per_session else 0, label)
-        gain = number - self._seen.get(seen, 0.0)
-        if gain > 0:
-            child.inc(gain)
-            self._seen[seen] = number
-
-    def serve(self, host: str, port: int) -> str:
-        """Serves `/metrics` on HOST:PORT (0: a free one) and returns that address."""
-        self._server, _ = start_http_server(port, addr=host, registry=self.registry)
-        return f"{host}:{self._server.server_port}"
-
-    def close(self) -> None:
-        """Ends the endpoint."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-
-    def _make(self, metric: Metric) -> Counter | Gauge:
-        kind = Counter if metric.kind == "counter" else Gauge
-        labels = ("run", metric.label) if metric.label else ("run",)
-        return kind(metric.name, metric.help, labels, registry=self.registry)
+BUILD = Metric(
+    "vae_build_info", "gauge", "1", "build", "1; the label names what runs.", label="version"
+)
+TABLE = (*TRAINING, *ENCODING, *OUTCOME, BUILD)

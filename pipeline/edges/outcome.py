@@ -1,12 +1,12 @@
 """How a run ends: its result on storage, its last points to MLflow, its model into the registry."""
 
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrainConfig
+from pipeline.edges.build import git_revision
 from pipeline.edges.evaluation import draw_way
 from pipeline.edges.mlflow_client import mlflow_client, tracking_uri
 from pipeline.edges.recorder import RunRecorder
@@ -110,7 +110,7 @@ def registration_tags(
         "run": run.url,
         "data": config.data,
         "dataset_digest": pins.dataset,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
     if pins.holdout is not None and elbo is not None:
         tags |= {"holdout_digest": pins.holdout, "holdout_elbo": repr(elbo)}
@@ -131,15 +131,6 @@ def _log_figures(config: TrainConfig, run: Run, run_id: str) -> None:
             (Path(folder) / "kl_per_dimension.json").write_bytes(storage.canonical_json(table))
         with tracking_errors(where):
             mlflow_client(where).log_artifacts(run_id, folder, "figures")
-
-
-def _git_revision() -> str:
-    """The commit of the code that runs, `unknown` outside a checkout (as in an image)."""
-    folder = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

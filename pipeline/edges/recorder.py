@@ -15,7 +15,10 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
-from pipeline.edges.metrics import RunMetrics
+from pipeline.edges.build import version
+from pipeline.edges.endpoint import Endpoint, discovery
+from pipeline.edges.goodput import Goodput
+from pipeline.edges.metrics import TRAINING
 from pipeline.edges.tracking import TrackedRun
 from pipeline.errors import StorageError
 from pipeline.training.points import Point
@@ -61,13 +64,12 @@ class RunRecorder:
         self._latest: dict[str, Any] = {}
         self._problem: str | None = None
         self._fatal_error: str | None = None
-        self.metrics = RunMetrics(name)
+        self._goodput = Goodput()
+        self.metrics = Endpoint(TRAINING, "run", name, version())
         self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
-        # Prometheus reads such a file (file_sd) where it has no other way to find a free port.
-        discovery = [{"targets": [self._address], "labels": {"run": name}}]
+        self._discovery = storage.join(run_url, "metrics.json")
         with contextlib.suppress(StorageError):
-            url = storage.join(run_url, "metrics.json")
-            storage.publish(url, storage.canonical_json(discovery))
+            storage.publish(self._discovery, discovery(self._address, "run", name))
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -88,7 +90,13 @@ class RunRecorder:
             self._queue.extend((session, point) for point in points)
             delivered = Delivered(self._id, session, self._delivered)
             unsent = len(self._queue)
-        self._latest = {**snapshot, "tracking_unsent_points": unsent}
+        self._goodput.update(snapshot)
+        self._latest = {
+            **snapshot,
+            "useful_seconds_total": self._goodput.useful_seconds,
+            "tracking_unsent_points": unsent,
+            "tracking_failing": int(self._problem is not None),
+        }
         self.metrics.update(self._latest)
         return delivered
 
@@ -126,6 +134,9 @@ class RunRecorder:
 
     def finish(self, status: str) -> str | None:
         """Sets the MLflow run's status if MLflow can be reached; returns the MLflow run's id."""
+        # A target that is still named but does not answer is a run that died: this one ended.
+        with contextlib.suppress(StorageError):
+            storage.delete(self._discovery)
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=30.0)

@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,24 +29,37 @@ class Reporter:
     """Rank 0's side: keeps what is not yet delivered in the outbox, which checkpoints hold."""
 
     def __init__(
-        self, recorder: Recorder, outbox: Outbox, worker_group: int, every_steps: int
+        self,
+        recorder: Recorder,
+        outbox: Outbox,
+        worker_group: int,
+        every_steps: int,
+        facts: Mapping[str, int] | None = None,
     ) -> None:
+        """`facts` go into every snapshot as they are."""
         self._recorder, self._outbox, self._worker_group = recorder, outbox, worker_group
         self._every_steps = every_steps
         self._known_recorder = ""
         self._recorders = 0
         self._acknowledged = 0
         self._sent = 0.0
-        self._snapshot: dict[str, Any] = {"session": worker_group, "step_seconds_total": 0.0}
-        self._snapshot["data_wait_seconds_total"] = 0.0
+        self._snapshot: dict[str, Any] = {
+            **(facts or {}),
+            "session": worker_group,
+            "step_seconds_total": 0.0,
+            "data_wait_seconds_total": 0.0,
+        }
 
     def step(self, report: StepReport) -> None:
         """Takes the report of one step."""
         total = self._snapshot
+        if "step" not in total:
+            self._begin(report)
         total["step_seconds_total"] += report.seconds
         total["data_wait_seconds_total"] += report.data_wait_seconds
         total |= {
             "step": report.step,
+            "epoch": report.epoch,
             "images": report.images_seen,
             "images_per_second": report.images / report.seconds,
             "last_step_timestamp_seconds": time.time(),
@@ -56,6 +69,9 @@ class Reporter:
             "memory_bytes": _memory_bytes(),
         }
         total |= report.loader
+        if report.checkpoints.get("checkpoints_total", 0) > total.get("checkpoints_total", 0):
+            total["checkpoint_timestamp_seconds"] = time.time()
+        total |= report.checkpoints
         total["nonfinite_steps_total"] = total.get("nonfinite_steps_total", 0) + report.skipped
         total["bad_images_total"] = total.get("bad_images_total", 0) + report.bad_images
         if report.step == 1 or report.step % self._every_steps == 0:
@@ -75,9 +91,19 @@ class Reporter:
     def validation(self, validation: Validation) -> None:
         """Takes the report of one pass over the hold-out."""
         values = {f"holdout_{name}": value for name, value in validation.terms.items()}
-        self._snapshot["holdout_terms"] = _finite(validation.terms)
+        terms = _finite(validation.terms)
+        self._snapshot["holdout_active_units"] = terms.pop("active_units", None)
+        self._snapshot["holdout_terms"] = terms
+        self._snapshot["holdout_step"] = validation.step
         self._add("holdout_elbo", validation.step, values)
         self._send_if_due()
+
+    def _begin(self, report: StepReport) -> None:
+        """Says where this group of workers begins, so that its first step is counted as well."""
+        before = {"step": report.step - 1, "images": report.images_seen - report.images}
+        begun = {**self._snapshot, **before, "checkpoint_step": report.step - 1}
+        self._snapshot["checkpoint_step"] = report.step - 1
+        self._recorder.record(self._session, [], begun)
 
     def settle(self) -> tuple[list[Point], dict[str, Any]]:
         """What is not known to have arrived, and the last snapshot: for the recorder's `settle`."""
@@ -89,7 +115,8 @@ class Reporter:
         self._outbox.add(Point(series, step, int(time.time() * 1000), kept))
 
     def _send_if_due(self) -> None:
-        if time.monotonic() - self._sent < SEND_SECONDS:
+        begun = "step" in self._snapshot
+        if not begun or time.monotonic() - self._sent < SEND_SECONDS:
             return
         self._sent = time.monotonic()
         points, snapshot = self._outbox.hand_over(), dict(self._snapshot)

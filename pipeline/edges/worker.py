@@ -53,8 +53,14 @@ def _run_claimed(
     drained: Callable[[], bool],
 ) -> dict[str, Any]:
     outbox = Outbox()
+    facts = {
+        "attempt": claim.number,
+        "target_steps": config.steps,
+        "checkpoint_every": config.checkpoint_every,
+        "world_size": world.size,
+    }
     reporter = (
-        Reporter(recorder, outbox, claim.restart, config.tracking.every_steps)
+        Reporter(recorder, outbox, claim.restart, config.tracking.every_steps, facts)
         if recorder is not None
         else None
     )

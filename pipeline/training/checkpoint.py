@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pickle import UnpicklingError  # torch's refusal of `weights_only`; nothing is unpickled here
@@ -48,6 +49,28 @@ class Checkpoint:
     skipped_in_a_row: int = 0
 
 
+@dataclass
+class CheckpointStats:
+    """What a writer has done; `step` and `bytes` are the last one's."""
+
+    written: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    step: int | None = None
+    bytes: int | None = None
+
+    def totals(self) -> dict[str, Any]:
+        """The numbers under the names of the metrics that they feed."""
+        found = {
+            "checkpoints_total": self.written,
+            "checkpoint_failures_total": self.failures,
+            "checkpoint_seconds_total": self.seconds,
+            "checkpoint_step": self.step,
+            "checkpoint_bytes": self.bytes,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class CheckpointWriter:
     """Writes checkpoints of one run in the background, one at a time, and removes old ones."""
 
@@ -56,6 +79,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._failures = 0
+        self.stats = CheckpointStats()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Copies the state now and returns; serialising and sending happen in the background.
@@ -85,6 +109,7 @@ class CheckpointWriter:
             self._failures = 0
         except StorageError as error:
             self._failures += 1
+            self.stats.failures += 1
             if self._failures >= patience:
                 raise
             logger.warning("a checkpoint was not written, the next one is tried: %s", error)
@@ -96,6 +121,7 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         if self._run.newest_attempt() > self._attempt:
             return  # The loop stops at its next look; nothing of ours may count any more.
+        started = time.perf_counter()
         buffer = io.BytesIO()
         torch.save({"version": VERSION, **vars(checkpoint)}, buffer)
         step, data = checkpoint.step, buffer.getvalue()
@@ -106,6 +132,9 @@ class CheckpointWriter:
         storage.publish(
             self._run.path("checkpoints", f"step-{step:08d}.json"), storage.canonical_json(receipt)
         )
+        self.stats.written += 1
+        self.stats.seconds += time.perf_counter() - started
+        self.stats.step, self.stats.bytes = step, len(data)
         self._remove_old()
 
     def _remove_old(self) -> None:

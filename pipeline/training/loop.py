@@ -95,7 +95,7 @@ def _train(
         batches = _endless(loader)
         while state.step < config.steps and reason == "done" and not watch.has_converged:
             batch, report = _next_step(config, state, batches, world, stop, trace)
-            yield replace(report, loader=loader.stats.totals())
+            yield replace(report, loader=loader.stats.totals(), checkpoints=writer.stats.totals())
             incidents.check(batch, report, state)
             if watch.is_due(state.step, last=state.step == config.steps):
                 yield watch.look(state)

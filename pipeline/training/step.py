@@ -41,6 +41,8 @@ class StepReport:
     data_wait_seconds: float
     loader: dict[str, Any] = field(default_factory=dict)
     """What this rank's loader has done so far: `LoaderStats.totals`."""
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+    """What this rank has written so far: `CheckpointStats.totals`."""
 
 
 @dataclass

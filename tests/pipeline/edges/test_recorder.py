@@ -7,6 +7,7 @@ import mlflow
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.edges.recorder import RunRecorder
 from pipeline.training.points import Point
@@ -90,18 +91,32 @@ def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(ur
             "step_seconds_total": seconds, "terms": {"elbo": -float(step)},
         }  # fmt: skip
 
+    one.record("1", [], snapshot(1, 0, 0.0))
     one.record("1", [], snapshot(1, 10, 5.0))
+    one.record("2", [], snapshot(2, 5, 0.0))
     one.record("2", [], snapshot(2, 6, 1.0))
     found = scraped(one.address())
     assert found["vae_train_images_total", ""] == 1000
     assert found["vae_train_step_seconds_total", ""] == 6.0
+    assert found["vae_train_useful_seconds_total", ""] == 5.0
     one.record("2", [], snapshot(2, 12, 4.0))
     found = scraped(one.address())
     assert found["vae_train_images_total", ""] == 1200
     assert found["vae_train_steps_total", ""] == 12
+    assert found["vae_train_restarts_total", ""] == 1
     assert found["vae_train_step_seconds_total", ""] == 9.0
+    # 3 s for steps 7 to 12, of which 11 and 12 are new.
+    assert found["vae_train_useful_seconds_total", ""] == 6.0
     assert found["vae_train_nats", "elbo"] == -12.0
     one.finish("FINISHED")
+
+
+def test_a_run_that_ended_is_no_longer_named_to_prometheus_one_that_died_is(uri, recorder):
+    one = recorder(uri)
+    (target,) = storage.read_json(one._discovery)
+    assert target == {"targets": [one.address()], "labels": {"run": "mine"}}
+    one.finish("FINISHED")
+    assert not storage.exists(one._discovery)
 
 
 def test_the_endpoint_can_be_found_in_the_runs_folder(uri, recorder, tmp_path):

@@ -1,5 +1,7 @@
 """Rank 0's side of tracking, with a real recorder that dies and is replaced."""
 
+from dataclasses import replace
+
 import mlflow
 import pytest
 
@@ -9,6 +11,7 @@ from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.reporting import Reporter
 from pipeline.training.points import Outbox
 from pipeline.training.step import StepReport
+from pipeline.training.validation import Validation
 
 
 def report(step: int) -> StepReport:
@@ -18,6 +21,44 @@ def report(step: int) -> StepReport:
         learning_rate=0.1, skipped=False, stop_requested=False, seconds=0.5,
         data_wait_seconds=0.1,
     )  # fmt: skip
+
+
+class Kept:
+    """A recorder that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[dict] = []
+
+    def record(self, session, points, snapshot) -> None:
+        self.snapshots.append(snapshot)
+
+
+def test_a_continued_run_says_first_where_it_begins(monkeypatch):
+    monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
+    kept = Kept()
+    reporter = Reporter(kept, Outbox(), 1, 1, {"attempt": 2})
+    reporter.validation(Validation(40, 10, {"elbo": -1.0, "active_units": 3}))
+    reporter.step(report(41))
+    begun, first = kept.snapshots
+    assert (begun["step"], begun["images"], begun["step_seconds_total"]) == (40, 320, 0.0)
+    assert (first["step"], first["images"], first["step_seconds_total"]) == (41, 328, 0.5)
+    assert first["holdout_terms"] == {"elbo": -1.0}
+    assert (first["holdout_active_units"], first["attempt"]) == (3, 2)
+
+
+def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(monkeypatch):
+    monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
+    kept = Kept()
+    reporter = Reporter(kept, Outbox(), 1, 1)
+    reporter.step(report(1))
+    assert "checkpoint_timestamp_seconds" not in kept.snapshots[-1]
+    assert kept.snapshots[-1]["checkpoint_step"] == 0
+    told = {"checkpoints_total": 1, "checkpoint_step": 1}
+    reporter.step(replace(report(2), checkpoints=told))
+    when = kept.snapshots[-1]["checkpoint_timestamp_seconds"]
+    reporter.step(replace(report(3), checkpoints=told))
+    assert kept.snapshots[-1]["checkpoint_timestamp_seconds"] == when
+    assert kept.snapshots[-1]["checkpoint_step"] == 1
 
 
 @pytest.mark.parametrize("delivered_by_the_first", [True, False])
