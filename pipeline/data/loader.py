@@ -20,18 +20,17 @@ from pipeline.data.batch import Batch
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.dataset import Dataset
 from pipeline.data.fetch import RawSample, SampleReader
+from pipeline.data.lanes import alone_slots, local_ranks, plan_order
 from pipeline.data.order import PADDED, Order, slots_of
 from pipeline.data.preprocess import is_mirrored, preprocess_into, sample_draw
 from pipeline.data.stall import describe_threads
 from pipeline.data.transform import apply_transform, load_transform
 from pipeline.errors import DatasetError, SampleError
 
-CHUNK_BYTES = 4 * 2**20
-"""Aim for one ranged read: small enough to mix, large enough for full bandwidth."""
 FETCH_THREADS = 8
 """Ranged reads under way at once; they wait for the network, so they cost no core."""
-FETCH_AHEAD = 8
-"""Batches beyond the queued ones whose chunks are fetched already."""
+MOST_AHEAD = 16
+"""Batches beyond the queued ones whose chunks are fetched already, at most."""
 MOST_BEGUN = 65_536
 """Chunks of which it is remembered that their fetch has begun."""
 MAX_LISTED = 1000
@@ -134,6 +133,7 @@ class Loader:
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // local_ranks(world_size))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         self._io = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._alone = alone_slots(self.order, self.slots, world_size)
         self._waiting: deque[_Pending] = deque()
         self._fetched = 0
         self._begun: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -183,12 +183,12 @@ class Loader:
         steps = self.order.steps
         queued = self.epoch * steps + self._next_batch + len(self._waiting)
         self._fetched = max(self._fetched, queued)
-        while self._fetched < queued + FETCH_AHEAD:
+        while self._fetched < queued + self._ahead():
             epoch, index = divmod(self._fetched, steps)
             if epoch > self.epoch and not self.order.shuffle:
                 return
             ids = self.order.batch(epoch, index, self.slots)
-            ids = ids[ids != PADDED]
+            ids = ids[(ids != PADDED) & ~self._alone]
             if self._decoded is not None:
                 ids = ids[~self._decoded.has(ids)]
             chunks, first = np.unique(ids // self.order.chunk, return_index=True)
@@ -199,6 +199,11 @@ class Loader:
             while len(self._begun) > MOST_BEGUN:
                 self._begun.popitem(last=False)
             self._fetched += 1
+
+    def _ahead(self) -> int:
+        """As many batches as one window of each lane lasts, the queued ones among them."""
+        window = self.order.chunk * self.order.window * self.order.lanes // self.order.batch_size
+        return max(1, min(MOST_AHEAD, window - self._prefetch))
 
     def state_dict(self) -> dict[str, Any]:
         """Every argument of the order, and the batches consumed: the same on all ranks."""
@@ -252,16 +257,15 @@ class Loader:
         images = torch.zeros((len(ids), self.preprocess.channels, size, size), dtype=torch.uint8)
         # As many tasks as threads have work for, not one per image: a future costs 30 us.
         per_task = max(1, -(-len(ids) // (4 * self._threads)))
+        alone = self._alone.tolist()
         tasks = [
-            self._pool.submit(
-                self._decode, epoch, ids[at : at + per_task], images[at : at + per_task]
-            )
-            for at in range(0, len(ids), per_task)
+            self._pool.submit(self._decode, epoch, ids[part], alone[part], images[part])
+            for part in (slice(at, at + per_task) for at in range(0, len(ids), per_task))
         ]
         return _Pending(epoch, index, images, tasks)
 
-    def _decode(self, epoch: int, ids: list[int], images: Tensor) -> list[_Row]:
-        rows = self._decode_rows(epoch, ids, images)
+    def _decode(self, epoch: int, ids: list[int], alone: list[bool], images: Tensor) -> list[_Row]:
+        rows = self._decode_rows(epoch, ids, alone, images)
         good = [at for at, row in enumerate(rows) if row.key and row.error is None]
         if self._transform is not None and self._transform_path is not None and good:
             chosen = images[good]
@@ -270,15 +274,17 @@ class Loader:
             images[good] = chosen
         return rows
 
-    def _decode_rows(self, epoch: int, ids: list[int], images: Tensor) -> list[_Row]:
+    def _decode_rows(
+        self, epoch: int, ids: list[int], alone: list[bool], images: Tensor
+    ) -> list[_Row]:
         rows = []
-        for sample, image in zip(ids, images, strict=True):
+        for sample, by_itself, image in zip(ids, alone, images, strict=True):
             if sample == PADDED:
                 rows.append(_Row("", {}, None))
                 continue
             if self._decoded is not None and self._load_decoded(sample, epoch, image, rows):
                 continue
-            raw: RawSample = self._reader.read(sample)
+            raw: RawSample = self._reader.read(sample, alone=by_itself)
             try:
                 draw = sample_draw(self.order.seed, epoch, raw.key)
                 data = self._checked(sample, raw)
@@ -358,30 +364,3 @@ class _Pending:
     index: int
     images: Tensor
     tasks: list["Future[list[_Row]]"]
-
-
-def plan_order(
-    dataset: Dataset,
-    global_batch_size: int,
-    seed: int,
-    memory_bytes: int,
-    *,
-    shuffle: bool,
-    tail: Tail,
-) -> Order:
-    """Chooses chunk and window so that one rank alone would keep at most `memory_bytes` open."""
-    samples = len(dataset)
-    if samples == 0:
-        raise DatasetError(f"{dataset.url}: holds no samples that count.")
-    total = sum(shard.bytes for shard in dataset.shards)
-    average = max(1, total // sum(shard.samples for shard in dataset.shards))
-    chunk = min(64, max(16, CHUNK_BYTES // average))
-    order = Order(samples, global_batch_size, seed, chunk, 1, shuffle=shuffle, tail=tail)
-    # Half of the memory: the other half holds what is fetched ahead, and windows that overlap.
-    window = max(1, min(8, memory_bytes // (2 * order.lanes * chunk * average)))
-    return Order(samples, global_batch_size, seed, chunk, window, shuffle=shuffle, tail=tail)
-
-
-def local_ranks(world_size: int) -> int:
-    """How many ranks share this machine's cores, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))

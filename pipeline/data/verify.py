@@ -52,7 +52,7 @@ def prove_order(url: str, worlds: Sequence[int], global_batch_size: int) -> list
     Goes through a whole epoch as a loader does, without reading images: each sample that counts
     must be in exactly one slot of one rank, and all ranks must have the same number of steps.
     """
-    from pipeline.data.loader import plan_order  # torch with it, which no other check needs
+    from pipeline.data.lanes import plan_order
 
     dataset = Dataset.open(url)
     order = plan_order(dataset, global_batch_size, 0, 512 * 2**20, shuffle=True, tail="pad")

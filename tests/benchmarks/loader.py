@@ -33,7 +33,7 @@ from pipeline import storage
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.fetch import SampleReader
-from pipeline.data.loader import plan_order
+from pipeline.data.lanes import plan_order
 from pipeline.data.manifest import Manifest, ShardRecord
 from pipeline.data.order import Order
 from pipeline.data.pack import pack
