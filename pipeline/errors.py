@@ -61,3 +61,11 @@ class StoreError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow can't be reached or refused a request that the user asked for."""
+
+
+class UnreachableError(PipelineError):
+    """A server that was named does not answer, or something else answers in its place."""
+
+
+class ClusterError(PipelineError):
+    """A Ray cluster or Kubernetes refused what was asked."""

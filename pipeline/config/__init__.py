@@ -15,6 +15,7 @@ from pipeline.config.jobs import (
     VerifyConfig,
 )
 from pipeline.config.latents import DecodeConfig, EncodeConfig, ExportConfig, StoresConfig
+from pipeline.config.operations import DoctorConfig
 from pipeline.config.sections import (
     Crop,
     Likelihood,
@@ -35,6 +36,7 @@ __all__ = [
     "Crop",
     "DecodeConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EncodeConfig",
     "EvaluateConfig",
     "ExplainConfig",

@@ -1,0 +1,22 @@
+"""Probe storage, MLflow, Ray, GPU, memory, disk and clock; say what is wrong and what mends it."""
+
+from jobs.command import Outcome, run_job
+from pipeline.config import DoctorConfig
+
+
+def main(config: DoctorConfig) -> Outcome:
+    """Prints each finding as it is made; 1 if any failed."""
+    from dataclasses import asdict
+
+    from pipeline.edges.doctor import examine
+
+    checks = []
+    for check in examine(config):
+        print("\n".join(check.lines()), flush=True)
+        checks.append(asdict(check))
+    ok = all(check["level"] != "failed" for check in checks)
+    return Outcome({"ok": ok, "checks": checks}, 0 if ok else 1)
+
+
+if __name__ == "__main__":
+    run_job(DoctorConfig, main)
