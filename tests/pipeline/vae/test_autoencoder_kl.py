@@ -57,6 +57,19 @@ def test_flops_of_encode_and_decode_are_the_counted_ones() -> None:
     assert decode.get_total_flops() / 1e9 == pytest.approx(622.2, abs=0.6)
 
 
+def test_a_training_step_costs_three_forward_passes_less_the_images_own_gradient() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = AutoencoderKL(NetworkShape(3, 256, 3))
+        with FlopCounterMode(display=False) as counter:
+            moments = network.encode(torch.empty(1, 3, 256, 256))
+            network.decode(moments[:, :4]).sum().backward()
+    # Nobody needs the gradient of the image: 2 x 27 x 128 FLOPs at each of 256 x 256 places.
+    first_layer = 2 * 27 * 128 * 256**2
+    assert (counter.get_total_flops() + first_layer) / 1e9 == pytest.approx(2684.7, abs=0.1)
+
+
 @pytest.mark.parametrize(("factor", "channels"), [(4, 3), (8, 4), (16, 16), (32, 64)])
 def test_each_factor_shrinks_by_itself_and_comes_back(factor: int, channels: int) -> None:
     network = AutoencoderKL(NetworkShape(3, 32, 6), factor=factor, width=32)

@@ -74,6 +74,27 @@ def test_variance_of_posterior_means_is_one_minus_noise_over_eigenvalue(position
     )
 
 
+def test_the_rate_at_the_optimum_is_mutual_information_and_no_marginal_kl(
+    positions: Tensor,
+) -> None:
+    """Hoffman & Johnson: mean KL = I(x; z) + KL(q(z) || p(z)), all Gaussian here."""
+    model = optimum("diagonal")
+    terms = terms_of(model.vae, positions, exact_noise(len(positions), 5))
+    means = normal_of(model, positions).mean.detach()
+    own = normal_of(model, positions).covariance_matrix.mean(0).detach()
+    prior = torch.distributions.MultivariateNormal(torch.zeros(5).double(), torch.eye(5).double())
+    # Gaussian data through a linear encoder: q(z) is the normal with these two moments.
+    aggregated = torch.distributions.MultivariateNormal(
+        means.mean(0), means.T.cov(correction=0) + own
+    )
+    marginal_kl = float(kl_divergence(aggregated, prior))
+    information = float(aggregated.entropy() - terms.entropy_q.detach().mean())
+    rate = float(0.5 * (EIGENVALUES / NOISE).log().sum())
+    assert marginal_kl == pytest.approx(0, abs=1e-9)
+    assert information == pytest.approx(rate, abs=1e-9)
+    assert float(terms.kl.detach().mean()) == pytest.approx(information + marginal_kl, abs=1e-9)
+
+
 @pytest.mark.parametrize(("posterior", "gap"), [("diagonal", 0.5128451100), ("full", 0.0)])
 def test_gap_of_correlated_latents_is_the_mean_field_gap_or_zero(
     positions: Tensor, posterior: str, gap: float
