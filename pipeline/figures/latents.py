@@ -253,7 +253,23 @@ def draw_posteriors(
             axes.contour(across, up, window.approximate.numpy(), levels, colors=RED, linewidths=1)
             axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
-            inset = axes.inset_axes((0.02, 0.7, 0.28, 0.28))
+            inset = axes.inset_axes((*_emptiest_corner(window), 0.28, 0.28))
             inset.imshow(pictures[place])
             inset.set(xticks=[], yticks=[])
         canvas.save(target)
+
+
+def _emptiest_corner(window: Window) -> tuple[float, float]:
+    """Where a panel's image hides the least of both densities: the lower left of the inset.
+
+    Fractions of the panel; the upper left unless something lies there.
+    """
+    share = window.true / window.true.max() + window.approximate / window.approximate.max()
+    side = round(0.32 * len(share))
+    corners = {
+        (0.02, 0.7): share[-side:, :side],
+        (0.7, 0.7): share[-side:, -side:],
+        (0.02, 0.02): share[:side, :side],
+        (0.7, 0.02): share[:side, -side:],
+    }
+    return min(corners, key=lambda place: round(float(corners[place].max()), 2))
