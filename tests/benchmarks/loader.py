@@ -1,26 +1,27 @@
-"""The loader against bare decoding, stock webdataset and bare ranged reads; one JSON line.
+"""The loader against bare decoding and stock webdataset; one JSON line.
 
-    python -m tests.benchmarks.loader --photos ../shared/data/photos --work runs/loader
+    python -m tests.benchmarks.loader --photos ../shared/data/photos \\
+        --lossless ../shared/data/lossless_photos --work runs/loader
 
-Every ratio is of two measurements that take turns in one run. `--parts` chooses some:
-local (batches of 256 pixels from local tars), small (reading 4 KB samples without decoding), s3 (a
-real Ceph gateway on loopback), bytes (fetched per dataset byte at many world sizes, over the same
-gateway), quality (distinct classes in a batch), scale (10^9 samples in 10^5 shards), memory (five
-epochs).
+Every ratio is of measurements that take turns in one run. `--parts` chooses some: local (batches of
+256 pixels from local tars), large (the same from JPEGs of 2000 pixels), cached (from decoded images
+on disk), small (reading 4 KB samples without decoding), quality (distinct classes in a batch), scale
+(10^9 samples in 10^5 shards), memory (five epochs). From S3: tests/benchmarks/loader_s3.py.
 """
 
 import argparse
 import io
 import json
 import os
-import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -33,12 +34,10 @@ from pipeline import storage
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.fetch import SampleReader
-from pipeline.data.lanes import plan_order
 from pipeline.data.manifest import Manifest, ShardRecord
 from pipeline.data.order import Order
 from pipeline.data.pack import pack
 from pipeline.data.preprocess import preprocess_into
-from tests.servers import rgw
 
 SIZE, BATCH, THREADS, ROUNDS = 256, 64, 2, 5
 WORLDS = (1, 2, 3, 5, 7, 8, 16)
@@ -195,73 +194,35 @@ def tiny_dataset(work: Path, count: int, size: int, output: str | None = None) -
     return packed(folder, output or str(work / f"packed-{count}-{size}"))
 
 
-@contextmanager
-def gateway() -> Iterator[str]:
-    """A bucket's URL on a real S3 server of its own, with the environment set for it."""
-    missing = rgw.missing_programs()
-    if missing:
-        raise SystemExit(f"needs {', '.join(missing)}: run `make servers`.")
-    with tempfile.TemporaryDirectory(prefix="rgw-") as folder:
-        server = rgw.start(Path(folder))
-        try:
-            os.environ |= server.environment
-            yield server.bucket()
-        finally:
-            server.stop()
+def large(arguments: argparse.Namespace) -> dict[str, float]:
+    """JPEGs of 2000 pixels made from the lossless photographs, to batches of 256 pixels."""
+    folder = Path(arguments.work) / "large"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for path in sorted(arguments.lossless.glob("*.png")):
+            photo = Image.open(path).convert("RGB")
+            for turn in range(6):
+                wide = photo.rotate(2 * turn).resize((2000, 2000 * photo.height // photo.width))
+                wide.save(folder / f"{path.stem}-{turn}.jpg", quality=90)
+    dataset = packed(folder, str(arguments.work / "large-packed"))
+    with closing(Loader(dataset, global_batch_size=16, image_size=SIZE, threads=THREADS)) as loader:
+        full, other = in_turn(lambda: steady(loader), lambda: rate(lambda: stock(dataset)))
+    return {"loader_images_per_second": full, "to_webdataset": full / other}
 
 
-def s3(arguments: argparse.Namespace) -> dict[str, float]:
-    """Photos to batches from S3, against bare ranged reads and bare decoding in series."""
-    with gateway() as bucket:
-        dataset = packed(arguments.photos, f"{bucket}/photos")
-        reader = SampleReader(dataset, 1, 0, ())
-        images = [reader.read(sample).image for sample in range(len(dataset))]
-        (shard,) = dataset.shards
-        url, part = dataset.shard_url(shard), 4 * 2**20
-
-        def ranged() -> int:
-            parts = range(0, shard.bytes, part)
-            with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda at: storage.read(url, at, min(at + part, shard.bytes)), parts))
-            return len(images)
-
-        with closing(
-            Loader(dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS)
-        ) as loader:
-            get, bare, full = in_turn(
-                partial(rate, ranged),
-                lambda: rate(lambda: bare_decode(images * 3)),
-                lambda: steady(loader),
+def cached(arguments: argparse.Namespace) -> dict[str, float]:
+    """Batches of 256 pixels from a cache of decoded images."""
+    dataset = packed(arguments.photos, str(arguments.work / "photos"))
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.work) as folder,
+        closing(
+            Loader(
+                dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS,
+                cache_folder=folder, cache_decoded=True,
             )
-    harmonic = 1 / (1 / get + 1 / bare)
-    return {
-        "ranged_reads_images_per_second": get,
-        "loader_images_per_second": full,
-        "to_harmonic_sum": full / harmonic,
-    }
-
-
-def fetched(arguments: argparse.Namespace) -> dict[str, float]:
-    """Bytes fetched by all ranks over the dataset's bytes, and chunks' reads over bytes / part."""
-    found: dict[str, float] = {}
-    with gateway() as bucket:
-        dataset = tiny_dataset(arguments.work, arguments.samples, 600, f"{bucket}/tiny")
-        whole = sum(shard.bytes for shard in dataset.shards)
-        for world in WORLDS:
-            total = 0
-            for rank in range(world):
-                with closing(
-                    Loader(
-                        dataset, global_batch_size=BATCH, image_size=8, rank=rank,
-                        world_size=world, threads=THREADS,
-                    )
-                ) as loader:  # fmt: skip
-                    for batch in loader:
-                        if batch.index == loader.steps_per_epoch - 1:
-                            break
-                    total += loader.stats.bytes_fetched
-            found[f"world_{world}"] = total / whole
-    return found
+        ) as loader,
+    ):  # fmt: skip
+        return {"images_per_second": statistics.median(steady(loader) for _ in range(ROUNDS))}
 
 
 def scale(arguments: argparse.Namespace) -> dict[str, float]:
@@ -273,18 +234,31 @@ def scale(arguments: argparse.Namespace) -> dict[str, float]:
         )
         for number in range(100_000)
     )  # fmt: skip
-    text = storage.canonical_json(Manifest(1, None, shards).to_json())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    dataset = Dataset("/nowhere", Manifest.from_json(json.loads(text), "/nowhere"))
-    order = plan_order(dataset, 4096, 0, 512 * 2**20, shuffle=True, tail="pad")
-    reader = SampleReader(dataset, order.chunk, 2**28, ())
-    for sample in order.batch(7, 123_456, range(4096)).tolist():
-        reader.place(sample)
-    return {
-        "seconds": time.perf_counter() - started,
-        "more_megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
-    }
+    path = Path(arguments.work) / "manifest.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(storage.canonical_json(Manifest(1, None, shards).to_json()))
+    words = [sys.executable, "-c", _OPEN, str(path)]
+    found = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    return dict(json.loads(found))
+
+
+_OPEN = """
+import json, resource, sys, time
+from pipeline.data.dataset import Dataset
+from pipeline.data.fetch import SampleReader
+from pipeline.data.lanes import plan_order
+from pipeline.data.manifest import Manifest
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+imports, started = peak(), time.perf_counter()
+dataset = Dataset('/nowhere', Manifest.from_json(json.load(open(sys.argv[1])), '/nowhere'))
+order = plan_order(dataset, 4096, 0, 2**34, shuffle=True, tail='pad')
+reader = SampleReader(dataset, order.chunk, 2**28, ())
+for sample in order.batch(7, 123_456, range(4096)).tolist():
+    reader.place(sample)
+seconds = time.perf_counter() - started
+print(json.dumps({'seconds': seconds, 'peak_mib': peak(), 'of_it_imports_mib': imports}))
+"""
+"""A process of its own: its memory is nobody else's."""
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, object]:
@@ -322,8 +296,8 @@ def quality(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 PARTS = {
-    "quality": quality,
-    "local": local, "small": small, "s3": s3, "bytes": fetched, "scale": scale, "memory": memory,
+    "local": local, "large": large, "cached": cached, "small": small, "quality": quality,
+    "scale": scale, "memory": memory,
 }  # fmt: skip
 
 
@@ -331,9 +305,9 @@ def main() -> None:
     """Prints one JSON line of all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="A folder of real photos.")
+    parser.add_argument("--lossless", type=Path, help="A folder of PNG photographs (part large).")
     parser.add_argument("--work", type=Path, required=True, help="For packed datasets.")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--samples", type=int, default=100_000, help="Of the part bytes.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(json.dumps({name: PARTS[name](arguments) for name in arguments.parts}))

@@ -52,3 +52,12 @@ def test_the_iwae_table_runs_small_and_goes_on_where_it_was(tmp_path):
     assert result["paired"].keys() == {"k1 - k5"}
     assert 100 < result["table"]["1"]["nll"] < 600
     assert run(*small) == result
+
+
+def test_the_loaders_benchmark_plans_a_billion_samples_and_mixes_classes(tmp_path):
+    words = ("--photos", str(tmp_path), "--work", str(tmp_path), "--parts", "scale", "quality")
+    result = run("tests.benchmarks.loader", *words)
+    assert result["scale"]["peak_mib"] - result["scale"]["of_it_imports_mib"] < 300
+    quality = result["quality"]
+    assert quality["packed"] == pytest.approx(quality["uniform"], rel=0.01)
+    assert quality["sorted"] > 0.8 * quality["uniform"]

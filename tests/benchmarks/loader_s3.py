@@ -1,0 +1,157 @@
+"""The loader from a real S3 server on loopback; one JSON line.
+
+    python -m tests.benchmarks.loader_s3 --photos ../shared/data/photos --work runs/loader
+
+`--parts` chooses: s3 (batches of 256 pixels against bare ranged reads and bare decoding in series,
+also with a tenth of all requests failing), bytes (fetched per dataset byte at many world sizes).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pipeline import storage
+from pipeline.data import Loader
+from pipeline.data.fetch import SampleReader
+from tests.benchmarks.loader import (
+    BATCH,
+    SIZE,
+    THREADS,
+    bare_decode,
+    in_turn,
+    ours,
+    packed,
+    rate,
+    steady,
+    tiny_dataset,
+)
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy, Rule
+
+WORLDS = (1, 2, 3, 5, 7, 8, 16)
+
+
+@contextmanager
+def gateway() -> Iterator[tuple[str, rgw.S3Server]]:
+    """A bucket's URL on a real S3 server of its own, with the environment set for it."""
+    missing = rgw.missing_programs()
+    if missing:
+        raise SystemExit(f"needs {', '.join(missing)}: run `make servers`.")
+    with tempfile.TemporaryDirectory(prefix="rgw-") as folder:
+        server = rgw.start(Path(folder))
+        try:
+            os.environ |= server.environment
+            yield server.bucket(), server
+        finally:
+            server.stop()
+
+
+def s3(arguments: argparse.Namespace) -> dict[str, float]:
+    """Photos to batches from S3, against bare ranged reads and bare decoding in series.
+
+    Each photo eight times, and less memory than a third of that: no epoch can live off the last.
+    """
+    memory = 96 * 2**20
+    with gateway() as (bucket, server):
+        dataset = packed(eightfold(arguments), f"{bucket}/photos")
+        local_photos = packed(arguments.photos, str(arguments.work / "photos"))
+        reader = SampleReader(local_photos, 1, 0, ())
+        images = [reader.read(sample).image for sample in range(len(local_photos))]
+        (shard,) = dataset.shards
+        url, part = dataset.shard_url(shard), 2 * 2**20
+
+        def ranged() -> int:
+            parts = range(0, shard.bytes, part)
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda at: storage.read(url, at, min(at + part, shard.bytes)), parts))
+            return len(dataset)
+
+        def loaded() -> float:
+            with closing(
+                Loader(
+                    dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS,
+                    memory_bytes=memory,
+                )
+            ) as loader:  # fmt: skip
+                return steady(loader, 1)
+
+        get, bare, full = in_turn(
+            partial(rate, ranged), lambda: rate(lambda: bare_decode(images * 3)), loaded
+        )
+        with FaultProxy(server.port) as proxy:
+            os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
+            proxy.rules = [Rule("^GET .*[.]tar", "status", probability=0.1)]
+            failing = loaded()
+            proxy.rules = []
+    harmonic = 1 / (1 / get + 1 / bare)
+    return {
+        "ranged_reads_images_per_second": get,
+        "loader_images_per_second": full,
+        "to_harmonic_sum": full / harmonic,
+        "to_harmonic_sum_with_tenth_failing": failing / harmonic,
+    }
+
+
+def eightfold(arguments: argparse.Namespace) -> Path:
+    """A folder with each photo under eight names."""
+    folder = Path(arguments.work) / "eightfold"
+    for number in range(8):
+        (folder / str(number)).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / str(number)).exists():
+            shutil.copytree(arguments.photos, folder / str(number))
+    return folder
+
+
+def fetched(arguments: argparse.Namespace) -> dict[str, float]:
+    """Bytes fetched by all ranks over the dataset's bytes, in the second of two epochs.
+
+    With a memory of a seventh of the dataset; what is fetched ahead for the next epoch is counted
+    at both ends of the measured one.
+    """
+    found: dict[str, float] = {}
+    with gateway() as (bucket, _):
+        dataset = tiny_dataset(arguments.work, arguments.samples, 600, f"{bucket}/tiny")
+        whole = sum(shard.bytes for shard in dataset.shards)
+        for world in WORLDS:
+            total = 0
+            for rank in range(world):
+                with closing(
+                    Loader(
+                        dataset, global_batch_size=BATCH, image_size=8, rank=rank,
+                        world_size=world, threads=THREADS, memory_bytes=whole // 7,
+                    )
+                ) as loader:  # fmt: skip
+                    ours(loader)
+                    before = loader.stats.bytes_fetched
+                    ours(loader)
+                    total += loader.stats.bytes_fetched - before
+            found[f"world_{world}"] = total / whole
+    return found
+
+
+PARTS = {"s3": s3, "bytes": fetched}
+
+
+def main() -> None:
+    """Prints one JSON line of all parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path, required=True, help="A folder of real photos.")
+    parser.add_argument("--work", type=Path, required=True, help="For packed datasets.")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--samples", type=int, default=60_000, help="Of the part bytes.")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps({name: PARTS[name](arguments) for name in arguments.parts}))
+
+
+if __name__ == "__main__":
+    main()
