@@ -5,7 +5,7 @@
 
 Every ratio is of measurements that take turns in one run. `--parts` chooses some: local (batches of
 256 pixels from local tars), large (the same from JPEGs of 2000 pixels), cached (from decoded images
-on disk), small (reading 4 KB samples without decoding), quality (distinct classes in a batch), scale
+on disk), small (4 KB samples without decoding), quality (distinct classes in a batch), scale
 (10^9 samples in 10^5 shards), memory (five epochs). From S3: tests/benchmarks/loader_s3.py.
 """
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from pipeline.data.lanes import OPEN_WINDOWS, alone_slots, plan_order
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.lanes import OPEN_WINDOWS, alone_slots, plan_order
 from pipeline.data.manifest import Manifest, ShardRecord
 from pipeline.data.order import PADDED, Order, slots_of
 from pipeline.errors import DatasetError
