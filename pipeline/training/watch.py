@@ -1,16 +1,20 @@
 """The hold-out through a run: each look at it, what it leaves behind, and when it says enough."""
 
+import logging
 from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.training.best import chooses_best, has_converged, keep_if_best, save_final
+from pipeline.training.health import check_course
 from pipeline.training.history import HistoryWriter
 from pipeline.training.run import Run
 from pipeline.training.step import TrainState
 from pipeline.training.validation import Validation, validate
 from pipeline.training.world import World
 from pipeline.vae import VAE
+
+logger = logging.getLogger(__name__)
 
 
 class Watch:
@@ -42,6 +46,8 @@ class Watch:
         held = validate(self._config, state, self._holdout, self._world)
         self.validations.append(held.validation)
         if self._world.rank == 0:
+            for warning in check_course([look.terms for look in self.validations]):
+                logger.warning("step %d: %s", state.step, warning)
             averaged = averaged_of(state)
             if self._history is None:
                 self._history = HistoryWriter(self._run, self._holdout, averaged)

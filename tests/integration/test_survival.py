@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from tests.digits import write_digits
@@ -16,6 +17,7 @@ STEPS = 300
 COMMAND = (
     "--steps", str(STEPS), "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
     "--workers", "2", "--checkpoint-every", "40", "--evaluate-every", "1000", "--run", "r",
+    "--tracking.every-steps", "1",
 )  # fmt: skip
 
 
@@ -31,6 +33,13 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError((folder / "log").read_text())
+
+
+def first_losses(folder: Path, result: dict) -> list[float]:
+    """Minus the objective of the first 20 steps, as MLflow has it."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    points = client.get_metric_history(result["run_id"], "objective")
+    return [-point.value for point in sorted(points, key=lambda point: point.step)[:20]]
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +82,25 @@ def test_killing_one_worker_midway_changes_no_bit_and_no_sample(data, undisturbe
     assert result["digest"] == undisturbed["digest"]
 
 
-def test_torchrun_gives_the_same_bits_as_ray(data, undisturbed, tmp_path):
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
+def test_torchrun_gives_the_same_bits_as_ray_and_one_process_the_same_losses(
+    data, undisturbed, calm, tmp_path
+):
     here = [part if part != "2" else "0" for part in COMMAND]
-    process = start_job(tmp_path, *torchrun, "jobs.train", "--data", str(data), *here)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "two").mkdir()
+    alone = finish(start_job(tmp_path / "alone", "jobs.train", "--data", str(data), *here))
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
+    process = start_job(tmp_path / "two", *torchrun, "jobs.train", "--data", str(data), *here)
     out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert process.returncode == 0, (tmp_path / "two/log").read_text()
     results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert undisturbed["digest"] in [result["digest"] for result in results]
-    assert len(list((tmp_path / "runs/r/attempts").iterdir())) == 2
+    (two,) = [result for result in results if result.get("run_id")]
+    assert two["digest"] == undisturbed["digest"]
+    assert len(list((tmp_path / "two/runs/r/attempts").iterdir())) == 2
+    on_ray = first_losses(calm, undisturbed)
+    assert len(on_ray) == 20
+    assert first_losses(tmp_path / "two", two) == on_ray
+    assert first_losses(tmp_path / "alone", alone) == pytest.approx(on_ray, rel=1e-5)
 
 
 def test_a_finished_run_says_so_and_trains_nothing(data, calm, undisturbed):

@@ -84,6 +84,16 @@ def test_training_ends_early_with_the_best_weights(data, tmp_path):
     assert bundle.metadata["holdout"]["elbo"] == elbos[best]
 
 
+def test_a_collapse_and_a_divergence_are_told_when_they_are_seen(data, tmp_path, caplog):
+    config = train_config(
+        data, tmp_path, "ill", holdout=str(data), steps=40, evaluate_every=10, precision="fp64",
+        objective=ObjectiveConfig(beta=1000.0),
+        optimizer={"learning_rate": 0.02, "schedule": "constant", "warmup_steps": 0},
+    )  # fmt: skip
+    train(config)
+    assert caplog.text.count("Posterior collapse") == 1
+
+
 def test_an_autoencoder_is_not_judged_by_its_elbo(data, tmp_path):
     config = train_config(
         data, tmp_path, "plain", holdout=str(data), objective=ObjectiveConfig(kind="autoencoder")
