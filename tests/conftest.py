@@ -11,6 +11,8 @@ from tests.servers import postgres as postgresql
 from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.mlflow import MlflowServer
+from tests.servers.prometheus import PrometheusServer
+from tests.servers.prometheus import missing_programs as prometheus_missing
 
 _USERS_OWN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "WORLD_SIZE", "RANK")
 
@@ -82,6 +84,16 @@ def _pointed_to(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Mlflow
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     return server
+
+
+@pytest.fixture(scope="session")
+def prometheus(tmp_path_factory) -> Iterator[PrometheusServer]:
+    """A real Prometheus with a Pushgateway: asks what its `scrape` is told of, every second."""
+    _need("Prometheus", prometheus_missing())
+    server = PrometheusServer(tmp_path_factory.mktemp("prometheus"))
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

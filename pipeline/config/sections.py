@@ -218,3 +218,7 @@ class TrackingConfig(Section):
     every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
     metrics_host: str = Field("127.0.0.1", description="Address that /metrics is served on.")
     metrics_port: int = Field(0, ge=0, lt=65536, description="Port of /metrics; 0: a free one.")
+    pushgateway: str | None = Field(
+        None,
+        description="http://HOST:9091 of a Prometheus Pushgateway: hears how an encoding ended.",
+    )

@@ -17,6 +17,7 @@ from pipeline.data import Dataset
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.edges.catalogue import note_store
 from pipeline.edges.cluster import ray_cluster
+from pipeline.edges.encode_outcome import EncodingMetrics, told_outcome
 from pipeline.edges.probe import probe
 from pipeline.edges.registry import SCHEME, load_model, resolve
 from pipeline.errors import ConfigError, StorageError
@@ -50,8 +51,16 @@ logger = logging.getLogger(__name__)
 
 def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
-    dataset = Dataset.open(config.data)
     store = storage.absolute(config.output)
+    if config.dry_run:
+        return _run_encoding(config, store)
+    with told_outcome(store, config.tracking) as result:
+        result |= _run_encoding(config, store)
+    return result
+
+
+def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
+    dataset = Dataset.open(config.data)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model, config.tracking) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
@@ -122,10 +131,14 @@ def _encode(
     window = _window(config)
     schedule = ShardSchedule(plan.todo, config.attempts, config.deaths, window)
     images = sum(dataset.shards[number].samples for number in plan.todo)
-    with Progress("encode", images, "images") as progress:
+    with (
+        Progress("encode", images, "images") as progress,
+        closing(EncodingMetrics(store, config.tracking, images)) as metrics,
+    ):
 
         def on_done(event: ShardDone) -> None:
             progress.advance(event.receipt.samples)
+            metrics.done(event, schedule)
 
         if config.actors == 0:
             with closing(ThreadCrew(make(), window)) as threads:

@@ -175,7 +175,6 @@ ENCODING = (
     ),
     Metric("vae_encode_written_bytes", "counter", "bytes", "bytes", "Bytes of latents written."),
     Metric("vae_encode_images_left", "gauge", "images", "images_left", "Images still to encode."),
-    Metric("vae_encode_workers", "gauge", "workers", "workers", "Workers that can take shards."),
     Metric(
         "vae_encode_last_shard_timestamp_seconds", "gauge", "seconds since 1970",
         "last_shard_timestamp_seconds", "When the last shard was done, or encoding began.",

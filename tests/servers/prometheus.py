@@ -1,5 +1,6 @@
 """A real Prometheus and its Pushgateway for tests, on loopback, in process groups of their own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ class Series:
 
 @dataclass
 class PrometheusServer:
-    """Scrapes once a second what the discovery files `targets` (paths, globs) name."""
+    """Scrapes every second what discovery files name: FOLDER/targets/*.json and `targets`."""
 
     folder: Path
     targets: Sequence[str] = ()
@@ -57,12 +58,13 @@ class PrometheusServer:
 
     def start(self) -> None:
         """Returns when both answer."""
+        (self.folder / "targets").mkdir()
         config = self.folder / "prometheus.yml"
         config.write_text(
             _CONFIG.format(
                 interval="1s",
                 rules=json.dumps(str(self.rules)) if self.rules else "",
-                files=", ".join(map(json.dumps, self.targets)) or '"none.json"',
+                files=", ".join(map(json.dumps, ["targets/*.json", *self.targets])),
                 pushgateway=self.pushgateway_port,
             )
         )
@@ -79,6 +81,11 @@ class PrometheusServer:
         for process in self._processes:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+    def scrape(self, discovery: Path) -> None:
+        """From now on scrapes what the file at `discovery` names, whenever it does."""
+        name = hashlib.sha256(str(discovery).encode()).hexdigest()[:12]
+        (self.folder / "targets" / f"{name}.json").symlink_to(discovery)
 
     def query(self, expression: str) -> list[Series]:
         """The instant vector of `expression` now."""

@@ -1,0 +1,30 @@
+"""The committed dashboards and tables are what the generator makes, and Grafana can place them."""
+
+import itertools
+
+import pytest
+
+from k8s.monitoring import dashboards, files
+from pipeline.edges.metrics import ENCODING, OUTCOME, TRAINING
+
+
+@pytest.mark.parametrize(("path", "content"), list(files()), ids=lambda each: str(each)[-24:])
+def test_what_is_committed_is_what_the_table_says(path, content):
+    assert path.read_text() == content, "run `python k8s/monitoring.py`"
+
+
+@pytest.mark.parametrize("name", ["training.json", "encoding.json"])
+def test_no_panel_covers_another_one_and_numbers_are_unique(name):
+    panels = dashboards()[name]["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below
+        assert one["x"] + one["w"] <= 24
+
+
+def test_every_metric_of_the_table_is_on_a_dashboard():
+    shown = [p["targets"][0]["expr"] for d in dashboards().values() for p in d["panels"]]
+    for row in (*TRAINING, *ENCODING, *OUTCOME):
+        assert any(f"{row.series}{{" in query for query in shown), row.name
