@@ -81,6 +81,7 @@ class SampleReader:
         self._reading: dict[int, tuple[str, float]] = {}
         self._closed = False
         self.fetched_bytes = 0
+        self.requests = 0
 
     def place(self, sample: int) -> Place:
         """Where the live sample `sample` (0 is the first of the first shard) is."""
@@ -217,6 +218,7 @@ class SampleReader:
                 del self._reading[thread]
         with self._lock:
             self.fetched_bytes += len(data)
+            self.requests += 1
         return data
 
     def _cut(self, index: ShardIndex, position: int, data: bytes, begin: int) -> RawSample:

@@ -42,6 +42,7 @@ class LoaderStats:
 
     samples: int = 0
     bytes_fetched: int = 0
+    requests: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     bad_samples: list[tuple[str, str]] = field(default_factory=list)
     wait_seconds: float = 0.0
@@ -337,6 +338,7 @@ class Loader:
         errors = {row.key: row.error for row in rows if row.error is not None}
         self.stats.samples += sum(row.key != "" for row in rows)
         self.stats.bytes_fetched = self._reader.fetched_bytes
+        self.stats.requests = self._reader.requests
         self.stats.queued_batches = sum(
             all(task.done() for task in queued.tasks) for queued in self._waiting
         )

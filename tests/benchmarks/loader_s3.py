@@ -112,7 +112,8 @@ def eightfold(arguments: argparse.Namespace) -> Path:
 
 
 def fetched(arguments: argparse.Namespace) -> dict[str, float]:
-    """Bytes fetched by all ranks over the dataset's bytes, in the second of two epochs.
+    """Bytes fetched by all ranks over the dataset's bytes, in the second of two epochs; and their
+    requests over (dataset's bytes / bytes of a chunk).
 
     With a memory of a seventh of the dataset; what is fetched ahead for the next epoch is counted
     at both ends of the measured one.
@@ -122,7 +123,7 @@ def fetched(arguments: argparse.Namespace) -> dict[str, float]:
         dataset = tiny_dataset(arguments.work, arguments.samples, 600, f"{bucket}/tiny")
         whole = sum(shard.bytes for shard in dataset.shards)
         for world in WORLDS:
-            total = 0
+            total, requests, chunk = 0, 0, 1
             for rank in range(world):
                 with closing(
                     Loader(
@@ -131,10 +132,13 @@ def fetched(arguments: argparse.Namespace) -> dict[str, float]:
                     )
                 ) as loader:  # fmt: skip
                     ours(loader)
-                    before = loader.stats.bytes_fetched
+                    before, asked = loader.stats.bytes_fetched, loader.stats.requests
                     ours(loader)
                     total += loader.stats.bytes_fetched - before
-            found[f"world_{world}"] = total / whole
+                    requests += loader.stats.requests - asked
+                    chunk = loader.order.chunk
+            found[f"bytes_world_{world}"] = total / whole
+            found[f"requests_world_{world}"] = requests / (len(dataset) / chunk)
     return found
 
 
