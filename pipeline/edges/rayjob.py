@@ -1,7 +1,7 @@
 """One job as a RayJob: a copy of a template of k8s/base, the one source of such manifests.
 
-In a cluster, the templates are the suspended RayJobs `train` and `encode`, as `kubectl apply -k` left
-them, with that cluster's node selectors, tolerations and images; elsewhere, they are the files.
+In a cluster, the templates are the suspended RayJobs `train` and `encode`, as `kubectl apply -k`
+left them, with that cluster's node selectors, tolerations and images; elsewhere, the files.
 """
 
 import copy
