@@ -66,13 +66,16 @@ def s3(arguments: argparse.Namespace) -> dict[str, float]:
         local_photos = packed(arguments.photos, str(arguments.work / "photos"))
         reader = SampleReader(local_photos, 1, 0, ())
         images = [reader.read(sample).image for sample in range(len(local_photos))]
-        (shard,) = dataset.shards
-        url, part = dataset.shard_url(shard), 2 * 2**20
+        part = 2 * 2**20
+        parts = [
+            (dataset.shard_url(shard), at, min(at + part, shard.bytes))
+            for shard in dataset.shards
+            for at in range(0, shard.bytes, part)
+        ]
 
         def ranged() -> int:
-            parts = range(0, shard.bytes, part)
             with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda at: storage.read(url, at, min(at + part, shard.bytes)), parts))
+                list(pool.map(lambda place: storage.read(*place), parts))
             return len(dataset)
 
         def loaded() -> float:
