@@ -125,7 +125,7 @@ def fetched(arguments: argparse.Namespace) -> dict[str, float]:
     with gateway() as (bucket, _):
         dataset = tiny_dataset(arguments.work, arguments.samples, 600, f"{bucket}/tiny")
         whole = sum(shard.bytes for shard in dataset.shards)
-        for world in WORLDS:
+        for world in arguments.worlds:
             total, requests, chunk = 0, 0, 1
             for rank in range(world):
                 with closing(
@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="A folder of real photos.")
     parser.add_argument("--work", type=Path, required=True, help="For packed datasets.")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--samples", type=int, default=60_000, help="Of the part bytes.")
+    parser.add_argument("--samples", type=int, default=100_000, help="Of the part bytes.")
+    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="Of the part bytes.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(json.dumps({name: PARTS[name](arguments) for name in arguments.parts}))
