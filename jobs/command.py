@@ -71,16 +71,30 @@ def run_job(
 def parse_flags(
     config_type: type[Section], arguments: Sequence[str], program: str
 ) -> tuple[dict[str, Any], bool]:
-    """The merged dictionary of YAML file and flags, not yet validated; and `--print-config`."""
+    """The merged dictionary of YAML file and flags, not yet validated; and `--print-config`.
+
+    What follows a `--` is the field `command`.
+    """
+    arguments, command = _split(arguments)
     flags = tyro.cli(
         _flag_type(config_type, with_file=True),
         prog=program,
         description=config_type.__doc__,
-        args=list(arguments),
+        args=arguments,
     )
+    if command is not None:
+        flags["command"] = command
     path = flags.pop("config", None)
     print_config = flags.pop("print_config", False)
     return merge({} if path is None else _read_yaml(Path(path)), flags), print_config
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    flags = list(arguments)
+    if "--" not in flags:
+        return flags, None
+    at = flags.index("--")
+    return flags[:at], flags[at + 1 :]
 
 
 def validate(config_type: type[Config], values: Mapping[str, Any]) -> Config:

@@ -15,7 +15,7 @@ from pipeline.config.jobs import (
     VerifyConfig,
 )
 from pipeline.config.latents import DecodeConfig, EncodeConfig, ExportConfig, StoresConfig
-from pipeline.config.operations import DoctorConfig
+from pipeline.config.operations import DoctorConfig, SubmitConfig
 from pipeline.config.sections import (
     Crop,
     Likelihood,
@@ -54,6 +54,7 @@ __all__ = [
     "Resize",
     "Section",
     "StoresConfig",
+    "SubmitConfig",
     "Tail",
     "TrackingConfig",
     "TrainConfig",

@@ -1,6 +1,8 @@
 """The configuration of the jobs that operate the others: doctor, watch, submit."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from pipeline.config.sections import Section, TrackingConfig, Url
 
@@ -18,3 +20,55 @@ class DoctorConfig(Section):
     )
     timeout_seconds: float = Field(10, gt=0, description="How long one answer is waited for.")
     tracking: TrackingConfig = TrackingConfig()
+
+
+class SubmitConfig(Section):
+    """`jobs.submit [flags] -- python -m jobs.NAME ...`: run a job on a Ray cluster, and follow it.
+
+    The same command joins the job where it runs already. Ends with 0 succeeded, 1 failed, 2 wrong
+    usage, 3 finished with quarantine, 4 lost, 5 stopped.
+    """
+
+    command: tuple[str, ...] = Field((), description="What to run: all that follows `--`.")
+    address: str | None = Field(
+        None,
+        description="The Ray dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, else "
+        "http://127.0.0.1:8265.",
+    )
+    id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="The submission's id; None: made from the command.",
+    )
+    stop: bool = Field(False, description="Stop the job, a training after a last checkpoint.")
+    status: bool = Field(False, description="Say how the job is.")
+    logs: bool = Field(False, description="Print the job's log, from its run if its head is gone.")
+    list: bool = Field(False, description="List the cluster's jobs.")
+    detach: bool = Field(False, description="Submit, and do not follow.")
+    ship: Url | None = Field(
+        None, description="Folder whose files the job runs with; None: the image's own code."
+    )
+    cpus: float = Field(0, ge=0, description="Cores that the job's driver asks for, not workers.")
+    resubmit_on_head_loss: int = Field(
+        0, ge=0, description="Times that the job is submitted again to a head that replaced its."
+    )
+    lost_seconds: float = Field(
+        300, gt=0, description="A job whose head does not answer for so long is lost."
+    )
+    stop_seconds: float = Field(
+        120, gt=0, description="With --stop: how long a training may take for its checkpoint."
+    )
+    poll_seconds: float = Field(2, gt=0, description="Between two looks at the job.")
+    timeout_seconds: float = Field(30, gt=0, description="How long one answer is waited for.")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        asked = [self.stop, self.status, self.logs, self.list]
+        if sum(asked) > 1:
+            raise ValueError("give one of --stop, --status, --logs, --list")
+        if not self.list and not self.command and not (any(asked) and self.id):
+            raise ValueError(
+                "give the job's command after --, such as -- python -m jobs.train --data URL "
+                "--run NAME; --stop, --status and --logs take --id instead"
+            )
+        return self

@@ -1,0 +1,74 @@
+"""Run a job on a Ray cluster and follow it truthfully; stop it, or show its status and log."""
+
+import hashlib
+import importlib
+import os
+import shlex
+import sys
+import typing
+from dataclasses import asdict
+from typing import Any
+
+from jobs.command import Outcome, parse_flags, run_job, validate
+from pipeline.config import SubmitConfig, TrainConfig
+
+
+def main(config: SubmitConfig) -> Outcome:
+    """Does the one thing that was asked for, else submits and follows."""
+    from pipeline.edges import submission
+    from pipeline.edges.ray_jobs import RayJobs
+
+    address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    jobs = RayJobs(address, config.timeout_seconds)
+    if config.list:
+        found = [asdict(job) for job in jobs.jobs()]
+        rows = [f"{job['id']:<32}{job['status']:<12}{job['entrypoint']}" for job in found]
+        return Outcome({"jobs": found}, summary=rows)
+    asked = asked_of(config.command) if config.command else None
+    if config.logs:
+        for text in submission.logs(config, jobs, asked):
+            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        return Outcome({"submission_id": config.id or (asked and asked.base)})
+    if config.status:
+        verdict = submission.status(config, jobs, asked)
+    elif config.stop:
+        verdict = submission.stop(config, jobs, asked)
+        return Outcome(_result(verdict))
+    else:
+        assert asked is not None, "the config has a command"
+        verdict = submission.submit(config, jobs, asked)
+    return Outcome(_result(verdict), verdict.exit_code)
+
+
+def asked_of(command: tuple[str, ...]) -> Any:
+    """The command with its id and its run; raises `ConfigError` for flags that its job refuses."""
+    from pipeline import storage
+    from pipeline.edges.submission import Asked
+    from pipeline.training.run import Run
+
+    digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:8]
+    if command[1:2] != ("-m",) or not command[2:] or not command[2].startswith("jobs."):
+        return Asked(command, f"job-{digest}", None)
+    module = command[2]
+    config_type = typing.get_type_hints(importlib.import_module(module).main)["config"]
+    values, _ = parse_flags(config_type, command[3:], f"python -m {module}")
+    config = validate(config_type, values)
+    if not isinstance(config, TrainConfig):
+        return Asked(command, f"{module.removeprefix('jobs.')}-{digest}", None)
+    # A relative path is one of the head's, which can't be seen from here.
+    local = storage.local_path(config.storage)
+    seen = local is None or local.is_absolute()
+    return Asked(command, f"train-{config.run}", Run.at(config) if seen else None)
+
+
+def _result(verdict: Any) -> dict[str, Any]:
+    return {
+        "submission_id": verdict.id,
+        "status": verdict.status,
+        "message": verdict.message,
+        "result": verdict.result,
+    }
+
+
+if __name__ == "__main__":
+    run_job(SubmitConfig, main)
