@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypedDict
 
-from pipeline.config import Section
+from pipeline.config import Section, without_passwords
 from pipeline.errors import ConfigError, PipelineError
 
 Config = TypeVar("Config", bound=Section)
@@ -175,7 +175,8 @@ def _explain(config_type: type[Section], error: ValidationError) -> list[str]:
             lines.append(f"{where}: is required; give --{where.replace('_', '-')}.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            found = "" if isinstance(problem["input"], dict) else f" Found: {problem['input']!r}."
+            shown = without_passwords(repr(problem["input"]))
+            found = "" if isinstance(problem["input"], dict) else f" Found: {shown}."
             lines.append(f"{where}: {message}.{found}")
     return lines
 

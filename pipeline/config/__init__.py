@@ -15,7 +15,7 @@ from pipeline.config.jobs import (
     VerifyConfig,
 )
 from pipeline.config.latents import DecodeConfig, EncodeConfig, ExportConfig, StoresConfig
-from pipeline.config.operations import DoctorConfig, SubmitConfig
+from pipeline.config.operations import DoctorConfig, SubmitConfig, WatchConfig
 from pipeline.config.sections import (
     Crop,
     Likelihood,
@@ -29,6 +29,7 @@ from pipeline.config.sections import (
     Tail,
     TrackingConfig,
     Url,
+    without_passwords,
 )
 from pipeline.config.train import TrainConfig
 
@@ -60,4 +61,6 @@ __all__ = [
     "TrainConfig",
     "Url",
     "VerifyConfig",
+    "WatchConfig",
+    "without_passwords",
 ]

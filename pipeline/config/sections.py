@@ -1,14 +1,37 @@
 """Groups of knobs that several jobs share: preprocessing, model, objective, optimiser, tracking."""
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 
 class Section(BaseModel):
-    """A frozen group of knobs; an unknown key is an error."""
+    """A frozen group of knobs; an unknown key is an error, and so is a password in a URL.
+
+    A config is written down: in the run's folder, MLflow, Ray's list of jobs, the process table.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_password(cls, value: Any) -> Any:
+        words = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(word, str) and _PASSWORD.search(word) for word in words):
+            raise ValueError(
+                "the URL holds a password, and configs are written down in many places. Take it "
+                "out: it comes from the environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_URI, "
+                "MLFLOW_TRACKING_PASSWORD ...)"
+            )
+        return value
+
+
+def without_passwords(text: str) -> str:
+    """The text, in which no URL names a user any more."""
+    return re.sub(r"://[^/\s@]*@", "://...@", text)
 
 
 Url = Annotated[str, Field(min_length=1)]

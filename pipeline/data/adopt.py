@@ -144,6 +144,11 @@ def _samples(tar: tarfile.TarFile, size: int, url: str) -> Iterator[dict[str, An
             raise DatasetError(
                 f"{storage.shown(url)}: ends inside {member.name}: it was cut short. Copy again."
             )
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise DatasetError(
+                f"{storage.shown(url)}: the member {member.name!r} leads out of whatever folder "
+                "this is unpacked to. Pack its images anew (jobs.pack), which names them safely."
+            )
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem

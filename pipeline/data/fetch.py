@@ -234,7 +234,7 @@ class SampleReader:
         columns: dict[str, Any] = {}
         if self._columns:
             beside = member(index.json_offsets, index.json_sizes)
-            columns = dict(json.loads(beside)) if beside else {}
+            columns = dict(_columns_of(beside, index.keys[position])) if beside else {}
             number = member(index.cls_offsets, index.cls_sizes)
             if number is not None:
                 columns.setdefault("label", number.decode())
@@ -257,6 +257,19 @@ class SampleReader:
         while self._held_bytes > self._memory_bytes and len(self._chunks) > 1:
             _, (_, length) = self._chunks.popitem(last=False)
             self._held_bytes -= length
+
+
+def _columns_of(beside: bytes, key: str) -> dict[str, Any]:
+    found: Any
+    try:
+        found = json.loads(beside)
+    except (ValueError, RecursionError) as error:
+        found = error
+    if not isinstance(found, dict):
+        raise DatasetError(
+            f"{key}.json: holds no columns ({str(found)[:100]}). Leave --columns out, or mend it."
+        )
+    return found
 
 
 def _fill(future: "Future[Filled]", make: Callable[[], Filled]) -> Filled:

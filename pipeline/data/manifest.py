@@ -7,6 +7,7 @@ OUT/index/NAME.arrow          one index per shard
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,14 +87,16 @@ class Manifest:
             )  # fmt: skip
             manifest = Manifest(data["generation"], data["parent"], shards)
             stated = data["digest"]
+            for shard in shards:
+                # A manifest may come from elsewhere: it must not name files outside its folder.
+                # Only an adopted shard lies elsewhere, and its bytes are checked like any other's.
+                paths = [shard.index_path, *([] if "://" in shard.path else [shard.path])]
+                for path in paths:
+                    above = ".." in path and ".." in path.split("/")
+                    if path[:1] == "/" or "://" in path or above:
+                        raise DatasetError(f"{url}: the path {path!r} leads out of the dataset.")
         except (KeyError, TypeError) as error:
             raise DatasetError(f"{url}: is no whole manifest ({error}). Restore it.") from None
-        for shard in shards:
-            for path in (shard.path, shard.index_path):
-                # A manifest may come from elsewhere: it must not name files outside its folder.
-                outside = path[:1] == "/" or (".." in path and ".." in path.split("/"))
-                if outside and "://" not in path:
-                    raise DatasetError(f"{url}: the path {path!r} leads out of the dataset.")
         if manifest.digest != stated:
             raise DatasetError(
                 f"{url}: says digest {stated}, its shards give {manifest.digest}. It was changed "
@@ -121,7 +124,10 @@ def read_current(url: str) -> Manifest | None:
     except ObjectNotFoundError:
         return None
     check_format(pointer, pointer_url)
-    return read_generation(url, pointer["digest"])
+    digest = pointer.get("digest")
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise DatasetError(f"{pointer_url}: names the manifest {digest!r}, no digest. Restore it.")
+    return read_generation(url, digest)
 
 
 def read_generation(url: str, digest: str) -> Manifest:

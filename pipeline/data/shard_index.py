@@ -64,12 +64,17 @@ class ShardIndex:
                 f"{url}: has sha256 {found[:12]}, the manifest says {sha256[:12]}. Run "
                 "`python -m jobs.verify --dataset` on the dataset to see what else is damaged."
             )
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            table = reader.read_all()
-        columns: dict[str, Any] = {
-            name: table[name].to_pylist()
-            if name in ("keys", "extensions")
-            else table[name].to_numpy()
-            for name in table.column_names
-        }
-        return cls(**columns)
+        try:
+            with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+                table = reader.read_all()
+            # Offsets that lie would be followed out of the buffer.
+            table.validate(full=True)
+            columns: dict[str, Any] = {
+                name: table[name].to_pylist()
+                if name in ("keys", "extensions")
+                else table[name].to_numpy()
+                for name in table.column_names
+            }
+            return cls(**columns)
+        except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+            raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None

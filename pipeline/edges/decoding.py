@@ -60,7 +60,7 @@ def run_decoding(config: DecodeConfig) -> dict[str, Any]:
             progress.advance(written)
         else:
             for name, pixels in images:
-                storage.publish(storage.join(output, f"{name}.png"), png(pixels))
+                storage.publish(storage.below(output, f"{name}.png"), png(pixels))
                 written += 1
                 progress.advance(1)
     return {"images": written, "output": output, "model_digest": store.model_digest}

@@ -11,11 +11,16 @@ from pipeline.edges.web import Answer, ask, ray_token
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+_LOST = frozenset({"JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"})
+"""Ray's `error_type` of a driver that went with its node: nobody saw how it ended."""
 
 
 @dataclass(frozen=True)
 class RayJob:
-    """What the cluster says of a job; `exit_code` is the driver's, once it has ended."""
+    """What the cluster says of a job; `exit_code` is the driver's, once it has ended.
+
+    `run_url` is the folder of a training that was submitted here.
+    """
 
     id: str
     status: str
@@ -23,6 +28,8 @@ class RayJob:
     message: str
     exit_code: int | None
     started_ms: int
+    run_url: str | None
+    was_lost: bool
 
     @property
     def has_ended(self) -> bool:
@@ -42,10 +49,17 @@ class RayJobs:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def job(self, name: str) -> RayJob | None:
-        """One job; None where this cluster knows none of that id."""
+        """One job; None where this cluster knows none of that id.
+
+        A dashboard whose head is gone answers 500: that says nothing of the job.
+        """
         answer = self._ask("GET", f"/api/jobs/{urllib.parse.quote(name)}")
         if answer.status == 404:
             return None
+        if answer.status >= 500:
+            raise UnreachableError(
+                f"{storage.shown(self.address)}: {answer.status} {_last(answer)}"
+            )
         return _job(self._checked(answer).json())
 
     def jobs(self) -> list[RayJob]:
@@ -104,11 +118,16 @@ class RayJobs:
 
     def _checked(self, answer: Answer) -> Answer:
         if answer.status >= 400:
-            lines = answer.body.decode(errors="replace").strip().splitlines() or [""]
             raise ClusterError(
-                f"Ray at {storage.shown(self.address)} says {answer.status}: {lines[-1][:500]}"
+                f"Ray at {storage.shown(self.address)} says {answer.status}: {_last(answer)}"
             )
         return answer
+
+
+def _last(answer: Answer) -> str:
+    """The last line of a traceback is the one that says it."""
+    lines = answer.body.decode(errors="replace").strip().splitlines() or [""]
+    return lines[-1][:500]
 
 
 def _job(found: Mapping[str, Any]) -> RayJob:
@@ -119,4 +138,6 @@ def _job(found: Mapping[str, Any]) -> RayJob:
         message=found.get("message") or "",
         exit_code=found.get("driver_exit_code"),
         started_ms=found.get("start_time") or 0,
+        run_url=(found.get("metadata") or {}).get("run"),
+        was_lost=found.get("error_type") in _LOST,
     )

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "QUARANTINED": 3, "LOST": 4, "STOPPED": 5}
 _LOG_BYTES_PER_SECOND = 500_000
+_LAST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Verdict:
 
 def submit(config: SubmitConfig, jobs: RayJobs, asked: Asked) -> Verdict:
     """Submits, unless the same job runs already, and follows it to its end."""
-    package = jobs.upload(*packed(Path(config.ship))) if config.ship else None
     for left in range(config.resubmit_on_head_loss, -1, -1):
+        package = jobs.upload(*packed(Path(config.ship))) if config.ship else None
         name = _start_or_join(config, jobs, asked, package)
         if config.detach:
             return Verdict(name, "SUBMITTED", f"follow it with --status --id {name}")
@@ -66,9 +67,8 @@ def submit(config: SubmitConfig, jobs: RayJobs, asked: Asked) -> Verdict:
         if verdict.status != "LOST" or left == 0:
             return verdict
         logger.warning("%s: %s; it is submitted again, %d times more", name, verdict.message, left)
-        _until_answers(config, jobs)
-        if config.ship:
-            package = jobs.upload(*packed(Path(config.ship)))
+        if not _answers(config, jobs):
+            return verdict
     raise AssertionError("the loop returns in its last round")
 
 
@@ -88,7 +88,7 @@ def follow(config: SubmitConfig, jobs: RayJobs, name: str, run: Run | None) -> V
                 logger.info("%s answers again", jobs.address)
             silent_since = None
             if job.has_ended:
-                return _verdict(job, tail.last_line)
+                return _verdict(job, tail.result)
         except UnreachableError as error:
             if silent_since is None:
                 logger.warning("%s; the job may well go on. Waiting.", error)
@@ -103,13 +103,17 @@ def follow(config: SubmitConfig, jobs: RayJobs, name: str, run: Run | None) -> V
 
 
 def status(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Verdict:
-    """How the job is now."""
-    job = _find(config, jobs, asked)
+    """How the job is now; of a training whose cluster is gone, what its folder says."""
+    try:
+        job = _find(config, jobs, asked)
+    except (UnreachableError, ClusterError) as error:
+        if asked is None or asked.run is None:
+            raise
+        found = _by_run(asked.base, asked.run, None)
+        return found or Verdict(asked.base, "LOST", f"{error} Its run's folder has no result yet.")
     if not job.has_ended:
         return Verdict(job.id, job.status, job.message)
-    tail = _LogTail(jobs, job.id)
-    tail.read()
-    return _verdict(job, tail.last_line)
+    return _ended(job, jobs)
 
 
 def stop(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Verdict:
@@ -117,7 +121,7 @@ def stop(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Verdict:
     job = _find(config, jobs, asked)
     if job.has_ended:
         return Verdict(job.id, job.status, "it had ended before")
-    run = asked.run if asked else None
+    run = Run(job.run_url) if job.run_url else None
     if run is not None:
         storage.publish(run.path("STOP"), b"jobs.submit --stop\n")
         logger.info("%s is asked to leave a last checkpoint and end", job.id)
@@ -125,7 +129,7 @@ def stop(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Verdict:
         while time.monotonic() < deadline:
             job = jobs.job(job.id) or job
             if job.has_ended:
-                return Verdict(job.id, "STOPPED", "it left a checkpoint: the same command goes on")
+                return _ended(job, jobs)
             time.sleep(config.poll_seconds)
         logger.warning("%s did not end within %g s", job.id, config.stop_seconds)
     jobs.stop(job.id)
@@ -134,8 +138,11 @@ def stop(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Verdict:
         time.sleep(config.poll_seconds)
         job = jobs.job(job.id) or job
     if not job.has_ended:
-        raise ClusterError(f"{job.id} is {job.status} still, {config.stop_seconds:g} s after Ray's")
-    return Verdict(job.id, job.status, "Ray ended it")
+        raise ClusterError(
+            f"{job.id} is {job.status} still, {config.stop_seconds:g} s after Ray was asked to end "
+            "it. Look at its node: the driver may hang in the kernel."
+        )
+    return _ended(job, jobs)
 
 
 def logs(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Iterator[str]:
@@ -144,13 +151,13 @@ def logs(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Iterator[s
         yield jobs.logs(_find(config, jobs, asked).id)
     except (UnreachableError, ClusterError) as error:
         run = asked.run if asked else None
-        if run is None:
+        newest = run.newest_attempt().number if run else 0
+        if run is None or newest == 0:
             raise
-        logger.warning("%s. From the run's own folder:", error)
-        prefix = f"{run.newest_attempt().number:06d}"
+        logger.warning("%s From the run's own folder:", error)
         for item in storage.list_objects(run.path("logs")):
             name = item.url.rsplit("/", 1)[-1]
-            if name.startswith(prefix):
+            if name.startswith(f"{newest:06d}"):
                 yield f"==> {name} <==\n{storage.read(item.url).decode(errors='replace')}"
 
 
@@ -171,9 +178,19 @@ def _start_or_join(config: SubmitConfig, jobs: RayJobs, asked: Asked, package: s
         logger.info("%s is there already, and is followed", newest.id)
         return newest.id
     facts = {"run": asked.run.url} if asked.run else {}
-    if jobs.submit(name, asked.entrypoint, package, config.cpus, facts):
-        logger.info("submitted as %s: %s", name, asked.entrypoint)
-    return name
+    deadline = time.monotonic() + config.lost_seconds
+    while True:
+        try:
+            if jobs.submit(name, asked.entrypoint, package, config.cpus, facts):
+                logger.info("submitted as %s: %s", name, asked.entrypoint)
+        except UnreachableError as error:
+            # It may have arrived: under the same id it can't begin twice.
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("%s; %s is asked for again", error, name)
+            time.sleep(config.poll_seconds)
+        else:
+            return name
 
 
 def _newest(jobs: RayJobs, base: str) -> tuple[int, RayJob | None]:
@@ -195,15 +212,18 @@ def _find(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> RayJob:
     return job
 
 
-def _verdict(job: RayJob, last_line: str) -> Verdict:
-    try:
-        result = json.loads(last_line)
-    except ValueError:
-        result = None
-    result = result if isinstance(result, dict) else None
+def _ended(job: RayJob, jobs: RayJobs) -> Verdict:
+    tail = _LogTail(jobs, job.id)
+    tail.read()
+    return _verdict(job, tail.result)
+
+
+def _verdict(job: RayJob, result: dict[str, Any] | None) -> Verdict:
     # Ray adds the end of the log, which has been shown.
     state, message = job.status, job.message.partition(", last available logs")[0]
-    if state == "FAILED" and job.exit_code == 3:
+    if job.was_lost:
+        state = "LOST"
+    elif state == "FAILED" and job.exit_code == 3:
         state = "QUARANTINED"
     elif state == "FAILED" and job.exit_code:
         message = f"exit code {job.exit_code}: {message}"
@@ -230,18 +250,29 @@ def _by_run(name: str, run: Run | None, before: dict[str, Any] | None) -> Verdic
     return Verdict(name, "SUCCEEDED", "its run's folder says so; its head does not answer", result)
 
 
-def _until_answers(config: SubmitConfig, jobs: RayJobs) -> None:
-    """Waits for a head in place of the lost one."""
+def _answers(config: SubmitConfig, jobs: RayJobs) -> bool:
+    """Waits for a head in place of the lost one; False if none came."""
     deadline = time.monotonic() + config.lost_seconds
-    while True:
+    while time.monotonic() < deadline:
         try:
             jobs.jobs()
-        except UnreachableError:
-            if time.monotonic() > deadline:
-                raise
+        except (UnreachableError, ClusterError):
             time.sleep(config.poll_seconds)
         else:
-            return
+            return True
+    return False
+
+
+def _result_in(text: str) -> dict[str, Any] | None:
+    """The result that a job prints last; what it still says on stderr may come after it."""
+    for line in reversed(text.rstrip().splitlines()[-_LAST_LINES:]):
+        if line.startswith("{"):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            return found if isinstance(found, dict) else None
+    return None
 
 
 class _LogTail:
@@ -251,7 +282,7 @@ class _LogTail:
         self._jobs, self._name = jobs, name
         self._shown = 0
         self._next = 0.0
-        self.last_line = ""
+        self.result: dict[str, Any] | None = None
 
     def show(self, *, at_last: bool) -> None:
         """Asks for the log unless that was a moment ago: Ray always sends all of it."""
@@ -269,5 +300,5 @@ class _LogTail:
             text = self._jobs.logs(self._name)
         except (UnreachableError, ClusterError):
             return ""
-        self.last_line = text.rstrip().rpartition("\n")[2]
+        self.result = _result_in(text)
         return text

@@ -1,4 +1,4 @@
-"""Plain HTTP requests to servers that a user named: no retries, no proxies' surprises, JSON."""
+"""Plain HTTP requests to servers that a user named: no retries, no redirects, JSON."""
 
 import http.client
 import json
@@ -32,10 +32,17 @@ class Answer:
         """The body's value; raises `UnreachableError` if something else than our server spoke."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UnreachableError(
                 f"an answer {self.status} that is no JSON: {self.text}"
             ) from None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer: following it would hand the token to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Nowhere."""
 
 
 def ask(
@@ -51,8 +58,10 @@ def ask(
     if urlsplit(url).scheme not in ("http", "https"):
         raise ConfigError(f"{storage.shown(url)}: give an address such as http://HOST:PORT.")
     request = urllib.request.Request(url, data, dict(headers or {}), method=method)  # noqa: S310
+    secured = urllib.request.HTTPSHandler(context=context)
+    opener = urllib.request.build_opener(_NoRedirects, secured)
     try:
-        with urllib.request.urlopen(request, timeout=seconds, context=context) as answer:  # noqa: S310
+        with opener.open(request, timeout=seconds) as answer:
             return Answer(answer.status, answer.read(), dict(answer.headers.items()))
     except urllib.error.HTTPError as error:
         with error:

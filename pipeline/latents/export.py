@@ -73,6 +73,7 @@ def _write_tar(store: LatentStore, shard: int, path: Path, form: ExportFormat) -
         for rows in store.shard_batches(shard):
             count += len(rows)
             for row, key in enumerate(rows.keys):
+                storage.below(store.url, key)
                 tensors = {name: values[row] for name, values in rows.tensors.items()}
                 columns = {name: values[row] for name, values in rows.columns.items()}
                 for extension, data in _members(tensors, columns, form):

@@ -90,6 +90,7 @@ class Receipt:
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> "Receipt":
         """The inverse of `to_json`; raises `StoreError` naming `where` for anything else."""
+        value = value if isinstance(value, Mapping) else {}
         if value.get("format") != _FORMAT or value.get("version") != _VERSION:
             raise StoreError(
                 f"{where}: no receipt of version {_VERSION} (found format "

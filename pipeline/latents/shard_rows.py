@@ -31,7 +31,7 @@ class ShardRows:
     @property
     def url(self) -> str:
         """The latent file."""
-        return storage.join(self.store, self.receipt.path)
+        return storage.below(self.store, self.receipt.path)
 
     @functools.cached_property
     def _mapped(self) -> pa.Buffer | None:

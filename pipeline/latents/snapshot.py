@@ -5,7 +5,6 @@ history, writes the same bytes. The pointer is written last: one GET of it tells
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StoreError
+from pipeline.errors import ObjectNotFoundError, StorageError, StoreError
 from pipeline.latents.identity import Identity
 from pipeline.latents.receipt import POINTER, SNAPSHOTS, FailedSample, Receipt, content_digest
 from pipeline.latents.statistics import ChannelStatistics, empty
@@ -193,7 +192,7 @@ def read_pointer(store: str) -> Pointer | None:
 
 def read_snapshot(store: str, path: str, sha256: str | None = None) -> Snapshot:
     """A snapshot by its path in the store, checked against its checksum where one is known."""
-    url = storage.join(store, path)
+    url = storage.below(store, path)
     data = storage.read(url)
     found = content_digest(data)
     if sha256 not in (None, found):
@@ -202,8 +201,8 @@ def read_snapshot(store: str, path: str, sha256: str | None = None) -> Snapshot:
             "The snapshot was damaged: delete it and run the same jobs.encode again."
         )
     try:
-        return Snapshot.from_json(json.loads(data), url)
-    except (ValueError, KeyError) as error:
+        return Snapshot.from_json(storage.parse_json(data, url), url)
+    except (StorageError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{url}: is no snapshot ({error}). Delete it and run the same jobs.encode again."
         ) from None
@@ -254,6 +253,7 @@ def statistics_json(statistics: ChannelStatistics) -> dict[str, Any]:
 
 
 def _check_format(value: Mapping[str, Any], expected: str, where: str) -> None:
+    value = value if isinstance(value, Mapping) else {}
     if value.get("format") != expected or value.get("version") != _VERSION:
         raise StoreError(
             f"{where}: expected {expected} of version {_VERSION}, found format "

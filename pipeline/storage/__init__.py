@@ -17,13 +17,14 @@ from typing import Any
 from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.storage import local, other, s3
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
-from pipeline.storage.urls import absolute, join, local_path, protocol, shown
+from pipeline.storage.urls import absolute, below, join, local_path, protocol, shown
 
 __all__ = [
     "ObjectInfo",
     "RetryPolicy",
     "StorageFile",
     "absolute",
+    "below",
     "canonical_json",
     "create_if_absent",
     "delete",
@@ -31,6 +32,7 @@ __all__ = [
     "join",
     "list_objects",
     "local_path",
+    "parse_json",
     "protocol",
     "publish",
     "read",
@@ -43,7 +45,8 @@ __all__ = [
     "stat",
 ]
 
-_JSON_BYTES = 2**30
+_JSON_BYTES = 2**28
+"""A manifest of 10^9 samples needs 2^25; Python needs some 20 bytes for one of JSON."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,15 @@ def read_json(url: str, limit_bytes: int = _JSON_BYTES) -> Any:
     data = read(url, 0, limit_bytes + 1)
     if len(data) > limit_bytes:
         raise StorageError(f"{shown(url)}: holds more than {limit_bytes} bytes, too many for JSON.")
+    return parse_json(data, url)
+
+
+def parse_json(data: bytes, url: str) -> Any:
+    """The value of JSON that was read at `url`; nested a thousand deep, it is none."""
     try:
         return json.loads(data)
-    except ValueError as error:
-        raise StorageError(f"{shown(url)}: holds no JSON: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{shown(url)}: holds no JSON that is sane: {error}.") from None
 
 
 def stat(url: str) -> ObjectInfo:

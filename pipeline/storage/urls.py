@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from pipeline.errors import StorageError
+
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -38,6 +40,16 @@ def join(url: str, *parts: str) -> str:
         else:
             url = f"{url.rstrip('/')}/{part}" if url.rstrip("/") else f"/{part}"
     return url
+
+
+def below(url: str, name: str) -> str:
+    """`name`, which came from a file, below `url`; raises `StorageError` where it leads out."""
+    if _SCHEME.match(name) or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise StorageError(
+            f"{shown(url)}: {name!r} leads out of it. Whoever wrote that meant harm, or wrote it "
+            "with another program: nothing was read or written there."
+        )
+    return join(url, name)
 
 
 def shown(url: str) -> str:

@@ -198,7 +198,7 @@ def _receipts(run: Run) -> list[str]:
 
 
 def _load(run: Run, receipt: dict[str, Any]) -> Checkpoint:
-    url = run.path("checkpoints", receipt["file"])
+    url = storage.below(run.path("checkpoints"), receipt["file"])
     data = storage.read(url)
     digest = hashlib.sha256(data).hexdigest()
     if digest != receipt["sha256"]:

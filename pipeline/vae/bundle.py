@@ -72,6 +72,7 @@ def load_bundle(url: Path | str) -> VAE:
             f"{url}: bundle.json says digest {receipt['digest']}, its contents have {digest}. "
             "The bundle was changed after it was written: pull or save it again."
         )
+    _check_size(model, preprocess, weights, url)
     with torch.random.fork_rng(devices=[]):
         vae = build_vae(model, preprocess).to(_weights_dtype(weights))
     put_weights(vae, weights, url)
@@ -94,6 +95,12 @@ def verify_bundle(url: Path | str) -> str:
 
 def put_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
     """Copies named weights into `vae`; every name and shape must fit."""
+    check_weights(vae, weights, source)
+    vae.load_state_dict(dict(weights))
+
+
+def check_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises `ModelError` unless every name and shape fits `vae`, which may lie on no device."""
     own = vae.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     other = [
@@ -106,7 +113,20 @@ def put_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
             f"{source}: the weights don't fit this model: missing {missing[:5]}, unknown "
             f"{unknown[:5]}, of other shape {other[:5]}. Use the ModelConfig they were made with."
         )
-    vae.load_state_dict(dict(weights))
+
+
+def _check_size(
+    model: ModelConfig, preprocess: PreprocessConfig, weights: Mapping[str, Tensor], url: str
+) -> None:
+    """Before memory is taken: a config may claim a network of any size."""
+    if model.kind == "custom":
+        return  # Nobody knows whether it can be built without memory.
+    try:
+        with torch.device("meta"):
+            claimed = build_vae(model, preprocess)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"{url}: its config.json claims an impossible network: {error}") from None
+    check_weights(claimed, weights, url)
 
 
 def _weights(vae: VAE) -> dict[str, Tensor]:

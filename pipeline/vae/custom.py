@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,20 +19,19 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
     It needs `latent_shape`, `encode` and `decode` as `Network` says, and may be any `nn.Module`.
     """
     assert model.custom is not None
-    network = _class(model.custom)(shape, model)
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"custom {model.custom}: is no torch.nn.Module. Derive it from one.")
+    network: Any = _class(model.custom)(shape, model)
     for name in ("latent_shape", "encode", "decode"):
         if not hasattr(network, name):
             raise ModelError(
                 f"custom {model.custom}: has no {name}. A network needs latent_shape (Z, h, w), "
                 "encode(images) and decode(latents), as pipeline.vae.networks.Network says."
             )
-    _try(model.custom, network, shape)  # type: ignore[arg-type]
-    return network  # type: ignore[return-value]
+    _try(model.custom, network, shape)
+    made: Network = network
+    return made
 
 
-def _class(path: str) -> type:
+def _class(path: str) -> Any:
     module_name, _, class_name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
@@ -41,6 +41,9 @@ def _class(path: str) -> type:
         ) from None
     if not isinstance(found, type):
         raise ModelError(f"custom {path}: is no class, but {found!r}.")
+    # Before it is called: the path may come from somebody's bundle.
+    if not issubclass(found, nn.Module):
+        raise ModelError(f"custom {path}: is no torch.nn.Module. Derive it from one.")
     return found
 
 

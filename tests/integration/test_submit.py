@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.edges.ray_jobs import RayJobs
+from pipeline.edges.web import ask
 from tests.digits import write_digits
 from tests.killing import ROOT, start_job
 from tests.servers.ray_head import TOKEN, RayHead
@@ -117,6 +118,18 @@ def test_the_same_command_twice_is_one_job_and_stopping_it_is_told_to_both(to_he
     assert marker.read_text() == "started\n"
 
 
+def test_rays_list_of_jobs_holds_no_secret_and_no_environment(to_head, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    code, told = ended(submit(tmp_path, *python("import os; print(len(os.environ))")))
+    assert code == 0
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    listed = ask("GET", f"{to_head.address}/api/jobs/", headers=headers).json()
+    (mine,) = [job for job in listed if job["submission_id"] == told["submission_id"]]
+    assert mine["runtime_env"] in (None, {})
+    assert "planted-secret" not in json.dumps(listed)
+    assert TOKEN not in json.dumps(listed)
+
+
 def test_a_dashboard_that_hangs_for_a_while_is_waited_for(to_head, tmp_path, monkeypatch):
     marker = tmp_path / "marker"
     process = submit(tmp_path, "--timeout-seconds", "5", *python(sleeping(marker)))
@@ -171,8 +184,10 @@ def test_a_training_is_stopped_by_its_flag_and_told_by_its_folder_when_the_head_
     assert own_head.send(signal.SIGKILL, "dashboard.py")
     code, told = ended(second)
     assert (code, told["status"], told["result"]["steps"]) == (0, "SUCCEEDED", 500), told
-    # The whole head dies: the log is still there, in the run's folder.
+    # The whole head dies: log and end are still there, in the run's folder.
     own_head.kill()
+    code, told = ended(submit(tmp_path, "--status", *command))
+    assert (code, told["status"], told["result"]["steps"]) == (0, "SUCCEEDED", 500)
     asked = [sys.executable, "-m", "jobs.submit", "--logs", *command]
     found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

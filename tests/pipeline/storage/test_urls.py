@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage.urls import bucket_and_key, join, local_path, protocol, shown
+from pipeline.errors import StorageError
+from pipeline.storage.urls import below, bucket_and_key, join, local_path, protocol, shown
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,13 @@ def test_messages_show_no_password_and_no_signature():
 
 def test_an_s3_url_is_a_bucket_and_a_key():
     assert bucket_and_key("s3://bucket/a/b c.jpg") == ("bucket", "a/b c.jpg")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "s3://b/x", "..", "a\0b"])
+def test_a_name_from_a_file_does_not_lead_out_of_its_folder(name):
+    with pytest.raises(StorageError, match="leads out"):
+        below("s3://bucket/folder", name)
+
+
+def test_a_name_that_only_looks_so_stays_below():
+    assert below("s3://bucket/folder", "a/..b/...c") == "s3://bucket/folder/a/..b/...c"
