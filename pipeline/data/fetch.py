@@ -55,11 +55,18 @@ class RawSample:
         return self.image
 
 
+@dataclass
+class _Chunk:
+    data: "Future[bytes]"
+    length: int
+    reads: int = 0
+
+
 class SampleReader:
     """Reads samples by their live id, from any thread.
 
-    `chunk` consecutive samples are fetched together from object storage and kept, least recently
-    used first out, within `memory_bytes`.
+    `chunk` consecutive samples are fetched together from object storage and kept within
+    `memory_bytes`; those that were all read are forgotten first, then the least recently used.
     """
 
     def __init__(
@@ -74,12 +81,14 @@ class SampleReader:
         self._first = [0, *accumulate(shard.live for shard in dataset.shards)]
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
-        self._chunks: OrderedDict[tuple[int, int], tuple[Future[bytes], int]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
         self._memory_bytes = memory_bytes
         self._held_bytes = 0
         self._cache = cache
-        self._reading: dict[int, tuple[str, float]] = {}
+        self._reading: dict[int, tuple[str, int, int, float]] = {}
         self._closed = False
+        beside = not any("://" in shard.path for shard in dataset.shards)
+        self.is_local = beside and storage.local_path(dataset.url) is not None
         self.fetched_bytes = 0
         self.requests = 0
 
@@ -98,13 +107,14 @@ class SampleReader:
         place = self.place(sample)
         url = self._dataset.shard_url(self._dataset.shards[place.shard])
         index = self.index(place.shard)
-        start, end = int(index.starts[place.position]), int(index.ends[place.position])
+        start, end = self._span(index, place.position)
         is_large = end - start >= LARGE_BYTES
         if alone or (is_large and storage.local_path(url) is not None):
             return self._cut(index, place.position, self._get(url, start, end), start)
         first, last = self._chunk_of(place, sample)
         begin = int(index.starts[first])
         data = self._chunk_bytes(url, place.shard, begin, int(index.ends[last]))
+        self._count_read(place.shard, begin, last - first + 1)
         return self._cut(index, place.position, data, begin)
 
     def key(self, sample: int) -> str:
@@ -175,7 +185,7 @@ class SampleReader:
         with self._lock:
             found = self._chunks.get((shard, begin))
         # Forgotten between the two looks: it is fetched again.
-        return found[0].result() if found else self._get_chunk(url, shard, begin, end)
+        return found.data.result() if found else self._get_chunk(url, shard, begin, end)
 
     def _claim(self, shard: int, begin: int, end: int) -> "Future[bytes] | None":
         """A future for the caller to fill; None when somebody else has it in hand."""
@@ -185,17 +195,32 @@ class SampleReader:
                 self._chunks.move_to_end(key)
                 return None
             mine: Future[bytes] = Future()
-            self._chunks[key] = mine, end - begin
+            self._chunks[key] = _Chunk(mine, end - begin)
             self._held_bytes += end - begin
             self._forget_chunks()
             return mine
+
+    def _count_read(self, shard: int, begin: int, samples: int) -> None:
+        """A chunk all of whose `samples` were read is the first to be forgotten, not the last.
+
+        It is the newest one, but those that were fetched ahead are needed sooner.
+        """
+        with self._lock:
+            chunk = self._chunks.get((shard, begin))
+            if chunk is not None:
+                chunk.reads += 1
+                if chunk.reads % samples == 0:
+                    self._chunks.move_to_end((shard, begin), last=False)
 
     def reading(self) -> str:
         """Which ranges are being read now and for how long, for an error's text."""
         now = time.monotonic()
         with self._lock:
             under_way = list(self._reading.values())
-        lines = [f"  {what}, for {now - since:.0f} s" for what, since in under_way]
+        lines = [
+            f"  {storage.shown(url)} [{start}, {end}), for {now - since:.0f} s"
+            for url, start, end, since in under_way
+        ]
         return "\n".join(lines) or "  nothing is being read"
 
     def _get_chunk(self, url: str, shard: int, start: int, end: int) -> bytes:
@@ -210,23 +235,30 @@ class SampleReader:
         # Fewer where the shard was cut short: the samples behind the cut are bad, one by one.
         thread = threading.get_ident()
         with self._lock:
-            self._reading[thread] = f"{storage.shown(url)} [{start}, {end})", time.monotonic()
+            self._reading[thread] = url, start, end, time.monotonic()
+        data = b""
         try:
             data = storage.read(url, start, end)
         finally:
             with self._lock:
                 del self._reading[thread]
-        with self._lock:
-            self.fetched_bytes += len(data)
-            self.requests += 1
+                self.fetched_bytes += len(data)
+                self.requests += 1
         return data
+
+    def _span(self, index: ShardIndex, position: int) -> tuple[int, int]:
+        """Where a sample begins and ends in its tar; its image alone if no columns are wanted."""
+        if self._columns:
+            return int(index.starts[position]), int(index.ends[position])
+        start = int(index.offsets[position])
+        return start, start + int(index.sizes[position])
 
     def _cut(self, index: ShardIndex, position: int, data: bytes, begin: int) -> RawSample:
         def member(offsets: Any, sizes: Any) -> bytes | None:
             size, offset = int(sizes[position]), int(offsets[position]) - begin
             return None if size < 0 else data[offset : offset + size]
 
-        if int(index.ends[position]) > begin + len(data):
+        if self._span(index, position)[1] > begin + len(data):
             nothing = dict.fromkeys(self._columns)
             return RawSample(
                 index.keys[position], b"", int(index.crc32[position]), nothing, whole=False
@@ -255,8 +287,8 @@ class SampleReader:
     def _forget_chunks(self) -> None:
         """Called with the lock held; the newest chunk always stays."""
         while self._held_bytes > self._memory_bytes and len(self._chunks) > 1:
-            _, (_, length) = self._chunks.popitem(last=False)
-            self._held_bytes -= length
+            _, chunk = self._chunks.popitem(last=False)
+            self._held_bytes -= chunk.length
 
 
 def _columns_of(beside: bytes, key: str) -> dict[str, Any]:

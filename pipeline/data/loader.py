@@ -177,7 +177,8 @@ class Loader:
             if ahead >= steps and not self.order.shuffle:
                 return
             self._waiting.append(self._submit(self.epoch + ahead // steps, ahead % steps))
-        self._fetch_ahead()
+        if not self._reader.is_local:
+            self._fetch_ahead()
 
     def _fetch_ahead(self) -> None:
         """Begins to fetch what the batches behind the queued ones need, each chunk once."""
@@ -255,7 +256,9 @@ class Loader:
     def _submit(self, epoch: int, index: int) -> "_Pending":
         ids = self.order.batch(epoch, index, self.slots).tolist()
         size = self.preprocess.image_size
-        images = torch.zeros((len(ids), self.preprocess.channels, size, size), dtype=torch.uint8)
+        # numpy asks for huge pages where torch does not: decoding into them is a tenth faster.
+        shape = (len(ids), self.preprocess.channels, size, size)
+        images = torch.from_numpy(np.empty(shape, np.uint8))
         # As many tasks as threads have work for, not one per image: a future costs 30 us.
         per_task = max(1, -(-len(ids) // (4 * self._threads)))
         alone = self._alone.tolist()
@@ -281,6 +284,7 @@ class Loader:
         rows = []
         for sample, by_itself, image in zip(ids, alone, images, strict=True):
             if sample == PADDED:
+                image.zero_()
                 rows.append(_Row("", {}, None))
                 continue
             if self._decoded is not None and self._load_decoded(sample, epoch, image, rows):

@@ -19,16 +19,17 @@ def scratch(path: Path) -> Path:
 def read(path: Path, start: int, end: int | None) -> bytes:
     """Bytes [start, end); fewer where the file ends before."""
     try:
-        with path.open("rb", buffering=0) as file:
-            if start:
-                file.seek(start)
-            if end is None:
-                return file.readall()
-            parts, missing = [], end - start
-            while missing > 0 and (part := file.read(missing)):
+        # Half of what a file object costs, which is a hundredth of a photo's decoding.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            last = os.fstat(file).st_size if end is None else end
+            parts, at = [], start
+            while at < last and (part := os.pread(file, last - at, at)):
                 parts.append(part)
-                missing -= len(part)
+                at += len(part)
             return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(file)
     except OSError as error:
         raise explain(error, path, "reading") from None
 

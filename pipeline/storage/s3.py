@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +171,11 @@ def _request(method: str, **arguments: Any) -> dict[str, Any]:
 
 def read(url: str, start: int, end: int | None) -> bytes:
     """Bytes [start, end) in requests of at most 48 MiB; fewer where the object ends before."""
-    received = bytearray()
+    received = _Received()
     etag: str | None = None
     attempts = Attempts(url, "reading")
-    while end is None or start + len(received) < end:
-        position = start + len(received)
+    while end is None or start + received.size < end:
+        position = start + received.size
         stop = position + PART_BYTES if end is None else min(end, position + PART_BYTES)
         try:
             etag, total = _get_into(url, position, stop, etag, received)
@@ -188,14 +189,22 @@ def read(url: str, start: int, end: int | None) -> bytes:
                 raise StorageError(
                     f"{shown(url)}: was replaced while it was read. Run the same command again."
                 ) from None
-            if start + len(received) > position:
+            if start + received.size > position:
                 attempts.progressed()
             attempts.failed(verdict, error)
             continue
-        if start + len(received) >= total:
+        if start + received.size >= total:
             break
         attempts.progressed()
-    return bytes(received)
+    return b"".join(received.pieces)
+
+
+@dataclass
+class _Received:
+    """What has come so far, joined once at the end: each copy keeps Python's lock from decoders."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
 
 
 def _is_past_the_end(error: BaseException) -> bool:
@@ -207,7 +216,7 @@ def _is_past_the_end(error: BaseException) -> bool:
 
 
 def _get_into(
-    url: str, start: int, stop: int, etag: str | None, received: bytearray
+    url: str, start: int, stop: int, etag: str | None, received: _Received
 ) -> tuple[str, int]:
     """Appends bytes [start, stop) to `received` as they come; the ETag and the object's size."""
     bucket, key = bucket_and_key(url)
@@ -218,11 +227,13 @@ def _get_into(
         response = await s3.get_object(
             Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
         )
-        before = len(received)
+        before = received.size
         async for chunk in _chunks(response["Body"]):
-            received.extend(chunk)
-        if len(received) - before != response["ContentLength"]:
-            raise _ShortBodyError(f"{len(received) - before} of {response['ContentLength']} bytes")
+            received.pieces.append(chunk)
+            received.size += len(chunk)
+        came = received.size - before
+        if came != response["ContentLength"]:
+            raise _ShortBodyError(f"{came} of {response['ContentLength']} bytes")
         return str(response["ETag"]), int(response["ContentRange"].rpartition("/")[2])
 
     result: tuple[str, int] = _run(get)

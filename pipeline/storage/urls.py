@@ -1,6 +1,7 @@
 """URLs as plain strings: joining them, telling local ones apart, and showing them in messages."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,6 +20,7 @@ def _chained(url: str) -> str:
     return url.split("::", 1)[0] if "::" in url and _SCHEME.search(url.split("::")[-1]) else "file"
 
 
+@lru_cache(maxsize=4096)  # asked for every sample that is read
 def local_path(url: str) -> Path | None:
     """The path of a URL on the local filesystem, else None."""
     if protocol(url) != "file":

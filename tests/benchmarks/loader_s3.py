@@ -38,6 +38,7 @@ from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy, Rule
 
 WORLDS = (1, 2, 3, 5, 7, 8, 16)
+COPIES = 24
 
 
 @contextmanager
@@ -58,11 +59,11 @@ def gateway() -> Iterator[tuple[str, rgw.S3Server]]:
 def s3(arguments: argparse.Namespace) -> dict[str, float]:
     """Photos to batches from S3, against bare ranged reads and bare decoding in series.
 
-    Each photo eight times, and less memory than a third of that: no epoch can live off the last.
+    Each photo COPIES times, and less memory than a third of that: no epoch can live off the last.
     """
-    memory = 96 * 2**20
+    memory = 12 * COPIES * 2**20
     with gateway() as (bucket, server):
-        dataset = packed(eightfold(arguments), f"{bucket}/photos")
+        dataset = packed(copied(arguments), f"{bucket}/photos")
         local_photos = packed(arguments.photos, str(arguments.work / "photos"))
         reader = SampleReader(local_photos, 1, 0, ())
         images = [reader.read(sample).image for sample in range(len(local_photos))]
@@ -91,24 +92,25 @@ def s3(arguments: argparse.Namespace) -> dict[str, float]:
             partial(rate, ranged), lambda: rate(lambda: bare_decode(images * 3)), loaded
         )
         with FaultProxy(server.port) as proxy:
+            # The proxy takes its share of the cores: bare reads go through it too.
             os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
+            proxied = rate(ranged)
             proxy.rules = [Rule("^GET .*[.]tar", "status", probability=0.1)]
             failing = loaded()
             proxy.rules = []
-    harmonic = 1 / (1 / get + 1 / bare)
+    harmonic, harmonic_proxied = (1 / (1 / reads + 1 / bare) for reads in (get, proxied))
     return {
         "ranged_reads_images_per_second": get,
         "loader_images_per_second": full,
         "to_harmonic_sum": full / harmonic,
-        "to_harmonic_sum_with_tenth_failing": failing / harmonic,
+        "to_harmonic_sum_with_tenth_failing": failing / harmonic_proxied,
     }
 
 
-def eightfold(arguments: argparse.Namespace) -> Path:
-    """A folder with each photo under eight names."""
-    folder = Path(arguments.work) / "eightfold"
-    for number in range(8):
-        (folder / str(number)).parent.mkdir(parents=True, exist_ok=True)
+def copied(arguments: argparse.Namespace) -> Path:
+    """A folder with each photo under COPIES names."""
+    folder = Path(arguments.work) / f"copies-{COPIES}"
+    for number in range(COPIES):
         if not (folder / str(number)).exists():
             shutil.copytree(arguments.photos, folder / str(number))
     return folder
