@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help install demo test chaos servers clean
+.PHONY: help install demo test chaos servers image clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -37,6 +37,11 @@ chaos: install  ## the long fault tests; their results table is tests/chaos/READ
 
 servers:  ## install the servers that some tests start (Debian packages, as root)
 	bash tests/servers/install.sh
+
+VARIANT ?= cpu
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+image:  ## build the image of all jobs and run jobs.doctor in it; VARIANT=gpu: with CUDA
+	VARIANT=$(VARIANT) VERSION=$(VERSION) bash tests/image/build.sh
 
 clean:  ## remove the virtual environment and all caches, not ./runs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

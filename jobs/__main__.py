@@ -1,17 +1,33 @@
-"""`python -m jobs`: what there is."""
+"""`python -m jobs`: what there is; `python -m jobs NAME ...`: the job of that name."""
 
 import ast
+import os
+import runpy
+import signal
+import sys
 from pathlib import Path
 
 
 def main() -> None:
-    """Lists the jobs, each with the first line of its docstring; imports none of them."""
+    """Runs a job, or lists them, each with the first line of its docstring, importing none."""
+    paths = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    names = [path.stem for path in paths if path.stem != "command"]
+    name = sys.argv[1].removeprefix("jobs.") if len(sys.argv) > 1 else None
+    if name in names:
+        if os.getpid() == 1:
+            # The kernel keeps SIGTERM from a container's first process unless it is asked for.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        del sys.argv[1]
+        runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
+        return
+    if name is not None and not name.startswith("-"):
+        print(f"There is no job {name}. Jobs: {', '.join(names)}", file=sys.stderr)
+        sys.exit(2)
     print("Jobs; `python -m jobs.NAME --help` tells a job's flags:\n")
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        if path.stem == "command":
-            continue
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        print(f"  jobs.{path.stem:<10} {text.splitlines()[0]}")
+    for path in paths:
+        if path.stem in names:
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            print(f"  jobs.{path.stem:<10} {text.splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run a job on a Ray cluster and follow it truthfully; stop it, or show its status and log."""
+"""Run a job on a Ray cluster or Kubernetes, follow it truthfully; stop it, show status and log."""
 
 import hashlib
 import importlib
@@ -10,11 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.command import Outcome, parse_flags, run_job, validate
-from pipeline.config import SubmitConfig, TrainConfig
+from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
 
 
 def main(config: SubmitConfig) -> Outcome:
     """Does the one thing that was asked for, else submits and follows."""
+    if config.kubernetes:
+        return _on_kubernetes(config)
     from pipeline.edges import submission
     from pipeline.edges.ray_jobs import RayJobs
 
@@ -40,6 +42,42 @@ def main(config: SubmitConfig) -> Outcome:
     return Outcome(_result(verdict), verdict.exit_code)
 
 
+def _on_kubernetes(config: SubmitConfig) -> Outcome:
+    """The same, with a RayJob for each job."""
+    from pipeline.edges import kubernetes_submission as submission
+    from pipeline.edges.kubernetes import connect
+
+    jobs = connect(config.context, config.namespace, config.timeout_seconds)
+    if config.list:
+        found = jobs.jobs()
+        rows = [f"{job.name:<48}{job.status:<12}{job.entrypoint}" for job in found]
+        return Outcome({"jobs": [asdict(job) for job in found]}, summary=rows)
+    asked = asked_of(config.command) if config.command else None
+    if config.logs:
+        for text in submission.logs(config, jobs, asked):
+            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        return Outcome({"submission_id": submission.name_of(config, asked)})
+    if config.status:
+        verdict = submission.status(config, jobs, asked)
+    elif config.stop:
+        return Outcome(_result(submission.stop(config, jobs, asked)))
+    else:
+        assert asked is not None, "the config has a command"
+        if config.dry_run:
+            return _shown(submission.dry_run(config, jobs, asked))
+        verdict = submission.submit(config, jobs, asked)
+    return Outcome(_result(verdict), verdict.exit_code)
+
+
+def _shown(rayjob: dict[str, Any]) -> Outcome:
+    import yaml
+
+    text = yaml.safe_dump(rayjob, sort_keys=False, width=100)
+    name = rayjob["metadata"]["name"]
+    result = {"submission_id": name, "status": "DRY_RUN", "rayjob": rayjob}
+    return Outcome(result, summary=text.splitlines())
+
+
 def asked_of(command: tuple[str, ...]) -> Any:
     """The command with its id and its run; raises `ConfigError` for flags that its job refuses."""
     from pipeline import storage
@@ -54,11 +92,13 @@ def asked_of(command: tuple[str, ...]) -> Any:
     values, _ = parse_flags(config_type, command[3:], f"python -m {module}")
     config = validate(config_type, values)
     if not isinstance(config, TrainConfig):
-        return Asked(command, f"{module.removeprefix('jobs.')}-{digest}", None)
+        workers = (config.actors or None) if isinstance(config, EncodeConfig) else None
+        return Asked(command, f"{module.removeprefix('jobs.')}-{digest}", None, workers)
     # A relative path is one of the head's, which can't be seen from here.
     local = storage.local_path(config.storage)
     seen = local is None or local.is_absolute()
-    return Asked(command, f"train-{config.run}", Run.at(config) if seen else None)
+    run = Run.at(config) if seen else None
+    return Asked(command, f"train-{config.run}", run, config.max_workers or None)
 
 
 def _result(verdict: Any) -> dict[str, Any]:

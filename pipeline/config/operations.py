@@ -23,7 +23,7 @@ class DoctorConfig(Section):
 
 
 class SubmitConfig(Section):
-    """`jobs.submit [flags] -- python -m jobs.NAME ...`: run a job on a Ray cluster, and follow it.
+    """`jobs.submit [flags] -- python -m jobs.NAME ...`: run a job on a cluster, and follow it.
 
     The same command joins the job where it runs already. Ends with 0 succeeded, 1 failed, 2 wrong
     usage, 3 finished with quarantine, 4 lost, 5 stopped.
@@ -49,6 +49,27 @@ class SubmitConfig(Section):
         None, description="Folder whose files the job runs with; None: the image's own code."
     )
     cpus: float = Field(0, ge=0, description="Cores that the job's driver asks for, not workers.")
+    kubernetes: bool = Field(
+        False,
+        description="As a RayJob with a cluster of its own: a copy of the cluster's template.",
+    )
+    gpus: int | None = Field(
+        None,
+        gt=0,
+        description="With --kubernetes: GPUs, one for each worker; None: the template's.",
+    )
+    image: str | None = Field(None, description="With --kubernetes: None: the template's image.")
+    namespace: str | None = Field(
+        None, description="With --kubernetes: None: the pod's own namespace, else vae."
+    )
+    context: str | None = Field(
+        None,
+        description="With --kubernetes: kubectl's context; None: a pod's service account, or "
+        "kubectl's current context.",
+    )
+    dry_run: bool = Field(
+        False, description="With --kubernetes: print the RayJob, and create nothing."
+    )
     resubmit_on_head_loss: int = Field(
         0, ge=0, description="Times that the job is submitted again to a head that replaced its."
     )
@@ -64,8 +85,13 @@ class SubmitConfig(Section):
     @model_validator(mode="after")
     def _one_thing(self) -> Self:
         asked = [self.stop, self.status, self.logs, self.list]
-        if sum(asked) > 1:
-            raise ValueError("give one of --stop, --status, --logs, --list")
+        if sum([*asked, self.dry_run]) > 1:
+            raise ValueError("give one of --stop, --status, --logs, --list, --dry-run")
+        only = [self.gpus, self.image, self.namespace, self.context, self.dry_run or None]
+        if not self.kubernetes and any(each is not None for each in only):
+            raise ValueError("gpus, image, namespace, context and dry_run need --kubernetes")
+        if self.kubernetes and (self.ship is not None or self.address or self.cpus):
+            raise ValueError("--kubernetes runs the image's code: leave out ship, address and cpus")
         if not self.list and not self.command and not (any(asked) and self.id):
             raise ValueError(
                 "give the job's command after --, such as -- python -m jobs.train --data URL "

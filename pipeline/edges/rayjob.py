@@ -16,12 +16,10 @@ from typing import Any
 import yaml
 
 import pipeline
+from pipeline.edges.rayjob_rules import broken_rules
 from pipeline.errors import ConfigError
 
 GPU = "nvidia.com/gpu"
-NAME_CHARACTERS = 47
-"""KubeRay refuses longer names of RayJobs: it appends to them."""
-
 _BASE = Path(pipeline.__file__).parent.parent / "k8s" / "base"
 
 
@@ -57,14 +55,10 @@ def render_rayjob(
     """A RayJob called `name` that runs `command`, ready to be created.
 
     `template` is a RayJob read from the cluster; None: the file. `workers` (ranks or actors) get a
-    pod each, or, where there are `gpus`, one GPU each, up to `gpus_per_node` in a pod, with as many
-    times the cores and the memory. None leaves image, pods and GPUs as the template has them.
+    pod each, or as many pods as have a GPU for each; where there are `gpus`, one GPU each, up to
+    `gpus_per_node` in a pod, with as many times the cores and the memory. None leaves image, pods
+    and GPUs as the template has them. Raises `ConfigError` for what KubeRay would refuse.
     """
-    if len(name) > NAME_CHARACTERS or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        raise ConfigError(
-            f"the RayJob's name {name!r}: give at most {NAME_CHARACTERS} lower-case letters, "
-            "digits and -, beginning with a letter"
-        )
     start = base_template(template_name(command)) if template is None else template
     metadata = {"name": name, "labels": dict(start["metadata"].get("labels", {}))}
     if namespace is not None:
@@ -79,16 +73,20 @@ def render_rayjob(
             raise ConfigError(f"{gpus} GPUs for {workers} workers: each worker uses one")
         _set_gpus(group, gpus, gpus_per_node)
     elif workers:
-        _set_pods(group, workers)
+        _set_pods(group, ceil(workers / _gpus_of(group)))
     if image is not None:
         for each in (cluster["headGroupSpec"], group):
             each["template"]["spec"]["containers"][0]["image"] = image
-    return {
+    job = {
         "apiVersion": start["apiVersion"],
         "kind": start["kind"],
         "metadata": metadata,
         "spec": spec,
     }
+    broken = broken_rules(job)
+    if broken:
+        raise ConfigError("\n  ".join([f"RayJob {name}, KubeRay would refuse it:", *broken]))
+    return job
 
 
 def _set_pods(group: dict[str, Any], pods: int) -> None:
@@ -105,7 +103,7 @@ def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:
     _set_pods(group, gpus // per_pod)
     pod = group["template"]["spec"]
     container = pod["containers"][0]
-    before = int(container["resources"]["limits"].get(GPU, 1))
+    before = _gpus_of(group)
     for amounts in container["resources"].values():
         for resource in ("cpu", "memory"):
             if resource in amounts:
@@ -117,6 +115,12 @@ def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:
             shared["sizeLimit"] = _times(shared["sizeLimit"], Fraction(per_pod, before))
     # With one GPU for each rank, the cores need not say how many ranks fit.
     group["rayStartParams"].pop("num-cpus", None)
+
+
+def _gpus_of(group: Mapping[str, Any]) -> int:
+    """GPUs of a pod; 1 where it has none."""
+    container = group["template"]["spec"]["containers"][0]
+    return int(container["resources"]["limits"].get(GPU, 1))
 
 
 def _times(quantity: str | int, factor: Fraction) -> str:

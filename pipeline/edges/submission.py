@@ -27,11 +27,15 @@ _LAST_LINES = 20
 
 @dataclass(frozen=True)
 class Asked:
-    """What shall run: `base` begins its ids; `run` is a training's folder, where it can be seen."""
+    """What shall run: `base` begins its ids; `run` is a training's folder, where it can be seen.
+
+    `workers` are its ranks or actors; None: it has none, or was not asked for any.
+    """
 
     command: tuple[str, ...]
     base: str
     run: Run | None
+    workers: int | None = None
 
     @property
     def entrypoint(self) -> str:
@@ -74,7 +78,7 @@ def submit(config: SubmitConfig, jobs: RayJobs, asked: Asked) -> Verdict:
 
 def follow(config: SubmitConfig, jobs: RayJobs, name: str, run: Run | None) -> Verdict:
     """Looks at the job until it has ended, through dropped connections; prints what it prints."""
-    before = _result_of(run)
+    before = result_of(run)
     tail = _LogTail(jobs, name)
     silent_since: float | None = None
     while True:
@@ -82,7 +86,7 @@ def follow(config: SubmitConfig, jobs: RayJobs, name: str, run: Run | None) -> V
             job = jobs.job(name)
             if job is None:
                 said = f"{jobs.address} answers, but knows no such job: its head was replaced"
-                return _by_run(name, run, before) or Verdict(name, "LOST", said)
+                return left_in(run, name, before) or Verdict(name, "LOST", said)
             tail.show(at_last=job.has_ended)
             if silent_since is not None:
                 logger.info("%s answers again", jobs.address)
@@ -93,7 +97,7 @@ def follow(config: SubmitConfig, jobs: RayJobs, name: str, run: Run | None) -> V
             if silent_since is None:
                 logger.warning("%s; the job may well go on. Waiting.", error)
                 silent_since = time.monotonic()
-            ended = _by_run(name, run, before)
+            ended = left_in(run, name, before)
             if ended is not None:
                 return ended
             if time.monotonic() - silent_since > config.lost_seconds:
@@ -109,7 +113,7 @@ def status(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Verdict:
     except (UnreachableError, ClusterError) as error:
         if asked is None or asked.run is None:
             raise
-        found = _by_run(asked.base, asked.run, None)
+        found = left_in(asked.run, asked.base, None)
         return found or Verdict(asked.base, "LOST", f"{error} Its run's folder has no result yet.")
     if not job.has_ended:
         return Verdict(job.id, job.status, job.message)
@@ -155,10 +159,15 @@ def logs(config: SubmitConfig, jobs: RayJobs, asked: Asked | None) -> Iterator[s
         if run is None or newest == 0:
             raise
         logger.warning("%s From the run's own folder:", error)
-        for item in storage.list_objects(run.path("logs")):
-            name = item.url.rsplit("/", 1)[-1]
-            if name.startswith(f"{newest:06d}"):
-                yield f"==> {name} <==\n{storage.read(item.url).decode(errors='replace')}"
+        yield from logs_in(run, newest)
+
+
+def logs_in(run: Run, attempt: int) -> Iterator[str]:
+    """What driver and ranks of one of a training's starts left in its folder."""
+    for item in storage.list_objects(run.path("logs")):
+        name = item.url.rsplit("/", 1)[-1]
+        if name.startswith(f"{attempt:06d}"):
+            yield f"==> {name} <==\n{storage.read(item.url).decode(errors='replace')}"
 
 
 def _start_or_join(config: SubmitConfig, jobs: RayJobs, asked: Asked, package: str | None) -> str:
@@ -232,7 +241,8 @@ def _verdict(job: RayJob, result: dict[str, Any] | None) -> Verdict:
     return Verdict(job.id, state, message, result)
 
 
-def _result_of(run: Run | None) -> dict[str, Any] | None:
+def result_of(run: Run | None) -> dict[str, Any] | None:
+    """What a finished training left in its folder; None where there is none to be seen."""
     if run is None:
         return None
     try:
@@ -242,9 +252,9 @@ def _result_of(run: Run | None) -> dict[str, Any] | None:
         return None
 
 
-def _by_run(name: str, run: Run | None, before: dict[str, Any] | None) -> Verdict | None:
+def left_in(run: Run | None, name: str, before: dict[str, Any] | None) -> Verdict | None:
     """A training that has finished since says so in its folder, whatever became of the head."""
-    result = _result_of(run)
+    result = result_of(run)
     if result is None or result == before:
         return None
     return Verdict(name, "SUCCEEDED", "its run's folder says so; its head does not answer", result)

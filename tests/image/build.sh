@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Builds the image with the engine that is here, and runs jobs.doctor in it as the image's own user.
+# BUILD_FLAGS goes to the build as it is: mirrors, build arguments, mounts.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+variant=${VARIANT:-cpu}
+version=${VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
+tag=vae-pipeline:$version
+[ "$variant" = cpu ] || tag=$tag-$variant
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+arguments=(--build-arg "VARIANT=$variant" --build-arg "VERSION=$version" --build-arg "REVISION=$revision")
+
+if docker info >/dev/null 2>&1; then engine=docker
+elif podman info >/dev/null 2>&1; then engine=podman
+elif command -v buildah >/dev/null; then engine=buildah
+else
+    echo "make image: no engine is here that builds images. Install docker, podman or buildah." >&2
+    exit 69
+fi
+echo "Building $tag with $engine ..." >&2
+case $engine in
+    docker | podman)
+        # shellcheck disable=SC2086
+        $engine build "${arguments[@]}" ${BUILD_FLAGS:-} --tag "$tag" .
+        run=("$engine" run --rm --read-only --tmpfs /tmp --cap-drop ALL "$tag")
+        ;;
+    buildah)
+        # chroot: works in a container without rights of its own, as CI often is.
+        # shellcheck disable=SC2086
+        buildah ${BUILDAH_STORE:-} bud --isolation chroot --format docker "${arguments[@]}" ${BUILD_FLAGS:-} --tag "$tag" .
+        # shellcheck disable=SC2086
+        container=$(buildah ${BUILDAH_STORE:-} from --pull-never "localhost/$tag")
+        # shellcheck disable=SC2086,SC2064
+        trap "buildah ${BUILDAH_STORE:-} rm $container >/dev/null" EXIT
+        # `buildah run` has no entry: it is the one of the Dockerfile.
+        # shellcheck disable=SC2206
+        run=(buildah ${BUILDAH_STORE:-} run --isolation chroot "$container" -- python -m jobs)
+        ;;
+esac
+if [ "${variant}" = gpu ] && ! command -v nvidia-smi >/dev/null; then
+    echo "Without a GPU here, jobs.doctor looks at everything else." >&2
+fi
+"${run[@]}" doctor --storage /tmp/doctor
+echo "$tag is built, and jobs.doctor ran in it." >&2

@@ -1,0 +1,206 @@
+"""What the pods run: flags that the jobs know, images that we make, addresses that exist."""
+
+import importlib
+import re
+import shlex
+import tomllib
+import typing
+from collections.abc import Iterator, Sequence
+
+from jobs.command import parse_flags, validate
+from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
+from pipeline.edges.rayjob import GPU
+from pipeline.edges.rayjob_rules import broken_rules
+from pipeline.errors import ConfigError
+from tests.k8s.manifests import ROOT, Object, Pod, called, find, of_kind, pods
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+OURS = {f"vae-pipeline:{VERSION}", f"vae-pipeline:{VERSION}-gpu"}
+_PINNED = re.compile(r"[a-z0-9./-]+:[A-Za-z0-9._-]*\d[A-Za-z0-9._-]*(@sha256:[0-9a-f]{64})?")
+_DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+
+def dockerfile() -> str:
+    return (ROOT / "Dockerfile").read_text()
+
+
+def parsed(command: Sequence[str]) -> object:
+    """A job's validated config; raises `ConfigError`, or `SystemExit` for unknown flags."""
+    assert list(command[:2]) == ["python", "-m"], command
+    hints = typing.get_type_hints(importlib.import_module(command[2]).main)
+    config_type = hints["config"]
+    values, _ = parse_flags(config_type, command[3:], command[2])
+    return validate(config_type, values)
+
+
+def entrypoints(objects: Sequence[Object]) -> Iterator[str]:
+    """Each command line is one that its job understands, and fits the pods around it."""
+    understood = True
+    for where, command in _commands(objects):
+        try:
+            config = parsed(command)
+            if isinstance(config, SubmitConfig):
+                parsed(config.command)
+        except (ConfigError, SystemExit, ModuleNotFoundError, AttributeError) as error:
+            yield f"{where}: {shlex.join(command)}: {error}"
+            understood = False
+            continue
+        if command[2] in ("jobs.encode", "jobs.pack") and config.quarantine_exit != 0:
+            yield f"{where}: without --quarantine-exit 0 a finished job would be run again"
+    for job in of_kind(objects, "RayJob"):
+        yield from (f"{called(job)}: {broken}" for broken in broken_rules(job))
+        yield from _drains(job)
+        if understood:
+            yield from _sizes(job)
+
+
+def images(objects: Sequence[Object]) -> Iterator[str]:
+    """Ours have the version of pyproject.toml and the user of the Dockerfile; others are pinned."""
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", dockerfile(), flags=re.M)
+    for pod in pods(objects):
+        for container in pod.containers:
+            image, where = container["image"], f"{pod.owner}/{container['name']}"
+            if image.split(":")[0].endswith("vae-pipeline"):
+                if image not in OURS:
+                    yield f"{where}: {image} is none that the Dockerfile makes ({OURS})"
+                context = pod.spec["securityContext"]
+                if (str(context["runAsUser"]), str(context["runAsGroup"])) != user:
+                    yield f"{where}: runs as another user than the image's"
+            elif not _PINNED.fullmatch(image):
+                yield f"{where}: {image} is not pinned"
+
+
+def addresses(objects: Sequence[Object]) -> Iterator[str]:
+    """Each http://NAME:PORT that a pod is told is a service's."""
+    have = {
+        f"{service['metadata']['name']}:{port['port']}"
+        for service in of_kind(objects, "Service")
+        for port in service["spec"]["ports"]
+    }
+    for where, text in _told(objects):
+        for address in re.findall(r"http://([^/\s]+)", text):
+            if address not in have:
+                yield f"{where}: there is no service {address}"
+
+
+def nightly(objects: Sequence[Object]) -> Iterator[str]:
+    """The nightly encoding has the template's flags, its Role's rights, and never overlaps."""
+    job = find(objects, "CronJob", "nightly")
+    spec = job["spec"]
+    if spec.get("concurrencyPolicy") != "Forbid":
+        yield "CronJob/nightly: two nights may overlap"
+    for key in ("startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"):
+        if key not in spec:
+            yield f"CronJob/nightly: {key} is missing"
+    if not 0 < spec["jobTemplate"]["spec"].get("activeDeadlineSeconds", 0) < 24 * 3600:
+        yield "CronJob/nightly: a night may last until the next one"
+    (pod,) = pods([job])
+    steps = {each["name"]: each for each in pod.containers}
+    if list(steps) != ["append", "encode", "verify"]:
+        yield f"CronJob/nightly: its steps are {list(steps)}"
+        return
+    template = shlex.split(find(objects, "RayJob", "encode")["spec"]["entrypoint"])
+    submitted = parsed(["python", "-m", "jobs.submit", *steps["encode"]["args"][1:]])
+    assert isinstance(submitted, SubmitConfig)
+    if parsed(submitted.command) != parsed(template):
+        yield "CronJob/nightly: encodes with other flags than the template's"
+    pack = parsed(["python", "-m", "jobs.pack", *steps["append"]["args"][1:]])
+    encode = parsed(template)
+    verify = parsed(["python", "-m", "jobs.verify", *steps["verify"]["args"][1:]])
+    if encode.data not in (pack.output, f"{pack.output}/train"):
+        yield f"CronJob/nightly: packs {pack.output}, encodes {encode.data}"
+    if verify.store != encode.output:
+        yield f"CronJob/nightly: encodes {encode.output}, verifies {verify.store}"
+
+
+def tracking(objects: Sequence[Object]) -> Iterator[str]:
+    """MLflow answers to the name that the jobs call it by; Prometheus finds the run's port."""
+    uri = find(objects, "ConfigMap", "pipeline-settings")["data"]["MLFLOW_TRACKING_URI"]
+    (container,) = find(objects, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    (allowed,) = [a for a in container["args"] if a.startswith("--allowed-hosts=")]
+    hosts = allowed.partition("=")[2].split(",")
+    namespace = find(objects, "Deployment", "mlflow")["metadata"]["namespace"]
+    for host in (
+        uri.removeprefix("http://"),
+        f"mlflow.{namespace}.svc:5000",
+        f"mlflow.{namespace}.svc.cluster.local:5000",
+    ):
+        if host not in hosts:
+            yield f"Deployment/mlflow: answers 403 to those who call it {host}"
+    if f"--port={container['ports'][0]['containerPort']}" not in container["args"]:
+        yield "Deployment/mlflow: listens on another port than it declares"
+    for job in of_kind(objects, "RayJob"):
+        config = parsed(shlex.split(job["spec"]["entrypoint"]))
+        head = next(pod for pod in pods([job]) if pod.owner.endswith("/head"))
+        if config.tracking.metrics_port != head.port_of("run-metrics"):
+            yield f"{called(job)}: serves /metrics on another port than its head declares"
+        if config.tracking.metrics_host != "0.0.0.0":
+            yield f"{called(job)}: serves /metrics where Prometheus can't reach it"
+
+
+def _commands(objects: Sequence[Object]) -> Iterator[tuple[str, list[str]]]:
+    for job in of_kind(objects, "RayJob"):
+        yield called(job), shlex.split(job["spec"]["entrypoint"])
+    for pod in pods(objects):
+        for container in pod.containers:
+            ours = container["image"].split(":")[0].endswith("vae-pipeline")
+            # KubeRay starts its own pods; a `command` replaces the image's entry.
+            if ours and "RayJob" not in pod.owner and "command" not in container:
+                name, *arguments = container["args"]
+                where = f"{pod.owner}/{container['name']}"
+                yield where, ["python", "-m", f"jobs.{name}", *arguments]
+
+
+def _told(objects: Sequence[Object]) -> Iterator[tuple[str, str]]:
+    for item in of_kind(objects, "ConfigMap"):
+        if item["metadata"]["name"] == "pipeline-settings":
+            yield called(item), "\n".join(item["data"].values())
+    for job in of_kind(objects, "RayJob"):
+        yield called(job), job["spec"]["entrypoint"]
+    for pod in pods(objects):
+        for container in pod.containers:
+            yield pod.owner, "\n".join(container.get("args", []))
+            for variable in container.get("env", []):
+                yield pod.owner, variable.get("value", "")
+
+
+def _sizes(job: Object) -> Iterator[str]:
+    """As many ranks or actors as there is room for, once all pods are there."""
+    config = parsed(shlex.split(job["spec"]["entrypoint"]))
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    gpus = int(limits.get(GPU, 0))
+    if isinstance(config, TrainConfig):
+        room = group["replicas"] * (gpus or int(group["rayStartParams"].get("num-cpus", 0)))
+        if config.workers != room:
+            yield f"{called(job)}: {config.workers} workers, and room for {room}"
+        if not group["replicas"] == group["minReplicas"] == group["maxReplicas"]:
+            yield f"{called(job)}: DDP has one size"
+    if isinstance(config, EncodeConfig):
+        by_cores = int(int(limits["cpu"]) // config.cores)
+        each = min(by_cores, int(gpus // config.gpus)) if config.gpus else by_cores
+        if not each or config.actors > group["maxReplicas"] * each:
+            yield f"{called(job)}: no room for {config.actors} actors"
+    if (config.gpus if isinstance(config, EncodeConfig) else gpus) and not gpus:
+        yield f"{called(job)}: asks for GPUs that its pods do not have"
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]
+    if head["rayStartParams"].get("num-cpus") != "0":
+        yield f"{called(job)}: its head would work"
+
+
+def _drains(job: Object) -> Iterator[str]:
+    for pod in pods([job]):
+        drain = _variable(pod, _DRAIN)
+        if drain is None or not int(drain) < pod.spec["terminationGracePeriodSeconds"]:
+            yield f"{pod.owner}: is killed while it drains"
+        memory = [v for v in pod.spec["volumes"] if v.get("emptyDir", {}).get("medium")]
+        mounts = {m["mountPath"]: m["name"] for m in pod.spec["containers"][0]["volumeMounts"]}
+        if mounts.get("/dev/shm") not in [volume["name"] for volume in memory]:
+            yield f"{pod.owner}: /dev/shm is not memory of its own"
+
+
+def _variable(pod: Pod, name: str) -> str | None:
+    for variable in pod.spec["containers"][0].get("env", []):
+        if variable["name"] == name:
+            return str(variable["value"])
+    return None

@@ -1,0 +1,264 @@
+"""Each overlay builds, fits its schemas and itself; each planted mistake is caught by name."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.errors import ConfigError
+from tests.k8s import agreement, commands, schemas
+from tests.k8s.manifests import K8S, OVERLAYS, Object, build, example_secrets, find, of_kind
+
+CHECKS = [
+    agreement.names_and_quantities, agreement.selectors, agreement.ports, agreement.accounts,
+    agreement.references, agreement.network, agreement.hardening, commands.entrypoints,
+    commands.images, commands.addresses, commands.nightly, commands.tracking,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_fits_its_schema_without_unknown_fields(overlay):
+    assert list(schemas.problems(build(overlay))) == []
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_objects_fit_each_other(overlay, check):
+    assert list(check(build(overlay))) == []
+
+
+def ray_worker(objects: list[Object], name: str = "train") -> Object:
+    (group,) = find(objects, "RayJob", name)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    return group
+
+
+def misspell_a_field_of_the_rayjob(objects):
+    spec = find(objects, "RayJob", "train")["spec"]
+    spec["ttlSecondsAfterFinish"] = spec.pop("ttlSecondsAfterFinished")
+
+
+def misspell_a_field_deep_in_a_pod(objects):
+    container = ray_worker(objects)["template"]["spec"]["containers"][0]
+    container["imagePullPolicyy"] = "Always"
+
+
+def misspell_a_field_of_the_cronjob(objects):
+    spec = find(objects, "CronJob", "nightly")["spec"]
+    spec["concurencyPolicy"] = spec["concurrencyPolicy"]
+
+
+def misspell_a_field_of_a_rule(objects):
+    groups = find(objects, "PrometheusRule", "vae")["spec"]["groups"]
+    groups[1]["rules"][0]["annotation"] = {}
+
+
+def give_a_number_as_text(objects):
+    find(objects, "RayJob", "train")["spec"]["backoffLimit"] = "3"
+
+
+def misspell_a_field_of_a_policy(objects):
+    find(objects, "NetworkPolicy", "ray-inside")["spec"]["egres"] = []
+
+
+MISFITS: list[tuple[Callable[[list[Object]], object], str]] = [
+    (misspell_a_field_of_the_rayjob, "ttlSecondsAfterFinish"),
+    (misspell_a_field_deep_in_a_pod, "imagePullPolicyy"),
+    (misspell_a_field_of_the_cronjob, "concurencyPolicy"),
+    (misspell_a_field_of_a_rule, "annotation"),
+    (give_a_number_as_text, "backoffLimit"),
+    (misspell_a_field_of_a_policy, "egres"),
+]
+
+
+@pytest.mark.parametrize(("plant", "said"), MISFITS, ids=lambda each: getattr(each, "__name__", ""))
+def test_a_planted_misfit_is_caught_by_the_schemas(plant, said):
+    objects = build("gpu")
+    plant(objects)
+    (found,) = schemas.problems(objects)
+    assert said in found
+
+
+def set_at(kind: str, name: str, path: str, value: object) -> Callable[[list[Object]], None]:
+    """A mistake: that field of that object gets this value; None removes it."""
+
+    def plant(objects: list[Object]) -> None:
+        place = find(objects, kind, name)
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+        for part in parents:
+            place = place[part]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+
+    return plant
+
+
+def without(kind: str, name: str) -> Callable[[list[Object]], None]:
+    return lambda objects: objects.remove(find(objects, kind, name))
+
+
+def reworded(kind: str, name: str, old: str, new: str) -> Callable[[list[Object]], None]:
+    """A mistake in a RayJob's entrypoint."""
+
+    def plant(objects: list[Object]) -> None:
+        spec = find(objects, kind, name)["spec"]
+        assert old in spec["entrypoint"]
+        spec["entrypoint"] = spec["entrypoint"].replace(old, new)
+
+    return plant
+
+
+WORKERS = "spec/rayClusterSpec/workerGroupSpecs/0"
+HEAD = "spec/rayClusterSpec/headGroupSpec"
+NIGHT = "spec/jobTemplate/spec/template/spec"
+SERVER = "spec/template/spec/containers/0"
+MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
+    "a wrong targetPort": (
+        set_at("Service", "mlflow", "spec/ports/0/targetPort", 5001), "targetPort 5001"),
+    "a probe of a port that is not there": (
+        set_at("Deployment", "mlflow", f"{SERVER}/readinessProbe/httpGet/port", "web"), "port web"),
+    "a monitor of a port that is not there": (
+        set_at("PodMonitor", "vae-runs", "spec/podMetricsEndpoints/0/port", "runs"), "port runs"),
+    "a service monitor of a port that is not there": (
+        set_at("ServiceMonitor", "mlflow", "spec/endpoints/0/port", "web"), "no port web"),
+    "a service that selects nothing": (
+        set_at("Service", "mlflow", "spec/selector", {"app": "mlfow"}), "selects no pod"),
+    "a deployment that selects not its own": (
+        set_at("Deployment", "mlflow", "spec/selector/matchLabels", {"app": "m"}), "its own pods"),
+    "a budget that selects nothing": (
+        set_at("PodDisruptionBudget", "ray-heads", "spec/selector/matchLabels", {"a": "b"}),
+        "selects no pod"),
+    "a monitor that selects nothing": (
+        set_at("ServiceMonitor", "mlflow", "spec/selector/matchLabels", {"a": "b"}),
+        "selects no service"),
+    "a policy that selects nothing": (
+        set_at("NetworkPolicy", "ray-inside", "spec/podSelector/matchLabels", {"a": "b"}),
+        "selects no pod"),
+    "a policy for a port that is not there": (
+        set_at("NetworkPolicy", "operator-to-dashboard", "spec/ingress/0/ports/0/port", 8266),
+        "none of those pods has"),
+    "only one end of a connection is allowed": (
+        without("NetworkPolicy", "postgres-from-mlflow"), "is not taken"),
+    "nothing is denied": (without("NetworkPolicy", "default-deny"), "denies"),
+    "a missing service account": (without("ServiceAccount", "submitter"), "service account submit"),
+    "a pod of a misspelt account": (
+        set_at("RayJob", "train", f"{HEAD}/template/spec/serviceAccountName", "rya"),
+        "account rya"),
+    "a binding of a role that is not there": (without("Role", "submitter"), "no role submitter"),
+    "a role with a wildcard": (
+        set_at("Role", "submitter", "rules/0/verbs", ["*"]), "wildcard"),
+    "a missing ConfigMap": (without("ConfigMap", "pipeline-settings"), "ConfigMap pipeline-set"),
+    "a missing key of a Secret": (
+        set_at("Deployment", "mlflow", f"{SERVER}/env/1/valueFrom/secretKeyRef/key", "pass"),
+        "no key pass"),
+    "a missing claim": (without("PersistentVolumeClaim", "pushgateway"), "claim pushgateway"),
+    "a volume that is not there": (
+        set_at("RayJob", "train", f"{WORKERS}/template/spec/containers/0/volumeMounts/0/name", "t"),
+        "no volume t"),
+    "a flag that does not exist": (
+        reworded("RayJob", "train", "--steps", "--step-count"), "RayJob/train: python"),
+    "a value that a flag refuses": (
+        reworded("RayJob", "train", "--image-size 256", "--image-size -1"), "image_size"),
+    "a job that does not exist": (
+        reworded("RayJob", "encode", "jobs.encode", "jobs.encoder"), "jobs.encoder"),
+    "a flag of the nightly job that does not exist": (
+        set_at("CronJob", "nightly", f"{NIGHT}/containers/0/args/1", "--shop=s3://latents/photos"),
+        "nightly/verify"),
+    "a nightly encoding with other flags than the template": (
+        reworded("RayJob", "encode", "--threads 8", "--threads 4"), "other flags"),
+    "a finished encoding that would run again": (
+        reworded("RayJob", "encode", "--quarantine-exit 0", ""), "run again"),
+    "more workers than there is room for": (
+        reworded("RayJob", "train", "--workers 8", "--workers 16"), "room for 8"),
+    "a metrics port that nobody asks": (
+        reworded("RayJob", "train", "9464", "9465"), "another port"),
+    "a server that does not exist": (
+        set_at("ConfigMap", "pipeline-settings", "data/MLFLOW_TRACKING_URI", "http://mlfow:5000"),
+        "no service mlfow:5000"),
+    "a host that MLflow refuses": (
+        set_at("Deployment", "mlflow", f"{SERVER}/args/7", "--allowed-hosts=localhost:*"), "403"),
+    "an image of another version": (
+        set_at("Deployment", "mlflow", f"{SERVER}/image", "vae-pipeline:0.0.9"), "0.0.9"),
+    "an image without a version": (
+        set_at("StatefulSet", "postgres", f"{SERVER}/image", "postgres:latest"), "not pinned"),
+    "another user than the image's": (
+        set_at("Deployment", "mlflow", "spec/template/spec/securityContext/runAsUser", 1000),
+        "another user"),
+    "a root file system that can be written to": (
+        set_at("RayJob", "train", f"{WORKERS}/template/spec/containers/0/securityContext",
+               {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}),
+        "can be written to"),
+    "a token that is not needed": (
+        set_at("CronJob", "nightly", f"{NIGHT}/automountServiceAccountToken", True), "token"),
+    "a drain that outlasts the pod": (
+        set_at("RayJob", "train", f"{WORKERS}/template/spec/terminationGracePeriodSeconds", 60),
+        "killed while it drains"),
+    "an open dashboard": (
+        set_at("RayJob", "train", "spec/rayClusterSpec/authOptions", {}), "not token"),
+    "a submission that follows the log": (
+        set_at("RayJob", "train", "spec/submissionMode", "K8sJobMode"), "HTTPMode"),
+    "a name too long for KubeRay": (
+        set_at("RayJob", "train", "metadata/name", "t" * 48), "at most 47"),
+    "pods that the autoscaler v2 refuses": (
+        set_at("RayJob", "encode", f"{WORKERS}/template/spec/restartPolicy", "Always"), "Never"),
+    "a group without bounds": (
+        set_at("RayJob", "train", f"{WORKERS}/maxReplicas", None), "maxReplicas"),
+    "a quantity that is none": (
+        set_at("Deployment", "mlflow", f"{SERVER}/resources/limits/memory", "five"), "no quantity"),
+    "nights that overlap": (
+        set_at("CronJob", "nightly", "spec/concurrencyPolicy", "Allow"), "overlap"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_caught(mistake):
+    plant, said = MISTAKES[mistake]
+    objects = build("gpu")
+    plant(objects)
+    found: list[str] = []
+    stumbled = []
+    for check in CHECKS:
+        try:
+            found += check(objects)
+        except (ConfigError, ImportError, KeyError, ValueError, SystemExit) as error:
+            # A check may stumble over what another one reports; that other one must be there.
+            stumbled.append(f"{check.__name__}: {error!r}")
+    assert any(said in each for each in found), (found, stumbled)
+
+
+def test_no_example_secret_holds_a_secret():
+    for secret in example_secrets():
+        assert set(secret["stringData"].values()) == {""}, secret["metadata"]["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_overlay_brings_secrets(overlay):
+    assert of_kind(build(overlay), "Secret") == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_all_that_has_a_namespace_is_in_the_same_one(overlay):
+    for item in build(overlay):
+        if item["kind"] != "Namespace":
+            assert item["metadata"]["namespace"] == "vae", item["metadata"]["name"]
+
+
+def test_the_namespace_lets_no_root_in():
+    labels = find(build("gpu"), "Namespace", "vae")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_policy_stands_in_the_readmes_table(overlay):
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (K8S / "README.md").read_text(), flags=re.M)
+    for policy in of_kind(build(overlay), "NetworkPolicy"):
+        assert policy["metadata"]["name"] in rows
+
+
+def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested():
+    objects = build("gpu")
+    shown = find(objects, "ConfigMap", "dashboards")
+    assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
+    for name in ("training.json", "encoding.json"):
+        assert shown["data"][name] == (K8S / "base/monitoring/dashboards" / name).read_text()
