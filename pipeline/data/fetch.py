@@ -43,13 +43,13 @@ class RawSample:
     image: bytes
     crc32: int
     columns: dict[str, Any]
-    whole: bool = True
-    """False where the shard ends before the sample does; there is no image then."""
+    fault: SampleError | None = None
+    """What is wrong with it as it lies in the shard; there is no image then."""
 
     def checked_image(self) -> bytes:
         """The image's bytes; raises `SampleError` if they are not those that were packed."""
-        if not self.whole:
-            raise SampleError("truncated", f"{self.key}: its shard was cut short before its end")
+        if self.fault is not None:
+            raise self.fault
         if not crc_matches(self.image, self.crc32):
             raise SampleError("checksum", f"{self.key}: its bytes are not those that were packed")
         return self.image
@@ -258,25 +258,23 @@ class SampleReader:
             size, offset = int(sizes[position]), int(offsets[position]) - begin
             return None if size < 0 else data[offset : offset + size]
 
+        key, crc32 = index.keys[position], int(index.crc32[position])
+        columns: dict[str, Any] = dict.fromkeys(self._columns)
         if self._span(index, position)[1] > begin + len(data):
-            nothing = dict.fromkeys(self._columns)
-            return RawSample(
-                index.keys[position], b"", int(index.crc32[position]), nothing, whole=False
-            )
-        columns: dict[str, Any] = {}
+            fault = SampleError("truncated", f"{key}: its shard was cut short before its end")
+            return RawSample(key, b"", crc32, columns, fault)
         if self._columns:
-            beside = member(index.json_offsets, index.json_sizes)
-            columns = dict(_columns_of(beside, index.keys[position])) if beside else {}
-            number = member(index.cls_offsets, index.cls_sizes)
-            if number is not None:
-                columns.setdefault("label", number.decode())
-            text = member(index.txt_offsets, index.txt_sizes)
-            if text is not None:
-                columns.setdefault("caption", text.decode())
-            columns = {name: columns.get(name) for name in self._columns}
+            fields = member(index.json_offsets, index.json_sizes)
+            label = member(index.cls_offsets, index.cls_sizes)
+            caption = member(index.txt_offsets, index.txt_sizes)
+            try:
+                found = _columns_of(fields, label, caption, key)
+            except SampleError as fault:
+                return RawSample(key, b"", crc32, columns, fault)
+            columns = {name: found.get(name) for name in self._columns}
         image = member(index.offsets, index.sizes)
         assert image is not None, "only samples with an image are indexed"
-        return RawSample(index.keys[position], image, int(index.crc32[position]), columns)
+        return RawSample(key, image, crc32, columns)
 
     def _forget_indexes(self) -> None:
         held = sum(self._dataset.shards[shard].samples for shard in self._indexes)
@@ -291,16 +289,22 @@ class SampleReader:
             self._held_bytes -= chunk.length
 
 
-def _columns_of(beside: bytes, key: str) -> dict[str, Any]:
-    found: Any
+def _columns_of(
+    fields: bytes | None, label: bytes | None, caption: bytes | None, key: str
+) -> dict[str, Any]:
+    """The columns in a sample's .json, .cls and .txt; raises `SampleError` where they make none."""
     try:
-        found = json.loads(beside)
+        found = json.loads(fields) if fields else {}
+        if not isinstance(found, dict):
+            raise SampleError("annotation", f"{key}.json: holds {str(found)[:100]}, no columns")
+        if label is not None:
+            found.setdefault("label", label.decode())
+        if caption is not None:
+            found.setdefault("caption", caption.decode())
     except (ValueError, RecursionError) as error:
-        found = error
-    if not isinstance(found, dict):
-        raise DatasetError(
-            f"{key}.json: holds no columns ({str(found)[:100]}). Leave --columns out, or mend it."
-        )
+        raise SampleError(
+            "annotation", f"{key}: what lies beside it can't be read: {error}"
+        ) from None
     return found
 
 

@@ -1,0 +1,94 @@
+"""What a reader fetches, and how often."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import IndexConfig, PackConfig
+from pipeline.data import Dataset, Loader
+from pipeline.data.adopt import adopt
+from pipeline.data.fetch import SampleReader
+from pipeline.data.pack import pack
+
+COUNT, CHUNK = 40, 4
+
+
+def png(seed: int) -> bytes:
+    """A 16-pixel image of noise, about 860 bytes whatever the seed."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Dataset:
+    """Forty images in one shard behind a URL that is not local."""
+    for seed in range(COUNT):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{seed:02}.png").write_bytes(png(seed))
+    pack(PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "packed")))
+    url = f"memory://{tmp_path.name}"
+    fsspec.filesystem("memory").put(str(tmp_path / "packed"), f"/{tmp_path.name}", recursive=True)
+    return Dataset.open(url)
+
+
+def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ahead(remote):
+    index = remote.read_index(0)
+    chunk = int(index.ends[CHUNK - 1] - index.starts[0])
+    reader = SampleReader(remote, CHUNK, int(2.5 * chunk), ())
+    reader.read(0)
+    reader.warm(CHUNK)  # the second chunk, which is needed later
+    for sample in range(1, CHUNK):
+        reader.read(sample)
+    reader.warm(2 * CHUNK)  # now one of the three has to go
+    assert reader.requests == 3
+    for sample in range(CHUNK, 3 * CHUNK):
+        reader.read(sample)
+    assert reader.requests == 3
+
+
+def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote):
+    reader = SampleReader(remote, CHUNK, 2**20, ())
+    images = {int(raw.key): raw.checked_image() for raw in map(reader.read, range(COUNT))}
+    assert images == {seed: png(seed) for seed in range(COUNT)}
+    assert reader.requests == COUNT // CHUNK
+
+
+def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote):
+    reader = SampleReader(remote, CHUNK, 2**20, ())
+    raw = reader.read(7, alone=True)
+    assert raw.checked_image() == png(int(raw.key))
+    assert (reader.requests, reader.fetched_bytes) == (1, len(raw.image))
+
+
+@pytest.mark.parametrize("beside", [b'{"label": 3', b"[1, 2]", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_annotation_costs_its_sample_and_no_other(tmp_path, beside):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for seed in range(8):
+            good = json.dumps({"label": seed}).encode()
+            for name, data in (("png", png(seed)), ("json", beside if seed == 5 else good)):
+                member = tarfile.TarInfo(f"{seed}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    adopt(IndexConfig(source=(str(tmp_path / "a.tar"),), output=str(tmp_path / "adopted")))
+    dataset = Dataset.open(str(tmp_path / "adopted"))
+    loader = Loader(dataset, global_batch_size=8, image_size=16, threads=2, columns=("label",))
+    (batch,) = list(loader)
+    loader.close()
+    assert batch.errors == {"5": "annotation"}
+    labels = dict(zip(batch.keys, batch.columns["label"], strict=True))
+    assert labels == {str(n): n for n in range(8) if n != 5} | {"5": None}
+
+
+def test_the_loader_needs_no_ray():
+    code = "import sys, pipeline.data; assert not {'ray', 'mlflow'} & set(sys.modules), 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
