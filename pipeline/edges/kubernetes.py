@@ -19,7 +19,16 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_NAMESPACE = "vae"
 
 _ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
-_SILENT = ("connection refused", "no such host", "i/o timeout", "Unable to connect", "EOF")
+_SILENT = (
+    "was refused", "connection re", "no such host", "timeout", "Unable to connect", "EOF",
+    "request canceled", "deadline exceeded",
+)  # fmt: skip
+"""In what kubectl says where no API server has answered."""
+
+_PASSING = frozenset(
+    {"InternalError", "ServerTimeout", "ServiceUnavailable", "Timeout", "TooManyRequests"}
+)
+"""Refusals that say nothing of what was asked: the API server is starting, or has too much to do."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Kubectl:
         if message.startswith("("):  # "Error from server (NotFound): ..."
             reason, _, rest = message[1:].partition("): ")
             return Refusal(reason, rest)
-        if any(each in said for each in _SILENT):
+        if "certificate" not in said and any(each in said for each in _SILENT):
             return UnreachableError(f"kubectl: {said}")
         return ConfigError(f"kubectl: {said}")
 
@@ -199,7 +208,12 @@ class KubernetesJobs:
     def _ask(
         self, method: str, below: str, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        return self._server.request(method, self._path + below, body)
+        try:
+            return self._server.request(method, self._path + below, body)
+        except Refusal as refusal:
+            if refusal.reason in _PASSING:
+                raise UnreachableError(f"Kubernetes: {refusal.reason}: {refusal.message}") from None
+            raise
 
     def _explained(self, refusal: Refusal) -> Exception:
         said = f"Kubernetes, namespace {self.namespace}: {refusal.reason}: {refusal.message}"
