@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import storage
-from pipeline.config import DoctorConfig
+from pipeline.config import DoctorConfig, without_passwords
 from pipeline.edges.mlflow_client import artifact_location, mlflow_client, tracking_uri
 from pipeline.edges.web import ask, ray_token
 from pipeline.errors import PipelineError, UnreachableError
@@ -196,7 +196,7 @@ def _mlflow_write(uri: str, shown: str, why: str) -> Check:
     except (MlflowException, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Check(
-            "mlflow", "failed", f"{shown}: {first[:300]}", why,
+            "mlflow", "failed", f"{shown}: {without_passwords(first)[:300]}", why,
             "check the user's rights, and the server's --artifacts-destination and its credentials",
         )  # fmt: skip
     return Check(

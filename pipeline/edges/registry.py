@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.config import TrackingConfig
+from pipeline.config import TrackingConfig, without_passwords
 from pipeline.edges.mlflow_client import mlflow_client, tracking_uri
 from pipeline.errors import ModelError, PipelineError, TrackingError
 from pipeline.vae import VAE, load_bundle
@@ -226,10 +226,12 @@ def tracking_errors(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         where = storage.shown(uri)
+        # MLflow names its server with user and password.
+        said = without_passwords(str(error).splitlines()[0])
         raise TrackingError(
-            f"MLflow at {where} failed: {str(error).splitlines()[0]} Check that it runs, that "
+            f"MLflow at {where} failed: {said} Check that it runs, that "
             "MLFLOW_TRACKING_URI is right and that its server allows this host name."
-        ) from error
+        ) from None
 
 
 def _digest_of(folder: Path) -> str | None:
