@@ -79,6 +79,9 @@ def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
         "digest": ended.digest,
         "step": ended.step,
         "converged": ended.converged,
+        "run_seconds": ended.run_seconds,
+        "seconds": [report.seconds for report in steps],
+        "rank_seconds": [report.rank_seconds for report in steps],
         "chosen": ended.chosen.step if ended.chosen else None,
         "validations": [validation.terms for validation in ended.validations],
     }

@@ -58,6 +58,12 @@ class TrainConfig(Section):
         description="Ray Train workers; 2..8: as many as there is room for, again whenever nodes "
         "come or go; 0: this process (or torchrun's).",
     )
+    cpus_per_worker: int | None = Field(
+        None,
+        gt=0,
+        description="Cores that Ray keeps for each worker, and torch's threads in it; None: an "
+        "equal share of this machine's, or what a cluster at RAY_ADDRESS gives: one.",
+    )
     stall_seconds: float = Field(
         600, gt=0, description="A worker that does not answer the others for so long is replaced."
     )

@@ -38,7 +38,11 @@ MAX_LISTED = 1000
 
 @dataclass
 class LoaderStats:
-    """What a rank has done so far; seconds are those that the caller waited for a batch."""
+    """What a rank has done so far.
+
+    `wait_seconds` are those that the caller waited for a batch; the threads' own seconds for
+    reading and for decoding are added up.
+    """
 
     samples: int = 0
     bytes_fetched: int = 0
@@ -46,6 +50,8 @@ class LoaderStats:
     bad: Counter[str] = field(default_factory=Counter)
     bad_samples: list[tuple[str, str]] = field(default_factory=list)
     wait_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
     queued_batches: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
@@ -54,6 +60,8 @@ class LoaderStats:
         """The numbers under the names of the metrics that they feed."""
         return {
             "samples_total": self.samples,
+            "fetch_seconds_total": self.fetch_seconds,
+            "decode_seconds_total": self.decode_seconds,
             "fetched_bytes_total": self.bytes_fetched,
             "bad_samples_total": dict(self.bad),
             "retries_total": dict(storage.retry_counts()),
@@ -70,6 +78,8 @@ class _Row:
     key: str
     columns: dict[str, Any]
     error: str | None
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 class Loader:
@@ -289,7 +299,10 @@ class Loader:
                 continue
             if self._decoded is not None and self._load_decoded(sample, epoch, image, rows):
                 continue
+            started = time.perf_counter()
             raw: RawSample = self._reader.read(sample, alone=by_itself)
+            fetched = time.perf_counter()
+            error = None
             try:
                 draw = sample_draw(self.order.seed, epoch, raw.key)
                 data = self._checked(sample, raw)
@@ -299,10 +312,11 @@ class Loader:
                     preprocess_into(image, data, self.preprocess)
                     self._decoded.keep(sample, image.numpy())
                     self._mirror(image, draw)
-                rows.append(_Row(raw.key, raw.columns, None))
-            except SampleError as error:
+            except SampleError as bad:
                 image.zero_()
-                rows.append(_Row(raw.key, raw.columns, error.reason))
+                error = bad.reason
+            took = time.perf_counter() - fetched
+            rows.append(_Row(raw.key, raw.columns, error, fetched - started, took))
         return rows
 
     def _load_decoded(self, sample: int, epoch: int, image: Tensor, rows: list[_Row]) -> bool:
@@ -341,6 +355,8 @@ class Loader:
         rows = [row for task in pending.tasks for row in self._result(task, pending.index)]
         errors = {row.key: row.error for row in rows if row.error is not None}
         self.stats.samples += sum(row.key != "" for row in rows)
+        self.stats.fetch_seconds += sum(row.fetch_seconds for row in rows)
+        self.stats.decode_seconds += sum(row.decode_seconds for row in rows)
         self.stats.bytes_fetched = self._reader.fetched_bytes
         self.stats.requests = self._reader.requests
         self.stats.queued_batches = sum(

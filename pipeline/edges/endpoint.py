@@ -64,7 +64,8 @@ class Endpoint:
             child.set(number)
             return
         seen = (row.name, session if row.per_session else 0, label)
-        gain = 0.0 if begins else number - self._seen.get(seen, 0.0)
+        known = not begins or row.since_first_start
+        gain = number - self._seen.get(seen, 0.0) if known else 0.0
         if begins or gain > 0:
             child.inc(gain)
             self._seen[seen] = number

@@ -9,12 +9,14 @@ from typing import Any
 from pipeline.config import TrainConfig
 from pipeline.progress import Progress
 from pipeline.training.checkpoint import newest_step
+from pipeline.training.goodput import productive_share
 from pipeline.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = ("elbo", "log_likelihood", "kl")
 _SECONDS = 1.0
+_SLOW = 1.5
 Latest = Callable[[], dict[str, Any]]
 
 
@@ -27,6 +29,14 @@ def numbers_of(snapshot: Mapping[str, Any]) -> str:
     if snapshot.get("step_seconds_total"):
         share = snapshot["data_wait_seconds_total"] / snapshot["step_seconds_total"]
         parts.append(f"data wait {share:.0%}")
+    if snapshot.get("gpu_share") is not None:
+        parts.append(f"GPU {snapshot['gpu_share']:.0%} of peak")
+    goodput = productive_share(snapshot.get("run_seconds_total", {}))
+    if goodput is not None:
+        parts.append(f"goodput {goodput:.0%}")
+    if snapshot.get("slowest_rank_ratio", 1.0) > _SLOW:
+        ratio = snapshot["slowest_rank_ratio"]
+        parts.append(f"rank {snapshot['slowest_rank']} is slow ({ratio:.1f} times the median)")
     if "memory_bytes" in snapshot:
         parts.append(f"memory {snapshot['memory_bytes'] / 2**30:.1f} GiB")
     return ", ".join(parts)

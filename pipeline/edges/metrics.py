@@ -12,8 +12,9 @@ class Metric:
     """One row: `source` is the snapshot's key that feeds it; `label` splits a mapping into series.
 
     A `per_session` counter starts at 0 with each group of workers; the others hold the run's own
-    totals, which a replay does not add to. `label` comes beside the room's own: a run's `run`, an
-    encoding's `store`.
+    totals, which a replay does not add to. They begin at 0 with the endpoint, or, with
+    `since_first_start`, at what the run's storage knows of all starts before. `label` comes beside
+    the room's own: a run's `run`, an encoding's `store`.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Metric:
     help: str
     label: str | None = None
     per_session: bool = False
+    since_first_start: bool = False
 
     @property
     def series(self) -> str:
@@ -48,8 +50,35 @@ TRAINING = (
         "Seconds that steps waited for data.", per_session=True,
     ),
     Metric(
-        "vae_train_useful_seconds", "counter", "seconds", "useful_seconds_total",
-        "Seconds spent in steps that are not replays; their rate is the goodput.",
+        "vae_train_part_seconds", "counter", "seconds", "part_seconds_total",
+        "The same seconds by part: waiting for fetch or decode, copy to the device, compute.",
+        label="part", per_session=True,
+    ),
+    Metric(
+        "vae_train_slowest_rank", "gauge", "rank", "slowest_rank",
+        "The rank whose own work (data, copy, forward pass) took longest.",
+    ),
+    Metric(
+        "vae_train_slowest_rank_ratio", "gauge", "1", "slowest_rank_ratio",
+        "Its seconds over those of the median rank.",
+    ),
+    Metric(
+        "vae_train_gpu_share", "gauge", "1", "gpu_share",
+        "Model FLOPs of the last step over the GPUs' dense bfloat16 peak (MFU); on GPUs alone.",
+    ),
+    Metric(
+        "vae_data_fetch_seconds", "counter", "seconds", "fetch_seconds_total",
+        "Seconds that the first rank's threads spent reading bytes, added up.", per_session=True,
+    ),
+    Metric(
+        "vae_data_decode_seconds", "counter", "seconds", "decode_seconds_total",
+        "Seconds that its threads spent on checks, decoding and resizing, added up.",
+        per_session=True,
+    ),
+    Metric(
+        "vae_run_seconds", "counter", "seconds", "run_seconds_total",
+        "The run's wall clock since its first start, by its use; productive is the goodput.",
+        label="state", since_first_start=True,
     ),
     Metric(
         "vae_train_last_step_timestamp_seconds", "gauge", "seconds since 1970",

@@ -52,6 +52,7 @@ def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any
         "samples": ended["images_seen"],
         "bad_samples": ended["bad_images"],
         "converged": ended["converged"],
+        "run_seconds": ended["run_seconds"],
         "elbo": (chosen or ended)["terms"]["elbo"],
         "chosen_step": chosen["step"] if chosen else ended["step"],
         "holdout_before": validations[0]["terms"] if validations else None,

@@ -17,7 +17,6 @@ from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.edges.build import version
 from pipeline.edges.endpoint import Endpoint, discovery
-from pipeline.edges.goodput import Goodput
 from pipeline.edges.metrics import TRAINING
 from pipeline.edges.tracking import TrackedRun
 from pipeline.errors import StorageError
@@ -64,7 +63,6 @@ class RunRecorder:
         self._latest: dict[str, Any] = {}
         self._problem: str | None = None
         self._fatal_error: str | None = None
-        self._goodput = Goodput()
         self.metrics = Endpoint(TRAINING, "run", name, version())
         self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
         self._discovery = storage.join(run_url, "metrics.json")
@@ -90,10 +88,8 @@ class RunRecorder:
             self._queue.extend((session, point) for point in points)
             delivered = Delivered(self._id, session, self._delivered)
             unsent = len(self._queue)
-        self._goodput.update(snapshot)
         self._latest = {
             **snapshot,
-            "useful_seconds_total": self._goodput.useful_seconds,
             "tracking_unsent_points": unsent,
             "tracking_failing": int(self._problem is not None),
         }

@@ -4,11 +4,13 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
 
 from pipeline.edges.recorder import Delivered
+from pipeline.training.pace import parts_of_step, slowest_rank
 from pipeline.training.points import Outbox, Point, Series
 from pipeline.training.step import StepReport
 from pipeline.training.validation import Validation
@@ -48,7 +50,10 @@ class Reporter:
             "session": worker_group,
             "step_seconds_total": 0.0,
             "data_wait_seconds_total": 0.0,
+            "part_seconds_total": {},
         }
+        self._loader_before = (0.0, 0.0)
+        self._ranks: list[float] = []
 
     def step(self, report: StepReport) -> None:
         """Takes the report of one step."""
@@ -57,6 +62,7 @@ class Reporter:
             self._begin(report)
         total["step_seconds_total"] += report.seconds
         total["data_wait_seconds_total"] += report.data_wait_seconds
+        self._add_parts(report)
         total |= {
             "step": report.step,
             "epoch": report.epoch,
@@ -72,6 +78,9 @@ class Reporter:
         if report.checkpoints.get("checkpoints_total", 0) > total.get("checkpoints_total", 0):
             total["checkpoint_timestamp_seconds"] = time.time()
         total |= report.checkpoints
+        total["run_seconds_total"] = report.run_seconds
+        if report.gpu_share is not None:
+            total["gpu_share"] = report.gpu_share
         total["nonfinite_steps_total"] = total.get("nonfinite_steps_total", 0) + report.skipped
         total["bad_images_total"] = total.get("bad_images_total", 0) + report.bad_images
         if report.step == 1 or report.step % self._every_steps == 0:
@@ -85,6 +94,8 @@ class Reporter:
                 "images_per_second": report.images / report.seconds,
                 "data_wait_fraction": report.data_wait_seconds / report.seconds,
             }
+            if report.gpu_share is not None:
+                values["gpu_share"] = report.gpu_share
             self._add("elbo", report.step, values)
         self._send_if_due()
 
@@ -97,6 +108,30 @@ class Reporter:
         self._snapshot["holdout_step"] = validation.step
         self._add("holdout_elbo", validation.step, values)
         self._send_if_due()
+
+    def _add_parts(self, report: StepReport) -> None:
+        """Of the step's seconds; and each rank's own ones since the last snapshot was sent."""
+        fetched, decoded = (
+            report.loader.get(name, 0.0) for name in ("fetch_seconds_total", "decode_seconds_total")
+        )
+        parts = parts_of_step(
+            report.seconds,
+            report.data_wait_seconds,
+            report.copy_seconds,
+            fetched - self._loader_before[0],
+            decoded - self._loader_before[1],
+        )
+        self._loader_before = (fetched, decoded)
+        before = self._snapshot["part_seconds_total"]
+        self._snapshot["part_seconds_total"] = {
+            part: before.get(part, 0.0) + seconds for part, seconds in parts.items()
+        }
+        self._ranks = [
+            sum(pair) for pair in zip_longest(self._ranks, report.rank_seconds, fillvalue=0.0)
+        ]
+        slowest = slowest_rank(self._ranks)
+        if slowest is not None:
+            self._snapshot |= {"slowest_rank": slowest.rank, "slowest_rank_ratio": slowest.ratio}
 
     def _begin(self, report: StepReport) -> None:
         """Says where this group of workers begins, so that its first step is counted as well."""
@@ -119,6 +154,7 @@ class Reporter:
         if not begun or time.monotonic() - self._sent < SEND_SECONDS:
             return
         self._sent = time.monotonic()
+        self._ranks = []
         points, snapshot = self._outbox.hand_over(), dict(self._snapshot)
         delivered = self._recorder.record(self._session, points, snapshot)
         if delivered is not None:

@@ -130,8 +130,10 @@ def _places(config: TrainConfig) -> int:
         import ray
 
         resources = ray.cluster_resources()
-    units = resources.get("GPU", 0) or resources.get("CPU", 0)
-    return max(1, int(units) // config.max_workers)
+    if resources.get("GPU", 0):
+        return max(1, int(resources["GPU"]) // config.max_workers)
+    cores = config.max_workers * (config.cpus_per_worker or 1)
+    return max(1, int(resources.get("CPU", 0)) // cores)
 
 
 def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run's workers on Ray Train: started, replaced when they die, moved when their node goes."""
 
 import logging
+import os
 import tempfile
 import uuid
 from contextlib import suppress
@@ -148,7 +149,9 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict
             "recorder": recorder,
         },
         scaling_config=ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most), use_gpu=use_gpu
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(config, use_gpu=use_gpu),
         ),
         torch_config=TorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=ceil(config.stall_seconds)
@@ -169,6 +172,17 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict
     if "error" in result:
         raise RunError(result["error"])
     return result
+
+
+def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None:
+    """What Ray keeps for each worker; it also sets OMP_NUM_THREADS by it, unless a user has."""
+    import ray
+
+    cores = config.cpus_per_worker
+    if cores is None and os.environ.get("RAY_ADDRESS"):
+        return None
+    share = int(ray.cluster_resources()["CPU"]) // config.max_workers
+    return {"CPU": cores or max(1, share), **({"GPU": 1} if use_gpu else {})}
 
 
 def _ray_worker(loop: dict[str, Any]) -> dict[str, Any]:

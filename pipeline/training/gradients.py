@@ -47,6 +47,7 @@ def leave_gradients(
 ) -> tuple[Tensor, float]:
     """Leaves the gradient of the global mean; returns the global sums (see `_sums`) and beta.
 
+    The batch's images are on `world.device`.
     `images` is the number of valid images in the global batch.
     """
     state.optimizer.zero_grad(set_to_none=True)
@@ -130,9 +131,11 @@ def _backward(
     noise = draw_noise(
         state.vae, settings.seed, step, part.slots, world.device, samples=chosen.samples
     )
-    with torch.autocast(world.device.type, settings.autocast, settings.autocast is not None):
-        pixels = part.images.to(world.device, non_blocking=True)
-        terms = model(pixels, noise, chosen.needs_mean)
+    with (
+        torch.autocast(world.device.type, settings.autocast, settings.autocast is not None),
+        state.forward.running(world.device),
+    ):
+        terms = model(part.images, noise, chosen.needs_mean)
     objective = objective_loss(chosen, terms, step, state.objective)
     loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * weight
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own

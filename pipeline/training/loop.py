@@ -10,9 +10,11 @@ from typing import Any, Literal
 from pipeline.config import TrainConfig
 from pipeline.data import Batch, Dataset, Loader
 from pipeline.training.checkpoint import Checkpoint, CheckpointWriter
+from pipeline.training.goodput import WallClock
 from pipeline.training.gradients import StepSettings
 from pipeline.training.incidents import Incidents
 from pipeline.training.initial import autocast_dtype, numerics, restore
+from pipeline.training.pace import GpuShare
 from pipeline.training.points import Outbox, Point
 from pipeline.training.profile import StepTrace
 from pipeline.training.run import Attempt, Run
@@ -37,6 +39,7 @@ class Ended:
     `converged`: validations got no better for as long as `patience` says. `terms` are the last
     step's (empty if none was made). `digest` names the bundle of a done run, made by rank 0 from
     the averaged weights that the validation `chosen` saw (None: it has no hold-out).
+    `run_seconds`: see goodput.py.
     """
 
     reason: Reason
@@ -48,6 +51,7 @@ class Ended:
     validations: list[Validation]
     chosen: Validation | None
     digest: str | None
+    run_seconds: dict[str, float]
 
 
 def train(
@@ -63,8 +67,8 @@ def train(
     Every rank runs it alike. A checkpoint holds the points that are in rank 0's `outbox` by then,
     so the consumer adds a step's point before it takes the next report.
     """
-    with numerics(config):
-        yield from _train(config, run, attempt, world, outbox, drained)
+    with numerics(config), closing(WallClock(run, attempt, writes=world.rank == 0)) as clock:
+        yield from _train(config, run, attempt, world, outbox, drained, clock)
 
 
 def _train(
@@ -74,14 +78,13 @@ def _train(
     world: World,
     outbox: Outbox,
     drained: Callable[[], bool],
+    clock: WallClock,
 ) -> Iterator[StepReport | Validation | Ended]:
     dataset, holdout = open_pinned(config, run)
     state, checkpoint = restore(config, run, world, dataset)
-    before = [Validation(**data) for data in checkpoint.validations] if checkpoint else []
-    watch = Watch(config, run, world, holdout, before)
-    for point in checkpoint.points if checkpoint and world.rank == 0 else ():
-        outbox.add(Point.from_json(point))
+    watch = _taken_up(config, run, world, holdout, checkpoint, outbox)
     trace = StepTrace(run, config.profile if world.rank == 0 else None)
+    gpu = GpuShare(state.vae, config.objective, world) if world.rank == 0 else None
     incidents = Incidents(config, run, attempt, world, len(dataset))
     reason: Reason = "done"
     report: StepReport | None = None
@@ -94,28 +97,28 @@ def _train(
             yield watch.look(state)
         batches = _endless(loader)
         while state.step < config.steps and reason == "done" and not watch.has_converged:
-            batch, report = _next_step(config, state, batches, world, stop, trace)
-            yield replace(report, loader=loader.stats.totals(), checkpoints=writer.stats.totals())
+            batch, report = _next_step(config, state, batches, world, stop, trace, clock)
+            yield _completed(report, loader, writer, clock, gpu)
             incidents.check(batch, report, state)
             if watch.is_due(state.step, last=state.step == config.steps):
                 yield watch.look(state)
             last = state.step == config.steps or watch.has_converged
             if report.stop_requested:
-                # Rank 0 alone asked: only its answer is the truth.
-                mine = _STOPS.index(stop.reason()) if world.rank == 0 else 0
-                asked = _STOPS[world.broadcast(mine)]
-                reason = "done" if last and asked != "superseded" else asked
+                reason = _asked(stop, world, last=last)
             due = last or reason != "done" or state.step % config.checkpoint_every == 0
             if due and reason != "superseded":
+                clock.enter("checkpoint")
                 incidents.publish()
                 if world.rank == 0:
                     writer.save(_checkpoint(state, loader, outbox, watch.validations))
+        clock.enter("checkpoint")
         writer.finish()
     if reason == "done" and world.broadcast(int(run.newest_attempt() > attempt)):
         reason = "superseded"
     digest, chosen = None, watch.newest
     if reason == "done" and world.rank == 0:
         digest, chosen = watch.save_final(state, _facts(config, dataset, state))
+    clock.finish(as_asked=reason in ("done", "stopped"))
     yield Ended(
         reason=reason,
         converged=watch.has_converged,
@@ -126,7 +129,48 @@ def _train(
         validations=watch.validations,
         chosen=chosen,
         digest=digest,
+        run_seconds=clock.totals(),
     )
+
+
+def _taken_up(
+    config: TrainConfig,
+    run: Run,
+    world: World,
+    holdout: Dataset | None,
+    checkpoint: Checkpoint | None,
+    outbox: Outbox,
+) -> Watch:
+    """What was seen of the hold-out before; the points that wait go into rank 0's outbox."""
+    for point in checkpoint.points if checkpoint and world.rank == 0 else ():
+        outbox.add(Point.from_json(point))
+    before = [Validation(**data) for data in checkpoint.validations] if checkpoint else []
+    return Watch(config, run, world, holdout, before)
+
+
+def _completed(
+    report: StepReport,
+    loader: Loader,
+    writer: CheckpointWriter,
+    clock: WallClock,
+    gpu: GpuShare | None,
+) -> StepReport:
+    """With what the step itself does not know: the totals of what goes on beside it."""
+    return replace(
+        report,
+        loader=loader.stats.totals(),
+        checkpoints=writer.stats.totals(),
+        run_seconds=clock.totals(),
+        gpu_share=gpu.of(report.images, report.seconds) if gpu else None,
+    )
+
+
+def _asked(stop: StopSignal, world: World, *, last: bool) -> Reason:
+    """Why to stop now; after the last step the run is done, unless another start owns it."""
+    # Rank 0 alone asked: only its answer is the truth.
+    mine = _STOPS.index(stop.reason()) if world.rank == 0 else 0
+    asked = _STOPS[world.broadcast(mine)]
+    return "done" if last and asked != "superseded" else asked
 
 
 def open_pinned(config: TrainConfig, run: Run) -> tuple[Dataset, Dataset | None]:
@@ -144,6 +188,7 @@ def _next_step(
     world: World,
     stop: StopSignal,
     trace: StepTrace,
+    clock: WallClock,
 ) -> tuple[Batch, StepReport]:
     settings = StepSettings(
         config.objective,
@@ -154,9 +199,11 @@ def _next_step(
         config.exact,
     )
     trace.before(state.step + 1)
+    clock.enter("data_wait")
     started = time.perf_counter()
     batch = next(batches)
     waited = time.perf_counter() - started
+    clock.step(state.step + 1)
     report = train_step(
         state,
         batch,

@@ -5,6 +5,7 @@ RUN/attempts/000002.json  one per start; the highest number owns the run
 RUN/checkpoints/          see checkpoint.py
 RUN/points.json           metric points that MLflow has not got yet
 RUN/metrics.json          where /metrics is served, for Prometheus's file discovery
+RUN/time/                 where its seconds went, see goodput.py
 RUN/logs/                 what the driver and each rank logged, a set of files per start
 RUN/history/              the hold-out's numbers and some images at each validation
 RUN/init/                 the bundle that it began with, where --init named one
@@ -14,6 +15,7 @@ RUN/bundle/               the finished model
 RUN/result.json           written last: the run is finished
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +33,7 @@ CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
         "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
-        "select", "nonfinite_limit", "dry_run", "profile",
+        "select", "nonfinite_limit", "dry_run", "profile", "cpus_per_worker",
     }
 )  # fmt: skip
 
@@ -133,6 +135,11 @@ class Run:
         """The claim that owns the run now."""
         return max(self._attempts(), default=Attempt(0))
 
+    def claimed_at(self, attempt: Attempt) -> float | None:
+        """When the driver of an attempt claimed it, in seconds since 1970, if that is known."""
+        claim = _read_or_none(self.path("attempts", f"{Attempt(attempt.number).name}.json"))
+        return claim.get("began") if claim else None
+
     def result(self) -> dict[str, Any] | None:
         """What the finished run ended with; None while it is not finished."""
         result: dict[str, Any] | None = _read_or_none(self.path("result.json"))
@@ -166,7 +173,8 @@ class Run:
         return attempts
 
     def _create(self, attempt: Attempt) -> bool:
-        return storage.create_if_absent(self.path("attempts", f"{attempt.name}.json"), b"{}\n")
+        claim = storage.canonical_json({"began": time.time()})
+        return storage.create_if_absent(self.path("attempts", f"{attempt.name}.json"), claim)
 
 
 def _read_or_none(url: str) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from pipeline.config import OptimizerConfig
 from pipeline.data import Batch
 from pipeline.training.ema import Ema
 from pipeline.training.gradients import COMPONENTS, StepSettings, leave_gradients
+from pipeline.training.pace import Stopwatch
 from pipeline.training.world import World
 from pipeline.vae import VAE, ObjectiveState
 
@@ -39,10 +40,18 @@ class StepReport:
     stop_requested: bool
     seconds: float
     data_wait_seconds: float
+    copy_seconds: float = 0.0
+    """Part of `seconds`: sending the images to the device."""
+    rank_seconds: tuple[float, ...] = ()
+    """Of the step before: what each rank did by itself, not waiting for another one."""
+    gpu_share: float | None = None
+    """Of the GPUs' peak: see `GpuShare`."""
     loader: dict[str, Any] = field(default_factory=dict)
     """What this rank's loader has done so far: `LoaderStats.totals`."""
     checkpoints: dict[str, Any] = field(default_factory=dict)
     """What this rank has written so far: `CheckpointStats.totals`."""
+    run_seconds: dict[str, float] = field(default_factory=dict)
+    """Where the run's time went so far, in seconds by state: see goodput.py."""
 
 
 @dataclass
@@ -63,6 +72,9 @@ class TrainState:
     bad_images: int = 0
     skipped_in_a_row: int = 0
     """Steps up to now whose loss or gradient was not finite."""
+    forward: Stopwatch = field(default_factory=Stopwatch)
+    own_seconds: float = 0.0
+    """Of this rank's last step, until it had to wait for the others: data, copy, forward pass."""
 
 
 def make_optimizer(config: OptimizerConfig, vae: nn.Module) -> torch.optim.Optimizer:
@@ -88,18 +100,17 @@ def train_step(
     valid images. `stop` is this rank's wish to stop; the report carries any rank's.
     """
     started = time.perf_counter()
+    batch = replace(batch, images=batch.images.to(world.device, non_blocking=True))
+    copied = time.perf_counter()
     step = state.step + 1
-    images, bad_images, wishes = _counts(batch, world, stop=stop)
+    images, bad_images, wishes, rank_seconds = _counts(batch, world, state.own_seconds, stop=stop)
     sums, beta = leave_gradients(state, batch, world, settings, images)
     state.scaler.unscale_(state.optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(state.vae.parameters(), settings.clip_norm)
     # Both numbers are sums over all ranks, so every rank decides alike without another message.
     finite = bool(torch.isfinite(gradient_norm) & torch.isfinite(sums[-1])) and images > 0
     if finite:
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        state.ema.update(state.vae, step)
+        _move(state, step, rate)
     # After an overflow of float16 this lowers the scale, so that the next step fits.
     state.scaler.update()
     state.skipped_in_a_row = 0 if finite or images == 0 else state.skipped_in_a_row + 1
@@ -111,6 +122,7 @@ def train_step(
     state.objective = state.objective.updated(
         settings.objective, means["log_likelihood"], math.prod(state.vae.image_shape)
     )
+    state.own_seconds = data_wait_seconds + (copied - started) + state.forward.take()
     return StepReport(
         step=step,
         epoch=batch.epoch,
@@ -126,12 +138,28 @@ def train_step(
         stop_requested=wishes > 0,
         seconds=time.perf_counter() - started + data_wait_seconds,
         data_wait_seconds=data_wait_seconds,
+        copy_seconds=copied - started,
+        rank_seconds=rank_seconds,
     )
 
 
-def _counts(batch: Batch, world: World, *, stop: bool) -> list[int]:
-    """Over all ranks: valid images, bad images, and ranks that wish to stop."""
+def _move(state: TrainState, step: int, rate: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.ema.update(state.vae, step)
+
+
+def _counts(
+    batch: Batch, world: World, own_seconds: float, *, stop: bool
+) -> tuple[int, int, int, tuple[float, ...]]:
+    """Over all ranks: valid images, bad images, and ranks that wish to stop; each rank's seconds.
+
+    One message for all of it: the seconds go in microseconds, each rank's in a place of its own.
+    """
     named = torch.tensor([key != "" for key in batch.keys])
-    wish = torch.tensor(int(stop))
-    mine = torch.stack([batch.valid.sum(), (named & ~batch.valid).sum(), wish])
-    return [int(count) for count in world.sum(mine.to(world.device)).tolist()]
+    mine = torch.zeros(3 + world.size, dtype=torch.int64)
+    mine[0], mine[1], mine[2] = batch.valid.sum(), (named & ~batch.valid).sum(), int(stop)
+    mine[3 + world.rank] = int(own_seconds * 1e6)
+    images, bad_images, wishes, *microseconds = world.sum(mine.to(world.device)).tolist()
+    return images, bad_images, wishes, tuple(count / 1e6 for count in microseconds)

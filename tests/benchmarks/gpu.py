@@ -20,9 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.training.pace import PEAK_TFLOPS
 from pipeline.vae import VAE, build_vae, draw_noise
-
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,25 @@ def data(tmp_path_factory) -> str:
 def calm(data, tmp_path_factory) -> dict:
     """The same training on one quiet machine."""
     folder = tmp_path_factory.mktemp("calm")
-    return finish(start_job(folder, "jobs.train", "--data", data, *TRAIN, "--workers", "2"))
+    # A node has one core for its worker; how many threads there are decides a sum's last bits.
+    words = ("--workers", "2", "--cpus-per-worker", "1")
+    return finish(start_job(folder, "jobs.train", "--data", data, *TRAIN, *words))
 
 
 @pytest.fixture
-def nodes(s3_server) -> Iterator[RayNodes]:
-    """A head for the driver, without room for a worker, and two nodes with room for one each."""
+def nodes(s3_server, monkeypatch) -> Iterator[RayNodes]:
+    """A head for the driver, without room for a worker, and two nodes with room for one each.
+
+    Jobs that are started meanwhile join it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rn-"))
     cluster = RayNodes(folder / "r", dict(s3_server.environment))
     try:
         cluster.start("head", 0)
         cluster.start("one", 1)
         cluster.start("two", 1)
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
         yield cluster
     finally:
         cluster.stop()
@@ -54,10 +61,8 @@ def nodes(s3_server) -> Iterator[RayNodes]:
 
 
 @pytest.fixture
-def start(nodes, s3_server, data, tmp_path, monkeypatch) -> Iterator[Callable[..., Running]]:
+def start(nodes, s3_server, data, tmp_path) -> Iterator[Callable[..., Running]]:
     """Starts the training on the cluster; what is left of it dies with the test."""
-    for name, value in nodes.environment.items():
-        monkeypatch.setenv(name, value)
     runs, started = s3_server.bucket(), []
 
     def begin(*more: str) -> Running:
@@ -122,3 +127,23 @@ def test_workers_1_to_2_follow_the_nodes_and_each_image_still_counts_once(nodes,
     per_epoch = -(-images // 64)
     epochs, rest = divmod(result["steps"], per_epoch)
     assert result["samples"] == epochs * images + rest * 64
+
+
+def test_the_runs_of_a_sweep_go_side_by_side_where_there_is_room(nodes, s3_server, data, tmp_path):
+    runs = s3_server.bucket()
+    holdout = data.replace("/train", "/holdout")
+    job = start_job(
+        tmp_path, "jobs.train", "--data", data, "--holdout", holdout, *TRAIN, "--workers", "1",
+        "--storage", runs, "--sweep", "objective.beta=0.5,4",
+        "--tracking.mlflow-uri", f"sqlite:///{tmp_path}/mlflow.db",
+    )  # fmt: skip
+    result = finish(job)
+    assert [row["value"] for row in result["sweep"]] == [0.5, 4]
+    assert result["sweep"][0]["rate"] > result["sweep"][1]["rate"]
+    spans = []
+    for row in result["sweep"]:
+        claim = storage.read_json(f"{row['run']}/attempts/000001.000.json")
+        ended = storage.read_json(f"{row['run']}/time/000001.001.json")["until"]
+        spans.append((claim["began"], ended))
+    (one, first_ended), (other, second_ended) = spans
+    assert max(one, other) < min(first_ended, second_ended)

@@ -24,7 +24,7 @@ HEALTHY = {
     f"vae_train_images_total{RUN}": "0+6000x240",
     f"vae_train_step_seconds_total{RUN}": "0+58x240",
     f"vae_train_data_wait_seconds_total{RUN}": "0+2x240",
-    f"vae_train_useful_seconds_total{RUN}": "0+58x240",
+    'vae_run_seconds_total{run="r",state="productive"}': "0+56x240",
     f"vae_train_last_step_timestamp_seconds{RUN}": "0+60x240",
     f"vae_train_nonfinite_steps_total{RUN}": "0x240",
     f"vae_train_bad_images_total{RUN}": "0x240",
@@ -56,7 +56,8 @@ SICK: dict[str, list[dict[str, str]]] = {
     "VaeStalled": [{"vae_train_last_step_timestamp_seconds": "0+60x200 12000x40"}],
     "VaeRunUnreachable": [
         # The exporter died: all of its series are stale, and only `up` is left to tell.
-        {"up": "1x200 0x40"} | dict.fromkeys(["vae_train", "vae_holdout", "vae_checkpoint"], GONE),
+        {"up": "1x200 0x40"}
+        | dict.fromkeys(["vae_train", "vae_run", "vae_holdout", "vae_checkpoint"], GONE),
     ],
     "VaeJobFailed": [{'name="j",deployment_status="Failed"': "0x200 1x40"}],
     "VaeThroughputDrop": [{"vae_train_images_total": "0+6000x200 1200000+3000x40"}],

@@ -46,6 +46,25 @@ def test_a_continued_run_says_first_where_it_begins(monkeypatch):
     assert (first["holdout_active_units"], first["attempt"]) == (3, 2)
 
 
+def test_the_parts_of_steps_add_up_to_them_and_the_slowest_rank_is_named(monkeypatch):
+    monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
+    kept = Kept()
+    reporter = Reporter(kept, Outbox(), 1, 1)
+    loaders = ((3.0, 1.0), (4.0, 4.0))
+    for step, (fetched, decoded) in enumerate(loaders, start=1):
+        told = {"fetch_seconds_total": fetched, "decode_seconds_total": decoded}
+        ranks = (0.2, 0.2, 0.5) if step == 2 else ()
+        made = replace(report(step), loader=told, copy_seconds=0.15, rank_seconds=ranks)
+        reporter.step(made)
+    last = kept.snapshots[-1]
+    # Of 0.1 s of waiting three quarters, then one quarter, were for bytes.
+    assert last["part_seconds_total"] == pytest.approx(
+        {"fetch": 0.1, "decode": 0.1, "copy": 0.3, "compute": 0.5}
+    )
+    assert sum(last["part_seconds_total"].values()) == pytest.approx(last["step_seconds_total"])
+    assert (last["slowest_rank"], last["slowest_rank_ratio"]) == (2, 2.5)
+
+
 def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(monkeypatch):
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()

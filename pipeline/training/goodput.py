@@ -1,0 +1,166 @@
+"""Where a run's time goes: each second of its wall clock is in one of seven states.
+
+RUN/time/ATTEMPT.json   a tally of the whole run up to now, written every few seconds by rank 0
+
+start       from a start's beginning to its first step, where nothing had died before
+recover     what a death costs before the next step: from the last tally of what died, to that step
+data_wait   no batch is ready
+productive  steps that were not made before, validations, and whatever comes between them
+redo        steps made again, because they came after the last checkpoint
+checkpoint  the loop stands still for a checkpoint or the model: waiting for the last, and copying
+idle        between an end that was asked for and the next start
+
+The clock starts when the driver of the run's first start claims it, and stands still once the run
+is done. What a dead start did after its last tally is counted as `recover`: it may be lost.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.training.run import Attempt, Run
+
+logger = logging.getLogger(__name__)
+
+State = Literal["productive", "start", "data_wait", "checkpoint", "recover", "redo", "idle"]
+STATES: tuple[State, ...] = get_args(State)
+WRITE_SECONDS = 5.0
+
+
+@dataclass
+class Tally:
+    """The run's seconds in each state up to `until` (seconds since 1970), and its furthest step.
+
+    `ended`: as it was asked to; otherwise whoever wrote it lives, or has died since.
+    """
+
+    seconds: dict[str, float]
+    until: float
+    step: int = 0
+    ended: bool = False
+
+
+def productive_share(seconds: Mapping[str, float]) -> float | None:
+    """The goodput: productive seconds over all but the idle ones; None before there are any."""
+    used = sum(seconds.values()) - seconds.get("idle", 0.0)
+    return seconds.get("productive", 0.0) / used if used > 0 else None
+
+
+def taken_up(before: Tally | None, start: float, began: float) -> tuple[Tally, State]:
+    """The tally with which a claim goes on at `began`, and the state that it is in.
+
+    `before` is the last one of the claims before it; None where there are none. The driver of this
+    one began at `start`.
+    """
+    if before is None:
+        before = Tally(dict.fromkeys(STATES, 0.0), start, ended=True)
+    seconds = dict(before.seconds)
+    state: State = "recover"
+    if before.ended:
+        state = "start"
+        seconds["idle"] += max(0.0, start - before.until)
+        seconds["start"] += max(0.0, began - max(start, before.until))
+    else:
+        seconds["recover"] += max(0.0, began - before.until)
+    return Tally(seconds, max(began, before.until), before.step), state
+
+
+class WallClock:
+    """Of one claim: adds what passes to the state that `enter` said last. Only rank 0's `writes`.
+
+    A claim that another one has replaced writes nothing any more.
+    """
+
+    def __init__(self, run: Run, attempt: Attempt, *, writes: bool) -> None:
+        self._run, self._attempt, self._writes = run, attempt, writes
+        began = time.time()
+        before = _newest(run, attempt) if writes else None
+        start = run.claimed_at(attempt) if writes else None
+        self._tally, self._state = taken_up(before, start or began, began)
+        self._made_before = self._tally.step
+        self._since = time.monotonic()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._write_often, name="goodput", daemon=True)
+        self._thread.start()
+
+    def enter(self, state: State) -> None:
+        """What passes from now on belongs to `state`."""
+        with self._lock:
+            self._pass_on()
+            self._state = state
+
+    def step(self, number: int) -> None:
+        """Optimiser step `number` (the first is 1) begins."""
+        self.enter("redo" if number <= self._made_before else "productive")
+        self._tally.step = max(self._tally.step, number)
+
+    def totals(self) -> dict[str, float]:
+        """The run's seconds by state, since its first start."""
+        with self._lock:
+            self._pass_on()
+            return dict(self._tally.seconds)
+
+    def finish(self, *, as_asked: bool) -> None:
+        """The run ends; what passes until its next start is idle if it does so as it was asked."""
+        self._tally.ended = as_asked
+
+    def close(self) -> None:
+        """Writes the last tally and ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _pass_on(self) -> None:
+        now = time.monotonic()
+        self._tally.seconds[self._state] += now - self._since
+        self._tally.until += now - self._since
+        self._since = now
+
+    def _write_often(self) -> None:
+        if not self._writes:
+            return
+        # At once, too: a start that dies in its first seconds was a start that died.
+        over = self._write()
+        while not over:
+            over = self._closed.wait(WRITE_SECONDS)
+            over = self._write() or over
+
+    def _write(self) -> bool:
+        """Whether that was the last time, because another claim owns the run."""
+        with self._lock:
+            self._pass_on()
+            tally = storage.canonical_json(asdict(self._tally))
+        path = self._run.path("time", f"{self._attempt.name}.json")
+        try:
+            if self._run.newest_attempt() > self._attempt:
+                return True
+            storage.publish(path, tally)
+        except StorageError as error:
+            logger.warning("%s can't be written, training goes on: %s", path, error)
+        return False
+
+
+def _newest(run: Run, attempt: Attempt) -> Tally | None:
+    """The last whole tally of the claims before `attempt`.
+
+    Where none of them left one, they died: a tally of nothing since the first of them. None where
+    there are no such claims.
+    """
+    try:
+        urls = [item.url for item in storage.list_objects(run.path("time"))]
+    except ObjectNotFoundError:
+        urls = []
+    own = f"{attempt.name}.json"
+    for url in sorted((url for url in urls if url.rsplit("/", 1)[-1] < own), reverse=True):
+        try:
+            return Tally(**storage.read_json(url))
+        except (StorageError, json.JSONDecodeError, TypeError) as error:
+            logger.warning("%s is skipped, the one before it is taken: %s", url, error)
+    first = run.claimed_at(Attempt(1)) if attempt.number > 1 or attempt.restart > 1 else None
+    return None if first is None else Tally(dict.fromkeys(STATES, 0.0), first)

@@ -1,0 +1,145 @@
+"""Every second of a run's wall clock is counted once, also of one that was killed."""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipeline.training import goodput
+from pipeline.training.goodput import STATES, Tally, WallClock, productive_share, taken_up
+from pipeline.training.run import Run
+from tests.digits import write_digits
+from tests.worlds import train, train_config
+
+
+def spent(**seconds: float) -> dict[str, float]:
+    return dict.fromkeys(STATES, 0.0) | seconds
+
+
+def test_a_first_start_counts_from_its_drivers_beginning():
+    tally, state = taken_up(None, start=100.0, began=112.0)
+    assert (tally, state) == (Tally(spent(start=12.0), until=112.0), "start")
+
+
+def test_after_an_end_that_was_asked_for_the_run_was_idle():
+    before = Tally(spent(productive=50.0), until=200.0, step=7, ended=True)
+    tally, state = taken_up(before, start=1000.0, began=1010.0)
+    assert (tally.seconds, state) == (spent(productive=50.0, idle=800.0, start=10.0), "start")
+    assert (tally.step, tally.until, tally.ended) == (7, 1010.0, False)
+
+
+def test_after_a_death_all_time_up_to_the_next_step_is_recovery():
+    before = Tally(spent(productive=50.0), until=200.0, step=7)
+    tally, state = taken_up(before, start=100.0, began=230.0)
+    assert (tally.seconds, state) == (spent(productive=50.0, recover=30.0), "recover")
+
+
+def test_clocks_that_disagree_take_no_second_away():
+    before = Tally(spent(productive=50.0), until=200.0, ended=True)
+    tally, _ = taken_up(before, start=190.0, began=199.0)
+    assert tally.seconds == spent(productive=50.0)
+    assert tally.until == 200.0
+
+
+def test_steps_that_were_made_before_are_made_again(tmp_path):
+    run = Run(str(tmp_path))
+    first, second = run.claim(), run.claim()
+    (tmp_path / "time").mkdir()
+    old = {"seconds": spent(productive=9.0), "until": time.time(), "step": 5, "ended": False}
+    (tmp_path / "time" / f"{first.name}.json").write_text(json.dumps(old))
+    with closing(WallClock(run, second, writes=True)) as clock:
+        clock.step(5)
+        time.sleep(0.02)
+        clock.step(6)
+        time.sleep(0.02)
+        totals = clock.totals()
+    assert totals["redo"] > 0.0
+    assert totals["productive"] > 9.0
+    kept = json.loads((tmp_path / "time" / f"{second.name}.json").read_text())
+    assert kept["step"] == 6
+
+
+def test_a_claim_that_was_replaced_writes_nothing(tmp_path):
+    run = Run(str(tmp_path))
+    older = run.claim()
+    run.claim()
+    with closing(WallClock(run, older, writes=True)) as clock:
+        clock.step(1)
+    assert not (tmp_path / "time").exists()
+
+
+def test_a_start_that_died_before_its_first_tally_is_in_the_sum(tmp_path):
+    run = Run(str(tmp_path))
+    run.claim()
+    died = time.time()
+    time.sleep(0.1)
+    with closing(WallClock(run, run.claim(), writes=True)) as clock:
+        totals = clock.totals()
+    assert totals["recover"] >= 0.1
+    assert sum(totals.values()) == pytest.approx(time.time() - died, abs=0.05)
+
+
+def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path):
+    run = Run(str(tmp_path))
+    first, second, third = run.claim(), run.claim(), run.claim()
+    (tmp_path / "time").mkdir()
+    old = {"seconds": spent(productive=9.0), "until": time.time(), "step": 5, "ended": True}
+    (tmp_path / "time" / f"{first.name}.json").write_text(json.dumps(old))
+    (tmp_path / "time" / f"{second.name}.json").write_text('{"seconds": {')
+    with closing(WallClock(run, third, writes=True)) as clock:
+        assert clock.totals()["productive"] == 9.0
+
+
+def test_goodput_is_the_productive_share_of_the_time_that_was_asked_for():
+    assert productive_share(spent(productive=6.0, start=2.0, idle=100.0)) == 0.75
+    assert productive_share({}) is None
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from pipeline.config import TrainConfig
+from pipeline.data import Dataset
+from pipeline.training import goodput
+from pipeline.training.loop import train
+from pipeline.training.points import Outbox
+from pipeline.training.run import Pins, Run
+from pipeline.training.world import current_world
+
+goodput.WRITE_SECONDS = 0.1
+config = TrainConfig.model_validate_json(sys.argv[1])
+run = Run.at(config)
+run.open(config, Pins(Dataset.open(config.data).digest, None))
+attempt = run.claim()
+tally = Path(run.path("time", f"{attempt.name}.json"))
+for report in train(config, run, attempt, current_world(), Outbox()):
+    # Once it is written down that steps after the last checkpoint were made: they come again.
+    if report.step >= int(sys.argv[2]) and report.step % 7 in (4, 5):
+        if json.loads(tally.read_text())["step"] > report.step - 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"), 120)
+
+
+def test_the_states_add_up_to_the_wall_clock_through_kills(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(goodput, "WRITE_SECONDS", 0.1)
+    config = train_config(data, tmp_path, "killed", steps=2500, checkpoint_every=7)
+    for step in (20, 50):
+        command = [sys.executable, "-c", KILLED, config.model_dump_json(), str(step)]
+        assert subprocess.run(command, check=False).returncode == -9
+    ended = train(config.model_copy(update={"steps": 2500}))[0]
+    # By the file system's clock: from the first claim to the last tally.
+    claimed = (tmp_path / "killed/attempts/000001.000.json").stat().st_mtime
+    written = max((tmp_path / "killed/time").iterdir()).stat().st_mtime
+    seconds = ended["run_seconds"]
+    assert sum(seconds.values()) == pytest.approx(written - claimed, rel=0.01)
+    assert all(seconds[state] > 0 for state in STATES if state != "idle")
+    assert seconds["idle"] == 0.0
