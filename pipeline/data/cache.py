@@ -5,8 +5,10 @@ images by a crc32 of their own. Any number of processes may share a folder; kill
 most a temporary file.
 """
 
+import logging
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +22,11 @@ from pipeline.config import PreprocessConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.preprocess import preprocess_digest
 
+logger = logging.getLogger(__name__)
+
+_PARTIAL = ".partial-"
+_LEFTOVER_SECONDS = 3600.0
+
 
 class ChunkCache:
     """Byte ranges of shards by the shards' checksums, at most about `limit_bytes` of them."""
@@ -28,14 +35,16 @@ class ChunkCache:
         self._folder = folder / "chunks"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._limit_bytes = limit_bytes
-        self._held_bytes = sum(path.stat().st_size for path in self._folder.glob("*/*"))
+        self._forget_leftovers()
+        self._held_bytes = sum(size for _, size, _ in self._found())
+        self._is_full = False
         self.hits = 0
         self.misses = 0
 
     def read(self, sha256: str, start: int, end: int, fetch: Callable[[], bytes]) -> bytes:
         """The range from disk, or by `fetch`, which then is kept."""
         path = self._folder / sha256 / f"{start}-{end}"
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             data = path.read_bytes()
             if len(data) == end - start:
                 self.hits += 1
@@ -47,22 +56,30 @@ class ChunkCache:
         return data
 
     def _keep(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
+        """A cache that can't be written costs its use, not the run."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._folder, prefix=_PARTIAL)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                Path(name).replace(path)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            if not self._is_full:
+                logger.warning("%s: nothing more is kept for now: %s", self._folder, error)
+            self._is_full = True
+            return
+        self._is_full = False
         self._held_bytes += len(data)
         if self._held_bytes > self._limit_bytes:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         """Down to nine tenths, by age; other processes' files count too."""
-        found = []
-        for path in self._folder.glob("*/*"):
-            with suppress(FileNotFoundError):
-                state = path.stat()
-                found.append((state.st_mtime_ns, state.st_size, path))
+        found = self._found()
         held = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if held <= 0.9 * self._limit_bytes:
@@ -70,6 +87,22 @@ class ChunkCache:
             path.unlink(missing_ok=True)
             held -= size
         self._held_bytes = held
+
+    def _found(self) -> list[tuple[int, int, Path]]:
+        """Time of writing, size and path of each chunk; others may remove some meanwhile."""
+        found = []
+        for path in self._folder.glob("*/*"):
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                found.append((state.st_mtime_ns, state.st_size, path))
+        return found
+
+    def _forget_leftovers(self) -> None:
+        """Removes what processes that were killed while writing left an hour or more ago."""
+        for path in self._folder.glob(f"{_PARTIAL}*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink(missing_ok=True)
 
 
 class DecodedCache:

@@ -11,7 +11,7 @@ from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.points import Outbox
 from pipeline.training.run import Pins, Run
 from pipeline.training.world import World
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 from tests.worlds import train_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits")) / "data"
+    return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
 def train(config) -> list[float]:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +12,12 @@ from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.pack import pack
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits")) / "data"
+    return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
 def batches(dataset: Dataset, epochs: int = 2, **knobs) -> tuple[list[torch.Tensor], Loader]:
@@ -89,3 +93,51 @@ def test_a_half_written_chunk_is_fetched_again(tmp_path):
     path.write_bytes(b"0123")
     assert cache.read("shard", 0, 10, lambda: b"0123456789") == b"0123456789"
     assert np.frombuffer(path.read_bytes(), np.uint8).size == 10
+
+
+SHARED = """
+import random, sys
+from pathlib import Path
+from pipeline.data.cache import ChunkCache
+
+rng = random.Random(int(sys.argv[2]))
+for _ in range(3):  # each opens the folder anew, while the others write and drop
+    cache = ChunkCache(Path(sys.argv[1]), 20_000)
+    for _ in range(400):
+        start = 1000 * rng.randrange(60)
+        data = start.to_bytes(4, "big") * 250
+        assert cache.read("a" * 64, start, start + 1000, lambda: data) == data
+print(cache.hits)
+"""
+
+
+def test_three_processes_share_a_folder_with_too_little_room(tmp_path):
+    command = [sys.executable, "-c", SHARED, str(tmp_path)]
+    started = [
+        subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True)
+        for seed in range(3)
+    ]
+    hits = [int(process.communicate()[0]) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert min(hits) > 0
+    ChunkCache(tmp_path, 20_000).read("b" * 64, 0, 1000, lambda: bytes(1000))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 24_000
+
+
+def test_a_cache_that_can_not_be_written_costs_its_use_and_not_the_run(tmp_path, caplog):
+    cache = ChunkCache(tmp_path, 20_000)
+    (tmp_path / "chunks").rmdir()
+    (tmp_path / "chunks").write_text("in the way")
+    for _ in range(2):
+        assert cache.read("a" * 64, 0, 4, lambda: b"abcd") == b"abcd"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
+    ChunkCache(tmp_path, 20_000)
+    for name, age in (("old", 4000), ("new", 10)):
+        path = tmp_path / "chunks" / f".partial-{name}"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    ChunkCache(tmp_path, 20_000)
+    assert [path.name for path in (tmp_path / "chunks").iterdir()] == [".partial-new"]

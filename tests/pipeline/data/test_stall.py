@@ -7,7 +7,7 @@ from pipeline.data import Dataset, Loader
 from pipeline.data.pack import pack
 from pipeline.data.stall import describe_threads
 from pipeline.errors import DatasetError
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 from tests.servers.fault_proxy import Rule
 
 
@@ -26,9 +26,9 @@ def test_a_thread_is_named_with_the_calls_it_waits_in():
 def test_a_black_hole_is_an_error_that_names_the_object_and_not_a_hang(
     tmp_path, s3_server, fault_proxy
 ):
-    place = write_digits(tmp_path)
+    pack_digits(tmp_path)
     bucket = s3_server.bucket()
-    pack(PackConfig(source=(str(place / "images"),), output=f"{bucket}/d", workers=1))
+    pack(PackConfig(source=(str(tmp_path / "images"),), output=f"{bucket}/d", workers=1))
     dataset = Dataset.open(f"{bucket}/d")
     loader = Loader(dataset, global_batch_size=16, image_size=8, channels=1, stall_seconds=1.5)
     fault_proxy.rules = [Rule("^GET .*[.]tar", "black_hole")]

@@ -6,7 +6,7 @@ import torch
 from pipeline.data import Dataset, Loader
 from pipeline.data.transform import load_transform
 from pipeline.errors import ConfigError, DatasetError
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 
 
 def darker(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -21,8 +21,8 @@ def smaller(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    place: Path = write_digits(tmp_path_factory.mktemp("digits"))
-    return Dataset.open(str(place / "data"))
+    place: Path = pack_digits(tmp_path_factory.mktemp("digits"))
+    return Dataset.open(str(place))
 
 
 def epoch(dataset: Dataset, transform: str | None, **knobs) -> dict[str, torch.Tensor]:

@@ -4,13 +4,13 @@ import pytest
 
 from pipeline.data import Dataset
 from pipeline.edges.dry_run import dry_run
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 from tests.worlds import train, train_config
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits")) / "data"
+    return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):

@@ -9,12 +9,12 @@ from pipeline.data.pack import pack
 from pipeline.edges.training import run_training
 from pipeline.errors import DatasetError
 from pipeline.training.run import Run
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    return write_digits(tmp_path) / "data"
+    return pack_digits(tmp_path)
 
 
 def config(dataset: Path, steps: int, **changes: object) -> TrainConfig:

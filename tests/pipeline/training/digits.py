@@ -35,6 +35,9 @@ def digits_vae(
 ) -> VAE:
     """A trained MLP VAE, or a plain autoencoder; always the same weights."""
     torch.manual_seed(0)
+    # Two threads spin more than they compute in layers as small as these.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     config = ModelConfig.model_validate(
         {
             "kind": "mlp",
@@ -57,6 +60,7 @@ def digits_vae(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     return vae.eval()
 
 
@@ -83,17 +87,23 @@ def held_out(count: int, batch_size: int, rank: int = 0, world_size: int = 1) ->
         )
 
 
-def write_digits(folder: Path) -> Path:
-    """`data`, a packed hold-out of 120 digits, and the bundles that are saved below by name."""
+def pack_digits(folder: Path) -> Path:
+    """A packed hold-out of 120 digits at `folder/data`."""
     pixels, labels = images()
     for number in range(TRAINED_ON, TRAINED_ON + 120):
         path = folder / "images" / labels[number] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[number, 0].numpy()).save(path)
+    pack(PackConfig(source=(str(folder / "images"),), output=str(folder / "data"), workers=1))
+    return folder / "data"
+
+
+def write_digits(folder: Path) -> Path:
+    """`data`, as `pack_digits` makes it, and the bundles that are saved below by name."""
+    pack_digits(folder)
     save_bundle(digits_vae(), folder / "vae")
     save_bundle(digits_vae(beta=500.0), folder / "collapsed")
     save_bundle(digits_vae("bernoulli"), folder / "binary")
     save_bundle(digits_vae(objective="autoencoder"), folder / "autoencoder")
     save_bundle(digits_vae(posterior="full"), folder / "full")
-    pack(PackConfig(source=(str(folder / "images"),), output=str(folder / "data"), workers=1))
     return folder

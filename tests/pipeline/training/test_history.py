@@ -7,12 +7,12 @@ from pipeline.data import Dataset, load_images
 from pipeline.training.history import HistoryWriter, read_moments, read_validations
 from pipeline.training.run import Run
 from pipeline.training.validation import HeldOut, Validation
-from tests.pipeline.training.digits import digits_vae, write_digits
+from tests.pipeline.training.digits import digits_vae, pack_digits
 
 
 @pytest.fixture(scope="module")
 def holdout(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset.open(str(write_digits(tmp_path_factory.mktemp("digits")) / "data"))
+    return Dataset.open(str(pack_digits(tmp_path_factory.mktemp("digits"))))
 
 
 def write(run: Run, holdout: Dataset, steps: list[int]) -> list[Validation]:

@@ -11,13 +11,13 @@ from pipeline.errors import RunError
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.run import Run
 from pipeline.vae import load_bundle
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits
 from tests.worlds import train, train_config
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits")) / "data"
+    return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
 def weights(config) -> dict[str, torch.Tensor]:
