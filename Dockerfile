@@ -6,8 +6,9 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ARG VARIANT=cpu
-# Where torch without CUDA is published; PyPI has the one with.
-ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
+# An index of torch without CUDA (pytorch.org's install page names it); the usual one has it with,
+# which runs on CPUs too and is some gigabytes larger.
+ARG CPU_INDEX=
 WORKDIR /build
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -15,7 +16,7 @@ ENV PATH=/opt/venv/bin:$PATH
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir pipeline jobs \
     && case "$VARIANT" in \
-        cpu) index="--extra-index-url=$CPU_INDEX" ;; \
+        cpu) index="${CPU_INDEX:+--extra-index-url=$CPU_INDEX}" ;; \
         gpu) index= ;; \
         *) echo "VARIANT=$VARIANT: give cpu or gpu" >&2; exit 1 ;; \
     esac \
