@@ -28,7 +28,7 @@ _SILENT = (
 _PASSING = frozenset(
     {"InternalError", "ServerTimeout", "ServiceUnavailable", "Timeout", "TooManyRequests"}
 )
-"""Refusals that say nothing of what was asked: the API server is starting, or has too much to do."""
+"""Refusals that say nothing of what was asked: the API server starts, or has too much to do."""
 
 
 @dataclass(frozen=True)
