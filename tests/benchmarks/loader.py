@@ -5,8 +5,8 @@
 
 Every ratio is of measurements that take turns in one run. `--parts` chooses some: local (batches of
 256 pixels from local tars), large (the same from JPEGs of 2000 pixels), cached (from decoded images
-on disk), small (4 KB samples without decoding), quality (distinct classes in a batch), scale
-(10^9 samples in 10^5 shards), memory (five epochs). From S3: tests/benchmarks/loader_s3.py.
+on disk), small (samples of 4 and 100 KB without decoding), quality (distinct classes in a batch),
+scale (10^9 samples in 10^5 shards), memory (five epochs). From S3: tests/benchmarks/loader_s3.py.
 """
 
 import argparse
@@ -140,8 +140,14 @@ def local(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def small(arguments: argparse.Namespace) -> dict[str, float]:
-    """4 KB samples without decoding, checksum on, against stock webdataset's reading of them."""
-    dataset = tiny_dataset(arguments.work, 20_000, 4000)
+    """4 KB samples without decoding; and of 100 KB, where copying is what costs."""
+    found = undecoded(tiny_dataset(arguments.work, 20_000, 4000))
+    of_100_kb = undecoded(tiny_dataset(arguments.work, 3000, 100_000))
+    return found | {f"{name}_of_100_kb": value for name, value in of_100_kb.items()}
+
+
+def undecoded(dataset: Dataset) -> dict[str, float]:
+    """Samples read with their checksum, against stock webdataset's reading and bare crc + copy."""
     urls = [dataset.shard_url(shard) for shard in dataset.shards]
 
     reader = SampleReader(dataset, 64, 2**28, ())
