@@ -22,7 +22,7 @@ case $engine in
     docker | podman)
         # shellcheck disable=SC2086
         $engine build "${arguments[@]}" ${BUILD_FLAGS:-} --tag "$tag" .
-        run=("$engine" run --rm --read-only --tmpfs /tmp --cap-drop ALL "$tag")
+        run=("$engine" run --rm --read-only --tmpfs /tmp --cap-drop ALL --entrypoint "" "$tag")
         ;;
     buildah)
         # chroot: works in a container without rights of its own, as CI often is.
@@ -32,13 +32,16 @@ case $engine in
         container=$(buildah ${BUILDAH_STORE:-} from --pull-never "localhost/$tag")
         # shellcheck disable=SC2086,SC2064
         trap "buildah ${BUILDAH_STORE:-} rm $container >/dev/null" EXIT
-        # `buildah run` has no entry: it is the one of the Dockerfile.
         # shellcheck disable=SC2206
-        run=(buildah ${BUILDAH_STORE:-} run --isolation chroot "$container" -- python -m jobs)
+        run=(buildah ${BUILDAH_STORE:-} run --isolation chroot "$container" --)
         ;;
 esac
-if [ "${variant}" = gpu ] && ! command -v nvidia-smi >/dev/null; then
-    echo "Without a GPU here, jobs.doctor looks at everything else." >&2
-fi
-"${run[@]}" doctor --storage /tmp/doctor
-echo "$tag is built, and jobs.doctor ran in it." >&2
+"${run[@]}" bash -c 'set -e
+    [ "$(id --user):$(id --group)" = 10001:10001 ] || { echo "runs as $(id)" >&2; exit 1; }
+    for program in cc gcc g++ make; do
+        ! command -v $program || { echo "the image holds a compiler" >&2; exit 1; }
+    done
+    for program in ray mlflow bash; do command -v $program >/dev/null; done
+    [ -z "$(find / -xdev -path "*/pip/http*" -type f -print -quit 2>/dev/null)" ]'
+"${run[@]}" python -m jobs doctor --storage /tmp/doctor
+echo "$tag is built; jobs.doctor ran in it as its own user." >&2

@@ -15,7 +15,10 @@ RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())["spec"]
 ALERTS = {
     rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule
 }
-FOREIGN = {"up", "kuberay_job_deployment_status"}
+FOREIGN = {
+    "up", "kuberay_job_deployment_status", "kube_cronjob_status_active",
+    "kube_cronjob_status_last_schedule_time", "kube_cronjob_status_last_successful_time",
+}  # fmt: skip
 
 RUN, STORE = '{run="r"}', '{store="s"}'
 # Values a minute, for four hours, in promtool's notation: 0+60x240 is 0, 60, 120 ...
@@ -42,6 +45,9 @@ HEALTHY = {
     f"vae_tracking_unsent_points{RUN}": "3 8 2 9 1 4 7 0x234",
     'kuberay_job_deployment_status{name="j",deployment_status="Running"}': "1x240",
     'kuberay_job_deployment_status{name="j",deployment_status="Failed"}': "0x240",
+    'kube_cronjob_status_last_schedule_time{cronjob="nightly"}': "60x240",
+    'kube_cronjob_status_last_successful_time{cronjob="nightly"}': "1200x240",
+    'kube_cronjob_status_active{cronjob="nightly"}': "0x240",
     f"vae_encode_images_total{STORE}": "0+1000x240",
     f"vae_encode_images_left{STORE}": "300000-1000x240",
     f"vae_encode_last_shard_timestamp_seconds{STORE}": "0+60x240",
@@ -76,10 +82,14 @@ SICK: dict[str, list[dict[str, str]]] = {
     "VaeBadImages": [{"vae_train_bad_images_total": "0+4x240"}],
     "VaeTrackingBacklog": [{"vae_tracking_unsent_points": "0+12x240"}],
     "VaeEncodeStalled": [{"vae_encode_last_shard_timestamp": "0+60x200 12000x40"}],
-    "VaeEncodeOverdue": [{"last_success": "-90000x240", "last_end": "-90000x240"}],
+    "VaeEncodeOverdue": [{"encode_last_success": "-90000x240", "last_end": "-90000x240"}],
     "VaeEncodeFailed": [
         {"last_end": "60x200 12060x40"},
-        {"last_success": GONE},
+        {"encode_last_success": GONE},
+    ],
+    "VaeNightlyFailed": [
+        {"last_schedule_time": "60x200 12000x40"},
+        {"last_successful_time": GONE},
     ],
     "VaeQuarantine": [
         {"vae_encode_last_lost_shards": "0x230 1x10"},
@@ -131,6 +141,18 @@ def test_nothing_fires_in_a_healthy_world(tmp_path):
     assert code == 0, said
 
 
+def test_a_head_that_still_waits_for_its_workers_is_not_called_unreachable(tmp_path):
+    silent = {"up": "0x240"} | dict.fromkeys(["vae_train", "vae_holdout", "vae_checkpoint"], GONE)
+    code, said = verdict(silent, set(), tmp_path)
+    assert code == 0, said
+
+
+def test_a_night_that_still_lasts_is_not_called_failed(tmp_path):
+    lasting = {"last_schedule_time": "60x200 12000x40", "cronjob_status_active": "0x200 1x40"}
+    code, said = verdict(lasting, set(), tmp_path)
+    assert code == 0, said
+
+
 @pytest.mark.parametrize(
     ("alert", "changes"), [(alert, case) for alert, cases in SICK.items() for case in cases]
 )
@@ -157,6 +179,6 @@ def test_the_rules_speak_of_metrics_that_there_are():
     for group in RULES["groups"]:
         for rule in group["rules"]:
             expression = re.sub(r'"[^"]*"', "", rule["expr"])
-            words = re.findall(r"\b(?:vae|kuberay|up)[a-z0-9_:]*", expression)
+            words = re.findall(r"\b(?:vae|kube|up)[a-z0-9_:]*", expression)
             assert words, rule
             assert set(words) <= known, rule

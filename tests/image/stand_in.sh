@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes a stand-in for the Dockerfile's base out of Debian's own packages, where no image can be
+# pulled: stand_in.sh FOLDER. As root; debootstrap and buildah. BUILDAH_STORE is passed to buildah.
+set -euo pipefail
+name=$(sed -n 's/^ARG BASE=//p' "$(dirname "$0")/../../Dockerfile")
+mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \(\[[^]]*\] \)\?\(http[^ ]*\).*/\2/p' \
+    /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -n 1)}
+root=$1/rootfs
+if [ ! -x "$root/usr/bin/python3" ]; then
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$root" "$mirror" >&2
+    ln -sf python3 "$root/usr/bin/python"
+fi
+# shellcheck disable=SC2086
+{
+    container=$(buildah ${BUILDAH_STORE:-} from scratch)
+    buildah ${BUILDAH_STORE:-} add --quiet "$container" "$root" / >&2
+    buildah ${BUILDAH_STORE:-} commit --quiet "$container" "docker.io/library/$name" >&2
+    buildah ${BUILDAH_STORE:-} rm "$container" >&2
+}
+echo "docker.io/library/$name"
