@@ -54,10 +54,12 @@ class HistoryWriter:
         device = next(vae.parameters()).device
         with torch.no_grad(), evaluating(vae):
             decoded = vae.decode(vae.encode(self._originals.to(device)).mean)
+            pixels = (decoded * 255).round().clamp(0, 255).to(torch.uint8).cpu()
         tensors = {
             "kl_per_dimension": held.kl_per_dimension,
             "originals": self._originals,
-            "reconstructions": (decoded * 255).round().clamp(0, 255).to(torch.uint8).cpu(),
+            # Convolutions give their channels last, and safetensors keeps plain order alone.
+            "reconstructions": pixels.contiguous(),
         }
         name = f"{validation.step:010d}"
         try:

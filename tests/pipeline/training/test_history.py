@@ -3,10 +3,12 @@ import itertools
 import pytest
 import torch
 
+from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset, load_images
 from pipeline.training.history import HistoryWriter, read_moments, read_validations
 from pipeline.training.run import Run
 from pipeline.training.validation import HeldOut, Validation
+from pipeline.vae import build_vae
 from tests.pipeline.training.digits import digits_vae, pack_digits
 
 
@@ -57,3 +59,12 @@ def test_a_full_disk_costs_a_picture_and_not_the_run(tmp_path, holdout, caplog):
     write(Run(str(blocked)), holdout, [5])
     assert "the pictures of step 5 are not kept" in caplog.text
     assert read_validations(Run(str(tmp_path / "nowhere"))) == []
+
+
+def test_a_convolutional_network_of_colour_images_is_shown_too(tmp_path, holdout):
+    preprocess = PreprocessConfig(image_size=16, channels=3)
+    vae = build_vae(ModelConfig(kind="conv", width=8), preprocess)
+    run, validation = Run(str(tmp_path)), Validation(7, len(holdout), {"elbo": -1.0})
+    HistoryWriter(run, holdout, vae).write(HeldOut(validation, torch.zeros(3)), vae)
+    (moment,) = read_moments(run, [validation], 8)
+    assert moment.reconstructions.shape == moment.originals.shape == (10, 3, 16, 16)
