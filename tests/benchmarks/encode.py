@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6000, help="for the small model")
     parser.add_argument("--f8-images", type=int, default=512)
     parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--shard-images", type=int, default=64, help="about as many in each shard")
     parser.add_argument("--latents", type=int, default=8000, help="rows of the store to read")
     parser.add_argument(
         "--parts", nargs="+", default=["small", "f8", "actors", "memory", "reading"],
@@ -63,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-encode-") as name:
         folder = Path(name)
         count = max(arguments.images, arguments.f8_images)
-        data = write_dataset(folder, count, arguments.size)
+        data = write_dataset(folder, count, arguments.size, arguments.shard_images)
         for part in arguments.parts:
             if part in ("small", "f8"):
                 images = arguments.images if part == "small" else arguments.f8_images
@@ -79,8 +80,8 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def write_dataset(folder: Path, count: int, size: int) -> str:
-    """JPEGs of smooth noise, twice as large as the model's images, in shards of about 60."""
+def write_dataset(folder: Path, count: int, size: int, shard_images: int) -> str:
+    """JPEGs of smooth noise, twice as large as the model's images."""
     generator = np.random.default_rng(0)
     (folder / "images").mkdir()
     for number in range(count):
@@ -89,7 +90,7 @@ def write_dataset(folder: Path, count: int, size: int) -> str:
         image.save(folder / f"images/{number:06d}.jpg", quality=90)
     average = sum(p.stat().st_size for p in (folder / "images").iterdir()) // count
     output = str(folder / "data")
-    shard_bytes = 64 * (average + 3584)
+    shard_bytes = shard_images * (average + 3584)
     pack(PackConfig(source=(str(folder / "images"),), output=output, shard_bytes=shard_bytes))
     return output
 
