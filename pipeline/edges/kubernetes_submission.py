@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -68,13 +68,8 @@ def dry_run(config: SubmitConfig, jobs: KubernetesJobs, asked: Asked) -> dict[st
 
 def submit(config: SubmitConfig, jobs: KubernetesJobs, asked: Asked) -> Verdict:
     """Creates the RayJob, unless the same one runs already, and follows it to its end."""
-    if asked.command[2:3] in (("jobs.encode",), ("jobs.pack",)) and not any(
-        each.startswith("--quarantine-exit") for each in asked.command
-    ):
-        logger.warning(
-            "without --quarantine-exit 0, KubeRay takes a few bad images for a failure, "
-            "and begins anew"
-        )
+    for advice in _advice(asked.command):
+        logger.warning(advice)
     before = result_of(asked.run)
     for left in range(config.resubmit_on_head_loss, -1, -1):
         _start_or_join(config, jobs, asked)
@@ -161,6 +156,18 @@ def logs(config: SubmitConfig, jobs: KubernetesJobs, asked: Asked | None) -> Ite
         f"other job lives: kubectl -n {jobs.namespace} exec HEAD-POD -- sh -c "
         "'cat /tmp/ray/session_latest/logs/job-driver-*'"
     )
+
+
+def _advice(command: Sequence[str]) -> Iterator[str]:
+    """What is fine on one's own machine, and rarely meant on Kubernetes."""
+    job, flags = command[2:3], " ".join(command)
+    if job in (("jobs.encode",), ("jobs.pack",)) and "--quarantine-exit" not in flags:
+        yield "without --quarantine-exit 0, KubeRay takes a few bad images for failure, and retries"
+    if job in (("jobs.encode",), ("jobs.train",)) and "--tracking.metrics-port" not in flags:
+        yield (
+            "Prometheus sees a job only with --tracking.metrics-host 0.0.0.0 "
+            "--tracking.metrics-port 9464, which the policies and monitors of k8s/ know"
+        )
 
 
 def _start_or_join(config: SubmitConfig, jobs: KubernetesJobs, asked: Asked) -> None:

@@ -20,25 +20,20 @@ Object = dict[str, Any]
 
 
 @functools.cache
-def _rendered(overlay: str) -> str:
+def _objects(overlay: str, folder: Path) -> tuple[Object, ...]:
     program = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
     if shutil.which(program[0]) is None:
         pytest.skip("neither kubectl nor kustomize is installed: the overlays can't be built")
     done = subprocess.run(
-        [*program, str(K8S / "overlays" / overlay)], capture_output=True, text=True
+        [*program, str(folder / "overlays" / overlay)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return tuple(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
 
 
-@functools.cache
-def _objects(overlay: str) -> tuple[Object, ...]:
-    return tuple(yaml.load_all(_rendered(overlay), Loader=yaml.CSafeLoader))
-
-
-def build(overlay: str) -> list[Object]:
+def build(overlay: str, folder: Path = K8S) -> list[Object]:
     """The overlay's objects, which the caller may change."""
-    return copy.deepcopy(list(_objects(overlay)))
+    return copy.deepcopy(list(_objects(overlay, folder)))
 
 
 def example_secrets() -> list[Object]:

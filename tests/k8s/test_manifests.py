@@ -1,6 +1,7 @@
 """Each overlay builds, fits its schemas and itself; each planted mistake is caught by name."""
 
 import re
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -262,3 +263,22 @@ def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested():
     assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
     for name in ("training.json", "encoding.json"):
         assert shown["data"][name] == (K8S / "base/monitoring/dashboards" / name).read_text()
+
+
+def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_path):
+    shutil.copytree(K8S, tmp_path / "k8s")
+    file = tmp_path / "k8s/overlays/gpu/cluster.yaml"
+    commented = r"^# (?=- op: |  path: |  value: )"
+    text, count = re.subn(commented, "", file.read_text(), flags=re.M)
+    assert count >= 24
+    file.write_text(text)
+    objects = build("gpu", tmp_path / "k8s")
+    worker = ray_worker(objects)["template"]["spec"]
+    assert worker["imagePullSecrets"] == [{"name": "pull"}]
+    assert worker["containers"][0]["resources"]["limits"]["rdma/hca"] == "1"
+    # The ConfigMap of one's own CA is the only thing that is not in the overlay.
+    found = [problem for check in CHECKS for problem in check(objects)]
+    assert set(found) == {
+        f"RayJob/{name}/workers: there is no ConfigMap ca" for name in ("train", "encode")
+    }
+    assert list(schemas.problems(objects)) == []

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import yaml
 
+from pipeline.edges import kubernetes
 from pipeline.edges.kubernetes import InCluster, Kubectl, KubernetesJobs
 from pipeline.edges.rayjob import base_template, render_rayjob
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
@@ -105,6 +106,19 @@ def test_a_server_that_is_gone_is_unreachable_not_a_missing_job(way, server):
     server.stop()
     with pytest.raises(UnreachableError):
         jobs.job("first")
+
+
+def test_a_pod_uses_its_own_account_and_namespace_unless_told_otherwise(server, monkeypatch):
+    monkeypatch.setattr(kubernetes, "ACCOUNT", server.account())
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+    (server.folder / "namespace").write_text("vae")
+    jobs = kubernetes.connect(None, None, 10)
+    assert jobs.namespace == "vae"
+    assert jobs.create(JOB) is True
+    assert kubernetes.connect(None, "other", 10).namespace == "other"
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    assert kubernetes.connect(None, None, 10).namespace == kubernetes.DEFAULT_NAMESPACE
 
 
 def test_the_submitters_role_allows_what_is_asked_and_no_more():

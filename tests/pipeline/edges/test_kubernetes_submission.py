@@ -214,6 +214,18 @@ def test_a_dry_run_needs_no_cluster(tmp_path, monkeypatch, train):
         assert list(crd_validator("RayJob").iter_errors(job)) == []
 
 
+def test_flags_that_kubernetes_needs_are_asked_for(server, caplog):
+    submit(*ENCODE[:-2], detach=True)
+    assert "--quarantine-exit 0" in caplog.text
+    assert "--tracking.metrics-port 9464" in caplog.text
+    caplog.clear()
+    submit(*ENCODE, "--tracking.metrics-port", "9464", id="second", detach=True)
+    assert "--quarantine-exit" not in caplog.text
+    assert "metrics-port" not in [
+        record.message for record in caplog.records if "WARN" in record.levelname
+    ]
+
+
 def test_flags_that_say_nothing_without_kubernetes_are_refused():
     with pytest.raises(ValueError, match="need --kubernetes"):
         SubmitConfig(command=ENCODE, gpus=8)

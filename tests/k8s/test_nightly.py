@@ -1,0 +1,36 @@
+"""The night's own submission, with the arguments of the manifest, makes a RayJob that fits."""
+
+import shlex
+import shutil
+
+import pytest
+
+from jobs.submit import main
+from pipeline.config import SubmitConfig
+from tests.k8s import schemas
+from tests.k8s.commands import parsed
+from tests.k8s.manifests import OVERLAYS, build, find, of_kind
+from tests.k8s.test_manifests import CHECKS
+from tests.servers.api_server import ApiServer
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
+    overlay, tmp_path, monkeypatch
+):
+    objects = build(overlay)
+    pod = find(objects, "CronJob", "nightly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (step,) = [each for each in pod["initContainers"] if each["name"] == "encode"]
+    config = parsed(["python", "-m", "jobs.submit", *step["args"][1:]])
+    assert isinstance(config, SubmitConfig)
+    with ApiServer(tmp_path, validator=schemas.crd_validator("RayJob")).running() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig()))
+        for template in of_kind(objects, "RayJob"):
+            server.put(template)
+        main(config.model_copy(update={"detach": True}))
+        created = server.objects["nightly"]
+    assert tuple(shlex.split(created["spec"]["entrypoint"])) == config.command
+    assert list(schemas.problems([created])) == []
+    for check in CHECKS:
+        assert list(check([*objects, created])) == []
