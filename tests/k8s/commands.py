@@ -1,11 +1,13 @@
 """What the pods run: flags that the jobs know, images that we make, addresses that exist."""
 
+import functools
 import importlib
 import re
 import shlex
 import tomllib
 import typing
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jobs.command import parse_flags, validate
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
@@ -24,9 +26,14 @@ def dockerfile() -> str:
     return (ROOT / "Dockerfile").read_text()
 
 
-def parsed(command: Sequence[str]) -> object:
+def parsed(command: Sequence[str]) -> Any:
     """A job's validated config; raises `ConfigError`, or `SystemExit` for unknown flags."""
     assert list(command[:2]) == ["python", "-m"], command
+    return _parsed(tuple(command))
+
+
+@functools.cache
+def _parsed(command: tuple[str, ...]) -> Any:
     hints = typing.get_type_hints(importlib.import_module(command[2]).main)
     config_type = hints["config"]
     values, _ = parse_flags(config_type, command[3:], command[2])

@@ -12,8 +12,8 @@ import yaml
 from tests.k8s.manifests import ROOT, Object, called
 
 CRDS = ROOT.parent / "shared/crds"
-KUBERNETES = "1.32"
-"""The oldest version that the manifests are for."""
+VERSIONS = ("1.29", "1.37")
+"""The oldest version that the manifests are for (k8s/README.md), and the newest there is."""
 
 
 def problems(objects: Sequence[Object]) -> Iterator[str]:
@@ -60,7 +60,9 @@ def _builtin(item: Object) -> Iterator[str]:
     validate = pytest.importorskip(
         "kubernetes_validate", reason="kubernetes-validate has Kubernetes' own schemas"
     )
-    try:
-        validate.validate(item, KUBERNETES, strict=True)
-    except validate.ValidationError as error:
-        yield f"{called(item)}: {'.'.join(map(str, error.path))}: {error.message[:200]}"
+    for version in VERSIONS:
+        try:
+            validate.validate(item, version, strict=True)
+        except validate.ValidationError as error:
+            where = ".".join(map(str, error.path))
+            yield f"{called(item)}: {version}: {where}: {error.message[:200]}"

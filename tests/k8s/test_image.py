@@ -1,8 +1,11 @@
 """The Dockerfile keeps its promises: pinned, small, not root, one entry for every job."""
 
 import fnmatch
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +118,20 @@ def test_a_job_that_does_not_exist_is_wrong_usage():
     )
     assert done.returncode == 2
     assert "There is no job verfy" in done.stderr
+
+
+def test_sigterm_ends_a_job_that_is_the_first_process_of_its_container():
+    # The kernel drops signals that process 1 has no handler for: the pod would wait to be killed.
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
+        pytest.skip("process namespaces need root: a container's first process can't be had")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        job = [sys.executable, "-m", "jobs", "submit", "--address", address, "--list"]
+        process = subprocess.Popen([*unshare, *job], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        silent.accept()  # the job waits for an answer now
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Run the same command again" in said
