@@ -1,6 +1,7 @@
 """Bytes of samples: single reads of local shards, one ranged GET per chunk from object storage."""
 
 import json
+import sys
 import threading
 import time
 from bisect import bisect_right
@@ -79,6 +80,8 @@ class SampleReader:
     ) -> None:
         self._dataset, self._chunk, self._columns = dataset, chunk, tuple(columns)
         self._first = [0, *accumulate(shard.live for shard in dataset.shards)]
+        # Of each removed position: how many live samples stand before it in its shard.
+        self._live_before: dict[int, list[int]] = {}
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
@@ -95,12 +98,15 @@ class SampleReader:
     def place(self, sample: int) -> Place:
         """Where the live sample `sample` (0 is the first of the first shard) is."""
         number = bisect_right(self._first, sample) - 1
-        position = sample - self._first[number]
-        for removed in sorted(self._dataset.shards[number].removed):
-            if removed > position:
-                break
-            position += 1
-        return Place(number, position)
+        live = sample - self._first[number]
+        removed = self._dataset.shards[number].removed
+        if not removed:
+            return Place(number, live)
+        before = self._live_before.get(number)
+        if before is None:
+            before = [position - place for place, position in enumerate(sorted(removed))]
+            self._live_before[number] = before
+        return Place(number, live + bisect_right(before, live))
 
     def read(self, sample: int, *, alone: bool = False) -> RawSample:
         """One live sample; `alone` fetches its own bytes only, not its chunk."""
@@ -162,7 +168,8 @@ class SampleReader:
         """A shard's index, read once and kept while there is room."""
         with self._lock:
             found = self._indexes.get(shard)
-            if found is None:
+            if found is None or _has_failed(found):
+                found = None
                 mine: Future[ShardIndex] = Future()
                 self._indexes[shard] = mine
                 self._forget_indexes()
@@ -191,9 +198,13 @@ class SampleReader:
         """A future for the caller to fill; None when somebody else has it in hand."""
         key = (shard, begin)
         with self._lock:
-            if key in self._chunks:
+            there = self._chunks.get(key)
+            if there is not None and not _has_failed(there.data):
                 self._chunks.move_to_end(key)
                 return None
+            if there is not None:
+                del self._chunks[key]
+                self._held_bytes -= there.length
             mine: Future[bytes] = Future()
             self._chunks[key] = _Chunk(mine, end - begin)
             self._held_bytes += end - begin
@@ -314,4 +325,13 @@ def _fill(future: "Future[Filled]", make: Callable[[], Filled]) -> Filled:
         future.set_result(make())
     except PipelineError as error:
         future.set_exception(error)
+    finally:
+        if not future.done():
+            # Nobody may wait for ever, whatever it was that ended this thread's work.
+            future.set_exception(DatasetError(f"reading ended with {sys.exc_info()[1]!r}"))
     return future.result()
+
+
+def _has_failed(future: "Future[Any]") -> bool:
+    """Whether it ended in an error: the next who asks tries again."""
+    return future.done() and future.exception() is not None

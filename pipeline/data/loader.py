@@ -130,7 +130,7 @@ class Loader:
         self._transform = load_transform(transform) if transform else None
         self._next_batch = 0
         self._started = False
-        self._prefetch = prefetch_batches
+        self._prefetch = max(1, prefetch_batches)
         self._memory_bytes = memory_bytes
         self._chunks: ChunkCache | None = None
         self._decoded: DecodedCache | None = None
@@ -169,8 +169,10 @@ class Loader:
             if not self._waiting:
                 return
             started = time.perf_counter()
-            batch = self._collect(self._waiting.popleft())
+            # It leaves the queue when it is whole: an interrupt or an error here loses no batch.
+            batch = self._collect(self._waiting[0])
             self.stats.wait_seconds += time.perf_counter() - started
+            self._waiting.popleft()
             self._next_batch = batch.index + 1
             if self._next_batch == self.order.steps:
                 self.epoch, self._next_batch = epoch + 1, 0
@@ -237,14 +239,14 @@ class Loader:
             raise DatasetError("load_state_dict: this loader has begun to read; load before that.")
         mine = self.state_dict()
         # Chunk and window were chosen once, at the run's start, and stay.
-        stated = {**state["order"], "chunk": 0, "window": 0}
+        stated = {k: v for k, v in state["order"].items() if k not in ("chunk", "window")}
         differing = [
             f"{name}: the state has {theirs!r}, this loader {ours!r}"
             for name, theirs, ours in [
                 ("dataset_digest", state["dataset_digest"], mine["dataset_digest"]),
                 ("flip", state["flip"], mine["flip"]),
                 ("transform", state.get("transform"), mine["transform"]),
-                *((name, value, mine["order"][name]) for name, value in stated.items() if value),
+                *((name, value, mine["order"][name]) for name, value in stated.items()),
             ]
             if theirs != ours
         ]

@@ -10,10 +10,13 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.config import Tail
+from pipeline.errors import ConfigError
 
 Ids = npt.NDArray[np.int64]
 PADDED = -1
@@ -36,7 +39,13 @@ class Order:
     chunk: int
     window: int
     shuffle: bool = True
-    tail: Literal["pad", "drop", "wrap"] = "pad"
+    tail: Tail = "pad"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"global_batch_size: {self.batch_size}; a batch holds 1 or more.")
+        if self.tail not in get_args(Tail):
+            raise ConfigError(f"tail: {self.tail!r}; one of {', '.join(get_args(Tail))}.")
 
     @cached_property
     def lanes(self) -> int:
@@ -121,6 +130,8 @@ class Order:
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
     """The slots of every batch that a rank owns: neighbours, and all ranks' together are all."""
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank: {rank}; the ranks of a world of {world_size} begin with 0.")
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 

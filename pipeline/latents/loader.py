@@ -111,16 +111,16 @@ class LatentLoader:
     def __iter__(self) -> Iterator[LatentBatch]:
         self._started = True
         waiting: deque[_Pending] = deque()
+        steps, epoch = self.order.steps, self.epoch
         with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="latents") as pool:
             try:
-                for index in range(self._next_batch, self.order.steps):
-                    while len(waiting) < _PREFETCH and index + len(waiting) < self.order.steps:
+                for index in range(self._next_batch, steps):
+                    while len(waiting) < _PREFETCH and index + len(waiting) < steps:
                         waiting.append(self._submit(index + len(waiting), pool))
                     batch = self._collect(waiting.popleft())
-                    self._next_batch = index + 1
+                    done, self._next_batch = divmod(index + 1, steps)
+                    self.epoch = epoch + done
                     yield batch
-                self.epoch += 1
-                self._next_batch = 0
             finally:
                 pool.shutdown(cancel_futures=True)
                 # What was cancelled must not be found by the next iteration.
@@ -154,7 +154,8 @@ class LatentLoader:
         if differing:
             raise StoreError("load_state_dict: another order of samples: " + "; ".join(differing))
         self.order = Order(**state["order"])
-        self.epoch, self._next_batch = state["epoch"], state["batches"]
+        done, self._next_batch = divmod(state["batches"], max(1, self.order.steps))
+        self.epoch = state["epoch"] + done
 
     def _check(self, order: Order) -> None:
         if order.samples != self._first[-1]:

@@ -10,12 +10,15 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import IndexConfig, PackConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.adopt import adopt
 from pipeline.data.fetch import SampleReader
+from pipeline.data.manifest import Manifest, ShardRecord
 from pipeline.data.pack import pack
 
 COUNT, CHUNK = 40, 4
@@ -92,3 +95,36 @@ def test_a_damaged_annotation_costs_its_sample_and_no_other(tmp_path, beside):
 def test_the_loader_needs_no_ray():
     code = "import sys, pipeline.data; assert not {'ray', 'mlflow'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Faltering(SampleReader):
+    """A reader whose first fetch ends in an error that storage doesn't explain."""
+
+    fetches = 0
+
+    def _get(self, url: str, start: int, end: int) -> bytes:
+        self.fetches += 1
+        if self.fetches == 1:
+            raise MemoryError("no room")
+        return super()._get(url, start, end)
+
+
+def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(remote):
+    reader = Faltering(remote, CHUNK, 2**20, ())
+    with pytest.raises(MemoryError):
+        reader.read(0)
+    assert int(reader.read(0).key) in range(COUNT)
+    assert reader.fetches == 2
+
+
+@given(st.sets(st.integers(0, 11), max_size=11), st.sets(st.integers(0, 4), max_size=4))
+def test_live_samples_are_those_that_were_not_removed_in_order(first, second):
+    def shard(number: int, samples: int, removed: set[int]) -> ShardRecord:
+        return ShardRecord(f"{number}.tar", 1, "a", samples, "b", "c", tuple(removed))
+
+    shards = (shard(0, 12, first), shard(1, 5, second))
+    reader = SampleReader(Dataset("memory://x", Manifest(1, None, shards)), CHUNK, 2**20, ())
+    expected = [(0, p) for p in range(12) if p not in first]
+    expected += [(1, p) for p in range(5) if p not in second]
+    places = [reader.place(sample) for sample in range(len(expected))]
+    assert [(place.shard, place.position) for place in places] == expected

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, load_images, preprocess_image, read_shard
 from pipeline.data.pack import pack
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 
 COUNT = 53
 
@@ -129,6 +129,51 @@ def test_a_state_of_another_order_is_refused_and_the_difference_named(dataset):
         pytest.raises(DatasetError, match="seed: the state has 1, this loader 2"),
     ):
         two.load_state_dict(one.state_dict())
+
+
+def test_a_state_whose_seed_is_0_is_no_state_of_another_seed(dataset):
+    with closing(loader(dataset)) as one:
+        state = one.state_dict()
+    words = "seed: the state has 0, this loader 5"
+    with closing(loader(dataset, seed=5)) as other, pytest.raises(DatasetError, match=words):
+        other.load_state_dict(state)
+
+
+class Interrupted(Loader):
+    """Ctrl-C comes while the third batch is waited for."""
+
+    waits = 0
+
+    def _collect(self, pending):
+        self.waits += 1
+        if self.waits == 3:
+            raise KeyboardInterrupt
+        return super()._collect(pending)
+
+
+def test_an_interrupt_while_a_batch_is_waited_for_loses_no_batch_and_doubles_none(dataset):
+    options = {"global_batch_size": 8, "image_size": 4, "channels": 1, "threads": 2}
+    keys = []
+    with closing(loader(dataset)) as calm, closing(Interrupted(dataset, **options)) as broken:
+        batches = iter(broken)
+        keys += [next(batches).keys, next(batches).keys]
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+        keys += [batch.keys for batch in broken]
+        assert keys == [batch.keys for batch in calm]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"global_batch_size": 0}, "global_batch_size: 0"),
+        ({"rank": 2, "world_size": 2}, "rank: 2; the ranks of a world of 2 begin with 0"),
+        ({"tail": "cut"}, "tail: 'cut'; one of pad, drop, wrap"),
+    ],
+)
+def test_an_argument_that_makes_no_order_is_refused_by_name(dataset, wrong, words):
+    with pytest.raises(ConfigError, match=words):
+        loader(dataset, **wrong)
 
 
 def test_loading_a_state_after_iteration_began_is_refused(dataset):

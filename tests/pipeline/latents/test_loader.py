@@ -137,6 +137,24 @@ def test_a_draw_does_not_depend_on_who_reads_it(store):
         np.testing.assert_array_equal(joined, whole.latents)
 
 
+def test_left_after_its_last_batch_an_epoch_is_over(store):
+    options = {"global_batch_size": 8, "seed": 1}
+    expected = LatentLoader(store, **options)
+    epochs = [keys_of(expected), keys_of(expected)]
+    left = LatentLoader(store, **options)
+    for number, _ in enumerate(left, 1):
+        if number == left.steps_per_epoch:
+            break
+    assert left.state_dict()["epoch"] == 1
+    assert keys_of(left) == epochs[1]
+    # As an image loader's state of the last batch once was.
+    resumed = LatentLoader(store, **options)
+    resumed.load_state_dict(
+        LatentLoader(store, **options).state_dict() | {"batches": left.steps_per_epoch}
+    )
+    assert keys_of(resumed) == epochs[1]
+
+
 def test_half_of_the_images_are_flipped_by_a_coin_for_each_key_and_epoch(store):
     loader, flipped = LatentLoader(store, global_batch_size=8, flip=True), []
     for _ in range(2):
