@@ -3,18 +3,14 @@
 import json
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from pipeline.edges.ray_jobs import RayJobs
 from pipeline.edges.web import ask
-from tests.digits import write_digits
-from tests.killing import ROOT, start_job
 from tests.servers.ray_head import TOKEN, RayHead
+from tests.submitting import ended, python, sleeping, submit, until
 
 
 @pytest.fixture(scope="module")
@@ -26,51 +22,10 @@ def head() -> Iterator[RayHead]:
 
 
 @pytest.fixture
-def own_head(monkeypatch) -> Iterator[RayHead]:
-    """One that the test may break."""
-    head = RayHead()
-    head.start()
-    for name, value in head.environment.items():
-        monkeypatch.setenv(name, value)
-    yield head
-    head.stop()
-
-
-@pytest.fixture
 def to_head(head, monkeypatch) -> RayHead:
     for name, value in head.environment.items():
         monkeypatch.setenv(name, value)
     return head
-
-
-def submit(folder: Path, *arguments: str) -> subprocess.Popen:
-    return start_job(folder, "jobs.submit", "--poll-seconds", "0.3", *arguments)
-
-
-def ended(process: subprocess.Popen) -> tuple[int, dict]:
-    out, _ = process.communicate(timeout=300)
-    return process.returncode, json.loads(out.splitlines()[-1]) if out else {}
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen, folder: Path) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.1)
-
-
-def python(source: str) -> tuple[str, ...]:
-    return ("--", "python", "-c", source)
-
-
-def sleeping(marker: Path, more: str = "") -> str:
-    """A job that notes each start of it, and goes on until the file `over` lies beside that."""
-    return (
-        f"import pathlib, time; m = pathlib.Path({str(marker)!r}); {more}\n"
-        "open(m, 'a').write('started\\n')\n"
-        "while not m.with_name('over').exists(): time.sleep(0.1)"
-    )
 
 
 @pytest.mark.parametrize(
@@ -83,6 +38,20 @@ def test_the_exit_code_is_the_jobs_own_fate(to_head, tmp_path, code, status, exp
     returned, told = ended(submit(tmp_path, *python(source)))
     assert (returned, told["status"]) == (expected, status)
     assert "said" in (tmp_path / "log").read_text()
+
+
+def test_a_job_whose_driver_was_lost_with_its_supervisor_did_not_fail_but_is_lost(
+    to_head, tmp_path
+):
+    # As when the driver's node dies: nobody has seen how it ended.
+    source = (
+        "import os, pathlib, signal, time; pid = os.getppid(); proc = pathlib.Path('/proc')\n"
+        "while 'JobSupervisor' not in (proc / str(pid) / 'cmdline').read_text():\n"
+        "    pid = int((proc / str(pid) / 'stat').read_text().rpartition(')')[2].split()[1])\n"
+        "os.kill(pid, signal.SIGKILL); time.sleep(300)"
+    )
+    returned, told = ended(submit(tmp_path, *python(source)))
+    assert (returned, told["status"]) == (4, "LOST")
 
 
 def test_a_wrong_token_is_wrong_usage_and_stands_in_no_message(to_head, tmp_path, monkeypatch):
@@ -154,63 +123,3 @@ def test_the_working_tree_is_shipped_without_what_git_ignores(to_head, tmp_path)
     returned, _ = ended(submit(tmp_path, "--ship", str(tree), *python(source)))
     assert returned == 0, (tmp_path / "log").read_text()
     assert "[42]" in (tmp_path / "log").read_text()
-
-
-def training(folder: Path, data: Path, run: str, steps: int) -> tuple[str, ...]:
-    return (
-        "--", "python", "-m", "jobs.train", "--data", str(data), "--run", run, "--workers", "1",
-        "--storage", str(folder / "runs"), "--steps", str(steps), "--global-batch-size", "64",
-        "--image-size", "8", "--channels", "1", "--checkpoint-every", "20",
-        "--tracking.mlflow-uri", f"sqlite:///{folder}/mlflow.db", "--model.kind", "mlp",
-        "--model.width", "8",
-    )  # fmt: skip
-
-
-def test_a_training_is_stopped_by_its_flag_and_told_by_its_folder_when_the_head_dies(
-    own_head, tmp_path
-):
-    data = write_digits(tmp_path, 200)
-    command = training(tmp_path, data, "long", 1_000_000)
-    first = submit(tmp_path, *command)
-    until(lambda: any((tmp_path / "runs/long").glob("checkpoints/*.json")), first, tmp_path)
-    code, told = ended(submit(tmp_path, "--stop", *command))
-    assert (code, told["status"]) == (0, "STOPPED")
-    code, told = ended(first)
-    assert (code, told["status"], told["result"]["reason"]) == (5, "STOPPED", "stopped")
-    # The dashboard dies midway; the job goes on, and its folder tells the end of it.
-    command = training(tmp_path, data, "short", 500)
-    second = submit(tmp_path, *command)
-    until((tmp_path / "runs/short/attempts").is_dir, second, tmp_path)
-    assert own_head.send(signal.SIGKILL, "dashboard.py")
-    code, told = ended(second)
-    assert (code, told["status"], told["result"]["steps"]) == (0, "SUCCEEDED", 500), told
-    # The whole head dies: log and end are still there, in the run's folder.
-    own_head.kill()
-    code, told = ended(submit(tmp_path, "--status", *command))
-    assert (code, told["status"], told["result"]["steps"]) == (0, "SUCCEEDED", 500)
-    asked = [sys.executable, "-m", "jobs.submit", "--logs", *command]
-    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert "rank 0 of 1 starts" in found.stdout
-
-
-def test_a_head_that_is_lost_is_told_and_its_job_submitted_to_the_next_one_if_asked(
-    own_head, tmp_path
-):
-    marker = tmp_path / "marker"
-    command = python(sleeping(marker))
-    patient = submit(tmp_path, "--resubmit-on-head-loss", "1", "--lost-seconds", "120", *command)
-    until(marker.exists, patient, tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    hasty = submit(other, "--lost-seconds", "3", *command)
-    until(lambda: "is followed" in (other / "log").read_text(), hasty, other)
-    own_head.kill()
-    code, told = ended(hasty)
-    assert (code, told["status"]) == (4, "LOST")
-    own_head.start()
-    until(lambda: marker.read_text() == "started\nstarted\n", patient, tmp_path)
-    assert "submitted again" in (tmp_path / "log").read_text()
-    (tmp_path / "over").touch()
-    code, told = ended(patient)
-    assert (code, told["status"]) == (0, "SUCCEEDED")

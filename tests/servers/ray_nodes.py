@@ -36,6 +36,7 @@ class RayNodes:
     folder: Path
     extra: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_ports(1)[0])
+    dashboard_port: int | None = None
     _nodes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     @property
@@ -46,7 +47,7 @@ class RayNodes:
     def start(self, name: str, cpus: int) -> None:
         """Returns when the node is part of the cluster."""
         place = (
-            ("--head", f"--port={self.port}", "--include-dashboard=false",
+            ("--head", f"--port={self.port}", *self._dashboard(),
              f"--temp-dir={self.folder}", f"--ray-client-server-port={free_ports(1)[0]}")
             if not self._nodes
             else (f"--address=127.0.0.1:{self.port}",)
@@ -66,6 +67,12 @@ class RayNodes:
             if self._nodes[name].poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(self._log(name).read_text())
             time.sleep(0.1)
+
+    def _dashboard(self) -> tuple[str, ...]:
+        """The Jobs API is a part of it."""
+        if self.dashboard_port is None:
+            return ("--include-dashboard=false",)
+        return ("--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}")
 
     def _log(self, name: str) -> Path:
         return self.folder.parent / f"{self.folder.name}-{name}.log"
