@@ -15,6 +15,7 @@ from pipeline.config import WatchConfig
 from pipeline.edges.metrics import ENCODING, OUTCOME, TRAINING
 from pipeline.edges.web import ask
 from pipeline.errors import ObjectNotFoundError, RunError, UnreachableError
+from pipeline.training.goodput import productive_share
 
 _ROOMS = {row.series: "run" for row in TRAINING} | {
     row.series: "store" for row in (*ENCODING, *OUTCOME)
@@ -107,7 +108,7 @@ def _training(
     yield f"{name}: step {step:,.0f}{share}, {now.total('vae_train_world_size'):.0f} ranks"
     yield _row("images per second", _rate(now, before, "vae_train_images_total"), ",.0f", rates)
     yield _row("data wait", _share(now, before, "data_wait"), ".1%")
-    yield _row("goodput", _rate(now, before, "vae_train_useful_seconds_total"), ".1%")
+    yield _goodput(now)
     for title, series in (("last batch", "vae_train_nats"), ("hold-out", "vae_holdout_nats")):
         values = [(term, now.of(series, term)) for term in ("elbo", "log_likelihood", "kl")]
         shown = ", ".join(f"{term} {value:,.2f}" for term, value in values if value is not None)
@@ -160,6 +161,18 @@ def _row(
         rates.append(value)
     shown = "-" if value is None else format(value, form) + unit
     return f"  {title:<20}{shown:>12}  {bars(rates)}".rstrip()
+
+
+def _goodput(now: Numbers) -> str:
+    """Of the run's whole life; then what the rest of its time went into."""
+    states = now.series.get("vae_run_seconds_total", {})
+    share = productive_share(states)
+    if share is None:
+        return _row("goodput", None, "")
+    used = sum(states.values()) - states.get("idle", 0.0)
+    lost = {s: t / used for s, t in states.items() if s not in ("productive", "idle") and t > 0}
+    named = [f"{state.replace('_', ' ')} {lost[state]:.1%}" for state in sorted(lost)]
+    return f"{_row('goodput', share, '.1%')}  {', '.join(named)}".rstrip()
 
 
 def _age(title: str, now: Numbers, series: str) -> str:

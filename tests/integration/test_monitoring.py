@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from jobs.demo import write_digits
@@ -200,7 +201,8 @@ def _trained(seen: Seen, process: subprocess.Popen, short: Path) -> dict:
         "steps": value("rate(vae_train_steps_total[10m])"),
         "goodput": value("vae:goodput:share5m"),
     }
-    wanted = {title for title in dashboard_queries() if title.startswith("vae-training")}
+    queries = dashboard_queries()
+    wanted = {t for t, q in queries.items() if t.startswith("vae-training") and "gpu" not in q}
     try:
         watched(seen, process, lambda: look(seen, run / "metrics.json") or wanted <= seen.panels)
     except AssertionError:
@@ -285,7 +287,11 @@ def test_counters_go_on_when_a_worker_is_killed_and_rates_are_those_of_the_run(o
 
 
 def test_every_panel_of_the_dashboards_has_data(operated):
-    assert set(dashboard_queries()) - operated.panels == set()
+    # The share of a GPU's peak is no number of a machine without one.
+    without = {
+        t for t, q in dashboard_queries().items() if "gpu" in q and not torch.cuda.is_available()
+    }
+    assert set(dashboard_queries()) - operated.panels == without
 
 
 def test_the_terminal_shows_the_run_and_the_store(operated):

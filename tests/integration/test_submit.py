@@ -46,7 +46,7 @@ def test_a_job_whose_driver_was_lost_with_its_supervisor_did_not_fail_but_is_los
     # As when the driver's node dies: nobody has seen how it ended.
     source = (
         "import os, pathlib, signal, time; pid = os.getppid(); proc = pathlib.Path('/proc')\n"
-        "while 'JobSupervisor' not in (proc / str(pid) / 'cmdline').read_text():\n"
+        "while 'Job' + 'Supervisor' not in (proc / str(pid) / 'cmdline').read_text():\n"
         "    pid = int((proc / str(pid) / 'stat').read_text().rpartition(')')[2].split()[1])\n"
         "os.kill(pid, signal.SIGKILL); time.sleep(300)"
     )

@@ -1,16 +1,19 @@
 """The terminal's picture, from what a real endpoint serves."""
 
+import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from collections import deque
 
 import pytest
 
+import pipeline.edges.watch
 from pipeline.config import WatchConfig
 from pipeline.edges.endpoint import Endpoint, discovery
-from pipeline.edges.metrics import ENCODING, TRAINING
+from pipeline.edges.metrics import ENCODING, TABLE, TRAINING
 from pipeline.edges.watch import Numbers, Subject, bars, lines_of, look, watch
 from pipeline.errors import RunError, UnreachableError
 from tests.killing import ROOT
@@ -37,6 +40,12 @@ def test_rates_are_what_was_gained_between_two_looks(endpoint):
                 "vae_train_last_step_timestamp_seconds": {"": 101.0},
                 "vae_checkpoint_step": {"": 40.0},
                 "vae_storage_retries_total": {"timeout": 2.0, "reset": 1.0},
+                "vae_run_seconds_total": {
+                    "productive": 90.0,
+                    "data_wait": 8.0,
+                    "redo": 2.0,
+                    "idle": 50.0,
+                },
             },
         )
     }
@@ -47,6 +56,15 @@ def test_rates_are_what_was_gained_between_two_looks(endpoint):
     assert "last step                3 s ago" in text
     assert "10 steps behind" in text
     assert "retries 3" in text
+    assert "goodput                    90.0%  data wait 8.0%, redo 2.0%" in text
+
+
+def test_every_series_that_is_shown_is_one_of_the_table():
+    named = re.findall(
+        r'"((?:vae_train|vae_[a-z]+)_[a-z_]+)"', inspect.getsource(pipeline.edges.watch)
+    )
+    assert len(named) > 20
+    assert set(named) <= {row.series for row in TABLE}
 
 
 def test_what_is_not_known_yet_is_a_dash_and_no_error():
