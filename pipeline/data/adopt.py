@@ -30,6 +30,7 @@ from pipeline.errors import DatasetError, SampleError
 from pipeline.progress import Progress
 
 _PART_BYTES = 16 * 2**20
+_NO_IMAGE = "no-image"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def adopt(config: IndexConfig) -> PackResult:
     rejects_url = storage.join(output, REJECTS)
     if rejects:
         storage.publish(rejects_url, b"".join(map(storage.canonical_json, rejects)))
+    else:
+        storage.delete(rejects_url)
     manifest = Manifest(
         current.generation + 1 if current else 1, current.digest if current else None, records
     )
@@ -75,7 +78,9 @@ def adopt(config: IndexConfig) -> PackResult:
         manifest = current
     else:
         commit(output, manifest)
+    # A sample without an image is no row of the index, but it was seen.
     seen = sum(record.samples for record in records)
+    seen += sum(reject["reason"] == _NO_IMAGE for reject in rejects)
     return PackResult(
         dataset=output,
         digest=manifest.digest,
@@ -106,7 +111,7 @@ def adopt_tar(url: str, verify: str) -> AdoptedShard:
                 end = sample["ends"]
                 image = sample.pop("image", None)
                 if image is None:
-                    rejects.append(_reject(url, sample["keys"], "no-image", "no image member"))
+                    rejects.append(_reject(url, sample["keys"], _NO_IMAGE, "no image member"))
                     continue
                 try:
                     found = _inspect(image, verify)
@@ -182,13 +187,15 @@ def _inspect(image: bytes, verify: str) -> PackedImage:
 def _check_keys(adopted: Iterable[AdoptedShard]) -> None:
     seen: dict[str, str] = {}
     for shard in adopted:
+        path = storage.shown(shard.record.path)
         for key in shard.keys:
-            other = seen.setdefault(key, shard.record.path)
-            if other != shard.record.path or len(shard.keys) != len(set(shard.keys)):
+            if key in seen:
+                where = "is there twice" if seen[key] == path else f"is also in {seen[key]}"
                 raise DatasetError(
-                    f"{storage.shown(shard.record.path)}: the key {key!r} is also in {other}. Keys "
-                    "must be unique in a dataset: adopt these tars into two datasets."
+                    f"{path}: the key {key!r} {where}. Keys must be unique in a dataset: adopt "
+                    "such tars into two datasets, or pack their images anew (jobs.pack)."
                 )
+            seen[key] = path
 
 
 def _check_current(output: str, current: Manifest | None, records: tuple[ShardRecord, ...]) -> None:

@@ -17,7 +17,7 @@ from pipeline.data.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard import Sample, ShardWriter
 from pipeline.data.sources import SourceFile
-from pipeline.errors import SampleError
+from pipeline.errors import SampleError, StorageError
 from pipeline.progress import Progress
 
 Status = Literal["packed", "same", "rejected"]
@@ -84,6 +84,16 @@ def receipt_url(output: str, generation: int, number: int) -> str:
 
 def pack_unit(job: UnitJob, progress: Progress | None = None) -> UnitReceipt:
     """Reads each file once, checks it, writes the shards and the receipt."""
+    try:
+        return _pack_unit(job, progress)
+    except OSError as error:
+        raise StorageError(
+            f"{storage.shown(job.output)}: writing a shard failed: {error.strerror or error}. See "
+            "to it, and run the same command again: finished shards are kept."
+        ) from None
+
+
+def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
     rows: list[UnitRow] = []
     with ExitStack() as cleanup:
         writers: dict[str, _SplitWriter] = {}
@@ -172,8 +182,10 @@ class _SplitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        self._scratch.unlink(missing_ok=True)
+        try:
+            self._writer.close()
+        finally:
+            self._scratch.unlink(missing_ok=True)
 
     def add(self, sample: Sample) -> int:
         self._writer.write(sample)

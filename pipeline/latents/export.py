@@ -47,6 +47,11 @@ def export_store(store: LatentStore, output: str, form: ExportFormat) -> int:
             try:
                 progress.advance(_write_tar(store, number, path, form))
                 storage.publish(url, path)
+            except OSError as error:
+                raise StoreError(
+                    f"{url}: writing it failed: {error.strerror or error}. See to it, and run the "
+                    "same command again."
+                ) from None
             finally:
                 path.unlink(missing_ok=True)
     return len(store.snapshot.shards)

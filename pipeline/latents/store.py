@@ -78,9 +78,9 @@ class LatentStore:
         """Where latent `number` (>= 0) comes from: shard of the snapshot, position in the shard."""
         at = bisect_right(self._first, number) - 1
         shard = self.snapshot.shards[at]
-        gone = [sample.position for sample in shard.failed] + list(shard.removed)
-        kept = np.delete(np.arange(shard.receipt.samples), gone)
-        return at, int(kept[number - self._first[at]])
+        gone = sorted([sample.position for sample in shard.failed] + list(shard.removed))
+        kept = number - self._first[at]
+        return at, kept + bisect_right([place - n for n, place in enumerate(gone)], kept)
 
     def by_key(self, key: str) -> Latent:
         """The latent of this key; the first call reads every file's keys, about 150 bytes each.

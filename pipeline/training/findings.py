@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.training.amortisation import split_gap
+from pipeline.training.evaluation import seen_images
 from pipeline.training.fidelity import PROTOCOL, psnr, ssim
 from pipeline.training.interpolation import path_lengths
 from pipeline.training.measurement import Measured
@@ -63,6 +64,7 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
             vae, first[: options.split_images], options.seed, options.importance_samples
         )
         numbers["gap_split"] = asdict(split)
+    numbers["codes"] = _codes(vae, first, options.seed)
     numbers["quadrature"] = _quadrature(vae, first, options.seed)
     latents = torch.from_numpy(measured.means)
     log_variances = torch.from_numpy(measured.log_variances)
@@ -150,6 +152,28 @@ def _reconstruction(measured: Measured) -> dict[str, Any]:
     names = ("psnr_mean", "psnr_sample", "ssim_mean", "ssim_sample")
     scores = {name: mean_and_error(measured.column(name))[0] for name in names}
     return scores | {"protocol": PROTOCOL}
+
+
+def _codes(vae: VAE, first: Tensor, seed: int) -> dict[str, float] | None:
+    """How close an image is to what its own code decodes to, and to what another image's does.
+
+    Equal values say that the decoder ignores z.
+    """
+    if len(first) < 2:
+        return None
+    noise = draw_noise(vae, seed, 0, range(len(first)))
+    own, other = [], []
+    with torch.no_grad():
+        codes = vae.encode(seen_images(vae, first, noise)).mean
+        for part in torch.arange(len(first)).split(50):
+            real = first[part].float() / 255
+            own.append(psnr(vae.decode(codes[part]).float(), real))
+            other.append(psnr(vae.decode(codes[part - 1]).float(), real))
+    return {
+        "images": len(first),
+        "psnr_own": float(torch.cat(own).mean()),
+        "psnr_other": float(torch.cat(other).mean()),
+    }
 
 
 def _surgery(vae: VAE, means: Tensor, log_variances: Tensor, seed: int) -> dict[str, Any] | None:

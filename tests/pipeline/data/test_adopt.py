@@ -71,6 +71,23 @@ def test_a_key_in_two_tars_is_refused(tmp_path):
         adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
 
 
+def test_a_key_that_one_tar_holds_twice_is_the_one_that_is_named(tmp_path):
+    stock_tar(tmp_path / "a.tar", [1, 2, 3, 2])
+    with pytest.raises(DatasetError, match=r"the key '0002' is there twice"):
+        adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
+
+
+def test_samples_without_an_image_were_seen_and_rejected_until_they_are_mended(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "whole", "jpg": jpeg(1)})
+        for n in range(3):
+            writer.write({"__key__": f"text{n}", "cls": b"1"})
+    output = tmp_path / "adopted"
+    result = adopt(IndexConfig(source=(str(tmp_path / "a.tar"),), output=str(output)))
+    assert (result.seen, result.added, result.rejected) == (4, 1, 3)
+    assert len((output / "rejects.jsonl").read_text().splitlines()) == 3
+
+
 def test_braces_expand_with_their_zeros():
     assert expand_braces("s3://b/{08..10}.tar") == [f"s3://b/{n}.tar" for n in ("08", "09", "10")]
 

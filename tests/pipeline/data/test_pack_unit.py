@@ -10,6 +10,7 @@ from pipeline.data.inspect_image import ImagePolicy
 from pipeline.data.pack_unit import UnitJob, UnitReceipt, pack_unit, receipt_url, split_of
 from pipeline.data.shard_index import ShardIndex
 from pipeline.data.sources import SourceFile
+from pipeline.errors import StorageError
 from tests.pipeline.data.test_pack import png, write
 
 POLICY = ImagePolicy("full", "keep", 90, None, 1, 10**6)
@@ -79,7 +80,8 @@ def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch)
         real(url, data)
 
     monkeypatch.setattr(storage, "publish", full)
-    with pytest.raises(OSError, match="No space left"):
+    words = "writing a shard failed: No space left on device. See to it, and run the same command"
+    with pytest.raises(StorageError, match=words):
         pack_unit(job)
     assert not storage.exists(receipt_url(job.output, 1, 0))
     assert [info.url for info in storage.list_objects(job.output)] == [

@@ -53,3 +53,9 @@ def test_every_number_is_plain_json():
 def test_missing_values_are_left_out_of_a_mean():
     assert mean_and_error(np.array([1.0, np.nan, 3.0])) == (2.0, pytest.approx(1.0))
     assert math.isnan(mean_and_error(np.array([np.nan]))[0])
+
+
+def test_an_images_own_code_serves_it_better_than_anothers_unless_z_says_nothing():
+    healthy, collapsed = numbers_of()["codes"], numbers_of(beta=500.0)["codes"]
+    assert healthy["psnr_own"] > healthy["psnr_other"] + 3
+    assert collapsed["psnr_own"] == pytest.approx(collapsed["psnr_other"], abs=0.1)

@@ -18,7 +18,7 @@ def test_a_really_collapsed_model_is_told_so():
         ({"active_units": 1, "latent_dimensions": 64}, "Over-regularised: only 1 of 64"),
         ({"elbo": 12.0}, "The ELBO is positive"),
         ({"effective_samples": 1.1}, "only 1.10 count"),
-        ({"reconstruction": {"psnr_mean": 10.0}}, "decoder ignores z"),
+        ({"codes": {"psnr_own": 10.05, "psnr_other": 10.0}}, "decoder ignores z"),
     ],
 )
 def test_each_illness_is_named(change: dict, words: str):
