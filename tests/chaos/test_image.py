@@ -1,24 +1,110 @@
-"""The image builds, and runs jobs.doctor as its own user; minutes and gigabytes, so not always."""
+"""The image builds, and is what KubeRay expects of it; minutes and gigabytes, so not always."""
 
 import json
 import os
+import secrets
+import shlex
 import shutil
 import subprocess
-from pathlib import Path
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from pipeline.edges.web import ask
+from pipeline.errors import UnreachableError
+from tests.digits import write_pngs
+from tests.k8s.commands import VERSION
+from tests.k8s.manifests import ROOT
+from tests.servers.rgw import free_ports
+
 pytestmark = pytest.mark.chaos
+BUILDAH = ["buildah", *shlex.split(os.environ.get("BUILDAH_STORE", ""))]
 
 
 def test_the_image_builds_and_its_user_is_not_root_and_the_doctor_is_content():
     if not any(shutil.which(program) for program in ("docker", "podman", "buildah")):
         pytest.skip("docker, podman or buildah builds images; none is here")
-    done = subprocess.run(
-        ["make", "image"], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
+    done = subprocess.run(["make", "image"], cwd=ROOT, capture_output=True, text=True)
     if "no engine is here" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert json.loads(done.stdout.splitlines()[-1])["ok"] is True
+
+
+def said(*command: str) -> str:
+    done = subprocess.run([*BUILDAH, *command], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@contextmanager
+def ray_node(environment: dict[str, str], arguments: str) -> Iterator[subprocess.Popen]:
+    """A container with the command that KubeRay makes of rayStartParams."""
+    container = said("from", "--pull-never", f"localhost/vae-pipeline:{VERSION}")
+    variables = [f"--env={name}={value}" for name, value in environment.items()]
+    start = f"ulimit -n 65536; ray start {arguments} --block --object-store-memory=200000000"
+    shell = ["--", "/bin/bash", "-c", "--", start]
+    process = subprocess.Popen(
+        [*BUILDAH, "run", "--isolation", "chroot", *variables, container, *shell]
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+        said("rm", container)
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def status_of(url: str) -> int:
+    try:
+        return ask("GET", url).status
+    except UnreachableError:
+        return 0
+
+
+def test_ray_of_the_image_trains_as_kuberay_starts_it(s3_server, tmp_path):
+    if shutil.which("buildah") is None or not said("images", "--quiet", f"vae-pipeline:{VERSION}"):
+        pytest.skip("buildah has no image vae-pipeline: `make image` with buildah makes one")
+    bucket = s3_server.bucket()
+    write_pngs(tmp_path / "digits", range(200))
+    pack = ["jobs.pack", "--source", str(tmp_path / "digits"), "--output", f"{bucket}/digits"]
+    subprocess.run([sys.executable, "-m", *pack], cwd=ROOT, check=True)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
+    environment = {**s3_server.environment, **token, "GLOO_SOCKET_IFNAME": "lo"}
+    gcs, dashboard, agent, metrics, agent2, metrics2 = free_ports(6)
+    here = "--node-ip-address=127.0.0.1 --temp-dir=/tmp/ray"
+    head = (
+        f"--head --port={gcs} --dashboard-host=127.0.0.1 --dashboard-port={dashboard} "
+        f"--dashboard-agent-listen-port={agent} --metrics-export-port={metrics} --num-cpus=0 {here}"
+    )
+    worker = (
+        f"--address=127.0.0.1:{gcs} --dashboard-agent-listen-port={agent2} "
+        f"--metrics-export-port={metrics2} --num-cpus=1 {here}"
+    )
+    train = [
+        "python", "-m", "jobs.train", "--data", f"{bucket}/digits", "--run", "in-the-image",
+        "--storage", f"{bucket}/runs", "--workers", "1", "--steps", "20", "--image-size", "16",
+        "--global-batch-size", "16", "--channels", "1",
+    ]  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    with ray_node(environment, head) as process:
+        # What KubeRay's probes ask.
+        until(lambda: status_of(f"http://127.0.0.1:{agent}/api/healthz") == 200, process)
+        assert status_of(f"{address}/api/jobs/") == 401, "the dashboard asks for the token"
+        with ray_node(environment, worker):
+            submit = [sys.executable, "-m", "jobs.submit", "--address", address, "--", *train]
+            done = subprocess.run(
+                submit, cwd=ROOT, env=os.environ | token, stdout=subprocess.PIPE, text=True
+            )
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[-1])["result"]["steps"] == 20
