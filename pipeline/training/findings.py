@@ -165,7 +165,7 @@ def _codes(vae: VAE, first: Tensor, seed: int) -> dict[str, float] | None:
     own, other = [], []
     with torch.no_grad():
         codes = vae.encode(seen_images(vae, first, noise)).mean
-        for part in torch.arange(len(first)).split(50):
+        for part in torch.split(torch.arange(len(first)), 50):
             real = first[part].float() / 255
             own.append(psnr(vae.decode(codes[part]).float(), real))
             other.append(psnr(vae.decode(codes[part - 1]).float(), real))
