@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.edges.rayjob import TEMPLATES
 from pipeline.edges.web import ask
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
 
@@ -125,11 +126,15 @@ class ClusterJob:
     name: str
     uid: str
     entrypoint: str
-    is_template: bool
     deployment: str
     job: str
     reason: str
     message: str
+
+    @property
+    def is_template(self) -> bool:
+        """By its name: a RayJob that waits in a queue is suspended as well."""
+        return self.name in TEMPLATES
 
     @property
     def has_ended(self) -> bool:
@@ -175,7 +180,7 @@ class KubernetesJobs:
         return None if found is None else _job(found)
 
     def jobs(self) -> list[ClusterJob]:
-        """All but the suspended templates."""
+        """All but the templates."""
         try:
             found = self._ask("GET", "")
         except Refusal as refusal:
@@ -238,7 +243,6 @@ def _job(found: Mapping[str, Any]) -> ClusterJob:
         name=found["metadata"]["name"],
         uid=found["metadata"]["uid"],
         entrypoint=found["spec"].get("entrypoint", ""),
-        is_template=bool(found["spec"].get("suspend")),
         deployment=status.get("jobDeploymentStatus", ""),
         job=status.get("jobStatus", ""),
         reason=status.get("reason", ""),

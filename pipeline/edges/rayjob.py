@@ -20,6 +20,8 @@ from pipeline.edges.rayjob_rules import broken_rules
 from pipeline.errors import ConfigError
 
 GPU = "nvidia.com/gpu"
+TEMPLATES = ("train", "encode")
+"""The names of the suspended RayJobs that others are copied from."""
 _BASE = Path(pipeline.__file__).parent.parent / "k8s" / "base"
 
 

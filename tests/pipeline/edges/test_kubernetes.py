@@ -51,7 +51,8 @@ def test_a_rayjob_is_created_once_and_then_there(way):
 
 def test_the_list_leaves_out_the_templates(way, server):
     server.put(base_template("train"))
-    server.put(JOB)
+    # As Kueue does with what must wait for its turn.
+    server.put({**JOB, "spec": {**JOB["spec"], "suspend": True}})
     assert [job.name for job in way().jobs()] == ["first"]
 
 

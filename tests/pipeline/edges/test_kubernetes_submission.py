@@ -101,6 +101,11 @@ def test_another_command_of_the_same_name_is_refused(server):
         submit(*ENCODE, "--limit", "3")
 
 
+def test_a_templates_name_is_refused(server):
+    with pytest.raises(ConfigError, match="a template's name"):
+        submit(id="encode")
+
+
 def test_one_that_has_ended_makes_room(server):
     submit(detach=True)
     uid = server.objects["first"]["metadata"]["uid"]
