@@ -3,8 +3,9 @@
 # pulled: stand_in.sh FOLDER. As root; debootstrap and buildah. BUILDAH_STORE is passed to buildah.
 set -euo pipefail
 name=$(sed -n 's/^ARG BASE=//p' "$(dirname "$0")/../../Dockerfile")
-mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \(\[[^]]*\] \)\?\(http[^ ]*\).*/\2/p' \
-    /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -n 1)}
+# The first of apt's own sources, of either format; files that are not there are no error.
+sources=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null || true)
+mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \(\[[^]]*\] \)\?\(http[^ ]*\).*/\2/p' <<<"$sources" | sed 1q)}
 root=$1/rootfs
 if [ ! -x "$root/usr/bin/python3" ]; then
     debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$root" "$mirror" >&2
