@@ -42,6 +42,7 @@ COPY --from=build /opt/venv /opt/venv
 # The root file system may be read-only: whatever a job writes beside its storage goes below /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
+    OMP_WAIT_POLICY=PASSIVE \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import ObjectiveConfig
 from pipeline.data import Batch
 from pipeline.errors import RunError
+from pipeline.training.counts import Counts
 from pipeline.training.world import World
 from pipeline.vae import ElboTerms, draw_noise, objective_loss
 
@@ -43,33 +44,35 @@ class StepSettings:
 
 
 def leave_gradients(
-    state: "TrainState", batch: Batch, world: World, settings: StepSettings, images: int
+    state: "TrainState", batch: Batch, world: World, settings: StepSettings, counts: Counts
 ) -> tuple[Tensor, float]:
     """Leaves the gradient of the global mean; returns the global sums (see `_sums`) and beta.
 
     The batch's images are on `world.device`.
-    `images` is the number of valid images in the global batch.
     """
     state.optimizer.zero_grad(set_to_none=True)
     if settings.exact:
-        return _leave_in_order(state, batch, world, settings, images)
+        return _leave_in_order(state, batch, world, settings, counts)
     total = torch.zeros(len(COMPONENTS) + 1, dtype=torch.float64, device=world.device)
     parts = list(_micro_batches(batch, settings.micro_batch_size))
-    beta = 0.0
-    for number, part in enumerate(parts):
+    for number, part in enumerate(parts, start=1):
         # Only the last backward pass sends anything; the others add to the local gradient.
-        is_last = number == len(parts) - 1
+        is_last = number == len(parts)
         model = state.model
         waits = isinstance(model, DistributedDataParallel) and not is_last
         with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            passed = _forward(state, model, part, world, settings)
+            total += passed.sums
+            # It travels while the gradients are computed.
+            pending = world.begin_sum(total) if is_last else None
             # DDP takes the mean over ranks: times `size` it is the sum.
-            sums, beta = _backward(state, model, part, world, settings, world.size / max(1, images))
-        total += sums
-    return world.sum(total), beta
+            _backward(state, passed, world.size / counts.divisor)
+    assert pending is not None, "the last part begins the sum"
+    return pending.result(), passed.beta
 
 
 def _leave_in_order(
-    state: "TrainState", batch: Batch, world: World, settings: StepSettings, images: int
+    state: "TrainState", batch: Batch, world: World, settings: StepSettings, counts: Counts
 ) -> tuple[Tensor, float]:
     """The same, added in the order of slots; the ranks' micro-batches are of equal number."""
     size = settings.micro_batch_size
@@ -84,8 +87,10 @@ def _leave_in_order(
     beta = 0.0
     for part in _micro_batches(batch, settings.micro_batch_size):
         state.optimizer.zero_grad(set_to_none=True)
-        sums, beta = _backward(state, state.vae, part, world, settings, 1 / max(1, images))
-        own.append((_flat(weights), sums))
+        passed = _forward(state, state.vae, part, world, settings)
+        _backward(state, passed, 1 / counts.divisor)
+        own.append((_flat(weights), passed.sums))
+        beta = passed.beta
     gradient, total = torch.zeros_like(own[0][0]), torch.zeros_like(own[0][1])
     for source in range(world.size):
         for number in range(len(own)):
@@ -117,15 +122,18 @@ def _micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
         )
 
 
-def _backward(
-    state: "TrainState",
-    model: nn.Module,
-    part: Batch,
-    world: World,
-    settings: StepSettings,
-    weight: float,
-) -> tuple[Tensor, float]:
-    """Adds `weight` times the gradient of the part's summed loss; returns its sums and beta."""
+@dataclass(frozen=True)
+class _Passed:
+    """A part's forward pass: the sum of its loss, its sums (see `_sums`), and beta."""
+
+    loss: Tensor
+    sums: Tensor
+    beta: float
+
+
+def _forward(
+    state: "TrainState", model: nn.Module, part: Batch, world: World, settings: StepSettings
+) -> _Passed:
     step, chosen = state.step + 1, settings.objective
     valid = part.valid.to(world.device)
     noise = draw_noise(
@@ -137,9 +145,14 @@ def _backward(
     ):
         terms = model(part.images, noise, chosen.needs_mean)
     objective = objective_loss(chosen, terms, step, state.objective)
-    loss = torch.where(valid, objective.loss_per_image, 0.0).sum() * weight
+    loss = torch.where(valid, objective.loss_per_image, 0.0).sum()
+    return _Passed(loss, _sums(terms, objective.loss_per_image, valid), objective.beta)
+
+
+def _backward(state: "TrainState", passed: _Passed, weight: float) -> None:
+    """Adds `weight` times the gradient of the part's summed loss."""
+    loss = passed.loss * weight
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own
-    return _sums(terms, objective.loss_per_image, valid), objective.beta
 
 
 def _sums(terms: ElboTerms, loss_per_image: Tensor, valid: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.config import OptimizerConfig
 from pipeline.data import Batch
+from pipeline.training.counts import Counts
 from pipeline.training.ema import Ema
 from pipeline.training.gradients import COMPONENTS, StepSettings, leave_gradients
 from pipeline.training.pace import Stopwatch
@@ -103,8 +104,9 @@ def train_step(
     batch = replace(batch, images=batch.images.to(world.device, non_blocking=True))
     copied = time.perf_counter()
     step = state.step + 1
-    images, bad_images, wishes, rank_seconds = _counts(batch, world, state.own_seconds, stop=stop)
-    sums, beta = leave_gradients(state, batch, world, settings, images)
+    counts = Counts(batch, world, state.own_seconds, stop=stop)
+    sums, beta = leave_gradients(state, batch, world, settings, counts)
+    images, bad_images = counts.images, counts.bad_images
     state.scaler.unscale_(state.optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(state.vae.parameters(), settings.clip_norm)
     # Both numbers are sums over all ranks, so every rank decides alike without another message.
@@ -135,11 +137,11 @@ def train_step(
         gradient_norm=float(gradient_norm),
         learning_rate=rate,
         skipped=not finite,
-        stop_requested=wishes > 0,
+        stop_requested=counts.wishes > 0,
         seconds=time.perf_counter() - started + data_wait_seconds,
         data_wait_seconds=data_wait_seconds,
         copy_seconds=copied - started,
-        rank_seconds=rank_seconds,
+        rank_seconds=counts.rank_seconds,
     )
 
 
@@ -148,18 +150,3 @@ def _move(state: TrainState, step: int, rate: float) -> None:
         group["lr"] = rate
     state.optimizer.step()
     state.ema.update(state.vae, step)
-
-
-def _counts(
-    batch: Batch, world: World, own_seconds: float, *, stop: bool
-) -> tuple[int, int, int, tuple[float, ...]]:
-    """Over all ranks: valid images, bad images, and ranks that wish to stop; each rank's seconds.
-
-    One message for all of it: the seconds go in microseconds, each rank's in a place of its own.
-    """
-    named = torch.tensor([key != "" for key in batch.keys])
-    mine = torch.zeros(3 + world.size, dtype=torch.int64)
-    mine[0], mine[1], mine[2] = batch.valid.sum(), (named & ~batch.valid).sum(), int(stop)
-    mine[3 + world.rank] = int(own_seconds * 1e6)
-    images, bad_images, wishes, *microseconds = world.sum(mine.to(world.device)).tolist()
-    return images, bad_images, wishes, tuple(count / 1e6 for count in microseconds)

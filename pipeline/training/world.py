@@ -7,6 +7,20 @@ import torch.distributed
 from torch import Tensor
 
 
+class PendingSum:
+    """A sum over all ranks that is under way."""
+
+    def __init__(self, total: Tensor, work: torch.distributed.Work | None) -> None:
+        self._total, self._work = total, work
+
+    def result(self) -> Tensor:
+        """The sum, the same bits on each rank."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._total
+
+
 @dataclass(frozen=True)
 class World:
     """One rank's place among `size` ranks; without a process group a world of one."""
@@ -17,11 +31,18 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, the same bits on each; `values` itself is kept."""
-        if self.size == 1:
-            return values.clone()
+        return self.begin_sum(values).result()
+
+    def begin_sum(self, values: Tensor) -> PendingSum:
+        """The same, without waiting for the other ranks; all ranks begin their sums in one order.
+
+        A rank that waits at every message waits for the slowest at every message: on two cores,
+        with a step of 20 ms, two such waits cost a fifth of the time.
+        """
         total = values.detach().clone()
-        torch.distributed.all_reduce(total)
-        return total
+        if self.size == 1:
+            return PendingSum(total, None)
+        return PendingSum(total, torch.distributed.all_reduce(total, async_op=True))
 
     def share(self, values: Tensor, source: int) -> Tensor:
         """Rank `source`'s values, on every rank; the others give a tensor of the same shape."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -59,8 +60,12 @@ def draw_noise(
     latent_shape = vae.latent_shape if samples == 1 else (samples, *vae.latent_shape)
     posterior = np.empty((len(slots), *latent_shape), np.float32)
     pixels = np.empty((len(slots) if vae.uses_pixel_noise else 0, *vae.image_shape), np.float32)
+    # One generator that is set to each slot's stream: making one takes three times as long (6 us).
+    bits = np.random.Philox(key=0)
+    generator, start = np.random.Generator(bits), bits.state
     for row, slot in enumerate(slots):
-        generator = slot_generator(seed, step, slot)
+        start["state"]["key"] = _slot_key(seed, step, slot)
+        bits.state = start
         generator.standard_normal(out=posterior[row], dtype=np.float32)
         if vae.uses_pixel_noise:
             generator.random(out=pixels[row], dtype=np.float32)
@@ -76,5 +81,10 @@ def slot_generator(seed: int, step: int, slot: int) -> np.random.Generator:
     Philox takes a 128-bit key as it is. torch's CPU generator keeps 32 bits of its seed: of 100,000
     such streams two would be the same with a chance of 69%.
     """
+    return np.random.Generator(np.random.Philox(key=_slot_key(seed, step, slot)))
+
+
+def _slot_key(seed: int, step: int, slot: int) -> npt.NDArray[np.uint64]:
+    """[2], Philox's key."""
     key = hashlib.blake2b(struct.pack("<qqq", seed, step, slot), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
+    return np.frombuffer(key, dtype=np.uint64)
