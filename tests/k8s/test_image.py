@@ -129,9 +129,10 @@ def test_sigterm_ends_a_job_that_is_the_first_process_of_its_container():
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         job = [sys.executable, "-m", "jobs", "submit", "--address", address, "--list"]
         process = subprocess.Popen([*unshare, *job], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        silent.accept()  # the job waits for an answer now
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        os.kill(int(children), signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        connection, _ = silent.accept()  # held: the job waits for an answer now
+        with connection:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            os.kill(int(children), signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Run the same command again" in said
