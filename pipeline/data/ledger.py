@@ -59,10 +59,10 @@ def read_state(output: str) -> PackState | None:
     check_format(data, url, FORMAT, VERSION)
     try:
         return PackState(
-            data["generation"], data["options"], tuple(data["sources"]), data["classes"],
-            tuple(data["ledgers"]),
+            int(data["generation"]), dict(data["options"]), tuple(map(str, data["sources"])),
+            dict(data["classes"]), tuple(map(str, data["ledgers"])),
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{url}: is no whole state of packing ({error}). Restore it.") from None
 
 
@@ -76,8 +76,15 @@ def read_ledger(output: str, state: PackState | None) -> dict[str, LedgerRow]:
     """The newest row of each key."""
     rows: dict[str, LedgerRow] = {}
     for path in state.ledgers if state else ():
-        for row in rows_from_bytes(storage.read(storage.join(output, path))):
-            rows[row.key] = row
+        url = storage.join(output, path)
+        try:
+            found = rows_from_bytes(storage.read(url))
+        except (pa.ArrowException, TypeError) as error:
+            raise DatasetError(
+                f"{url}: is no whole table of what was packed ({error}). Restore it, or pack anew "
+                "into another --output."
+            ) from None
+        rows |= {row.key: row for row in found}
     return rows
 
 

@@ -85,7 +85,7 @@ class Manifest:
                 )
                 for shard in data["shards"]
             )  # fmt: skip
-            manifest = Manifest(data["generation"], data["parent"], shards)
+            manifest = Manifest(int(data["generation"]), data["parent"], shards)
             stated = data["digest"]
             for shard in shards:
                 # A manifest may come from elsewhere: it must not name files outside its folder.
@@ -95,7 +95,7 @@ class Manifest:
                     above = ".." in path and ".." in path.split("/")
                     if path[:1] == "/" or "://" in path or above:
                         raise DatasetError(f"{url}: the path {path!r} leads out of the dataset.")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{url}: is no whole manifest ({error}). Restore it.") from None
         if manifest.digest != stated:
             raise DatasetError(

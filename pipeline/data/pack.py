@@ -17,7 +17,7 @@ from pipeline.data.manifest import read_current
 from pipeline.data.pack_commit import PackResult, commit_generation, present_result
 from pipeline.data.pack_unit import UnitJob, UnitReceipt, pack_unit, receipt_url
 from pipeline.data.plan import Plan, check_request, claim, find_plan
-from pipeline.data.sources import Listing, SourceFile, list_sources
+from pipeline.data.sources import Listing, SourceFile, is_matching, list_sources
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.progress import Progress
 
@@ -89,7 +89,8 @@ def request_of(config: PackConfig) -> dict[str, Any]:
 def _check_output(config: PackConfig, output: str, state: PackState | None) -> None:
     for source in config.source:
         root = storage.absolute(source).rstrip("/")
-        if f"{output}/".startswith(f"{root}/"):
+        # Its own shards would come back as images the next time.
+        if f"{output}/".startswith(f"{root}/") or is_matching(root, f"{output}/shards/0.tar"):
             raise DatasetError(f"{output}: lies inside the source {source}. Give another --output.")
     if state is None:
         for split in ("", "train"):
@@ -254,7 +255,7 @@ def _run_units(
     for job in jobs:
         try:
             url = receipt_url(job.output, job.generation, job.number)
-            receipts[job.number] = UnitReceipt.from_json(storage.read_json(url))
+            receipts[job.number] = UnitReceipt.from_json(storage.read_json(url), url)
         except ObjectNotFoundError:
             continue
     left = [job for job in jobs if job.number not in receipts]

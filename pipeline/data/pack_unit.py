@@ -17,7 +17,7 @@ from pipeline.data.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard import Sample, ShardWriter
 from pipeline.data.sources import SourceFile
-from pipeline.errors import SampleError, StorageError
+from pipeline.errors import DatasetError, SampleError, StorageError
 from pipeline.progress import Progress
 
 Status = Literal["packed", "same", "rejected"]
@@ -68,13 +68,19 @@ class UnitReceipt:
         }
 
     @staticmethod
-    def from_json(data: Any) -> "UnitReceipt":
-        """From what `to_json` gave."""
-        shards = {
-            split: ShardRecord(**{**record, "removed": tuple(record["removed"])})
-            for split, record in data["shards"].items()
-        }
-        return UnitReceipt(shards, tuple(UnitRow(*row) for row in data["rows"]))
+    def from_json(data: Any, url: str) -> "UnitReceipt":
+        """From what `to_json` gave; raises `DatasetError` naming `url` for anything else."""
+        try:
+            shards = {
+                split: ShardRecord(**{**record, "removed": tuple(record["removed"])})
+                for split, record in data["shards"].items()
+            }
+            return UnitReceipt(shards, tuple(UnitRow(*row) for row in data["rows"]))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{url}: is no whole receipt of a shard ({error}). Delete it, and run the same "
+                "command again."
+            ) from None
 
 
 def receipt_url(output: str, generation: int, number: int) -> str:

@@ -65,11 +65,16 @@ def claim(output: str, plan: Plan) -> Plan:
 
 def find_plan(output: str, generation: int) -> Plan | None:
     """The unfinished plan of a generation, if there is one."""
+    url = plan_url(output, generation)
     try:
-        data = storage.read(plan_url(output, generation))
+        return _from_bytes(storage.read(url), generation)
     except ObjectNotFoundError:
         return None
-    return _from_bytes(data, generation)
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{url}: is no whole plan of a pack ({error}). Delete it, and run the same command "
+            "again."
+        ) from None
 
 
 def check_request(plan: Plan, request: Mapping[str, Any], output: str) -> None:

@@ -111,12 +111,18 @@ def list_sources(urls: Iterable[str]) -> Listing:
     Raises `DatasetError` for a source that does not exist, holds no images, or gives two files the
     same key.
     """
-    listing = Listing()
+    listing, urls = Listing(), list(urls)
     found: dict[str, SourceFile] = {}
+    keys: dict[tuple[str, int, str], str] = {}
     for url in urls:
         empty = True
         for file in _list_source(storage.absolute(url), listing.ignored):
             empty = False
+            if len(urls) > 1 and keys.setdefault(_origin(file), file.key) != file.key:
+                raise DatasetError(
+                    f"{file.place}: lies in two of the sources, and would be packed twice, as "
+                    f"{keys[_origin(file)]!r} and as {file.key!r}. Name one of those sources only."
+                )
             twin = found.setdefault(file.key, file)
             if twin is not file and twin != file:
                 raise DatasetError(
@@ -133,10 +139,19 @@ def list_sources(urls: Iterable[str]) -> Listing:
     return listing
 
 
+def _origin(file: SourceFile) -> tuple[str, int, str]:
+    return file.url, file.offset, file.member
+
+
+def is_matching(source: str, url: str) -> bool:
+    """Whether `source` is a glob that takes in the object at `url`."""
+    return any(sign in source for sign in "*?[") and fnmatch.fnmatchcase(url, source)
+
+
 def _list_source(url: str, ignored: Counter[str]) -> Iterator[SourceFile]:
     if any(sign in url for sign in "*?["):
         root = url[: min(url.index(sign) for sign in "*?[" if sign in url)].rpartition("/")[0]
-        matching = (item for item in _list(root) if fnmatch.fnmatchcase(item.url, url))
+        matching = (item for item in _list(root) if is_matching(url, item.url))
         yield from _files(root, matching, ignored)
     elif is_archive(url) and storage.exists(url):
         yield from _members(url, storage.stat(url).etag or "", "", ignored)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import storage
@@ -15,7 +16,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.data import Batch, Dataset, Loader
 from pipeline.edges.cluster import ray_cluster
 from pipeline.edges.finished import FinishedRun, load_named
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ModelError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import draw_comparison
 from pipeline.figures.history import draw_history
@@ -117,6 +118,11 @@ def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evalua
     )
     if len(measured.positions) == 0:
         raise DatasetError(f"{config.data}: none of its images can be read.")
+    if not np.isfinite(measured.column("elbo")).any():
+        raise ModelError(
+            f"{name}: its ELBO is not finite on any image of {config.data}: its weights have "
+            "diverged. Take an earlier checkpoint, or train with a lower --optimizer.learning-rate."
+        )
     first = read_first(dataset, vae, _FIRST)
     finding = FindingOptions(config.seed, config.importance_samples, config.split_images)
     return Evaluated(name, vae, measured, find(vae, measured, first, finding), run)

@@ -13,6 +13,7 @@ from pipeline.edges.recorder import RunRecorder
 from pipeline.edges.registry import model_tags, register, tracking_errors
 from pipeline.errors import RunError, TrackingError
 from pipeline.training.history import read_kl_per_dimension, read_validations
+from pipeline.training.plain import plain_json
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Run
 from pipeline.vae import load_bundle
@@ -62,6 +63,8 @@ def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any
         "bundle": run.path("bundle") if ended["digest"] else None,
         "digest": ended["digest"],
     }
+    # A run that diverged ends too; what is not finite is null.
+    result = {name: plain_json(value) for name, value in result.items()}
     if ended["reason"] == "done":
         run.finish(result)
     return result
@@ -128,7 +131,7 @@ def _log_figures(config: TrainConfig, run: Run, run_id: str) -> None:
         if validations:
             # Not as metrics: a model may have thousands of dimensions.
             nats = read_kl_per_dimension(run, validations[-1]).tolist()
-            table = {"step": validations[-1].step, "nats": nats}
+            table = plain_json({"step": validations[-1].step, "nats": nats})
             (Path(folder) / "kl_per_dimension.json").write_bytes(storage.canonical_json(table))
         with tracking_errors(where):
             mlflow_client(where).log_artifacts(run_id, folder, "figures")

@@ -1,6 +1,7 @@
 """`jobs.train --sweep KEY=A,B,C`: one run per value, and what they say side by side."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ def run_sweep(config: TrainConfig) -> dict[str, Any]:
             "Their errors stand above; the same command goes on with them."
         )
     rows = [_row(key, children[child], results[child]) for child in children]
-    best = results[max(children, key=lambda child: results[child]["elbo"])]
+    best = results[max(children, key=lambda child: _elbo_of(results[child]))]
     run = Run.at(config)
     report = {"key": key, "rows": rows, "best": best["run"]}
     storage.publish(run.path("sweep.json"), storage.canonical_json(report))
@@ -77,6 +78,12 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
             "objective.beta=0.5,1,4."
         )
     return key.replace("-", "_"), values
+
+
+def _elbo_of(result: dict[str, Any]) -> float:
+    """For choosing the best: a run that diverged has none, and is the last."""
+    elbo = result["elbo"]
+    return -math.inf if elbo is None else float(elbo)
 
 
 def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:

@@ -19,10 +19,15 @@ def draw_history(
     """(file name, PNG) of each; nothing for a run with fewer than two validations."""
     if len(validations) < 2:
         return
-    curves = {name: _curve(validations, name) for name in _CURVES}
+    found = {name: _curve(validations, name) for name in _CURVES}
+    # A run that diverged has points without a value, and maybe no value at all.
+    curves = {name: curve for name, curve in found.items() if curve.steps}
+    if not curves:
+        return
     images = f"{validations[-1].images:,} held-out images at each of {len(validations)} validations"
     yield "training_curves.png", to_png(draw_training_curves, {}, curves, note=images)
-    yield "pull.png", to_png(draw_pull, curves["kl"], curves["posterior_gap"])
+    if "kl" in curves and "posterior_gap" in curves:
+        yield "pull.png", to_png(draw_pull, curves["kl"], curves["posterior_gap"])
     if moments:
         rows = torch.stack([moment.reconstructions for moment in moments])
         steps = [moment.validation.step for moment in moments]

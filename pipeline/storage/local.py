@@ -108,6 +108,8 @@ def version(status: os.stat_result) -> str:
 
 def explain(error: OSError, path: Path, doing: str) -> StorageError:
     """The error for a user, from the system's."""
+    if doing in ("writing", "creating") and isinstance(error, FileExistsError | NotADirectoryError):
+        return StorageError(f"{path}: can't be made: a part of its path is a file. Name another.")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return ObjectNotFoundError(f"{path}: does not exist. Check the path.")
     if isinstance(error, PermissionError):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import TrainConfig
+from pipeline.training.plain import plain_json
 from pipeline.training.run import Run
 from pipeline.training.validation import Validation
 from pipeline.vae import VAE, load_bundle, save_bundle
@@ -49,5 +50,7 @@ def save_final(
         chosen = best_of(validations)
         if chosen is not validations[-1]:
             vae = load_bundle(run.path("best"))
-    facts = {"holdout": chosen.terms, "step": chosen.step} if chosen else {"holdout": None}
+    facts = (
+        {"holdout": plain_json(chosen.terms), "step": chosen.step} if chosen else {"holdout": None}
+    )
     return save_bundle(vae, run.path("bundle"), metadata | facts), chosen

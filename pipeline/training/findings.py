@@ -17,6 +17,7 @@ from pipeline.training.interpolation import path_lengths
 from pipeline.training.measurement import Measured
 from pipeline.training.mixture import Mixture, choose_mixture, standard_normal_log_prob
 from pipeline.training.neighbours import label_agreement
+from pipeline.training.plain import plain_json
 from pipeline.training.quadrature import integrate
 from pipeline.training.surgery import ACTIVE_VARIANCE, split_kl
 from pipeline.vae import VAE, ElboTerms, draw_noise
@@ -54,6 +55,7 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
     activity = np.maximum(measured.dimensions[2] / count - means**2, 0)
     numbers = {
         "images": count,
+        "not_finite": int((~np.isfinite(measured.column("elbo"))).sum()),
         **bound_numbers(vae, measured, options.importance_samples),
         "active_units": int((activity > ACTIVE_VARIANCE).sum()),
         "latent_dimensions": len(activity),
@@ -73,7 +75,7 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
     mixture, numbers["mixture"] = fit_latents(latents, log_variances, options.seed)
     numbers["interpolation"] = _interpolation(vae, latents)
     numbers["generation"] = _generation(vae, first, options.seed)
-    return Findings(_plain(numbers), kl_per_dimension, activity, mixture)
+    return Findings(plain_json(numbers), kl_per_dimension, activity, mixture)
 
 
 def bound_numbers(vae: VAE, measured: Measured, samples: int) -> dict[str, Any]:
@@ -215,12 +217,3 @@ def _generation(vae: VAE, first: Tensor, seed: int) -> dict[str, Any]:
         "psnr_nearest": float(psnr(samples, nearest).mean()),
         "ssim_nearest": None if similarity is None else float(similarity.mean()),
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON without NaN and infinity, which become None."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

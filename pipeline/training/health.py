@@ -17,6 +17,12 @@ def check_health(numbers: Mapping[str, Any], sigma: float | None = None) -> list
     `sigma`: the likelihood's deviation, where it has one.
     """
     warnings = []
+    if numbers.get("not_finite"):
+        warnings.append(
+            f"{numbers['not_finite']} of {numbers['images']} images have an ELBO that is not "
+            "finite and are in no mean: the model diverged on them. Take an earlier checkpoint, or "
+            "train with a lower --optimizer.learning-rate or --precision fp32."
+        )
     kl, active, dimensions = numbers["kl"], numbers["active_units"], numbers["latent_dimensions"]
     codes = numbers.get("codes")
     if kl < COLLAPSED_NATS or active == 0:

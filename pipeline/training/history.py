@@ -7,7 +7,7 @@ at the posterior mean by the averaged weights; `kl_per_dimension`, float64 `[D]`
 
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from safetensors.torch import load, save
@@ -62,11 +62,13 @@ class HistoryWriter:
             "reconstructions": pixels.contiguous(),
         }
         name = f"{validation.step:010d}"
+        # A run that diverges goes on, and says so: NaN is no JSON, and no point of a curve.
+        finite = {key: value for key, value in validation.terms.items() if math.isfinite(value)}
         try:
             storage.publish(self._run.path("history", f"{name}.safetensors"), save(tensors))
             storage.publish(
                 self._run.path("history", f"{name}.json"),
-                storage.canonical_json(asdict(validation)),
+                storage.canonical_json(asdict(replace(validation, terms=finite))),
             )
         except StorageError as error:
             logger.warning("the pictures of step %d are not kept: %s", validation.step, error)

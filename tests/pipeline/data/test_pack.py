@@ -14,7 +14,7 @@ from pipeline.data import pack_unit as units
 from pipeline.data.dataset import Dataset
 from pipeline.data.pack import pack
 from pipeline.data.pack_probe import probe
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StorageError
 
 
 def png(seed: int, size: tuple[int, int] = (9, 7)) -> bytes:
@@ -219,6 +219,32 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(tmp_pa
     assert pack(config(source, tmp_path / "out", append=True)).samples == 61
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("pack.json", b'{"format": "vae-pipeline/pack", "version": 1}'),
+        ("ledger/000001.arrow", b"half of it"),
+        ("plans/000002.arrow", b""),
+        ("plans/000002/000000.json", b"{}"),
+    ],
+)
+def test_what_packing_remembers_is_named_when_it_is_damaged(tmp_path, monkeypatch, name, damage):
+    source, output = write(tmp_path / "in", {"a.png": png(0)}), tmp_path / "out"
+    pack(config(source, output))
+    write(tmp_path / "in", {"b.png": png(1)})
+    monkeypatch.setattr("pipeline.data.pack.commit_generation", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(config(source, output, append=True))
+    assert (output / name).exists()
+    (output / name).write_bytes(damage)
+    with pytest.raises(DatasetError, match=name):
+        pack(config(source, output, append=True))
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_append_does_not_touch_what_a_run_has_open(tmp_path):
     source = write(tmp_path / "in", {"a.png": png(0)})
     opened = Dataset.open(pack(config(source, tmp_path / "out")).dataset)
@@ -235,6 +261,26 @@ def test_a_key_that_two_files_claim_is_an_error_that_names_both(tmp_path):
     source = write(tmp_path / "in", {"a.png": png(0), "a.jpg": png(1)})
     with pytest.raises(DatasetError, match=r"a\.(png|jpg) and .*a\.(png|jpg)"):
         pack(config(source, tmp_path / "out"))
+
+
+def test_a_file_that_lies_in_two_sources_is_refused_and_not_packed_twice(tmp_path):
+    source = write(tmp_path / "in", {"a/1.png": png(1), "b/2.png": png(2)})
+    with pytest.raises(DatasetError, match=r"1\.png: lies in two of the sources.*'a/1' and as '1'"):
+        pack(config([source, f"{source}/a"], tmp_path / "out"))
+    assert pack(config([source, source], tmp_path / "out")).samples == 2
+
+
+def test_a_glob_that_takes_in_its_own_output_is_refused(tmp_path):
+    write(tmp_path, {"a/1.png": png(1)})
+    with pytest.raises(DatasetError, match="lies inside the source"):
+        pack(config(f"{tmp_path}/*", tmp_path / "out"))
+
+
+def test_an_output_below_a_file_says_so(tmp_path):
+    source = write(tmp_path / "in", {"1.png": png(1)})
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="a part of its path is a file"):
+        pack(config(source, tmp_path / "file" / "out"))
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path):

@@ -45,7 +45,7 @@ def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
 def test_the_receipt_is_written_last_and_read_back_as_it_was(job):
     receipt = pack_unit(job)
     stored = storage.read_json(receipt_url(job.output, 1, 0))
-    assert UnitReceipt.from_json(stored) == receipt
+    assert UnitReceipt.from_json(stored, "receipt") == receipt
 
 
 def test_labels_captions_and_other_columns_lie_beside_the_image(job):

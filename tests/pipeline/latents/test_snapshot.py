@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -82,3 +83,13 @@ def test_a_pointer_of_something_else_is_refused(tmp_path):
     (tmp_path / "store.json").write_text('{"format": "cake"}')
     with pytest.raises(StoreError, match="cake"):
         read_pointer(str(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [None, 5, []])
+def test_a_pointer_that_names_no_snapshot_says_what_mends_it(snapshot, tmp_path, wrong):
+    store = str(tmp_path)
+    point_to(store, snapshot, publish_snapshot(store, snapshot), data="d", model="m")
+    pointer = tmp_path / "store.json"
+    pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"snapshot": wrong}))
+    with pytest.raises(StoreError, match=r"store\.json: the pointer is damaged .* Delete it"):
+        read_pointer(store)

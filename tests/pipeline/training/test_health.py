@@ -17,6 +17,7 @@ def test_a_really_collapsed_model_is_told_so():
     [
         ({"active_units": 1, "latent_dimensions": 64}, "Over-regularised: only 1 of 64"),
         ({"elbo": 12.0}, "The ELBO is positive"),
+        ({"not_finite": 3}, "3 of 299 images have an ELBO that is not finite and"),
         ({"effective_samples": 1.1}, "only 1.10 count"),
         ({"codes": {"psnr_own": 10.05, "psnr_other": 10.0}}, "decoder ignores z"),
     ],

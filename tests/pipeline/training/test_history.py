@@ -5,6 +5,7 @@ import torch
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset, load_images
+from pipeline.figures.history import draw_history
 from pipeline.training.history import HistoryWriter, read_moments, read_validations
 from pipeline.training.run import Run
 from pipeline.training.validation import HeldOut, Validation
@@ -51,6 +52,16 @@ def test_few_moments_are_shown_of_many_with_the_first_and_the_last(tmp_path, hol
     assert steps == sorted(steps)
     gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
     assert gaps == sorted(gaps)
+
+
+def test_a_run_that_diverges_is_kept_without_what_is_not_finite(tmp_path, holdout):
+    run, vae = Run(str(tmp_path)), digits_vae()
+    terms = {"elbo": float("nan"), "kl": float("inf"), "log_likelihood": -3.0}
+    diverged = HeldOut(Validation(5, len(holdout), terms), torch.full((3,), float("nan")))
+    HistoryWriter(run, holdout, vae).write(diverged, vae)
+    assert read_validations(run) == [Validation(5, len(holdout), {"log_likelihood": -3.0})]
+    pictures = [name for name, _ in draw_history(read_validations(run) * 2, [])]
+    assert pictures == ["training_curves.png"]
 
 
 def test_a_full_disk_costs_a_picture_and_not_the_run(tmp_path, holdout, caplog):
