@@ -1,5 +1,6 @@
 """A dashboard that dies midway, a head that is lost: `jobs.submit` says what became of the job."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,3 +86,21 @@ def test_a_head_that_is_lost_is_told_and_its_job_submitted_to_the_next_one_if_as
     (tmp_path / "over").touch()
     code, told = ended(patient)
     assert (code, told["status"]) == (0, "SUCCEEDED")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 48}],
+)
+def test_who_has_not_the_token_does_not_join_the_cluster(own_head, secret, tmp_path):
+    join = f"import ray; ray.init(address='127.0.0.1:{own_head.port}'); print('joined')"
+
+    def joined(environment: dict[str, str]) -> bool:
+        known = {**os.environ, **environment, "HOME": str(tmp_path)}
+        found = subprocess.run(
+            [sys.executable, "-c", join], env=known, capture_output=True, text=True
+        )
+        return "joined" in found.stdout
+
+    assert not joined(secret)
+    assert joined(own_head.environment)

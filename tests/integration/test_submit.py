@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.edges.ray_jobs import RayJobs
 from pipeline.edges.web import ask
+from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.ray_head import TOKEN, RayHead
 from tests.submitting import ended, python, sleeping, submit, until
 
@@ -110,6 +111,30 @@ def test_a_dashboard_that_hangs_for_a_while_is_waited_for(to_head, tmp_path, mon
     to_head.send(signal.SIGCONT, "dashboard.py")
     code, told = ended(process)
     assert (code, told["status"]) == (0, "SUCCEEDED")
+
+
+def test_answers_that_are_lost_on_the_way_start_no_second_job(to_head, tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    with FaultProxy(to_head.dashboard_port) as proxy:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", proxy.endpoint)
+        # The head acts, then the connection is reset before a byte of its answer has come.
+        proxy.rules = [
+            Rule("^POST", "lose_answer", count=2),
+            Rule("^GET /api/jobs/.", "lose_answer", probability=0.4),
+        ]
+        process = submit(tmp_path, *python(sleeping(marker)))
+        until(marker.exists, process, tmp_path)
+        until(lambda: "answers again" in (tmp_path / "log").read_text(), process, tmp_path)
+        (tmp_path / "over").touch()
+        code, told = ended(process)
+        assert len(proxy.matching("^POST")) == 3
+    assert (code, told["status"]) == (0, "SUCCEEDED")
+    assert marker.read_text() == "started\n"
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/nodes?view=summary", "/metrics"])
+def test_without_the_token_the_dashboard_says_nothing(to_head, path):
+    assert ask("GET", to_head.address + path).status == 401
 
 
 def test_the_working_tree_is_shipped_without_what_git_ignores(to_head, tmp_path):
