@@ -175,8 +175,8 @@ class Pointer:
         """The inverse of `encode`."""
         _check_format(value, _POINTER_FORMAT, where)
         try:
-            known = {**value, "snapshot": storage.join("", value["snapshot"]).lstrip("/")}
-            return cls(**{k: v for k, v in known.items() if k not in ("format", "version")})
+            storage.below(where, value["snapshot"])
+            return cls(**{k: v for k, v in value.items() if k not in ("format", "version")})
         except (KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{where}: the pointer is damaged ({error}). Delete it and run the same "

@@ -49,7 +49,7 @@ def verify_store(url: str) -> list[str]:
 def _verify_file(url: str, shard: StoredShard) -> list[str]:
     """The file's checksum, and that the receipt beside it is the snapshot's."""
     receipt = shard.receipt
-    file = storage.join(url, receipt.path)
+    file = storage.below(url, receipt.path)
     digest, size = hashlib.sha256(), 0
     while part := storage.read(file, size, size + _PART_BYTES):
         digest.update(part)
