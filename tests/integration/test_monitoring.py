@@ -30,6 +30,9 @@ from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.prometheus import PrometheusServer, missing_programs
 from tests.servers.rgw import SECRET_KEY
 
+# A minute on an idle machine; on a loaded one, two.
+pytestmark = pytest.mark.chaos
+
 PASSWORD, TOKEN = "planted-mlflow-password", "5ec2e7" * 8
 SECRETS = (SECRET_KEY, PASSWORD, TOKEN)
 TRAIN = (
