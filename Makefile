@@ -33,7 +33,7 @@ test: install  ## every check: lint, types, import rules, unit and integration t
 	$(BIN)/python -m pytest
 
 chaos: install  ## the long fault tests; their results table is tests/chaos/README.md
-	$(BIN)/python -m pytest -m chaos tests/chaos
+	$(BIN)/python -m pytest -m chaos tests/chaos tests/integration
 
 servers:  ## install the servers that some tests start (Debian packages, as root)
 	bash tests/servers/install.sh
