@@ -66,7 +66,7 @@ def main() -> None:
 def write_images(folder: Path, photos: Path | None) -> str:
     """A packed dataset of photographs, or of small JPEGs that are made here."""
     if photos is None:
-        return write_dataset(folder, 1000, IMAGE_SIZE)
+        return write_dataset(folder, 1000, IMAGE_SIZE, shard_images=250)
     pack(PackConfig(source=(str(photos),), output=str(folder / "data"), workers=2))
     return str(folder / "data")
 

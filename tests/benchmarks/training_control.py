@@ -34,7 +34,7 @@ def control(folder: Path, seconds: float) -> dict[str, float]:
         slope = (more[name] - few[name]) / (MORE - FEW)
         found[f"{name}_{FEW}_workers"] = few[name]
         found[f"{name}_{MORE}_workers"] = more[name]
-        found[f"{name}_at_{WORKERS}"] = more[name] + slope * (WORKERS - MORE)
+        found[f"{name}_at_{WORKERS}"] = more[name] + max(0.0, slope) * (WORKERS - MORE)
     return found
 
 
