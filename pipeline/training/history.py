@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -86,8 +87,7 @@ def read_validations(run: Run) -> list[Validation]:
 
 def read_kl_per_dimension(run: Run, validation: Validation) -> Tensor:
     """Each latent dimension's KL at a validation: `[D]` nats, float64; they sum to its `kl`."""
-    url = run.path("history", f"{validation.step:010d}.safetensors")
-    return load(storage.read(url))["kl_per_dimension"]
+    return _tensors(run, validation)["kl_per_dimension"]
 
 
 def read_moments(run: Run, validations: list[Validation], count: int) -> list[Moment]:
@@ -101,7 +101,17 @@ def read_moments(run: Run, validations: list[Validation], count: int) -> list[Mo
     places = {round(last * (place / max(1, count - 1)) ** 2) for place in range(count)}
     moments = []
     for validation in (validations[place] for place in sorted(places)):
-        url = run.path("history", f"{validation.step:010d}.safetensors")
-        images = load(storage.read(url))
+        images = _tensors(run, validation)
         moments.append(Moment(validation, images["originals"], images["reconstructions"]))
     return moments
+
+
+def _tensors(run: Run, validation: Validation) -> dict[str, Tensor]:
+    url = run.path("history", f"{validation.step:010d}.safetensors")
+    try:
+        return load(storage.read(url))
+    except SafetensorError as error:
+        raise StorageError(
+            f"{storage.shown(url)}: is damaged ({error}). Remove it and the .json of the same name: "
+            "the pictures go on without that step."
+        ) from None

@@ -5,6 +5,7 @@ import torch
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset, load_images
+from pipeline.errors import StorageError
 from pipeline.figures.history import draw_history
 from pipeline.training.history import HistoryWriter, read_moments, read_validations
 from pipeline.training.run import Run
@@ -79,3 +80,12 @@ def test_a_convolutional_network_of_colour_images_is_shown_too(tmp_path, holdout
     HistoryWriter(run, holdout, vae).write(HeldOut(validation, torch.zeros(3)), vae)
     (moment,) = read_moments(run, [validation], 8)
     assert moment.reconstructions.shape == moment.originals.shape == (10, 3, 16, 16)
+
+
+def test_a_damaged_picture_is_named_with_what_mends_it(tmp_path, holdout):
+    run = Run(str(tmp_path))
+    written = write(run, holdout, [5, 10])
+    path = tmp_path / "history/0000000010.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StorageError, match="0000000010.safetensors: is damaged"):
+        read_moments(run, written, 8)
