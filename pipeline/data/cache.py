@@ -117,6 +117,10 @@ class DecodedCache:
         self._images: npt.NDArray[np.uint8] = _mapped(place / "images.u8", np.uint8, shape)
         # crc32 + 1 of each image; 0: there is none.
         self._sums: npt.NDArray[np.uint64] = _mapped(place / "sums.u64", np.uint64, shape[:1])
+        self._place = place
+        self._is_full = False
+        if not self._reserve("sums.u64", 0, self._sums.nbytes):
+            self._sums = np.zeros(shape[:1], np.uint64)
         self.hits = 0
         self.misses = 0
 
@@ -137,9 +141,24 @@ class DecodedCache:
         return False
 
     def keep(self, sample: int, pixels: npt.NDArray[np.uint8]) -> None:
-        """Stores a sample's pixels."""
-        self._images[sample] = pixels
-        self._sums[sample] = zlib.crc32(pixels.data) + 1
+        """Stores a sample's pixels, while there is room for them."""
+        if not self._is_full and self._reserve("images.u8", sample * pixels.nbytes, pixels.nbytes):
+            self._images[sample] = pixels
+            self._sums[sample] = zlib.crc32(pixels.data) + 1
+
+    def _reserve(self, name: str, start: int, size: int) -> bool:
+        """Whether there is room: without any, the first touch of mapped memory kills the process.
+
+        A full disk costs the cache's use, not the run.
+        """
+        try:
+            with (self._place / name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), start, max(1, size))
+        except OSError as error:
+            logger.warning("%s: nothing more is kept: %s", self._place, error)
+            self._is_full = True
+            return False
+        return True
 
 
 def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -14,13 +14,14 @@ import torch
 from pipeline import storage
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
+from pipeline.data.fetch import SampleReader
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.edges.catalogue import note_store
 from pipeline.edges.cluster import ray_cluster
 from pipeline.edges.encode_outcome import EncodingMetrics, told_outcome
 from pipeline.edges.probe import probe
 from pipeline.edges.registry import SCHEME, load_model, resolve
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.begun import begin, end
@@ -48,6 +49,9 @@ from pipeline.vae import VAE
 
 logger = logging.getLogger(__name__)
 
+_LOOKED_AT = 16
+"""Images whose columns are looked at before an encoding begins."""
+
 
 def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
@@ -73,6 +77,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     if pointer is not None:
         logger.info("%s holds all of %s already", store, dataset.url)
         return _result(store, pointer, DriveReport())
+    warn_of_missing(dataset, config.columns)
     begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
     drop_orphans(store, identity.digest, plan)
@@ -94,6 +99,25 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
         "lost": [[shard.shard, shard.reason] for shard in snapshot.lost],
         "lost_samples": sum(shard.samples for shard in snapshot.lost),
     }
+
+
+def warn_of_missing(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Says which of the columns none of the first images has: a misspelt one would be all null."""
+    reader = SampleReader(dataset, 1, 2**20, columns)
+    count = min(_LOOKED_AT, len(dataset)) if columns else 0
+    try:
+        rows = [reader.read(sample, alone=True).columns for sample in range(count)]
+    except PipelineError:
+        return  # a shard that can't be read is the encoding's to list
+    for name in columns if rows else ():
+        if all(row[name] is None for row in rows):
+            logger.warning(
+                "--columns %s: none of the first %d images of %s has it, so it may be null "
+                "throughout. Is it spelt as in their .json?",
+                name,
+                count,
+                dataset.url,
+            )
 
 
 def identity_of(vae: VAE, config: EncodeConfig) -> Identity:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.errors import PipelineError
+from pipeline.errors import ObjectNotFoundError, PipelineError
 from pipeline.latents.receipt import POINTER, read_receipt
 from pipeline.latents.shard_rows import ShardRows, stored_shard
 from pipeline.latents.snapshot import Snapshot, StoredShard, read_pointer, statistics_json
@@ -51,9 +51,15 @@ def _verify_file(url: str, shard: StoredShard) -> list[str]:
     receipt = shard.receipt
     file = storage.below(url, receipt.path)
     digest, size = hashlib.sha256(), 0
-    while part := storage.read(file, size, size + _PART_BYTES):
-        digest.update(part)
-        size += len(part)
+    try:
+        while part := storage.read(file, size, size + _PART_BYTES):
+            digest.update(part)
+            size += len(part)
+    except ObjectNotFoundError:
+        return [
+            f"{file}: is missing. Delete {storage.join(url, POINTER)}, and run the same "
+            "jobs.encode again."
+        ]
     if digest.hexdigest() != receipt.sha256 or size != receipt.bytes:
         return [
             f"{file}: its {size} bytes are not the {receipt.bytes} of its receipt. Delete it "

@@ -37,29 +37,35 @@ class Diagnosis:
     def describe(self) -> str:
         """One line, or one per slip."""
         if self.right:
-            return f"{self.quantity} {self.figure:g}: this is the run's own number."
+            return f"{self.quantity} {self.figure:.10g}: this is the run's own number."
         if not self.slips:
             return (
-                f"{self.quantity} {self.figure:g}: no known slip gives it. Check that data, "
+                f"{self.quantity} {self.figure:.10g}: no known slip gives it. Check that data, "
                 "preprocessing and model are the same."
             )
         return "\n".join(
-            f"{self.quantity} {self.figure:g}: {slip.name} (gives {slip.value:,.4g} here). "
+            f"{self.quantity} {self.figure:.10g}: {slip.name} (gives {slip.value:,.7g} here). "
             f"{slip.remedy}"
             for slip in self.slips
         )
 
 
 def diagnose(quantity: Quantity, figure: float, slips: Sequence[Slip], right: float) -> Diagnosis:
-    """Names the slips within 0.3% of the figure, the nearest first."""
-    if _distance(figure, right) <= _TOLERANCE / 3:
-        return Diagnosis(quantity, figure, True, ())
+    """Names the slips within 0.3% of the figure, the nearest first.
+
+    Where all terms but one are small, as for large images, a slip lies as near as rounding does: it
+    is named where it fits ten times better than the run's own number.
+    """
     near = [
         slip
         for slip in slips
         if slip.quantity == quantity and _distance(figure, slip.value) <= _TOLERANCE
     ]
     near.sort(key=lambda slip: _distance(figure, slip.value))
+    off = _distance(figure, right)
+    fits_better = bool(near) and 10 * _distance(figure, near[0].value) < off
+    if off <= _TOLERANCE / 3 and not fits_better:
+        return Diagnosis(quantity, figure, True, ())
     return Diagnosis(quantity, figure, False, near[:3])
 
 

@@ -141,3 +141,28 @@ def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
         os.utime(path, (time.time() - age,) * 2)
     ChunkCache(tmp_path, 20_000)
     assert [path.name for path in (tmp_path / "chunks").iterdir()] == [".partial-new"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path):
+    dataset = Dataset.open(str(data))
+    code = (
+        "import sys\n"
+        "from pipeline.data import Dataset, Loader\n"
+        "loader = Loader(Dataset.open(sys.argv[1]), global_batch_size=16, image_size=64,\n"
+        "                cache_folder=sys.argv[2], cache_decoded=True)\n"
+        "print(sum(int(batch.valid.sum()) for batch in loader))\n"
+        "loader.close()\n"
+    )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(data), str(tmp_path)],
+            check=False, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert (done.returncode, done.stdout.strip()) == (0, str(len(dataset))), done.stderr
+    assert "nothing more is kept" in done.stderr

@@ -192,6 +192,13 @@ def test_a_damaged_store_is_whole_again_after_what_verify_advises(world):
     assert tree(store) == before
 
 
+def test_a_column_that_no_image_has_is_told_before_it_is_null_throughout(world, caplog):
+    world.grow(range(20))
+    world.encode(columns=("label", "labl"))
+    assert "--columns labl: none of the first 16 images" in caplog.text
+    assert "--columns label:" not in caplog.text
+
+
 def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path):
     world.grow(range(100))
     said = world.encode(dry_run=True, probe_seconds=0.2)

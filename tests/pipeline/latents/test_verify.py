@@ -28,6 +28,13 @@ def test_a_whole_store_has_no_problems(store):
     assert verify_store(store.url) == []
 
 
+def test_a_file_that_is_missing_is_named_with_what_mends_it(store):
+    file = next(Path(store.url).glob("latents/*/*.arrow"))
+    file.unlink()
+    (problem,) = verify_store(store.url)
+    assert f"{file.name}: is missing. Delete {store.url}/store.json, and run the same" in problem
+
+
 def test_totals_that_do_not_follow_from_the_shards_are_found(store):
     def change(value):
         value["statistics"]["std"][0] += 1e-9

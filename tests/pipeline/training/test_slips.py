@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.training.measurement import Measured
-from pipeline.training.slips import Diagnosis, diagnose, known_slips
+from pipeline.training.slips import Diagnosis, Slip, diagnose, known_slips
 from tests.pipeline.training.digits import digits_vae
 from tests.pipeline.training.findings_of import evaluated, numbers_of
 
@@ -111,3 +111,10 @@ def test_the_literature_values_of_one_normal_are_reproduced():
     assert values["the deviation is read as a log-variance in the KL"] == pytest.approx(
         0.574361, abs=1e-6
     )
+
+
+def test_a_slip_that_is_small_beside_the_elbo_is_named_when_the_figure_is_exactly_it():
+    forgotten = Slip("the KL is missing", "elbo", -65039.02, "subtract it")
+    assert diagnose("elbo", -65039.0, [forgotten], -65074.68).slips == [forgotten]
+    assert diagnose("elbo", -65074.7, [forgotten], -65074.68).right
+    assert diagnose("elbo", -65060.0, [forgotten], -65074.68).right
