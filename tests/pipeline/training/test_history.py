@@ -87,5 +87,5 @@ def test_a_damaged_picture_is_named_with_what_mends_it(tmp_path, holdout):
     written = write(run, holdout, [5, 10])
     path = tmp_path / "history/0000000010.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StorageError, match="0000000010.safetensors: is damaged"):
+    with pytest.raises(StorageError, match=r"0000000010\.safetensors: is damaged"):
         read_moments(run, written, 8)
