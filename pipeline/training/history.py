@@ -112,6 +112,6 @@ def _tensors(run: Run, validation: Validation) -> dict[str, Tensor]:
         return load(storage.read(url))
     except SafetensorError as error:
         raise StorageError(
-            f"{storage.shown(url)}: is damaged ({error}). Remove it and the .json of the same name: "
-            "the pictures go on without that step."
+            f"{storage.shown(url)}: is damaged ({error}). Remove it and the .json of the same "
+            "name: the pictures go on without that step."
         ) from None
