@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pipeline.config import PreprocessConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.preprocess import preprocess_digest
+from pipeline.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ class ChunkCache:
     """Byte ranges of shards by the shards' checksums, at most about `limit_bytes` of them."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = folder / "chunks"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = _made(folder / "chunks")
         self._limit_bytes = limit_bytes
         self._forget_leftovers()
         self._held_bytes = sum(size for _, size, _ in self._found())
@@ -110,8 +110,7 @@ class DecodedCache:
 
     def __init__(self, folder: Path, dataset: Dataset, preprocess: PreprocessConfig) -> None:
         name = f"{dataset.digest[:16]}-{preprocess_digest(preprocess)[:16]}"
-        place = folder / "decoded" / name
-        place.mkdir(parents=True, exist_ok=True)
+        place = _made(folder / "decoded" / name)
         size = preprocess.image_size
         shape = (len(dataset), preprocess.channels, size, size)
         self._images: npt.NDArray[np.uint8] = _mapped(place / "images.u8", np.uint8, shape)
@@ -168,3 +167,14 @@ def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:
         if file.tell() < wanted:
             file.truncate(wanted)
     return np.memmap(path, kind, "r+", shape=shape)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: can't be made for the loader's cache ({error.strerror}). Name a folder that "
+            "can be written with --loader.cache-folder, or leave it out."
+        ) from None
+    return folder

@@ -23,6 +23,7 @@ from pipeline.data.archives import (
 )
 from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError
 
+MOST_SHOWN = 5
 IMAGE_SUFFIXES = frozenset(
     (
         ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo",
@@ -114,6 +115,7 @@ def list_sources(urls: Iterable[str]) -> Listing:
     listing, urls = Listing(), list(urls)
     found: dict[str, SourceFile] = {}
     keys: dict[tuple[str, int, str], str] = {}
+    clashes: list[str] = []
     for url in urls:
         empty = True
         for file in _list_source(storage.absolute(url), listing.ignored):
@@ -125,15 +127,18 @@ def list_sources(urls: Iterable[str]) -> Listing:
                 )
             twin = found.setdefault(file.key, file)
             if twin is not file and twin != file:
-                raise DatasetError(
-                    f"{file.place} and {twin.place} would both get the key {file.key!r}. Rename "
-                    "one of them, or pack them into two datasets."
-                )
+                clashes.append(f"{file.place} and {twin.place} (both {file.key!r})")
         if empty:
             raise DatasetError(
                 f"{storage.shown(url)}: holds no images. Files ending in "
                 f"{' '.join(sorted(IMAGE_SUFFIXES))} count, also inside .tar, .tar.gz, .zip."
             )
+    if clashes:
+        shown = "; ".join(clashes[:MOST_SHOWN]) + ("; ..." if len(clashes) > MOST_SHOWN else "")
+        raise DatasetError(
+            f"{len(clashes)} pairs of files would get one key, which is the path without its "
+            f"suffix: {shown}. Rename one of each, or pack them into two datasets."
+        )
     ordered = sorted(found, key=lambda key: (order_of(key), key))
     listing.files = [found[key] for key in ordered]
     return listing

@@ -1,5 +1,6 @@
 """How a run ends: its result on storage, its last points to MLflow, its model into the registry."""
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.training.plain import plain_json
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Run
 from pipeline.vae import load_bundle
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 60.0
 
@@ -92,6 +95,9 @@ def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, 
                 "command then sends them."
             )
         run.finish(result)
+    if result["model"] is None and result["elbo"] is None:
+        logger.warning("run %s: its ELBO is not finite, so no model is registered", run.url)
+        return result
     if result["model"] is None:
         _log_figures(config, run, result["run_id"])
         held = result["holdout_after"]

@@ -12,6 +12,7 @@ from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.pack import pack
+from pipeline.errors import StorageError
 from tests.pipeline.training.digits import pack_digits
 
 
@@ -166,3 +167,9 @@ def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(len(dataset))), done.stderr
     assert "nothing more is kept" in done.stderr
+
+
+def test_a_folder_that_can_not_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="--loader.cache-folder"):
+        ChunkCache(tmp_path / "file", 20_000)

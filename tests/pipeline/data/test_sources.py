@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 
 from pipeline.data.sources import SourceFile, list_sources
+from pipeline.errors import DatasetError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,12 @@ def test_the_order_of_packing_does_not_follow_the_names(tmp_path):
     assert sorted(order) == list(range(100))
     descents = sum(a > b for a, b in pairwise(order))
     assert 30 < descents < 70, "a random order of 100 has 49.5 descents on average"
+
+
+def test_all_files_that_would_share_a_key_are_counted_and_some_named(tmp_path):
+    for n in range(7):
+        for suffix in ("gif", "jpg"):
+            (tmp_path / f"{n}.{suffix}").touch()
+    with pytest.raises(DatasetError, match="7 pairs") as caught:
+        list_sources([str(tmp_path)])
+    assert str(caught.value).count("both") == 5

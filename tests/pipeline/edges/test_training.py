@@ -2,6 +2,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
@@ -67,3 +68,12 @@ def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
     (dataset / "manifests" / f"{digest}.json").unlink()
     with pytest.raises(DatasetError, match=f"has no generation {digest}"):
         run_training(config(dataset, 4))
+
+
+def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
+    wild = config(dataset, 6, optimizer={"learning_rate": 1e8}, select="last")
+    ended = run_training(wild)
+    assert (ended["reason"], ended["elbo"], ended["model"]) == ("done", None, None)
+    assert "not finite, so no model is registered" in caplog.text
+    client = MlflowClient(wild.tracking.mlflow_uri)
+    assert list(client.search_registered_models()) == []
