@@ -174,7 +174,7 @@ def _made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{folder}: can't be made for the loader's cache ({error.strerror}). Name a folder that "
-            "can be written with --loader.cache-folder, or leave it out."
+            f"{folder}: can't be made for the loader's cache ({error.strerror}). Name a folder "
+            "that can be written with --loader.cache-folder, or leave it out."
         ) from None
     return folder

@@ -158,8 +158,8 @@ def _receipt(url: str) -> dict[str, Any]:
     if not storage.exists(where):
         raise ModelError(
             f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short. "
-            "Name the folder that jobs.pull or a training run wrote; for a run by its name give its "
-            "--storage too."
+            "Name the folder that jobs.pull or a training run wrote; for a run by its name "
+            "give its --storage too."
         )
     receipt = storage.read_json(where)
     if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:

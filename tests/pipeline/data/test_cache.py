@@ -171,5 +171,5 @@ def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path
 
 def test_a_folder_that_can_not_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="--loader.cache-folder"):
+    with pytest.raises(StorageError, match=r"--loader\.cache-folder"):
         ChunkCache(tmp_path / "file", 20_000)
