@@ -36,8 +36,7 @@ class World:
     def begin_sum(self, values: Tensor) -> PendingSum:
         """The same, without waiting for the other ranks; all ranks begin their sums in one order.
 
-        A rank that waits at every message waits for the slowest at every message: on two cores,
-        with a step of 20 ms, two such waits cost a fifth of the time.
+        A rank that waits at every message waits for the slowest at every message.
         """
         total = values.detach().clone()
         if self.size == 1:
