@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the image with the engine that is here, and runs jobs.doctor in it as the image's own user.
-# BUILD_FLAGS goes to the build as it is: mirrors, build arguments, mounts.
+# BASE replaces the Dockerfile's base; BUILD_FLAGS goes to the build as it is: mirrors, mounts.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 variant=${VARIANT:-cpu}
@@ -9,6 +9,7 @@ tag=vae-pipeline:$version
 [ "$variant" = cpu ] || tag=$tag-$variant
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 arguments=(--build-arg "VARIANT=$variant" --build-arg "VERSION=$version" --build-arg "REVISION=$revision")
+[ -z "${BASE:-}" ] || arguments+=(--build-arg "BASE=$BASE")
 
 if docker info >/dev/null 2>&1; then engine=docker
 elif podman info >/dev/null 2>&1; then engine=podman

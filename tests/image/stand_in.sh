@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes a stand-in for the Dockerfile's base out of Debian's own packages, where no image can be
-# pulled: stand_in.sh FOLDER. As root; debootstrap and buildah. BUILDAH_STORE is passed to buildah.
+# pulled: BASE=$(tests/image/stand_in.sh FOLDER) make image. As root; debootstrap and buildah.
+# BUILDAH_STORE is passed to buildah.
 set -euo pipefail
-name=$(sed -n 's/^ARG BASE=//p' "$(dirname "$0")/../../Dockerfile")
+name=localhost/python-of-debian:bookworm
 # The first of apt's own sources, of either format; files that are not there are no error.
 sources=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null || true)
 mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \(\[[^]]*\] \)\?\(http[^ ]*\).*/\2/p' <<<"$sources" | sed 1q)}
@@ -15,7 +16,7 @@ fi
 {
     container=$(buildah ${BUILDAH_STORE:-} from scratch)
     buildah ${BUILDAH_STORE:-} add --quiet "$container" "$root" / >&2
-    buildah ${BUILDAH_STORE:-} commit --quiet "$container" "docker.io/library/$name" >&2
+    buildah ${BUILDAH_STORE:-} commit --quiet "$container" "$name" >&2
     buildah ${BUILDAH_STORE:-} rm "$container" >&2
 }
-echo "docker.io/library/$name"
+echo "$name"
