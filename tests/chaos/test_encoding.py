@@ -29,11 +29,13 @@ from tests.servers.rgw import S3Server
 pytestmark = pytest.mark.chaos
 
 
-def make_inputs(folder: Path, count: int, image_size: int = 64) -> tuple[str, str]:
+def make_inputs(
+    folder: Path, count: int, image_size: int = 64, shard_bytes: int = 60_000
+) -> tuple[str, str]:
     """Digits in many small shards, and a bundle that takes its time."""
     write_digits(folder / "images", range(count))
     source, output = (str(folder / "images"),), str(folder / "data")
-    pack(PackConfig(source=source, output=output, shard_bytes=60_000))
+    pack(PackConfig(source=source, output=output, shard_bytes=shard_bytes))
     torch.manual_seed(0)
     size = PreprocessConfig(image_size=image_size, channels=1)
     save_bundle(build_vae(ModelConfig(width=48), size), str(folder / "bundle"), {})
@@ -100,7 +102,7 @@ def kill_one(process: subprocess.Popen, kind: str, dice: random.Random) -> None:
 def test_ten_kills_two_drivers_and_failing_requests_leave_the_store_of_a_calm_day(
     s3_server, tmp_path, monkeypatch
 ):
-    data, bundle = make_inputs(tmp_path, 1797, image_size=128)
+    data, bundle = make_inputs(tmp_path, 1797, image_size=128, shard_bytes=25_000)
     bucket = s3_server.bucket()
     upload(data, f"{bucket}/data")
     finish(start(tmp_path, bundle, f"{bucket}/data", f"{bucket}/calm", "--actors", "2"))
@@ -152,7 +154,7 @@ def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm
     write_digits(tmp_path / "images", range(200))
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "images/white.png")
     source, output = (str(tmp_path / "images"),), str(tmp_path / "data")
-    pack(PackConfig(source=source, output=output, shard_bytes=60_000))
+    pack(PackConfig(source=source, output=output, shard_bytes=shard_bytes))
     torch.manual_seed(0)
     model = ModelConfig(kind="custom", custom="tests.chaos.deadly_network:Deadly")
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
