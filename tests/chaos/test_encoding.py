@@ -154,7 +154,7 @@ def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm
     write_digits(tmp_path / "images", range(200))
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "images/white.png")
     source, output = (str(tmp_path / "images"),), str(tmp_path / "data")
-    pack(PackConfig(source=source, output=output, shard_bytes=shard_bytes))
+    pack(PackConfig(source=source, output=output, shard_bytes=60_000))
     torch.manual_seed(0)
     model = ModelConfig(kind="custom", custom="tests.chaos.deadly_network:Deadly")
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
