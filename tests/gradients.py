@@ -18,7 +18,7 @@ from pipeline.training.step import (
     make_optimizer,
     train_step,
 )
-from pipeline.training.world import current_world
+from pipeline.training.world import current_world, leave_process_group
 from pipeline.vae import VAE, build_vae
 
 BATCH = 7
@@ -78,4 +78,4 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
         "bad_images": report.bad_images, "objective": report.objective,
     }  # fmt: skip
     torch.save(found, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_process_group()

@@ -14,7 +14,7 @@ from pipeline.training import loop
 from pipeline.training.points import Outbox
 from pipeline.training.run import Attempt, Pins, Run
 from pipeline.training.step import StepReport
-from pipeline.training.world import current_world
+from pipeline.training.world import current_world, leave_process_group
 
 
 def train_config(data: Path, runs: Path, run: str, **changes: Any) -> TrainConfig:
@@ -51,7 +51,13 @@ def _rank(rank: int, ranks: int, config: dict[str, Any], attempt: int, folder: s
     made = TrainConfig.model_validate(config)
     result = _train(made, Run.at(made), Attempt(attempt))
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
+    leave_process_group()
+    assert not [name for name in _threads() if "gloo" in name]
+
+
+def _threads() -> list[str]:
+    """The names of this process's threads, those of libraries too."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipeline.training.loop import Ended, train
 from pipeline.training.points import Outbox, Point
 from pipeline.training.run import Attempt, Run
 from pipeline.training.step import StepReport
-from pipeline.training.world import World
+from pipeline.training.world import World, leave_process_group
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.distributed.destroy_process_group()
+        leave_process_group()
 
 
 def actor_deaths() -> tuple[type[Exception], ...]:

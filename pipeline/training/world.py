@@ -1,9 +1,14 @@
 """Who trains together: rank, number of ranks, device, and the collectives the loop needs."""
 
+import gc
 from dataclasses import dataclass
 
 import torch
 import torch.distributed
+
+# Its functions keep the group of the moment at which they are imported as a default, for ever. DDP
+# imports them; imported here, before there is a group, they keep none.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 
@@ -71,3 +76,13 @@ def current_world(device: torch.device | None = None) -> World:
     if not torch.distributed.is_initialized():
         return World(0, 1, device)
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def leave_process_group() -> None:
+    """Destroys this process's group, and ends its threads.
+
+    A thread of gloo's that is left when the interpreter ends aborts the process, now and then:
+    https://github.com/pytorch/pytorch/pull/179291
+    """
+    gc.collect()  # DDP's modules hold the group in cycles
+    torch.distributed.destroy_process_group()
