@@ -1,10 +1,11 @@
 """Any other fsspec filesystem: read and listed, in parts that are retried; never written."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pipeline.errors import StorageError
-from pipeline.storage.retry import Verdict, retrying
+from pipeline.storage.retry import RequestFailedError, Verdict, retrying
 from pipeline.storage.urls import shown
 
 _PART_BYTES = 16 * 2**20
@@ -20,14 +21,21 @@ def _open(url: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
-def _classify(error: BaseException) -> Verdict | None:
+@contextmanager
+def _request() -> Iterator[None]:
+    """One try of something that asks the filesystem."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestFailedError(_verdict(error), error) from error
+
+
+def _verdict(error: OSError) -> Verdict:
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
         return "denied"
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    return "connection" if isinstance(error, OSError) else None
+    return "timeout" if isinstance(error, TimeoutError) else "connection"
 
 
 def read(url: str, start: int, end: int | None) -> bytes:
@@ -37,8 +45,8 @@ def read(url: str, start: int, end: int | None) -> bytes:
     stop = size if end is None else min(size, end)
     parts: list[bytes] = []
     while start < stop:
-        for attempt in retrying(url, "reading", _classify):
-            with attempt:
+        for attempt in retrying(url, "reading"):
+            with attempt, _request():
                 part = filesystem.cat_file(path, start=start, end=min(stop, start + _PART_BYTES))
         parts.append(part)
         start += len(part)
@@ -51,8 +59,8 @@ def stat(url: str) -> tuple[int, str | None]:
     """Size in bytes and a tag that changes with the content, where the filesystem has one."""
     filesystem, path = _open(url)
     info: dict[str, Any] = {}
-    for attempt in retrying(url, "looking it up", _classify):
-        with attempt:
+    for attempt in retrying(url, "looking it up"):
+        with attempt, _request():
             info = filesystem.info(path)
     if info.get("size") is None:
         raise StorageError(f"{shown(url)}: its size is not known, so it can't be read in parts.")
@@ -63,8 +71,8 @@ def walk(url: str) -> Iterator[tuple[str, int, str | None]]:
     """Every object below a prefix in the order of paths: URL, size in bytes and tag."""
     filesystem, path = _open(url)
     found: dict[str, dict[str, Any]] = {}
-    for attempt in retrying(url, "listing", _classify):
-        with attempt:
+    for attempt in retrying(url, "listing"):
+        with attempt, _request():
             found = filesystem.find(path, detail=True)
     for name in sorted(found):
         yield filesystem.unstrip_protocol(name), int(found[name]["size"] or 0), _tag(found[name])

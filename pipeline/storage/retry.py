@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
@@ -18,11 +18,23 @@ from pipeline.storage.urls import shown
 
 Verdict = Literal[
     "throttled", "server", "timeout", "connection", "short_body", "conflict",
-    "credentials", "signature", "denied", "no_bucket", "missing", "precondition", "fatal",
+    "credentials", "signature", "denied", "no_bucket", "missing", "precondition", "past_the_end",
+    "fatal",
 ]  # fmt: skip
 PASSING: frozenset[Verdict] = frozenset(
     {"throttled", "server", "timeout", "connection", "short_body", "conflict", "credentials"}
 )
+
+
+class RequestFailedError(Exception):
+    """A request that failed once, by what that means; its text is the cause in one line.
+
+    Each kind of storage raises it in place of its library's own errors.
+    """
+
+    def __init__(self, verdict: Verdict, cause: BaseException) -> None:
+        self.verdict = verdict
+        super().__init__(_described(cause))
 
 
 @dataclass(frozen=True)
@@ -78,11 +90,11 @@ class Attempts:
         """The operation moved on: the deadline and the waits begin anew."""
         self._number, self._start = 0, time.monotonic()
 
-    def failed(self, verdict: Verdict, error: BaseException) -> None:
+    def failed(self, error: RequestFailedError) -> None:
         """Waits, where another try makes sense; raises a `StorageError` where none does."""
-        if verdict not in PASSING:
-            give_up(self._url, self._doing, verdict, error)
-        self.ambiguous = self.ambiguous or verdict not in ("throttled", "credentials")
+        if error.verdict not in PASSING:
+            _give_up(self._url, self._doing, error)
+        self.ambiguous = self.ambiguous or error.verdict not in ("throttled", "credentials")
         wait = random.uniform(  # noqa: S311 - jitter, no secret
             0, min(self._policy.cap_seconds, self._policy.base_seconds * 2.0**self._number)
         )
@@ -90,31 +102,33 @@ class Attempts:
         if spent + wait > self._policy.deadline_seconds:
             raise StorageError(
                 f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
-                f"{self._number + 1} tries; the last: {describe(error)}. Check that the storage "
+                f"{self._number + 1} tries; the last: {error}. Check that the storage "
                 "is reachable and well, then run the same command again."
             ) from None
         with _State.lock:
-            _State.retries[verdict] += 1
+            _State.retries[error.verdict] += 1
         self._number += 1
         time.sleep(wait)
 
 
-def give_up(url: str, doing: str, verdict: Verdict, error: BaseException) -> NoReturn:
+def _give_up(url: str, doing: str, error: RequestFailedError) -> NoReturn:
     """Raises the error of a verdict that no retry can mend."""
-    where, what = shown(url), describe(error)
+    where, verdict = shown(url), error.verdict
     if verdict in ("missing", "no_bucket"):
         kind = "its bucket does not exist" if verdict == "no_bucket" else "no such object"
-        raise ObjectNotFoundError(f"{where}: {kind} ({what}). Check the URL.") from None
+        raise ObjectNotFoundError(f"{where}: {kind} ({error}). Check the URL.") from None
     if verdict in ("denied", "signature", "credentials"):
         raise AccessDeniedError(
-            f"{where}: {doing} was refused ({what}). Check the credentials in this process's "
+            f"{where}: {doing} was refused ({error}). Check the credentials in this process's "
             "environment and what they may do."
         ) from None
-    raise StorageError(f"{where}: {doing} failed: {what}.") from None
+    raise StorageError(f"{where}: {doing} failed: {error}.") from None
 
 
-def describe(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """An error in one line: class and code, without the request's headers or any key."""
+    if isinstance(error, RequestFailedError):
+        return str(error)
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
@@ -123,23 +137,22 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' if text else ''}{text}"
 
 
-def retrying(
-    url: str, doing: str, classify: Callable[[BaseException], Verdict | None]
-) -> "Iterator[_Try]":
-    """Yields tries until one ends well: `for attempt in retrying(...): with attempt: ...`."""
+def retrying(url: str, doing: str) -> "Iterator[_Try]":
+    """Yields tries until one ends well: `for attempt in retrying(...): with attempt: ...`.
+
+    A try fails with a `RequestFailedError`; any other error is not caught.
+    """
     attempts = Attempts(url, doing)
     while True:
-        attempt = _Try(attempts, classify)
+        attempt = _Try(attempts)
         yield attempt
         if attempt.done:
             return
 
 
 class _Try:
-    def __init__(
-        self, attempts: Attempts, classify: Callable[[BaseException], Verdict | None]
-    ) -> None:
-        self._attempts, self._classify = attempts, classify
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
         self.done = False
 
     @property
@@ -152,9 +165,6 @@ class _Try:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         if error is None:
             self.done = True
-            return False
-        verdict = self._classify(error)
-        if verdict is None:
-            return False
-        self._attempts.failed(verdict, error)
-        return True
+        elif isinstance(error, RequestFailedError):
+            self._attempts.failed(error)
+        return isinstance(error, RequestFailedError)

@@ -1,15 +1,17 @@
 import pytest
 
 from pipeline.errors import AccessDeniedError, StorageError
-from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, retrying
-
-
-def _verdict(error):
-    return {"TimeoutError": "timeout", "PermissionError": "denied"}.get(type(error).__name__)
+from pipeline.storage.retry import (
+    RequestFailedError,
+    RetryPolicy,
+    retry_counts,
+    retry_policy,
+    retrying,
+)
 
 
 def _fail(error: Exception, tries: list[int]) -> None:
-    for attempt in retrying("s3://b/k", "reading", _verdict):
+    for attempt in retrying("s3://b/k", "reading"):
         with attempt:
             tries.append(1)
             raise error
@@ -19,11 +21,11 @@ def test_passing_errors_are_tried_again_and_counted_by_class():
     before = retry_counts()["timeout"]
     tries = 0
     with retry_policy(RetryPolicy(base_seconds=0.001)):
-        for attempt in retrying("s3://b/k", "reading", _verdict):
+        for attempt in retrying("s3://b/k", "reading"):
             with attempt:
                 tries += 1
                 if tries < 4:
-                    raise TimeoutError
+                    raise RequestFailedError("timeout", TimeoutError())
     assert tries == 4
     assert retry_counts()["timeout"] - before == 3
 
@@ -31,14 +33,14 @@ def test_passing_errors_are_tried_again_and_counted_by_class():
 def test_a_refusal_is_not_tried_again():
     tries: list[int] = []
     with pytest.raises(AccessDeniedError, match="s3://b/k"):
-        _fail(PermissionError(), tries)
+        _fail(RequestFailedError("denied", PermissionError("no")), tries)
     assert len(tries) == 1
 
 
 def test_the_deadline_ends_the_tries():
     policy = RetryPolicy(deadline_seconds=0.05, base_seconds=0.01)
     with retry_policy(policy), pytest.raises(StorageError, match="tries"):
-        _fail(TimeoutError(), [])
+        _fail(RequestFailedError("timeout", TimeoutError()), [])
 
 
 def test_an_error_that_is_not_storage_is_raised_as_it_is():

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
-from pipeline.storage import RetryPolicy, retry_counts, retry_policy
+from pipeline.storage import RetryPolicy, retry_counts, retry_policy, s3_client
 from tests.servers.fault_proxy import Rule
 from tests.servers.rgw import SECRET_KEY
 
@@ -73,8 +73,8 @@ def test_a_body_that_breaks_off_is_continued_at_its_byte(url, fault_proxy, fault
 
 
 def test_a_body_that_stands_still_times_out_and_is_continued(url, fault_proxy, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.s3._READ_SECONDS", 1.0)
-    monkeypatch.setattr("pipeline.storage.s3._Client.filesystem", None)
+    monkeypatch.setattr("pipeline.storage.s3_client._READ_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.storage.s3_client._Client.filesystem", None)
     before = retry_counts()
     fault_proxy.rules = [
         Rule(GET, "stall", count=1, after_bytes=700_000),
@@ -93,9 +93,9 @@ def test_a_slow_body_is_waited_for(url, fault_proxy):
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "RequestExpired"])
 def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, monkeypatch, code):
-    before, session = retry_counts(), storage.s3._Client.filesystem
+    before, session = retry_counts(), s3_client._Client.filesystem
     # A session that is younger than a second is not made anew.
-    monkeypatch.setattr(storage.s3._Client, "made_at", float("-inf"))
+    monkeypatch.setattr(s3_client._Client, "made_at", float("-inf"))
     fault_proxy.rules = [
         Rule(GET, "truncate", count=1, after_bytes=1_000_000),
         Rule(GET, "status", count=2, status=400 if code == "ExpiredToken" else 403, code=code),
@@ -103,7 +103,7 @@ def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, 
     assert storage.read(url) == DATA
     assert retried("credentials", before) == 2
     assert fault_proxy.matching(GET)[-1].range[0] == 1_000_000
-    assert storage.s3._Client.filesystem is not session
+    assert s3_client._Client.filesystem is not session
 
 
 def test_a_secret_rotated_midway_in_a_read_is_taken_up(url, fault_proxy, s3_server, monkeypatch):
@@ -121,7 +121,7 @@ def test_a_secret_rotated_midway_in_a_read_is_taken_up(url, fault_proxy, s3_serv
         late.join()
         s3_server.rotate_secret(SECRET_KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        storage.s3._Client.filesystem = None
+        s3_client._Client.filesystem = None
 
 
 def test_what_is_denied_or_missing_is_told_at_once(url, fault_proxy, s3_server):

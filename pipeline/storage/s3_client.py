@@ -1,0 +1,152 @@
+"""The client of S3: one s3fs session of each process, and what its errors mean.
+
+s3fs's own `cat_file` reads bodies above 50 MiB outside its retry, and its five tries times
+botocore's five wait without jitter (measured: 25 requests in 42 s); so both are set to one try. The
+client is made lazily in each process: s3fs does not survive a fork.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.storage.retry import RequestFailedError, Verdict
+
+_READ_SECONDS = 20.0
+_RENEW = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"})
+_SIGNATURE = frozenset({"SignatureDoesNotMatch", "InvalidAccessKeyId"})
+_THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"})
+
+
+class ShortBodyError(Exception):
+    """A body ended before the length that its headers promised."""
+
+
+class _Client:
+    """This process's s3fs instance, and whether it has ever been let in."""
+
+    lock = threading.Lock()
+    process = 0
+    endpoint: str | None = None
+    filesystem: Any = None
+    made_at = 0.0
+    worked = False
+
+
+def _client() -> Any:
+    with _Client.lock:
+        here = os.getpid(), os.environ.get("AWS_ENDPOINT_URL")
+        if _Client.filesystem is None or (_Client.process, _Client.endpoint) != here:
+            import s3fs
+
+            _Client.filesystem = s3fs.S3FileSystem(
+                skip_instance_cache=True,
+                config_kwargs={
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},
+                    "connect_timeout": 5,
+                    "read_timeout": _READ_SECONDS,
+                    "max_pool_connections": 64,
+                },
+            )
+            _Client.filesystem.retries = 1
+            if here[1] != _Client.endpoint:
+                _Client.worked = False
+            (_Client.process, _Client.endpoint), _Client.made_at = here, time.monotonic()
+        return _Client.filesystem
+
+
+def _renew() -> None:
+    """Forgets the client, so that the next request takes its credentials from the environment."""
+    with _Client.lock:
+        # Many threads see the same expiry at once: one new session a second is enough.
+        if time.monotonic() - _Client.made_at > 1.0:
+            _Client.filesystem = None
+
+
+def run(coroutine: Callable[[Any], Any]) -> Any:
+    """Runs `coroutine(filesystem)` on s3fs's loop; raises a `RequestFailedError` of its errors."""
+    from aiohttp import ClientError as HttpError
+    from botocore.exceptions import BotoCoreError, ClientError
+    from fsspec.asyn import sync
+
+    client = _client()
+    try:
+        result = sync(client.loop, coroutine, client)
+    except (ClientError, BotoCoreError, HttpError, ShortBodyError, OSError, EOFError) as error:
+        verdict = _verdict(error)
+        if verdict == "signature" and _Client.worked:
+            # It has been let in before, so the secret was rotated: the new one may be a moment
+            # away.
+            verdict = "credentials"
+        if verdict == "credentials":
+            _renew()
+        raise RequestFailedError(verdict, error) from error
+    _Client.worked = True
+    return result
+
+
+def request(method: str, **arguments: Any) -> dict[str, Any]:
+    """The response to one S3 request, tried once; its body must not be needed."""
+
+    async def ask(client: Any) -> dict[str, Any]:
+        s3 = await client.set_session()
+        response: dict[str, Any] = await getattr(s3, method)(**arguments)
+        return response
+
+    result: dict[str, Any] = run(ask)
+    return result
+
+
+def _verdict(error: BaseException) -> Verdict:
+    from aiohttp import ClientError as HttpError
+    from aiohttp import ClientPayloadError
+    from botocore.exceptions import (
+        ClientError,
+        ConnectTimeoutError,
+        EndpointConnectionError,
+        HTTPClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+    )
+
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, ClientError):
+        seen = seen.__cause__
+    if isinstance(seen, ClientError):
+        return _verdict_of_response(seen.response)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return "denied"
+    if isinstance(error, ReadTimeoutError | ConnectTimeoutError | TimeoutError):
+        return "timeout"
+    if isinstance(error, ClientPayloadError | ResponseStreamingError | ShortBodyError):
+        return "short_body"
+    if isinstance(error, HTTPClientError | EndpointConnectionError | HttpError | ConnectionError):
+        return "connection"
+    return "connection" if isinstance(error, EOFError) else "fatal"
+
+
+def _verdict_of_response(response: dict[str, Any]) -> Verdict:
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in _RENEW:
+        return "credentials"
+    if code in _SIGNATURE:
+        return "signature"
+    if code in _THROTTLED or status in (429, 503):
+        return "throttled"
+    if code in ("RequestTimeout", "RequestTimeTooSkewed") or status == 408:
+        return "timeout"
+    named: dict[str, Verdict] = {
+        "NoSuchBucket": "no_bucket",
+        "ConditionalRequestConflict": "conflict",
+    }
+    if code in named:
+        return named[code]
+    by_status: dict[int, Verdict] = {
+        401: "denied", 403: "denied", 404: "missing", 409: "conflict", 412: "precondition",
+        416: "past_the_end",
+    }  # fmt: skip
+    return by_status.get(status, "server" if status >= 500 else "fatal")
