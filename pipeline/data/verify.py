@@ -59,11 +59,14 @@ def prove_order(url: str, worlds: Sequence[int], global_batch_size: int) -> list
     problems = []
     for world in worlds:
         times = np.zeros(len(dataset), dtype=np.uint8)
-        for rank in range(world):
-            slots = slots_of(rank, world, global_batch_size)
-            for step in range(order.steps):
-                ids = order.batch(0, step, slots)
-                np.add.at(times, ids[ids != PADDED], 1)
+        with Progress(f"order of {world} ranks", len(dataset), "samples") as progress:
+            for rank in range(world):
+                slots = slots_of(rank, world, global_batch_size)
+                for step in range(order.steps):
+                    ids = order.batch(0, step, slots)
+                    ids = ids[ids != PADDED]
+                    np.add.at(times, ids, 1)
+                    progress.advance(len(ids))
         wrong = np.flatnonzero(times != 1)
         if len(wrong):
             problems.append(

@@ -80,8 +80,17 @@ def delete(path: Path) -> None:
         raise explain(error, path, "deleting") from None
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below `root` in the order of their paths, as S3 lists keys."""
+def walk(root: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file below `root` in the order of their paths, as S3 lists keys; links are followed.
+
+    `above`: the real paths of the folders that led here, to which no link may lead back.
+    """
+    real = os.path.realpath(root)
+    if real in above:
+        raise StorageError(
+            f"{root}: leads back to {real}, in which it lies, so that a listing would never end. "
+            "Remove that link."
+        )
     try:
         with os.scandir(root) as entries:
             found = [
@@ -90,10 +99,11 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 if not _is_temporary(entry.name)
             ]
     except OSError as error:
-        raise explain(error, root, "listing") from None
+        # A link to itself can't even be looked at: the system's error names it, not the folder.
+        raise explain(error, Path(error.filename or root), "listing") from None
     for name, entry in sorted(found, key=lambda pair: os.fsencode(pair[0])):
         if name.endswith("/"):
-            yield from walk(Path(entry.path))
+            yield from walk(Path(entry.path), (*above, real))
             continue
         try:
             yield entry.path, entry.stat()

@@ -51,6 +51,13 @@ def test_each_sample_is_read_once_at_any_of_these_worlds(dataset):
     assert prove_order(dataset.url, (1, 2, 5), 5) == []
 
 
+def test_progress_counts_each_sample_of_each_world(dataset, capsys):
+    prove_order(dataset.url, (1, 3), 7)
+    lines = capsys.readouterr().err.splitlines()
+    ended = [line.split(" [")[0] for line in lines if line.startswith("order of")]
+    assert ended == ["order of 1 ranks: 8/8 samples", "order of 3 ranks: 8/8 samples"]
+
+
 def test_an_order_that_reads_one_sample_twice_and_one_never_is_found(dataset, monkeypatch):
     real = Order.batch
 

@@ -32,6 +32,36 @@ def test_a_listing_is_in_the_order_of_whole_paths_and_hides_unfinished_files(tmp
     assert found == sorted(str(tmp_path / name) for name in ("a/x", "a.b", "a-c", "z"))
 
 
+@pytest.mark.parametrize(
+    ("links", "named"),
+    [
+        ({"in/circle": "in"}, "in/circle"),
+        ({"in/circle": "."}, "in/circle/in"),
+        ({"in/a/x": "in/b", "in/b/y": "in/a"}, "in/a/x/y"),
+        ({"in/self": "in/self"}, "in/self"),
+    ],
+)
+def test_links_that_go_in_a_circle_are_an_error_that_names_the_first_path_round(
+    tmp_path, links, named
+):
+    for folder in ("in/a", "in/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(StorageError, match=f"^{tmp_path / named}: ") as error:
+        list(storage.list_objects(str(tmp_path / "in")))
+    assert len(str(error.value)) < 3 * len(str(tmp_path)) + 200
+
+
+def test_two_links_to_one_folder_are_both_listed(tmp_path):
+    storage.publish(str(tmp_path / "elsewhere/x"), b"")
+    (tmp_path / "in").mkdir()
+    for link in "ab":
+        (tmp_path / "in" / link).symlink_to(tmp_path / "elsewhere")
+    found = [info.url for info in storage.list_objects(str(tmp_path / "in"))]
+    assert found == [str(tmp_path / "in/a/x"), str(tmp_path / "in/b/x")]
+
+
 def test_a_scratch_file_becomes_the_object_without_a_copy(tmp_path):
     url = str(tmp_path / "big")
     scratch = storage.scratch(url)
