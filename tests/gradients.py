@@ -26,6 +26,9 @@ BATCH = 7
 INVALID = (2, 5, 6)
 """Rank 0 has one bad sample of three, rank 1 two of four."""
 
+MICRO_BATCHES = (None, 2)
+"""All of a rank's images at once; in two parts on both ranks, one of them smaller."""
+
 
 def global_batch(slots: range, invalid: tuple[int, ...] = INVALID) -> Batch:
     generator = torch.Generator().manual_seed(1)
@@ -48,13 +51,16 @@ def new_vae() -> VAE:
 
 
 def one_step(
-    batch: Batch, wrap: bool = False, objective: ObjectiveConfig = PLAIN
+    batch: Batch,
+    wrap: bool = False,
+    objective: ObjectiveConfig = PLAIN,
+    micro_batch_size: int | None = None,
 ) -> tuple[StepReport, TrainState]:
     vae = new_vae()
     config = OptimizerConfig(clip_norm=1e12)
     model = DistributedDataParallel(vae) if wrap else vae
     state = TrainState(vae, model, Ema(vae, 0.9), make_optimizer(config, vae))
-    settings = StepSettings(objective, 3, config.clip_norm, None)
+    settings = StepSettings(objective, 3, config.clip_norm, None, micro_batch_size)
     report = train_step(
         state, batch, current_world(torch.device("cpu")), settings,
         rate=1e-3, stop=False, data_wait_seconds=0.0,
@@ -67,15 +73,21 @@ def gradients(state: TrainState) -> list[torch.Tensor]:
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> None:
-    """Writes this rank's gradients and means to FOLDER/RANK.pt."""
+    """Writes what this rank found to FOLDER/RANK.pt, a dictionary for each of MICRO_BATCHES."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(Path(folder) / "rendezvous"), world_size)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size, store=store)
-    report, state = one_step(global_batch(slots_of(rank, world_size, BATCH)), wrap=True)
-    found = {
-        "gradients": gradients(state), "terms": report.terms, "images": report.images,
-        "bad_images": report.bad_images, "objective": report.objective,
-    }  # fmt: skip
+    batch = global_batch(slots_of(rank, world_size, BATCH))
+    found = {}
+    for size in MICRO_BATCHES:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as traced:
+            report, state = one_step(batch, wrap=True, micro_batch_size=size)
+        names = [event.name for event in traced.events()]
+        found[size] = {
+            "gradients": gradients(state), "terms": report.terms, "images": report.images,
+            "bad_images": report.bad_images, "objective": report.objective,
+            "messages": [name for name in names if name.startswith("gloo:")],
+        }  # fmt: skip
     torch.save(found, Path(folder) / f"{rank}.pt")
     leave_process_group()

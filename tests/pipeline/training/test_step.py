@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from pipeline.config import ObjectiveConfig
-from tests.gradients import BATCH, INVALID, global_batch, gradients, new_vae, one_step, run_rank
+from tests.gradients import (
+    BATCH,
+    INVALID,
+    MICRO_BATCHES,
+    global_batch,
+    gradients,
+    new_vae,
+    one_step,
+    run_rank,
+)
 
 
 @pytest.fixture(scope="module")
@@ -12,21 +21,32 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_gradients_on_two_ranks_equal_those_of_one_process(two_ranks):
+@pytest.mark.parametrize("micro", MICRO_BATCHES)
+def test_gradients_on_two_ranks_equal_those_of_one_process(two_ranks, micro):
     # 7 images on 2 ranks, with masked samples: 3 and 4 slots, 2 and 2 of them valid.
     _, state = one_step(global_batch(range(BATCH)))
     for rank in two_ranks:
-        for found, expected in zip(rank["gradients"], gradients(state), strict=True):
+        for found, expected in zip(rank[micro]["gradients"], gradients(state), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_every_rank_reports_the_means_over_the_global_valid_images(two_ranks):
+@pytest.mark.parametrize("micro", MICRO_BATCHES)
+def test_every_rank_reports_the_means_over_the_global_valid_images(two_ranks, micro):
     report, _ = one_step(global_batch(range(BATCH)))
+    for found in (rank[micro] for rank in two_ranks):
+        assert found["images"] == BATCH - len(INVALID)
+        assert found["bad_images"] == len(INVALID)
+        assert found["terms"] == pytest.approx(report.terms, rel=1e-9)
+        assert found["objective"] == pytest.approx(report.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("micro", MICRO_BATCHES)
+def test_ranks_add_their_gradients_once_a_step_however_many_micro_batches_there_are(
+    two_ranks, micro
+):
+    # What torch's profiler saw of gloo: the counts, the sums, and all gradients in one bucket.
     for rank in two_ranks:
-        assert rank["images"] == BATCH - len(INVALID)
-        assert rank["bad_images"] == len(INVALID)
-        assert rank["terms"] == pytest.approx(report.terms, rel=1e-9)
-        assert rank["objective"] == pytest.approx(report.objective, rel=1e-9)
+        assert rank[micro]["messages"].count("gloo:all_reduce") == 3
 
 
 def test_the_gradient_is_the_mean_of_single_image_gradients():

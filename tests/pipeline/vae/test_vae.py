@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, ElboTerms, Noise, build_vae, draw_noise
@@ -201,3 +201,44 @@ def test_a_collapsed_posteriors_kl_is_within_half_a_thousandth_of_a_nat_under_bf
     assert float(exact.kl.mean()) < 0.1
     assert float(rounded.kl.mean()) == pytest.approx(float(exact.kl.mean()), abs=5e-4)
     assert float(rounded.elbo.mean()) == pytest.approx(float(exact.elbo.mean()), rel=0.005)
+
+
+def trained(vae: VAE) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of four AdamW steps in float64, and what the convolutions of the last one held."""
+    vae = vae.double()
+    seen = {}
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d):
+
+            def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name):
+                seen.update({f"{name} reads": inputs[0], f"{name} gives": output})
+                seen[f"{name} weighs"] = layer.weight
+
+            layer.register_forward_hook(note)
+    optimizer = torch.optim.AdamW(vae.parameters(), 1e-3, fused=True)
+    losses = []
+    for step in range(1, 5):
+        loss = -vae(images(), draw_noise(vae, 0, step, range(4))).elbo.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses, seen
+
+
+@pytest.mark.parametrize("kind", ["conv", "autoencoder_kl"])
+def test_training_with_channels_last_loses_what_it_loses_without(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = trained(new_vae(kind))
+    monkeypatch.setattr(VAE, "_to_input", lambda self, values: values.contiguous())
+    plain, seen = trained(new_vae(kind).to(memory_format=torch.contiguous_format))
+    assert all(tensor.is_contiguous() for tensor in seen.values())
+    assert found == pytest.approx(plain, rel=1e-9)
+
+
+def test_every_convolution_reads_weighs_and_gives_channels_last_in_a_step() -> None:
+    _, seen = trained(new_vae("autoencoder_kl"))
+    assert len(seen) > 100
+    for name, tensor in seen.items():
+        assert tensor.is_contiguous(memory_format=torch.channels_last), name
