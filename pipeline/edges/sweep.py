@@ -20,7 +20,7 @@ from pipeline.edges.mlflow_client import mlflow_client, tracking_uri
 from pipeline.edges.outcome import recorder_arguments
 from pipeline.edges.registry import point_alias
 from pipeline.edges.tracking import TrackedRun
-from pipeline.edges.training import run_training
+from pipeline.edges.training import resolve, run_training
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
@@ -38,6 +38,11 @@ def run_sweep(config: TrainConfig) -> dict[str, Any]:
     key, values = parse_sweep(str(config.sweep))
     config = config.model_copy(update={"storage": storage.absolute(config.storage)})
     children = {_with(config, key, value): value for value in values}
+    if any(resolve(child).holdout is None for child in children):
+        raise ConfigError(
+            f"--sweep {key}: its runs are compared on a hold-out, and there is none beside "
+            f"{config.data}. Give --holdout URL."
+        )
     results: dict[TrainConfig, dict[str, Any]] = {}
     failed = []
     for child, outcome in _run_all(list(children)):
@@ -146,7 +151,10 @@ def _places(config: TrainConfig) -> int:
 def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:
     held = result["holdout_after"]
     if held is None:
-        raise ConfigError("--sweep compares on a hold-out: give --holdout URL.")
+        raise RunError(
+            f"run {result['run']} stopped before it was seen on the hold-out, so the sweep can't "
+            "compare it. The same command goes on with it."
+        )
     return {
         "name": f"{key.rsplit('.', 1)[-1]} {value}",
         "value": value,

@@ -39,7 +39,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
 
     Starting the same run again continues it, or says that it is finished.
     """
-    config = _resolve(config)
+    config = resolve(config)
     run = Run.at(config)
     run.open(config, _pins(config, run))
     finished = run.result()
@@ -142,7 +142,7 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, An
         return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
 
 
-def _resolve(config: TrainConfig) -> TrainConfig:
+def resolve(config: TrainConfig) -> TrainConfig:
     """The config with absolute URLs, and with the hold-out that lies beside the training data."""
     data = storage.absolute(config.data)
     holdout = config.holdout and storage.absolute(config.holdout)

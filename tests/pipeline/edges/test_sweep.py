@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from pipeline.edges.mlflow_client import mlflow_client
 from pipeline.edges.registry import resolve
 from pipeline.edges.sweep import parse_sweep, run_sweep
 from pipeline.errors import ConfigError
-from tests.pipeline.training.digits import write_digits
+from tests.pipeline.training.digits import pack_digits, write_digits
 
 
 def config(folder: Path, sweep: str) -> TrainConfig:
@@ -70,4 +72,16 @@ def test_what_is_no_sweep_is_refused(text):
 def test_a_wrong_knob_or_value_is_refused_before_anything_trains(tmp_path, sweep, said):
     with pytest.raises(ConfigError, match=said):
         run_sweep(config(tmp_path, sweep))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_without_a_holdout_is_refused_before_anything_trains(tmp_path):
+    data = pack_digits(tmp_path)
+    command = [sys.executable, "-m", "jobs.train", "--data", data, "--run", "weights", "--storage"]
+    command += [tmp_path / "runs", "--workers", "0", "--sweep", "objective.beta=0.5,1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith("ConfigError: --sweep objective.beta: ")
+    assert "Give --holdout URL" in error
     assert not (tmp_path / "runs").exists()
