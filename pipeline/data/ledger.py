@@ -1,12 +1,15 @@
 """What a dataset has seen of its sources: the state of packing, one table per generation.
 
-OUT/pack.json             options, sources, classes, and the tables; written last of all
-OUT/ledger/GENERATION.arrow   a row per file that was looked at, or key that was removed
-The newest row of a key counts.
+OUT/ledger/GENERATION.json    options, sources, classes, manifests and the tables; never replaced
+OUT/ledger/GENERATION-HASH.arrow   a row per file that was looked at, or key that was removed
+OUT/pack.json             a copy of one of the former, from which the newest is found
+The newest row of a key counts. A generation exists once its .json does, which one of any number of
+packs creates; all that names a current state is derived from it.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -47,11 +50,24 @@ class PackState:
     sources: tuple[str, ...]
     classes: Mapping[str, int]
     ledgers: tuple[str, ...]
+    manifests: Mapping[str, str] = field(default_factory=dict)
+    """The digest of each split's manifest."""
 
 
 def read_state(output: str) -> PackState | None:
-    """The state at `output`; None when nothing was packed there."""
-    url = storage.join(output, STATE)
+    """The newest state at `output`; None when nothing was packed there."""
+    state = _read_state(storage.join(output, STATE))
+    # The copy lags behind while a pack is about to replace it, or was killed before it did.
+    while newer := _read_state(_generation_url(output, state.generation + 1 if state else 1)):
+        state = newer
+    return state
+
+
+def _generation_url(output: str, generation: int) -> str:
+    return storage.join(output, "ledger", f"{generation:06d}.json")
+
+
+def _read_state(url: str) -> PackState | None:
     try:
         data = storage.read_json(url)
     except ObjectNotFoundError:
@@ -61,15 +77,22 @@ def read_state(output: str) -> PackState | None:
         return PackState(
             int(data["generation"]), dict(data["options"]), tuple(map(str, data["sources"])),
             dict(data["classes"]), tuple(map(str, data["ledgers"])),
+            dict(data.get("manifests", {})),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{url}: is no whole state of packing ({error}). Restore it.") from None
 
 
-def write_state(output: str, state: PackState) -> None:
-    """Makes a generation the one that the next append goes on from."""
-    data = {"format": FORMAT, "version": VERSION, **asdict(state)}
-    storage.publish(storage.join(output, STATE), storage.canonical_json(data))
+def create_state(output: str, state: PackState) -> bool:
+    """Makes this the state of its generation; False if another state is that already."""
+    url = _generation_url(output, state.generation)
+    data = state_to_bytes(state)
+    return storage.create_if_absent(url, data) or storage.read(url) == data
+
+
+def state_to_bytes(state: PackState) -> bytes:
+    """What is stored of a state."""
+    return storage.canonical_json({"format": FORMAT, "version": VERSION, **asdict(state)})
 
 
 def read_ledger(output: str, state: PackState | None) -> dict[str, LedgerRow]:
@@ -90,8 +113,9 @@ def read_ledger(output: str, state: PackState | None) -> dict[str, LedgerRow]:
 
 def write_ledger(output: str, generation: int, rows: Iterable[LedgerRow]) -> str:
     """Writes a generation's rows; the table's path below `output`."""
-    path = f"ledger/{generation:06d}.arrow"
-    storage.publish(storage.join(output, path), rows_to_bytes(rows))
+    data = rows_to_bytes(rows)
+    path = f"ledger/{generation:06d}-{hashlib.sha256(data).hexdigest()[:12]}.arrow"
+    storage.publish(storage.join(output, path), data)
     return path
 
 

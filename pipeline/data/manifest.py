@@ -141,8 +141,18 @@ def read_generation(url: str, digest: str) -> Manifest:
 
 def commit(url: str, manifest: Manifest) -> None:
     """Makes `manifest` the dataset's current one; until then nobody sees its shards."""
+    write_manifest(url, manifest)
+    storage.publish(storage.join(url, POINTER), pointer_to(manifest))
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Writes `manifest` under its digest, where nobody looks before a pointer names it."""
     data = storage.canonical_json(manifest.to_json())
     storage.publish(storage.join(url, "manifests", f"{manifest.digest}.json"), data)
+
+
+def pointer_to(manifest: Manifest) -> bytes:
+    """What `POINTER` holds while `manifest` is the current one."""
     pointer = {
         "format": FORMAT,
         "version": VERSION,
@@ -150,4 +160,4 @@ def commit(url: str, manifest: Manifest) -> None:
         "generation": manifest.generation,
         "samples": manifest.samples,
     }
-    storage.publish(storage.join(url, POINTER), storage.canonical_json(pointer))
+    return storage.canonical_json(pointer)

@@ -13,10 +13,15 @@ from pipeline.data.annotations import Annotation, annotation_of, check_matching,
 from pipeline.data.archives import forget_unpacked
 from pipeline.data.inspect_image import ImagePolicy
 from pipeline.data.ledger import LedgerRow, PackState, read_ledger, read_state
-from pipeline.data.manifest import read_current
-from pipeline.data.pack_commit import PackResult, commit_generation, present_result
+from pipeline.data.manifest import POINTER
+from pipeline.data.pack_commit import (
+    PackResult,
+    commit_generation,
+    present_result,
+    publish_newest,
+)
 from pipeline.data.pack_unit import UnitJob, UnitReceipt, pack_unit, receipt_url
-from pipeline.data.plan import Plan, check_request, claim, find_plan
+from pipeline.data.plan import Plan, check_request, claim, find_plan, remove_plan
 from pipeline.data.sources import Listing, SourceFile, is_matching, list_sources
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.progress import Progress
@@ -41,8 +46,12 @@ def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
 
 def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
     output = storage.absolute(config.output)
+    # Asked for in this order: whoever packs creates the state first.
+    is_dataset = any(
+        storage.exists(storage.join(output, path)) for path in (POINTER, f"train/{POINTER}")
+    )
     state = read_state(output)
-    _check_output(config, output, state)
+    _check_output(config, output, state, is_dataset)
     ledger = read_ledger(output, state)
     generation = (state.generation if state else 0) + 1
     plan = find_plan(output, generation)
@@ -52,8 +61,12 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
         plan = make_plan(config, output, state, ledger, generation)
         if not plan.files and not plan.removals:
             assert state is not None, "a first pack without files has raised already"
-            return present_result(output, state, ledger, plan)
+            return present_result(output, *publish_newest(output, state, ledger), plan)
         plan = claim(output, plan)
+        if read_state(output) != state:
+            # Another pack committed the generation, and removed its plan, while this one listed.
+            remove_plan(output, generation, 0)
+            return _pack(config, executor)
         check_request(plan, request_of(config), output)
     jobs = _jobs(config, output, plan, executor)
     receipts = _run_units(jobs, config, executor, len(plan.files))
@@ -86,19 +99,20 @@ def request_of(config: PackConfig) -> dict[str, Any]:
     }
 
 
-def _check_output(config: PackConfig, output: str, state: PackState | None) -> None:
+def _check_output(
+    config: PackConfig, output: str, state: PackState | None, is_dataset: bool
+) -> None:
     for source in config.source:
         root = storage.absolute(source).rstrip("/")
         # Its own shards would come back as images the next time.
         if f"{output}/".startswith(f"{root}/") or is_matching(root, f"{output}/shards/0.tar"):
             raise DatasetError(f"{output}: lies inside the source {source}. Give another --output.")
     if state is None:
-        for split in ("", "train"):
-            if read_current(storage.join(output, split) if split else output) is not None:
-                raise DatasetError(
-                    f"{output}: holds a dataset that jobs.pack did not make (jobs.index did, or "
-                    f"its {output}/pack.json is lost). Give another --output."
-                )
+        if is_dataset:
+            raise DatasetError(
+                f"{output}: holds a dataset that jobs.pack did not make (jobs.index did, or "
+                f"its {output}/pack.json is lost). Give another --output."
+            )
         if config.remove:
             raise DatasetError(f"{output}: there is no dataset here to --remove anything from.")
         return

@@ -6,17 +6,28 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.data.ledger import (
+    STATE,
     LedgerRow,
     PackState,
+    create_state,
+    read_ledger,
+    read_state,
+    state_to_bytes,
     without,
     write_ledger,
-    write_state,
 )
-from pipeline.data.manifest import Manifest, commit, read_current
+from pipeline.data.manifest import (
+    POINTER,
+    Manifest,
+    pointer_to,
+    read_current,
+    read_generation,
+    write_manifest,
+)
 from pipeline.data.pack_unit import UnitReceipt, UnitRow
 from pipeline.data.plan import Plan, remove_plan
 from pipeline.data.sources import SourceFile
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ObjectNotFoundError
 
 REJECTS = "rejects.jsonl"
 
@@ -50,7 +61,10 @@ def commit_generation(
     state: PackState | None,
     ledger: Mapping[str, LedgerRow],
 ) -> PackResult:
-    """Writes manifests, rejects, ledger and state, each idempotent; then clears the plan."""
+    """Writes manifests and ledger, then creates the state that names them: from then on all counts.
+
+    Raises `DatasetError` if another pack has committed this generation with other content.
+    """
     units = list(plan.units())
     rows: dict[str, LedgerRow] = {}
     for unit, receipt in zip(units, receipts, strict=True):
@@ -65,25 +79,71 @@ def commit_generation(
         before = ledger.get(key)
         if before is not None and before.shard and before.shard != now.shard:
             dead[before.split][before.shard].add(before.position)
-    rejects_url = _write_rejects(output, merged.values())
     if not any(row.shard for row in merged.values()) and state is None:
+        _write_rejects(output, merged.values())
         remove_plan(output, plan.generation, len(units))
         raise DatasetError(
-            f"{output}: none of the {len(plan.files)} inputs can be used; {rejects_url} lists each "
-            "with its reason."
+            f"{output}: none of the {len(plan.files)} inputs can be used; "
+            f"{storage.join(output, REJECTS)} lists each with its reason."
         )
-    for split in ("train", "holdout") if plan.request["options"]["holdout"] else ("",):
-        _commit_split(output, split, receipts, dead[split])
+    manifests = {
+        split: _write_split(output, split, receipts, dead[split], state)
+        for split in (("train", "holdout") if plan.request["options"]["holdout"] else ("",))
+    }
     path = write_ledger(output, plan.generation, rows.values())
     sources = sorted({*(state.sources if state else ()), *plan.request["sources"]})
     state = PackState(
         plan.generation, plan.request["options"], tuple(sources), plan.classes,
-        (*(state.ledgers if state else ()), path),
+        (*(state.ledgers if state else ()), path), manifests,
     )  # fmt: skip
-    write_state(output, state)
+    committed = create_state(output, state)
+    newest, ledger = publish_newest(output, state if committed else None, merged)
     remove_plan(output, plan.generation, len(units))
+    if not committed:
+        raise DatasetError(
+            f"{output}: another pack finished generation {plan.generation} first, with sources "
+            "that changed in between; nothing of it was touched. Run the same command again: it "
+            "packs what is missing."
+        )
     statuses = Counter[str](row.status for receipt in receipts for row in receipt.rows)
-    return present_result(output, state, merged, plan, statuses, rows.values())
+    return present_result(output, newest, ledger, plan, statuses, rows.values())
+
+
+def publish_newest(
+    output: str, state: PackState | None, ledger: Mapping[str, LedgerRow]
+) -> tuple[PackState, Mapping[str, LedgerRow]]:
+    """Makes all that is read first name the newest state; that state, and its ledger.
+
+    `ledger` is that of `state`. A pack that slept may replace what a later one wrote; but whoever
+    writes looks for a newer state afterwards, so that whoever writes last writes the newest.
+    """
+    written = None
+    while (newest := read_state(output)) != written:
+        assert newest is not None, "whoever publishes has seen a state"
+        if newest != state:
+            state, ledger = newest, read_ledger(output, newest)
+        _write_rejects(output, ledger.values())
+        for split, digest in newest.manifests.items():
+            url = _split_url(output, split)
+            _replace(storage.join(url, POINTER), pointer_to(read_generation(url, digest)))
+        _replace(storage.join(output, STATE), state_to_bytes(newest))
+        written = newest
+    assert written is not None, "the loop wrote once at least"
+    return written, ledger
+
+
+def _replace(url: str, data: bytes) -> None:
+    """Writes what is not there already: a call with nothing to do changes no byte."""
+    try:
+        if storage.read(url) == data:
+            return
+    except ObjectNotFoundError:
+        pass
+    storage.publish(url, data)
+
+
+def _split_url(output: str, split: str) -> str:
+    return storage.join(output, split) if split else output
 
 
 def present_result(
@@ -150,7 +210,7 @@ def _replaced(row: LedgerRow, **changes: str | int) -> LedgerRow:
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
-def _write_rejects(output: str, rows: Iterable[LedgerRow]) -> str | None:
+def _write_rejects(output: str, rows: Iterable[LedgerRow]) -> None:
     lines = [
         storage.canonical_json(
             {"path": row.path, "url": row.url, "reason": row.reason, "message": row.message}
@@ -160,23 +220,30 @@ def _write_rejects(output: str, rows: Iterable[LedgerRow]) -> str | None:
     ]
     url = storage.join(output, REJECTS)
     if lines:
-        storage.publish(url, b"".join(lines))
-        return url
-    storage.delete(url)
-    return None
+        _replace(url, b"".join(lines))
+    else:
+        storage.delete(url)
 
 
-def _commit_split(
-    output: str, split: str, receipts: Sequence[UnitReceipt], dead: Mapping[str, Iterable[int]]
-) -> None:
-    """Adds the new shards; a call that was killed after this step finds them there already."""
-    url = storage.join(output, split) if split else output
-    current = read_current(url)
-    old = current.shards if current else ()
-    present = {shard.path for shard in old}
+def _write_split(
+    output: str, split: str, receipts: Sequence[UnitReceipt],
+    dead: Mapping[str, Iterable[int]], state: PackState | None,
+) -> str:  # fmt: skip
+    """The manifest that follows on the one of `state`; its digest. Nothing names it yet."""
+    url = _split_url(output, split)
+    if state is None:
+        before = None
+    elif split in state.manifests:
+        before = read_generation(url, state.manifests[split])
+    else:
+        before = read_current(url)  # of a version that kept no digests
+    old = before.shards if before else ()
     new = [r.shards[split] for r in receipts if split in r.shards]
+    present = {shard.path for shard in old}
     shards = (*without(old, dead), *(shard for shard in new if shard.path not in present))
-    if current is not None and shards == current.shards:
-        return
-    generation, parent = (current.generation + 1, current.digest) if current else (1, None)
-    commit(url, Manifest(generation, parent, shards))
+    if before is not None and shards == before.shards:
+        return before.digest
+    generation, parent = (before.generation + 1, before.digest) if before else (1, None)
+    manifest = Manifest(generation, parent, shards)
+    write_manifest(url, manifest)
+    return manifest.digest

@@ -113,12 +113,15 @@ def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
             if progress is not None:
                 progress.advance()
         shards = {split: writers[split].finish() for split in sorted(writers)}
-    receipt = UnitReceipt(shards, tuple(rows))
-    storage.publish(
-        receipt_url(job.output, job.generation, job.number),
-        storage.canonical_json(receipt.to_json()),
-    )
-    return receipt
+    return _agreed(UnitReceipt(shards, tuple(rows)), job)
+
+
+def _agreed(receipt: UnitReceipt, job: UnitJob) -> UnitReceipt:
+    """The receipt that counts: a twin's, where that was there first (a source may have changed)."""
+    url = receipt_url(job.output, job.generation, job.number)
+    if storage.create_if_absent(url, storage.canonical_json(receipt.to_json())):
+        return receipt
+    return UnitReceipt.from_json(storage.read_json(url), url)
 
 
 def _inspected(job: UnitJob) -> Iterator[tuple[UnitRow, PackedImage | None]]:
@@ -174,14 +177,15 @@ def _sample(job: UnitJob, number: int, image: PackedImage) -> Sample:
 
 
 class _SplitWriter:
-    """The shard of one split, in a scratch file until it is finished."""
+    """The shard of one split, in a scratch file until it is finished.
+
+    Its name holds its checksum, so that no other pack can replace its bytes.
+    """
 
     def __init__(self, job: UnitJob, split: str) -> None:
         self._root = storage.join(job.output, split) if split else job.output
-        name = f"{job.generation:03d}-{job.number:06d}"
-        self._path, self._index_path = f"shards/{name}.tar", f"index/{name}.arrow"
-        self._url = storage.join(self._root, self._path)
-        self._scratch = storage.scratch(self._url)
+        self._name = f"{job.generation:03d}-{job.number:06d}"
+        self._scratch = storage.scratch(storage.join(self._root, "shards", f"{self._name}.tar"))
         self._writer = ShardWriter(self._scratch)
 
     def __enter__(self) -> "_SplitWriter":
@@ -201,9 +205,11 @@ class _SplitWriter:
         with self._writer:
             pass
         index = self._writer.index.to_bytes()
-        storage.publish(self._url, self._scratch)
-        storage.publish(storage.join(self._root, self._index_path), index)
+        name = f"{self._name}-{self._writer.sha256[:12]}"
+        path, index_path = f"shards/{name}.tar", f"index/{name}.arrow"
+        storage.publish(storage.join(self._root, path), self._scratch)
+        storage.publish(storage.join(self._root, index_path), index)
         return ShardRecord(
-            self._path, self._writer.bytes, self._writer.sha256, len(self._writer.rows),
-            self._index_path, hashlib.sha256(index).hexdigest(),
+            path, self._writer.bytes, self._writer.sha256, len(self._writer.rows),
+            index_path, hashlib.sha256(index).hexdigest(),
         )  # fmt: skip

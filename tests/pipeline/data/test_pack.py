@@ -223,7 +223,7 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(tmp_pa
     ("name", "damage"),
     [
         ("pack.json", b'{"format": "vae-pipeline/pack", "version": 1}'),
-        ("ledger/000001.arrow", b"half of it"),
+        ("ledger/000001-*.arrow", b"half of it"),
         ("plans/000002.arrow", b""),
         ("plans/000002/000000.json", b"{}"),
     ],
@@ -235,9 +235,9 @@ def test_what_packing_remembers_is_named_when_it_is_damaged(tmp_path, monkeypatc
     monkeypatch.setattr("pipeline.data.pack.commit_generation", killed)
     with pytest.raises(KeyboardInterrupt):
         pack(config(source, output, append=True))
-    assert (output / name).exists()
-    (output / name).write_bytes(damage)
-    with pytest.raises(DatasetError, match=name):
+    (path,) = output.glob(name)
+    path.write_bytes(damage)
+    with pytest.raises(DatasetError, match=str(path)):
         pack(config(source, output, append=True))
 
 

@@ -12,7 +12,14 @@ from pipeline.data.ledger import read_ledger, read_state
 from pipeline.data.pack import pack
 from tests.pipeline.data.test_pack import config, contents, png, write
 
-STEPS = ("_write_rejects", "_commit_split", "write_ledger", "write_state", "remove_plan")
+STEPS = (
+    "_write_split",
+    "write_ledger",
+    "create_state",
+    "_write_rejects",
+    "_replace",
+    "remove_plan",
+)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -46,7 +53,7 @@ def test_a_commit_that_dies_at_any_step_is_finished_by_the_next_call(
 
 
 def _is_done(folder) -> bool:
-    """Whether the state of the second generation was written: then its request is no longer due."""
+    """Whether the second generation's state was created: then its request is no longer due."""
     return read_state(str(folder / "out")).generation == 2
 
 

@@ -71,6 +71,15 @@ def test_the_record_holds_the_checksums_of_shard_and_index(job):
         assert shard[index.offsets[n] :][: index.sizes[n]] == content
 
 
+def test_the_first_receipt_of_a_unit_counts_for_a_twin_that_reads_a_changed_source(job):
+    first = pack_unit(job)
+    (path,) = [file.url for file in job.files if file.path == "b/4.png"]
+    storage.publish(path, png(5)[: job.files[3].size].ljust(job.files[3].size, b"\0"))
+    shard = storage.read(f"{job.output}/{first.shards[''].path}")
+    assert pack_unit(job) == first
+    assert storage.read(f"{job.output}/{first.shards[''].path}") == shard
+
+
 def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch):
     real = storage.publish
 
@@ -84,9 +93,9 @@ def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch)
     with pytest.raises(StorageError, match=words):
         pack_unit(job)
     assert not storage.exists(receipt_url(job.output, 1, 0))
-    assert [info.url for info in storage.list_objects(job.output)] == [
-        f"{job.output}/shards/001-000000.tar"
-    ]
+    (left,) = storage.list_objects(job.output)
+    sha256 = hashlib.sha256(storage.read(left.url)).hexdigest()
+    assert left.url == f"{job.output}/shards/001-000000-{sha256[:12]}.tar"
 
 
 def test_the_holdout_takes_its_share_by_content_alone():

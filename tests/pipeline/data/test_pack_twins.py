@@ -1,0 +1,136 @@
+"""Two packs of one dataset at once: a slow twin sleeps before a write, and wakes up too late."""
+
+import threading
+from itertools import count
+
+import pytest
+
+from pipeline import storage
+from pipeline.config import PackConfig
+from pipeline.data.dataset import Dataset
+from pipeline.data.ledger import read_state
+from pipeline.data.pack import pack
+from pipeline.data.verify import verify_dataset
+from pipeline.errors import DatasetError
+from tests.pipeline.data.test_pack import png
+
+WRITES = ("publish", "create_if_absent", "delete")
+GROWN = {"0": png(50), "2": png(2), "3": png(3), "bad": png(51)}
+
+
+def sources_at(root: str) -> PackConfig:
+    """Three images and a broken one, for two shards."""
+    for name, data in {"0": png(0), "1": png(1), "2": png(2), "bad": b"no image"}.items():
+        storage.publish(f"{root}/in/{name}.png", data)
+    return PackConfig(
+        source=(f"{root}/in",), output=f"{root}/out", shard_bytes=8000, workers=1, append=True
+    )
+
+
+def grow(packing: PackConfig) -> None:
+    """The next generation: one sample removed with its whole shard, one changed, one mended."""
+    for name in ("0", "3", "bad"):
+        storage.publish(f"{packing.source[0]}/{name}.png", GROWN[name])
+    storage.delete(f"{packing.source[0]}/1.png")
+    assert pack(packing.model_copy(update={"remove": ("1",)})).removed == 1
+
+
+class Sleeper:
+    """Before this thread's write number `sleeps_at`, or to that URL, `meanwhile` runs to its end."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, sleeps_at: int | str, meanwhile) -> None:
+        self.slept, writes, owner = False, count(1), threading.get_ident()
+        for name in WRITES:
+            real = getattr(storage, name)
+
+            def write(url, *data, real=real):
+                if not self.slept and threading.get_ident() == owner:
+                    self.slept = sleeps_at in (next(writes), url)
+                    if self.slept:
+                        meanwhile()
+                return real(url, *data)
+
+            patch.setattr(storage, name, write)
+
+
+def overtaken(packing: PackConfig, sleeps_at: int | str) -> tuple[bool, str]:
+    """A pack that sleeps before that write, while a twin and the next generation run to their end.
+
+    Whether it has such a write, and how it ended.
+    """
+
+    def meanwhile() -> None:
+        pack(packing)
+        grow(packing)
+
+    with pytest.MonkeyPatch.context() as patch:
+        sleeper, ended = Sleeper(patch, sleeps_at, meanwhile), "done"
+        try:
+            pack(packing)
+        except DatasetError as error:
+            ended = str(error)
+    return sleeper.slept, ended
+
+
+def images(url: str) -> dict[str, bytes]:
+    """The image of every sample that counts, by key."""
+    dataset, found = Dataset.open(url), {}
+    for number, record in enumerate(dataset.shards):
+        index = dataset.read_index(number)
+        for position, key in enumerate(index.keys):
+            if position not in record.removed:
+                start = int(index.offsets[position])
+                end = start + int(index.sizes[position])
+                found[key] = storage.read(dataset.shard_url(record), start, end)
+    return found
+
+
+def check_grown(packing: PackConfig) -> None:
+    output = packing.output
+    assert images(output) == GROWN
+    assert verify_dataset(output) == []
+    state = read_state(output)
+    assert (state.generation, len(state.ledgers)) == (2, 2)
+    assert not storage.exists(f"{output}/rejects.jsonl")
+    assert storage.read_json(f"{output}/pack.json")["generation"] == 2
+    assert not storage.exists(f"{output}/plans/000001.arrow")
+
+
+def test_a_twin_that_sleeps_before_any_of_its_writes_undoes_nothing_of_the_next_generation(
+    tmp_path,
+):
+    endings = []
+    for sleeps_at in count(1):
+        packing = sources_at(str(tmp_path / str(sleeps_at)))
+        slept, ended = overtaken(packing, sleeps_at)
+        if not slept:
+            break
+        check_grown(packing)
+        endings.append(ended)
+        again = pack(packing)
+        assert (again.samples, again.seen) == (4, 0)
+    assert len(endings) > 10
+    told = {ending for ending in endings if ending != "done"}
+    assert told, "a source that changed in its sleep makes other shards"
+    assert all("another pack finished generation 1 first" in ending for ending in told)
+
+
+@pytest.mark.parametrize("before", ["plans/000001/000001.json", "ledger/000001.json", "pack.json"])
+def test_a_twin_that_sleeps_undoes_nothing_on_s3_either(s3_server, before):
+    packing = sources_at(s3_server.bucket())
+    slept, _ = overtaken(packing, f"{packing.output}/{before}")
+    assert slept
+    check_grown(packing)
+
+
+@pytest.mark.parametrize("before", ["manifest.json", "pack.json"])
+def test_what_a_twin_left_behind_that_died_after_a_late_write_is_mended_by_the_next_pack(
+    tmp_path, before
+):
+    packing = sources_at(str(tmp_path))
+    slow = pack(packing)
+    old = storage.read(f"{slow.dataset}/{before}")
+    grow(packing)
+    storage.publish(f"{slow.dataset}/{before}", old)
+    pack(packing)
+    check_grown(packing)
