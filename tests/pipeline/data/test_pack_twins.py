@@ -36,7 +36,7 @@ def grow(packing: PackConfig) -> None:
 
 
 class Sleeper:
-    """Before this thread's write number `sleeps_at`, or to that URL, `meanwhile` runs to its end."""
+    """Before its write number `sleeps_at`, or one to that URL, `meanwhile` runs to its end."""
 
     def __init__(self, patch: pytest.MonkeyPatch, sleeps_at: int | str, meanwhile) -> None:
         self.slept, writes, owner = False, count(1), threading.get_ident()
