@@ -18,20 +18,40 @@ def _summary(result: dict[str, Any]) -> list[str]:
     low, high = result["posterior_gap_interval"]
     lines = [
         f"{result['images']:,} images, nats per image:",
-        f"  ELBO            {result['elbo']:12.3f}  +- {result['elbo_error']:.3f}",
+        f"  ELBO            {result['elbo']:12.3f}  +- {_number(result['elbo_error'])}",
         f"    log p(x|z)    {result['log_likelihood']:12.3f}",
         f"    - KL to prior {-result['kl']:12.3f}",
         f"  IWAE, K={result['importance_samples']:<7} {result['iwae']:12.3f}"
-        f"  +- {result['iwae_error']:.3f}",
-        f"  posterior gap   {result['posterior_gap']:12.3f}  [{low:.3f}, {high:.3f}]",
+        f"  +- {_number(result['iwae_error'])}",
+        f"  posterior gap   {result['posterior_gap']:12.3f}  [{_number(low)}, {_number(high)}]",
         f"  active units    {result['active_units']} of {result['latent_dimensions']}",
         f"  reconstruction  {result['reconstruction']['psnr_mean']:.2f} dB PSNR at the mean",
     ]
     if result["bits_per_dim"] is not None:
         lines.append(f"  bits per dim    {result['bits_per_dim']:12.4f}")
+    lines += _comparison(result["comparison"]) if "comparison" in result else []
     if result["figures"]:
         lines.append(f"{len(result['figures'])} pictures beside {result['figures'][0]}")
     return lines
+
+
+def _comparison(found: dict[str, Any]) -> list[str]:
+    """The paired differences, a line for each model."""
+    lines = [f"minus {found['reference']}, mean over the images [95% interval]:"]
+    for name, terms in found["differences"].items():
+        same = " (the same weights)" if name in found["same_weights"] else ""
+        parts = [
+            f"{title} {_number(term['mean'], '+')} "
+            f"[{_number(term['low'], '+')}, {_number(term['high'], '+')}]"
+            for title, term in (("ELBO", terms["elbo"]), ("PSNR", terms["psnr_mean"]))
+        ]
+        lines.append(f"  {name}{same}: {', '.join(parts)}")
+    return lines
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    """A single image has no error, and no interval."""
+    return "unknown" if value is None else format(value, f"{sign}.3f")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from pipeline.figures.curves import draw_comparison
 from pipeline.figures.history import draw_history
 from pipeline.figures.report import draw_report
 from pipeline.progress import Progress
-from pipeline.training.comparison import Candidate, compare
+from pipeline.training.comparison import Candidate, check_comparable, compare
 from pipeline.training.findings import FindingOptions, Findings, find
 from pipeline.training.history import read_moments, read_validations
 from pipeline.training.measurement import Measured, MeasureOptions, measure, merge
@@ -38,13 +38,12 @@ _MOMENTS = 8
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model, its rows per image, its findings, and the run it was named by, if it was."""
+    """A model, the run it was named by, if it was, its rows per image and its findings."""
 
-    name: str
     vae: VAE
+    run: FinishedRun | None
     measured: Measured
     findings: Findings
-    run: FinishedRun | None
 
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
@@ -52,8 +51,11 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     dataset = Dataset.open(config.data)
     if len(dataset) == 0:
         raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
-    main = measure_model(config.model, config, dataset)
-    others = [measure_model(name, config, dataset) for name in config.compare]
+    names = (config.model, *config.compare)
+    loaded = {name: load_named(name, config.storage, config.tracking) for name in names}
+    check_comparable({name: vae for name, (vae, _) in loaded.items()})
+    models = {name: measure_model(name, *found, config, dataset) for name, found in loaded.items()}
+    main = models[config.model]
     result = {
         "model": config.model,
         "model_digest": main.vae.digest,
@@ -63,12 +65,12 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "pixels": math.prod(main.vae.image_shape),
         **main.findings.numbers,
     }
-    if others:
-        result["comparison"] = compare([_candidate(model) for model in (main, *others)])
+    if config.compare:
+        result["comparison"] = compare([_candidate(name, models[name]) for name in names])
     result["figures"] = []
     if config.output is not None:
         result["figures"] = draw_all(config.output, dataset, main, config.seed)
-        if others:
+        if config.compare:
             table = result["comparison"]["table"]
             short = short_names(list(table))
             named = {short[name]: row for name, row in table.items()}
@@ -100,14 +102,19 @@ def draw_way(run: Run) -> Iterator[tuple[str, bytes]]:
 
 def read_first(dataset: Dataset, vae: VAE, count: int) -> torch.Tensor:
     """The first `count` good images in manifest order, uint8 `[<= count, C, H, W]`."""
+    images: list[torch.Tensor] = []
     with closing(in_order(dataset, vae, min(count, len(dataset)), 0, 1)) as loader:
-        images = [batch.images[batch.valid] for batch in islice(loader, 1)]
-    return torch.cat(images)
+        for batch in loader:
+            images += batch.images[batch.valid]
+            if len(images) >= count:
+                break
+    return torch.stack(images[:count])
 
 
-def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evaluated:
-    """Loads a model, measures it on every image, here or on Ray, and finds all numbers."""
-    vae, run = load_named(name, config.storage, config.tracking)
+def measure_model(
+    name: str, vae: VAE, run: FinishedRun | None, config: EvaluateConfig, dataset: Dataset
+) -> Evaluated:
+    """Measures a model on every image, here or on Ray, and finds all numbers."""
     options = MeasureOptions(
         config.importance_samples, config.seed, config.batch_size, config.latents
     )
@@ -125,7 +132,7 @@ def measure_model(name: str, config: EvaluateConfig, dataset: Dataset) -> Evalua
         )
     first = read_first(dataset, vae, _FIRST)
     finding = FindingOptions(config.seed, config.importance_samples, config.split_images)
-    return Evaluated(name, vae, measured, find(vae, measured, first, finding), run)
+    return Evaluated(vae, run, measured, find(vae, measured, first, finding))
 
 
 def _measure_here(vae: VAE, dataset: Dataset, options: MeasureOptions) -> Measured:
@@ -198,14 +205,8 @@ def _counted(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
         progress.advance(int(batch.valid.sum()))
 
 
-def _candidate(model: Evaluated) -> Candidate:
-    return Candidate(
-        model.name,
-        model.measured,
-        model.findings.numbers,
-        model.vae.preprocess,
-        model.vae.model_config.likelihood,
-    )
+def _candidate(name: str, model: Evaluated) -> Candidate:
+    return Candidate(name, model.measured, model.findings.numbers, model.vae.digest)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.config import EvaluateConfig, ExplainConfig
 from pipeline.data import Dataset
 from pipeline.edges.evaluation import Evaluated, draw_all, measure_model
-from pipeline.edges.finished import finished_run
+from pipeline.edges.finished import finished_run, load_named
 from pipeline.errors import ConfigError, RunError
 from pipeline.training.explanation import explain, render
 from pipeline.training.health import check_health
@@ -31,7 +31,8 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
         tracking=config.tracking,
     )
     dataset = Dataset.open(data)
-    model = measure_model(name, evaluation, dataset)
+    found = load_named(name, config.storage, config.tracking)
+    model = measure_model(name, *found, evaluation, dataset)
     numbers = model.findings.numbers | {
         "pixels": math.prod(model.vae.image_shape),
         "likelihood": model.vae.model_config.likelihood,

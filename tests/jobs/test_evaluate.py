@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ import pytest
 from PIL import Image
 
 import jobs.evaluate
-from pipeline.config import EvaluateConfig
+import pipeline.edges.evaluation
+from pipeline.config import EvaluateConfig, PackConfig
+from pipeline.data import Dataset
+from pipeline.data.pack import pack
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.vae import save_bundle
 from tests.pipeline.training.digits import digits_vae, write_digits
@@ -51,9 +55,52 @@ def test_pictures_and_report_lie_where_the_result_says(place: Path):
     assert difference["high"] < 0
 
 
-def test_models_of_different_measures_are_refused_with_the_reason(place: Path):
+def test_models_of_different_measures_are_refused_before_an_image_is_read(
+    place: Path, tmp_path: Path
+):
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    for shard in data.rglob("*.tar"):
+        shard.unlink()
     with pytest.raises(ConfigError, match="Bernoulli scores the binarised image"):
-        evaluate(place, compare=(str(place / "binary"),))
+        evaluate(place, data=str(data), compare=(str(place / "binary"),))
+
+
+def test_a_model_beside_itself_is_said_to_be_the_same_weights(place: Path):
+    name = str(place / "vae")
+    asked = {"model": name, "data": str(place / "data"), "compare": (name, str(place / "full"))}
+    lines = jobs.evaluate.main(EvaluateConfig.model_validate(asked)).summary
+    (same,) = [line for line in lines if "the same weights" in line]
+    assert f"{name} (the same weights): ELBO +0.000 [+0.000, +0.000]" in same
+    assert any(line.startswith(f"  {place / 'full'}: ELBO ") for line in lines)
+
+
+def test_the_first_good_images_are_taken_where_the_first_of_all_cannot_be_read(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    index = Dataset.open(str(data)).read_index(0)
+    (shard,) = data.rglob("*.tar")
+    tar = bytearray(shard.read_bytes())
+    for offset, size in zip(index.offsets[:10], index.sizes[:10], strict=True):
+        tar[offset : offset + size] = bytes(size)
+    shard.write_bytes(tar)
+    monkeypatch.setattr(pipeline.edges.evaluation, "_FIRST", 8)
+    result = evaluate(place, data=str(data), output=str(tmp_path / "report"))
+    assert result["images"] == 110
+    assert result["generation"]["compared_with"] == 8
+    assert result["gap_split"]["images"] == 8
+
+
+def test_one_image_is_measured_and_its_errors_are_unknown(place: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(next((place / "images").rglob("*.png")), images / "one.png")
+    pack(PackConfig(source=(str(images),), output=str(tmp_path / "data"), workers=1))
+    asked = {"model": str(place / "vae"), "data": str(tmp_path / "data")}
+    asked |= {"compare": (str(place / "full"),)}
+    outcome = jobs.evaluate.main(EvaluateConfig.model_validate(asked))
+    assert json.loads(json.dumps(outcome.result, allow_nan=False))["elbo_error"] is None
+    assert outcome.summary[1].endswith("+- unknown")
 
 
 def test_a_missing_model_and_a_missing_dataset_are_named(place: Path):

@@ -1,18 +1,17 @@
-import dataclasses
+import copy
 
 import pytest
 import scipy.stats
 
 from pipeline.errors import ConfigError
-from pipeline.training.comparison import Candidate, compare
+from pipeline.training.comparison import Candidate, check_comparable, compare
 from tests.pipeline.training.digits import digits_vae
 from tests.pipeline.training.findings_of import evaluated, numbers_of
 
 
 def candidate(name: str, likelihood: str = "gaussian", beta: float = 1.0) -> Candidate:
     measured, _ = evaluated(likelihood, beta)
-    vae = digits_vae(likelihood, beta=beta)
-    return Candidate(name, measured, numbers_of(likelihood, beta), vae.preprocess, likelihood)
+    return Candidate(name, measured, numbers_of(likelihood, beta), f"{likelihood} {beta}")
 
 
 def test_differences_are_paired_over_images_with_scipys_interval():
@@ -32,13 +31,19 @@ def test_the_table_sets_gap_reconstruction_sampling_and_neighbours_side_by_side(
     assert {"sample_psnr_to_nearest", "marginal_kl", "mixture_gain"} <= set(table["vae"])
 
 
+def test_the_same_weights_under_another_name_differ_by_nothing_and_are_named():
+    found = compare([candidate("vae"), candidate("again"), candidate("other", beta=500.0)])
+    assert found["same_weights"] == ["again"]
+    assert set(found["differences"]["again"]["elbo"].values()) == {0.0}
+
+
 def test_bernoulli_is_not_compared_with_a_density():
     with pytest.raises(ConfigError, match="scores the binarised image"):
-        compare([candidate("vae"), candidate("binary", "bernoulli")])
+        check_comparable({"vae": digits_vae(), "binary": digits_vae("bernoulli")})
 
 
 def test_other_preprocessing_is_not_compared():
-    other = candidate("other")
-    larger = other.preprocess.model_copy(update={"image_size": 16})
+    larger = copy.copy(digits_vae())
+    larger.preprocess = larger.preprocess.model_copy(update={"image_size": 16})
     with pytest.raises(ConfigError, match="their images differ"):
-        compare([candidate("vae"), dataclasses.replace(other, preprocess=larger)])
+        check_comparable({"vae": digits_vae(), "larger": larger})
