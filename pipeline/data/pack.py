@@ -13,6 +13,7 @@ from pipeline.data.annotations import Annotation, annotation_of, check_matching,
 from pipeline.data.archives import forget_unpacked
 from pipeline.data.inspect_image import ImagePolicy
 from pipeline.data.ledger import LedgerRow, PackState, read_ledger, read_state
+from pipeline.data.leftovers import find_leftovers, remove_leftovers
 from pipeline.data.manifest import POINTER
 from pipeline.data.pack_commit import (
     PackResult,
@@ -46,6 +47,7 @@ def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
 
 def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
     output = storage.absolute(config.output)
+    leftovers = find_leftovers(output)
     # Asked for in this order: whoever packs creates the state first.
     is_dataset = any(
         storage.exists(storage.join(output, path)) for path in (POINTER, f"train/{POINTER}")
@@ -70,7 +72,9 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
         check_request(plan, request_of(config), output)
     jobs = _jobs(config, output, plan, executor)
     receipts = _run_units(jobs, config, executor, len(plan.files))
-    return commit_generation(output, plan, receipts, state, ledger)
+    result = commit_generation(output, plan, receipts, state, ledger)
+    remove_leftovers(leftovers)
+    return result
 
 
 def policy_of(config: PackConfig) -> ImagePolicy:
@@ -154,10 +158,14 @@ def make_plan(
         )
     if config.limit is not None:
         fresh = fresh[: config.limit]
+    rows: Mapping[str, Annotation] = {}
+    if config.annotations:
+        rows = read_annotations(config.annotations)
+        check_matching(rows, (file.path for file in fresh), config.annotations)
     unit_bytes = int(config.shard_bytes / (1 - config.holdout))
     known = tuple("" if f.key in anew else _known_content(f, ledger) for f in fresh)
     removals = tuple(key for key in config.remove if key not in unknown)
-    classes = _classes(state, files, config.annotations)
+    classes = _classes(state, files, rows)
     return Plan(
         generation, request_of(config), classes, removals, unit_bytes, tuple(fresh), known,
         listing.ignored,
@@ -216,7 +224,7 @@ def _check_unchanged(
 
 
 def _classes(
-    state: PackState | None, files: Sequence[SourceFile], annotations: str | None
+    state: PackState | None, files: Sequence[SourceFile], annotations: Mapping[str, Annotation]
 ) -> dict[str, int]:
     """Class numbers: labels that are numbers stand for themselves, others count up as sorted.
 
@@ -224,8 +232,7 @@ def _classes(
     """
     classes = dict(state.classes) if state else {}
     labels = {file.label for file in files if file.label is not None}
-    if annotations:
-        labels |= {row.label for row in read_annotations(annotations).values() if row.label}
+    labels |= {row.label for row in annotations.values() if row.label}
     new = sorted(labels - classes.keys())
     if all(label.isdecimal() and str(int(label)) == label for label in [*new, *classes]):
         return {**classes, **{label: int(label) for label in new}}
@@ -237,7 +244,6 @@ def _jobs(config: PackConfig, output: str, plan: Plan, executor: Executor | None
     rows: Mapping[str, Annotation] = {}
     if config.annotations:
         rows = read_annotations(config.annotations)
-        check_matching(rows, (file.path for file in plan.files), config.annotations)
     units = list(plan.units())
     cores = config.workers or len(os.sched_getaffinity(0))
     # Two threads per core: units differ in length, and the last ones must not leave cores idle.

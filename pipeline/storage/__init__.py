@@ -43,6 +43,7 @@ __all__ = [
     "set_retry_policy",
     "shown",
     "stat",
+    "unfinished",
 ]
 
 _JSON_BYTES = 2**28
@@ -164,6 +165,13 @@ def scratch(url: str) -> Path:
         return local.scratch(Path(tempfile.gettempdir()) / os.path.basename(url))
     path.parent.mkdir(parents=True, exist_ok=True)
     return local.scratch(path)
+
+
+def unfinished(url: str) -> list[ObjectInfo]:
+    """Files below a local folder that somebody writes, or was killed while writing."""
+    path = local_path(url)
+    found = local.unfinished(path) if path is not None else ()
+    return [ObjectInfo(name, status.st_size, local.version(status)) for name, status in found]
 
 
 def create_if_absent(url: str, data: bytes) -> bool:

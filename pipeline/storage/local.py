@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
@@ -37,17 +38,17 @@ def read(path: Path, start: int, end: int | None) -> bytes:
 def publish(path: Path, data: bytes | Path) -> None:
     """Replaces `path` at once; a file made by `scratch` is renamed, any other is copied."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         ours = isinstance(data, Path) and data.parent == path.parent and _is_temporary(data.name)
         temporary = data if ours and isinstance(data, Path) else scratch(path)
-        try:
-            if not ours:
-                _write(temporary, data)
-            _sync(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with _folder_for(path):
+            try:
+                if not ours:
+                    _write(temporary, data)
+                _sync(temporary)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         _sync(path.parent)
     except OSError as error:
         raise explain(error, path, "writing") from None
@@ -56,14 +57,14 @@ def publish(path: Path, data: bytes | Path) -> None:
 def create_if_absent(path: Path, data: bytes) -> bool:
     """True for exactly one caller: a hard link either makes the name or fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = scratch(path)
-        try:
-            _write(temporary, data)
-            _sync(temporary)
-            os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _folder_for(path):
+            try:
+                _write(temporary, data)
+                _sync(temporary)
+                os.link(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         _sync(path.parent)
     except FileExistsError:
         return False
@@ -111,6 +112,17 @@ def walk(root: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat
             continue
 
 
+def unfinished(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every scratch file below `root`."""
+    for folder, _, names in os.walk(root):
+        for name in filter(_is_temporary, names):
+            path = os.path.join(folder, name)
+            try:
+                yield path, os.stat(path)
+            except FileNotFoundError:  # published since
+                continue
+
+
 def version(status: os.stat_result) -> str:
     """Changes when the file is written again; stands where S3 has its ETag."""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
@@ -125,6 +137,20 @@ def explain(error: OSError, path: Path, doing: str) -> StorageError:
     if isinstance(error, PermissionError):
         return AccessDeniedError(f"{path}: {doing} is not permitted. Check its owner and mode.")
     return StorageError(f"{path}: {doing} failed: {error.strerror or error}.")
+
+
+@contextmanager
+def _folder_for(path: Path) -> Iterator[None]:
+    """Makes the folders that `path` lies in; where nothing comes of it, the new ones go again."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # never made, or in use meanwhile
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def _is_temporary(name: str) -> bool:

@@ -188,6 +188,14 @@ def test_labels_and_captions_come_from_a_table(tmp_path, suffix):
     assert found["1"][2] == b"1"
 
 
+def test_a_table_that_meets_no_image_is_refused_before_anything_is_written(tmp_path):
+    source = write(tmp_path / "in", {"0.png": png(0)})
+    storage.publish(str(tmp_path / "t.csv"), b"file,label\nother.png,a\n")
+    with pytest.raises(DatasetError, match="none of its 1 rows names an image"):
+        pack(config(source, tmp_path / "out", annotations=str(tmp_path / "t.csv")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_reencoding_keeps_the_shape_and_the_short_side(tmp_path):
     source = write(tmp_path / "in", {"a.png": png(0, (100, 50)), "b.png": png(1, (20, 30))})
     options = {"encoding": "jpeg", "short_side": 25, "shard_bytes": 10**6}

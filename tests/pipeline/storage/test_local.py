@@ -96,3 +96,18 @@ def test_json_that_is_none_is_a_storage_error(tmp_path):
 
 def test_equal_json_values_have_equal_bytes():
     assert storage.canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}\n'.encode()
+
+
+@pytest.mark.parametrize("write", [storage.publish, storage.create_if_absent])
+def test_a_write_that_fails_leaves_none_of_the_folders_it_made(tmp_path, monkeypatch, write):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    storage.publish(str(tmp_path / "there/file"), b"")
+    monkeypatch.setattr("pipeline.storage.local._write", full)
+    for name in ("there/a/b/c", "new/a/b"):
+        with pytest.raises(StorageError, match="No space left"):
+            write(str(tmp_path / name), b"x")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "there", "there/file",
+    ]  # fmt: skip

@@ -1,0 +1,32 @@
+"""What killed packs left half written: seen when the next one begins, removed when that ends.
+
+A generation begins when the one before is committed. So what lies there when a pack begins, and is
+as it was when that pack has committed, belongs to no pack that could still commit anything.
+"""
+
+from collections.abc import Iterable
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError
+
+_FOLDERS = ("shards", "index", "manifests", "ledger", "plans")
+
+
+def find_leftovers(output: str) -> list[storage.ObjectInfo]:
+    """Unfinished files of this dataset and its splits; to be called before its state is read."""
+    return [
+        info
+        for split in ("", "train", "holdout")
+        for folder in _FOLDERS
+        for info in storage.unfinished(storage.join(output, split, folder))
+    ]
+
+
+def remove_leftovers(found: Iterable[storage.ObjectInfo]) -> None:
+    """Removes those that nobody has written to since they were found."""
+    for info in found:
+        try:
+            if storage.stat(info.url) == info:
+                storage.delete(info.url)
+        except ObjectNotFoundError:
+            continue
