@@ -36,6 +36,7 @@ _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": INK,
+    "text.parse_math": False,  # A class may have dollars in its name.
     "axes.edgecolor": RULE,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,

@@ -28,7 +28,11 @@ from pipeline.training.quadrature import Window
 Floats = npt.NDArray[np.floating[Any]]
 
 _SIDE = 5.0  # inch
-_LEGEND = 1.5
+_LEGEND = 0.4, 0.09
+"""Of the legend: inches beside the names, and inches a character (of capitals)."""
+_LONGEST_NAME = 30
+_LONGEST_INSIDE = 3
+"""Characters of a name that stands among the points; a longer one would hide some of them."""
 
 
 def draw_latent_means(
@@ -52,7 +56,10 @@ def draw_latent_means(
         notes.append(
             f"first two principal axes of {dimensions} dimensions: {share:.0%} of variance"
         )
-    width = _SIDE if labels is None else _SIDE + _LEGEND
+    width = _SIDE
+    if labels is not None:
+        longest = max(len(_shortened(name)) for name in label_colors(labels)[0])
+        width += max(1.5, _LEGEND[0] + _LEGEND[1] * longest)
     with Canvas(width, _SIDE, headline, "\n".join(notes)) as canvas:
         axes = canvas.axes(0.5, 0.05, _SIDE - 0.6, _SIDE - 0.5)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
@@ -187,13 +194,11 @@ def _scatter_by_label(axes: Axes, points: Floats, labels: Sequence[str], size: f
         linewidths=0,
     )
     for name in shown:
-        axes.scatter([], [], s=28, color=colors[name], label=name, linewidths=0)
-        inside = points[names == name]
-        x, y = np.median(inside, axis=0)
-        if len(name) <= 12:
+        axes.scatter([], [], s=28, color=colors[name], label=_shortened(name), linewidths=0)
+        if max(map(len, shown)) <= _LONGEST_INSIDE:
             axes.annotate(
                 name,
-                (x, y),
+                tuple(np.median(points[names == name], axis=0)),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -207,6 +212,14 @@ def _scatter_by_label(axes: Axes, points: Floats, labels: Sequence[str], size: f
     for text in legend.get_texts():
         if text.get_text().endswith("more labels"):
             text.set_color(MUTED)
+
+
+def _shortened(name: str) -> str:
+    """Its beginning and its end, between which long names of one kind often agree."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    half = _LONGEST_NAME // 2
+    return f"{name[:half]}…{name[-half + 1 :]}"
 
 
 def _equal_limits(axes: Axes, points: Floats) -> None:

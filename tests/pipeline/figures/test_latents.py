@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 from pipeline.figures import (
@@ -9,7 +10,14 @@ from pipeline.figures import (
     draw_latent_means,
     to_png,
 )
+from pipeline.figures.canvas import Canvas
 
+FAMILIES = [
+    "n01440764 TENCH, TINCA TINCA of ponds",
+    "golden retriever (Canis lupus familiaris)",
+    "cat",
+    "$a^{$",
+]
 RNG = np.random.default_rng(0)
 
 
@@ -42,6 +50,34 @@ def test_two_dimensions_are_shown_as_they_are(axis_names: list[str]):
 def test_any_number_of_labels_and_dimensions_is_drawn(labels: int, dimensions: int):
     names = [f"class {i % labels}" for i in range(200)]
     assert to_png(draw_latent_means, RNG.normal(size=(200, dimensions)), labels=names)
+
+
+def drawn(labels: list[str], monkeypatch: pytest.MonkeyPatch) -> Figure:
+    figures: list[Figure] = []
+    original = Canvas.save
+    monkeypatch.setattr(
+        Canvas,
+        "save",
+        lambda self, target: (figures.append(self.figure), original(self, target))[1],
+    )
+    to_png(draw_latent_means, RNG.normal(size=(len(labels), 2)), labels=labels)
+    return figures[0]
+
+
+def test_long_names_stand_whole_beside_the_points_and_hide_none(monkeypatch: pytest.MonkeyPatch):
+    figure = drawn(FAMILIES * 5, monkeypatch)
+    (axes,) = figure.axes
+    assert not axes.texts
+    names = axes.get_legend().get_texts()
+    assert len({name.get_text() for name in names}) == len(FAMILIES)
+    for name in names:
+        assert name.get_window_extent().x0 > axes.get_window_extent().x1
+        assert name.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_digits_stand_among_their_points(monkeypatch: pytest.MonkeyPatch):
+    (axes,) = drawn(["3", "7"] * 5, monkeypatch).axes
+    assert [text.get_text() for text in axes.texts] == ["3", "7"]
 
 
 def test_one_dimension_a_thousand_and_the_aggregated_posterior_are_drawn():
