@@ -17,7 +17,7 @@ from pipeline.data.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard import Sample, ShardWriter
 from pipeline.data.sources import SourceFile
-from pipeline.errors import DatasetError, SampleError, StorageError
+from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError, StorageError
 from pipeline.progress import Progress
 
 Status = Literal["packed", "same", "rejected"]
@@ -207,7 +207,15 @@ class _SplitWriter:
         index = self._writer.index.to_bytes()
         name = f"{self._name}-{self._writer.sha256[:12]}"
         path, index_path = f"shards/{name}.tar", f"index/{name}.arrow"
-        storage.publish(storage.join(self._root, path), self._scratch)
+        try:
+            storage.publish(storage.join(self._root, path), self._scratch)
+        except ObjectNotFoundError:
+            if self._scratch.exists():
+                raise
+            raise DatasetError(
+                f"{storage.shown(self._root)}: the shard {name} was removed while it was written: "
+                "another pack finished this generation meanwhile. Run the same command again."
+            ) from None
         storage.publish(storage.join(self._root, index_path), index)
         return ShardRecord(
             path, self._writer.bytes, self._writer.sha256, len(self._writer.rows),

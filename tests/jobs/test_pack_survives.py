@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config import PackConfig
+from pipeline.data import pack as in_process
 from pipeline.data.dataset import Dataset
 from pipeline.data.sources import IMAGE_SUFFIXES
 from pipeline.data.verify import verify_dataset
@@ -76,36 +78,69 @@ def test_a_nasty_archive_prints_nothing_but_our_own_lines(packed_nasty):
     assert [line for line in lines if not line.startswith("packing:")] == []
 
 
-def test_a_pack_killed_at_any_moment_keeps_its_finished_shards_and_ends_the_same(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "in").mkdir()
-    for n in range(300):
+def write_images(folder: Path, numbers: range, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    for n in numbers:
         pixels = rng.integers(0, 256, (90, 90, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"in/{n}.png", compress_level=1)
+        Image.fromarray(pixels).save(folder / f"{n}.png", compress_level=1)
+
+
+def stopped_while_writing(folder: Path, output: Path, *command: str) -> subprocess.Popen:
+    """A pack under SIGSTOP, between a finished shard and a half-written one."""
+    process = start_job(folder, "jobs.pack", *command, str(output), "--workers", "1")
+    deadline = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.002)
+        if list((output / "plans/000001").glob("*.json")):
+            os.killpg(process.pid, signal.SIGSTOP)
+            if list((output / "shards").glob(".*.partial")):
+                return process
+            os.killpg(process.pid, signal.SIGCONT)
+
+
+def test_a_pack_killed_at_any_moment_keeps_its_finished_shards_and_ends_the_same(tmp_path):
+    write_images(tmp_path / "in", range(300))
     command = ("--source", str(tmp_path / "in"), "--shard-bytes", "300000", "--output")
     code, calm, _ = pack(*command, str(tmp_path / "calm"))
     assert code == 0
-    plans = tmp_path / "storm/plans/000001"
-    process = start_job(tmp_path, "jobs.pack", *command, str(tmp_path / "storm"), "--workers", "1")
-    deadline = time.monotonic() + 120
-    while True:  # until it sleeps between a finished shard and a half-written one
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-        if not list(plans.glob("*.json")):
-            continue
-        os.killpg(process.pid, signal.SIGSTOP)
-        receipts = sorted(plans.glob("*.json"))
-        if list((tmp_path / "storm/shards").glob(".*.partial")):
-            break
-        os.killpg(process.pid, signal.SIGCONT)
+    process = stopped_while_writing(tmp_path, tmp_path / "storm", *command)
     kill_all(process)
+    receipts = sorted((tmp_path / "storm/plans/000001").glob("*.json"))
     assert not (tmp_path / "storm/manifest.json").exists()
-    before = {path.name: path.stat().st_mtime_ns for path in receipts}
     shards = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "storm/shards").glob("*.tar")}
     code, result, _ = pack(*command, str(tmp_path / "storm"))
     assert (code, result["digest"]) == (0, calm["digest"])
-    for name in before:
-        (path,) = (tmp_path / "storm/shards").glob(f"001-{name.removesuffix('.json')}-*.tar")
+    for receipt in receipts:
+        (path,) = (tmp_path / "storm/shards").glob(f"001-{receipt.stem}-*.tar")
         assert path.stat().st_mtime_ns == shards[path.name], "a finished shard was written again"
     assert tree(tmp_path / "storm") == tree(tmp_path / "calm")
+
+
+def test_a_pack_that_slept_through_two_generations_changes_no_byte_of_them(tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write_images(source, range(60))
+    options = ("--source", str(source), "--shard-bytes", "150000", "--append", "--output")
+    slow = stopped_while_writing(tmp_path, output, *options)
+    config = PackConfig(
+        source=(str(source),), output=str(output), shard_bytes=150_000, append=True
+    )  # fmt: skip
+    assert in_process.pack(config).samples == 60
+    write_images(source, range(50, 70), seed=1)
+    removed = config.model_copy(update={"remove": tuple(map(str, range(20)))})
+    for n in range(20):
+        (source / f"{n}.png").unlink()
+    grown = in_process.pack(removed)
+    assert (grown.samples, grown.generation) == (50, 2)
+    before = tree(output)
+    os.killpg(slow.pid, signal.SIGCONT)
+    slow.communicate(timeout=120)
+    assert slow.returncode == 1
+    assert "another pack finished" in (tmp_path / "log").read_text()
+    after = tree(output)
+    assert {name: after.get(name) for name in before} == before
+    assert not [name for name in after if name.endswith(".partial")]
+    assert verify_dataset(str(output)) == []
+    assert in_process.pack(config).seen == 0
