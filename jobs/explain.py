@@ -5,7 +5,7 @@ from pipeline.config import ExplainConfig
 
 
 def main(config: ExplainConfig) -> Outcome:
-    """Measures the model where no report is given, and writes the page."""
+    """Measures the model, puts its numbers into words, and writes them where asked."""
     from pipeline.edges.explanation import run_explanation
 
     page, result = run_explanation(config)

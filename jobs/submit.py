@@ -1,7 +1,7 @@
 """Run a job on a Ray cluster or Kubernetes, follow it truthfully; stop it, show status and log."""
 
 import hashlib
-import importlib
+import importlib.util
 import os
 import shlex
 import sys
@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.command import Outcome, parse_flags, run_job, validate
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
+from pipeline.errors import ConfigError
 
 
 def main(config: SubmitConfig) -> Outcome:
@@ -88,6 +89,8 @@ def asked_of(command: tuple[str, ...]) -> Any:
     if command[1:2] != ("-m",) or not command[2:] or not command[2].startswith("jobs."):
         return Asked(command, f"job-{digest}", None)
     module = command[2]
+    if importlib.util.find_spec(module) is None or module == "jobs.command":
+        raise ConfigError(f"{module}: there is no such job. `python -m jobs` lists them.")
     config_type = typing.get_type_hints(importlib.import_module(module).main)["config"]
     values, _ = parse_flags(config_type, command[3:], f"python -m {module}")
     config = validate(config_type, values)

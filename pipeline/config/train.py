@@ -65,7 +65,10 @@ class TrainConfig(Section):
         "equal share of this machine's, or what a cluster at RAY_ADDRESS gives: one.",
     )
     stall_seconds: float = Field(
-        600, gt=0, description="A worker that does not answer the others for so long is replaced."
+        600,
+        gt=0,
+        description="A worker that does not answer the others for so long is replaced (by Ray; "
+        "torchrun ends), and so long a wait for one sample is an error.",
     )
     seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(

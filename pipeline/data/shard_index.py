@@ -10,8 +10,6 @@ import pyarrow as pa
 
 from pipeline.errors import DatasetError
 
-MAX_INDEX_BYTES = 2**31
-
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 UInt32 = npt.NDArray[np.uint32]

@@ -73,23 +73,17 @@ def _subject(config: ExplainConfig) -> tuple[str, str, float]:
     if config.model is not None:
         if config.data is None:
             raise ConfigError("--model needs --data: name the images to measure it on.")
-        return config.model, config.data, config.beta or 1.0
+        return config.model, config.data, 1.0 if config.beta is None else config.beta
     run = finished_run(str(config.run), config.storage)
     if run is None:
         raise RunError(
             f"{storage.join(config.storage, str(config.run))}: is no finished run. Give --run and "
             "--storage of one that ended, or --model and --data."
         )
-    data = config.data or run.config["holdout"] or _holdout_beside(run.config["data"])
-    return str(config.run), data, config.beta or run.config["objective"]["beta"]
-
-
-def _holdout_beside(data: str) -> str:
-    """The hold-out that packing put beside a train split, or the training data itself."""
-    parent, _, name = data.rstrip("/").rpartition("/")
-    beside = storage.join(parent or ".", "holdout")
-    is_split = name == "train" and storage.exists(storage.join(beside, "manifest.json"))
-    return beside if is_split else data
+    # The run's own config names the hold-out that lay beside its data when it began.
+    data = config.data or run.config["holdout"] or run.config["data"]
+    beta = run.config["objective"]["beta"] if config.beta is None else config.beta
+    return str(config.run), data, beta
 
 
 def _diagnoses(

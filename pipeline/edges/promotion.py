@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -90,18 +91,20 @@ def _refuse_unless_better(mine: Standing, other: Standing) -> None:
             )
     assert mine.elbo is not None, "a version without figures was refused before"
     if other.elbo is None or mine.elbo <= other.elbo:
+        theirs = "none" if other.elbo is None else f"{other.elbo:.3f}"
         raise ModelError(
             f"{mine.model.uri}: its held-out ELBO of {mine.elbo:.3f} nats does not beat the "
-            f"champion's {other.elbo or float('nan'):.3f} (version {other.model.version}). "
+            f"champion's {theirs} (version {other.model.version}). "
             "Nothing was changed."
         )
 
 
 def _standing(model: RegisteredModel, config: TrackingConfig) -> Standing:
     tags = version_tags(model, config)
-    elbo = tags.get("holdout_elbo")
+    # A diverged model's is no number, and as good as none.
+    elbo = float(tags.get("holdout_elbo") or "nan")
     terms = {name: tags.get(name) for name in ("holdout_digest", "preprocess", "measure")}
-    return Standing(model, float(elbo) if elbo else None, terms)
+    return Standing(model, elbo if math.isfinite(elbo) else None, terms)
 
 
 def _measure(model: RegisteredModel, data: str, config: TrackingConfig) -> None:

@@ -59,10 +59,6 @@ class TrackedRun:
         else:
             self._client.set_terminated(self.run_id, status)
 
-    def log_files(self, folder: str, artifact_path: str) -> None:
-        """Uploads a folder's files."""
-        self._client.log_artifacts(self.run_id, folder, artifact_path)
-
     def _history(self, metric: str) -> list[Any]:
         history: list[Any] = self._client.get_metric_history(self.run_id, metric)
         return history

@@ -116,14 +116,14 @@ def _keep_init(config: TrainConfig, run: Run) -> None:
 
 def _follow(config: TrainConfig, run: Run) -> dict[str, Any]:
     """Any rank of torchrun's but the first, which alone claims, tracks and registers."""
-    with process_group(), _stopped_by_sigterm(run):
+    with process_group(config.stall_seconds), _stopped_by_sigterm(run):
         world = current_world()
         return run_rank(config, Attempt(world.broadcast(0)), world, None)
 
 
 def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
     """This process, alone or as the first rank of torchrun's."""
-    with process_group():
+    with process_group(config.stall_seconds):
         world = current_world()
         world.broadcast(attempt.number)
         recorder = RunRecorder(*recorder_arguments(config, run))

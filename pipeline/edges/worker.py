@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -80,14 +81,19 @@ def _run_claimed(
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """torchrun's process group while the block runs; nothing outside torchrun."""
+def process_group(stall_seconds: float) -> Iterator[None]:
+    """torchrun's process group while the block runs; nothing outside torchrun.
+
+    A rank that waits for the others for `stall_seconds` ends with an error.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=stall_seconds)
+    )
     try:
         yield
     finally:

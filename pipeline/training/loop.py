@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.config import TrainConfig
 from pipeline.data import Batch, Dataset, Loader
+from pipeline.errors import ConfigError
 from pipeline.training.checkpoint import Checkpoint, CheckpointWriter
 from pipeline.training.goodput import WallClock
 from pipeline.training.gradients import StepSettings
@@ -242,6 +243,13 @@ def make_loader(
         cache_bytes=config.loader.cache_bytes,
         cache_decoded=config.loader.cache_decoded,
     )
+    if loader.steps_per_epoch == 0:
+        loader.close()
+        raise ConfigError(
+            f"{config.data}: holds {len(dataset)} samples, no whole batch of "
+            f"{config.global_batch_size}, and --tail drop drops the rest. Give --tail pad, or a "
+            "smaller --global-batch-size."
+        )
     if checkpoint:
         loader.load_state_dict(checkpoint.order)
     if world.rank == 0:

@@ -1,4 +1,4 @@
-"""What the latent code holds: mutual information, marginal KL, active units.
+"""What the latent code holds: mutual information, marginal KL, and what an active unit is.
 
 Hoffman & Johnson 2016, "ELBO surgery": the mean KL of a data set's posteriors splits into
 I(n; z), what z tells about which image it came from, and KL(q(z) || p(z)), how far the aggregated
@@ -61,13 +61,3 @@ def split_kl(means: Tensor, log_variances: Tensor, noise: Tensor) -> Surgery:
     error = float(information.std(correction=1)) / math.sqrt(count) if count > 1 else math.inf
     mean_kl = float(kl.mean())
     return Surgery(count, mean_kl, mutual, error, mean_kl - mutual, math.log(count))
-
-
-def activity(means: Tensor) -> Tensor:
-    """Variance over images of each dimension's posterior mean: `[N, D]` to `[D]`, float64."""
-    return means.double().flatten(1).var(dim=0, correction=0)
-
-
-def count_active(activities: Tensor) -> int:
-    """Active units by the definition of Burda et al. 2016."""
-    return int((activities > ACTIVE_VARIANCE).sum())

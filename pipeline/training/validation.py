@@ -52,6 +52,7 @@ def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: Wo
             threads=config.loader.threads,
             prefetch_batches=config.loader.prefetch_batches,
             memory_bytes=config.loader.memory_bytes,
+            stall_seconds=config.stall_seconds,
         )
     ) as loader:
         vae = state.ema.module

@@ -1,10 +1,6 @@
 """The mathematics: likelihoods, posterior, ELBO, objectives, networks and the model bundle."""
 
-from pipeline.vae.bounds import (
-    ImportanceEstimate,
-    importance_estimate,
-    importance_weighted_bound,
-)
+from pipeline.vae.bounds import ImportanceEstimate, importance_estimate
 from pipeline.vae.bundle import bundle_digest, load_bundle, save_bundle, verify_bundle
 from pipeline.vae.elbo import ElboTerms
 from pipeline.vae.noise import Noise, draw_noise
@@ -24,7 +20,6 @@ __all__ = [
     "bundle_digest",
     "draw_noise",
     "importance_estimate",
-    "importance_weighted_bound",
     "load_bundle",
     "objective_loss",
     "save_bundle",

@@ -57,19 +57,6 @@ def importance_estimate(
     return totals.estimate(samples)
 
 
-def importance_weighted_bound(
-    vae: VAE,
-    images: Tensor,
-    samples: int,
-    seed: int,
-    *,
-    slots: Sequence[int] | None = None,
-    chunk: int = 64,
-) -> Tensor:
-    """IWAE_K, a lower bound on log p(x) in nats: [B] float64. See `importance_estimate`."""
-    return importance_estimate(vae, images, samples, seed, slots=slots, chunk=chunk).bound
-
-
 @dataclass(frozen=True)
 class _WeightTotals:
     """Running sums over k of w and w^2, divided by e^m and e^2m with m the largest log w so far."""

@@ -129,6 +129,17 @@ def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, 
         models(promote=f"models:/{name}/2")
 
 
+def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tmp_path, tracking):
+    client = mlflow.MlflowClient(tracking.mlflow_uri)
+    for seed, elbo in ((0, "nan"), (1, "-5.0")):
+        models(register=bundle(tmp_path, seed))
+        client.set_model_version_tag(name, str(seed + 1), "holdout_elbo", elbo)
+    for _ in range(2):  # as the first champion, and against one
+        with pytest.raises(ModelError, match="no held-out ELBO"):
+            models(promote=f"models:/{name}/1")
+        models(promote=f"models:/{name}/2")
+
+
 def test_the_lineage_of_a_version_names_the_stores_that_were_made_with_it(
     models, name, tmp_path, data, tracking
 ):

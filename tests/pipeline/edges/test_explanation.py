@@ -34,6 +34,13 @@ def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Pat
         run_explanation(ExplainConfig(model=str(place / "vae")))
 
 
+def test_a_weight_of_zero_is_not_taken_for_none_given(place: Path):
+    asked = ExplainConfig(
+        model=str(place / "vae"), data=str(place / "data"), beta=0, importance_samples=8
+    )
+    assert run_explanation(asked)[1]["answers"]["weight"]["beta"] == 0
+
+
 def test_a_bernoulli_has_no_deviation_and_a_gaussian_has_its_own():
     assert deviation(digits_vae("bernoulli")) is None
     assert deviation(digits_vae()) == digits_vae().likelihood.sigma.item()

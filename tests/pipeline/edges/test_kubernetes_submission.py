@@ -239,4 +239,6 @@ def test_flags_that_say_nothing_without_kubernetes_are_refused():
 def test_a_command_that_its_job_refuses_is_refused_before_anything_is_created(server):
     with pytest.raises(SystemExit):
         submit("python", "-m", "jobs.encode", "--no-such-flag", "1")
+    with pytest.raises(ConfigError, match=r"jobs\.encod: there is no such job"):
+        submit("python", "-m", "jobs.encod")
     assert "first" not in server.objects

@@ -92,3 +92,15 @@ def test_positions_count_through_batches_and_slots():
     assert [positions_of(batch, 8) for batch in batches] == [
         range(4, 8), range(12, 16), range(20, 24),
     ]  # fmt: skip
+
+
+def test_a_dimension_is_active_only_above_a_variance_of_one_hundredth():
+    # Var_x(E_q z) = 1 - s2 / lam: active exactly if lam > s2 / 0.99 (s2 = 0.5).
+    means = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variances = 1 - 0.5 / torch.tensor([9.0, 0.52, 0.502], dtype=torch.float64)
+    means = means / means.std(dim=0, correction=0) * variances.sqrt()
+    table = torch.full((3, 8), float(len(means)), dtype=torch.float64)
+    dimensions = torch.stack([torch.zeros(3), means.sum(dim=0), means.square().sum(dim=0)])
+    found = EvaluationSums(table, dimensions, pixels=1, has_bits=True)
+    assert found.activity().tolist() == pytest.approx(variances.tolist(), rel=1e-3)
+    assert found.active_units() == 2

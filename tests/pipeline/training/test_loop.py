@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import ObjectiveConfig
 from pipeline.data import Dataset
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.run import Run
 from pipeline.vae import load_bundle
@@ -147,3 +147,9 @@ def test_the_order_counts_every_image_once_in_an_epoch(data, tmp_path):
     ended = train(train_config(data, tmp_path, "once", steps=samples // 24))[0]
     seen = list(chain(*ended["keys"]))
     assert len(seen) == len(set(seen)) == samples
+
+
+def test_a_dataset_below_one_batch_of_which_the_rest_is_dropped_is_refused(data, tmp_path):
+    config = train_config(data, tmp_path, "small", tail="drop", global_batch_size=10_000)
+    with pytest.raises(ConfigError, match="no whole batch of 10000, and --tail drop drops"):
+        train(config)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training.surgery import activity, count_active, split_kl
+from pipeline.training.surgery import split_kl
 
 
 def test_kl_splits_into_mutual_information_and_marginal_kl_as_quadrature_says():
@@ -48,13 +48,3 @@ def test_the_marginal_kl_of_gaussian_data_under_the_optimal_linear_model_is_zero
     rate = float(-0.5 * share.log().sum())
     assert found.mutual_information == pytest.approx(rate, abs=0.03)
     assert abs(found.marginal_kl) < 0.03
-
-
-def test_a_dimension_is_active_only_above_a_variance_of_one_hundredth():
-    # Var_x(E_q z) = 1 - s2 / lam: active exactly if lam > s2 / 0.99 (s2 = 0.5).
-    means = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    eigenvalues = torch.tensor([9.0, 0.52, 0.502], dtype=torch.float64)
-    means = means / means.std(dim=0, correction=0) * (1 - 0.5 / eigenvalues).sqrt()
-    found = activity(means)
-    assert found.tolist() == pytest.approx((1 - 0.5 / eigenvalues).tolist(), rel=1e-3)
-    assert count_active(found) == 2
