@@ -67,7 +67,7 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
         plan = claim(output, plan)
         if read_state(output) != state:
             # Another pack committed the generation, and removed its plan, while this one listed.
-            remove_plan(output, generation, 0)
+            remove_plan(output, generation)
             return _pack(config, executor)
         check_request(plan, request_of(config), output)
     jobs = _jobs(config, output, plan, executor)
@@ -252,7 +252,7 @@ def _jobs(config: PackConfig, output: str, plan: Plan, executor: Executor | None
         threads = 2  # its cores are others', one for each unit
     return [
         UnitJob(
-            output, plan.generation, number, plan.files[unit], plan.known[unit],
+            output, plan.generation, plan.digest, number, plan.files[unit], plan.known[unit],
             tuple(annotation_of(rows, file.path) for file in plan.files[unit]),
             plan.classes, policy_of(config), config.holdout, threads,
         )
@@ -274,7 +274,7 @@ def _run_units(
     receipts: dict[int, UnitReceipt] = {}
     for job in jobs:
         try:
-            url = receipt_url(job.output, job.generation, job.number)
+            url = receipt_url(job)
             receipts[job.number] = UnitReceipt.from_json(storage.read_json(url), url)
         except ObjectNotFoundError:
             continue

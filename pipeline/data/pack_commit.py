@@ -81,7 +81,7 @@ def commit_generation(
             dead[before.split][before.shard].add(before.position)
     if not any(row.shard for row in merged.values()) and state is None:
         _write_rejects(output, merged.values())
-        remove_plan(output, plan.generation, len(units))
+        remove_plan(output, plan.generation)
         raise DatasetError(
             f"{output}: none of the {len(plan.files)} inputs can be used; "
             f"{storage.join(output, REJECTS)} lists each with its reason."
@@ -98,7 +98,7 @@ def commit_generation(
     )  # fmt: skip
     committed = create_state(output, state)
     newest, ledger = publish_newest(output, state if committed else None, merged)
-    remove_plan(output, plan.generation, len(units))
+    remove_plan(output, plan.generation)
     if not committed:
         raise DatasetError(
             f"{output}: another pack finished generation {plan.generation} first, with sources "

@@ -29,6 +29,8 @@ class UnitJob:
 
     output: str
     generation: int
+    plan: str
+    """The plan's digest."""
     number: int
     files: tuple[SourceFile, ...]
     known: tuple[str, ...]
@@ -83,9 +85,10 @@ class UnitReceipt:
             ) from None
 
 
-def receipt_url(output: str, generation: int, number: int) -> str:
+def receipt_url(job: UnitJob) -> str:
     """Where a unit's receipt lies until its generation is committed."""
-    return storage.join(output, "plans", f"{generation:06d}", f"{number:06d}.json")
+    name = f"{job.number:06d}-{job.plan}.json"
+    return storage.join(job.output, "plans", f"{job.generation:06d}", name)
 
 
 def pack_unit(job: UnitJob, progress: Progress | None = None) -> UnitReceipt:
@@ -118,10 +121,13 @@ def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
 
 def _agreed(receipt: UnitReceipt, job: UnitJob) -> UnitReceipt:
     """The receipt that counts: a twin's, where that was there first (a source may have changed)."""
-    url = receipt_url(job.output, job.generation, job.number)
+    url = receipt_url(job)
     if storage.create_if_absent(url, storage.canonical_json(receipt.to_json())):
         return receipt
-    return UnitReceipt.from_json(storage.read_json(url), url)
+    try:
+        return UnitReceipt.from_json(storage.read_json(url), url)
+    except ObjectNotFoundError:  # the twin has committed since, and commits compare
+        return receipt
 
 
 def _inspected(job: UnitJob) -> Iterator[tuple[UnitRow, PackedImage | None]]:

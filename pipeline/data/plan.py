@@ -4,9 +4,12 @@ A killed pack goes on with the plan as it stands, whatever the sources have got 
 the next append.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +36,11 @@ class Plan:
     known: tuple[str, ...]
     ignored: Mapping[str, int]
     """Files that can't be images, by suffix: counted, never opened."""
+
+    @cached_property
+    def digest(self) -> str:
+        """In the receipts' names: a plan that was given up leaves none to the one in its place."""
+        return hashlib.sha256(_to_bytes(self)).hexdigest()[:12]
 
     def units(self) -> Iterator[slice]:
         """Slices of `files` of about `unit_bytes` each, from the listing alone."""
@@ -90,12 +98,11 @@ def check_request(plan: Plan, request: Mapping[str, Any], output: str) -> None:
         )
 
 
-def remove_plan(output: str, generation: int, units: int) -> None:
+def remove_plan(output: str, generation: int) -> None:
     """Clears a committed generation's plan and receipts; what a crash leaves is harmless."""
-    from pipeline.data.pack_unit import receipt_url
-
-    for number in range(units):
-        storage.delete(receipt_url(output, generation, number))
+    with suppress(ObjectNotFoundError):  # there are none
+        for info in list(storage.list_objects(storage.join(output, "plans", f"{generation:06d}"))):
+            storage.delete(info.url)
     storage.delete(plan_url(output, generation))
 
 
@@ -106,7 +113,8 @@ def _to_bytes(plan: Plan) -> bytes:
     schema = pa.schema(
         [(name, pa.int64() if name in whole else pa.string()) for name in [*names, "known"]]
     )
-    header = {name: value for name, value in vars(plan).items() if name not in ("files", "known")}
+    beside = [field.name for field in fields(Plan) if field.name not in ("files", "known")]
+    header = {name: getattr(plan, name) for name in beside}
     schema = schema.with_metadata({"plan": json.dumps(header, sort_keys=True)})
     arrays = [pa.array(c, t) for c, t in zip([*columns, plan.known], schema.types, strict=True)]
     sink = pa.BufferOutputStream()

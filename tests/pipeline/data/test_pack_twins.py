@@ -1,6 +1,7 @@
 """Two packs of one dataset at once: a slow twin sleeps before a write, and wakes up too late."""
 
 import threading
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -134,3 +135,37 @@ def test_what_a_twin_left_behind_that_died_after_a_late_write_is_mended_by_the_n
     again = pack(packing)
     assert (again.samples, again.seen) == (4, 0)
     check_grown(packing)
+
+
+def test_a_first_pack_that_dies_before_any_of_its_writes_is_finished_by_the_same_command(
+    tmp_path, monkeypatch
+):
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.storage.local._sync", lambda path: None)
+    for dies_at in count(1):
+        packing = sources_at(str(tmp_path / str(dies_at)))
+        with pytest.MonkeyPatch.context() as patch:
+            sleeper = Sleeper(patch, dies_at, die)
+            with suppress(KeyboardInterrupt):
+                pack(packing)
+        result = pack(packing.model_copy(update={"append": False}))
+        assert (result.samples, result.rejected, result.generation) == (3, 1, 1)
+        assert verify_dataset(packing.output) == []
+        if not sleeper.slept:
+            break
+    assert dies_at > 10
+
+
+def test_a_plan_that_was_given_up_by_deleting_it_leaves_nothing_to_the_next_one(tmp_path):
+    packing = sources_at(str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        Sleeper(patch, f"{packing.output}/ledger/000001.json", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pack(packing)
+    storage.delete(f"{packing.output}/plans/000001.arrow")
+    for n in range(4):
+        storage.publish(f"{packing.source[0]}/{n}.png", png(60 + n))
+    result = pack(packing)
+    assert images(result.dataset) == {str(n): png(60 + n) for n in range(4)}

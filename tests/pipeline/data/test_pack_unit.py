@@ -28,8 +28,8 @@ def job(tmp_path) -> UnitJob:
     known = ("", hashlib.sha256(png(2)).hexdigest(), "", "")
     annotations = (None, None, None, Annotation("seven", "a caption", {"year": 1999}))
     return UnitJob(
-        str(tmp_path / "out"), 1, 0, files, known, annotations, {"a": 0, "seven": 7}, POLICY,
-        0.0, 2,
+        str(tmp_path / "out"), 1, "plan", 0, files, known, annotations, {"a": 0, "seven": 7},
+        POLICY, 0.0, 2,
     )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
 
 def test_the_receipt_is_written_last_and_read_back_as_it_was(job):
     receipt = pack_unit(job)
-    stored = storage.read_json(receipt_url(job.output, 1, 0))
+    stored = storage.read_json(receipt_url(job))
     assert UnitReceipt.from_json(stored, "receipt") == receipt
 
 
@@ -92,7 +92,7 @@ def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch)
     words = "writing a shard failed: No space left on device. See to it, and run the same command"
     with pytest.raises(StorageError, match=words):
         pack_unit(job)
-    assert not storage.exists(receipt_url(job.output, 1, 0))
+    assert not storage.exists(receipt_url(job))
     (left,) = storage.list_objects(job.output)
     sha256 = hashlib.sha256(storage.read(left.url)).hexdigest()
     assert left.url == f"{job.output}/shards/001-000000-{sha256[:12]}.tar"
