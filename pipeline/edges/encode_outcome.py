@@ -18,7 +18,7 @@ from prometheus_client.exposition import pushadd_to_gateway
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.edges.build import version
-from pipeline.edges.endpoint import Endpoint, discovery
+from pipeline.edges.endpoint import Endpoint, discovery, forget
 from pipeline.edges.metrics import ENCODING, OUTCOME
 from pipeline.errors import PipelineError, StorageError
 from pipeline.latents.driver import ShardDone
@@ -39,8 +39,9 @@ class EncodingMetrics:
         self._endpoint = Endpoint(ENCODING, "store", name, version())
         address = self._endpoint.serve(tracking.metrics_host, tracking.metrics_port)
         self._discovery = storage.join(store, ATTEMPTS, "metrics.json")
+        self._named = discovery(address, "store", name)
         with suppress(StorageError):
-            storage.publish(self._discovery, discovery(address, "store", name))
+            storage.publish(self._discovery, self._named)
         self._failed: Counter[str] = Counter()
         self._totals: dict[str, Any] = {
             "session": 0, "images": 0, "images_left": images, "failed": self._failed, "shards": 0,
@@ -65,8 +66,7 @@ class EncodingMetrics:
     def close(self) -> None:
         """Ends the server; what was asked of it last stays with Prometheus."""
         self._endpoint.close()
-        with suppress(StorageError):
-            storage.delete(self._discovery)
+        forget(self._discovery, self._named)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
@@ -9,10 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 
 from pipeline import storage
 from pipeline.edges.metrics import BUILD, Metric
+from pipeline.errors import ConfigError, StorageError
 
 
 class Endpoint:
-    """The metrics `rows` of what `label` names: `Endpoint(TRAINING, "run", "first")`.
+    """The metrics `rows` of what `label` names: `Endpoint(TRAINING, "run", "first", version())`.
 
     The first snapshot that names its session says where counters begin: a continued run shows no
     burst. From then on they hold what was gained: steps that are replayed count once, and the
@@ -45,7 +47,13 @@ class Endpoint:
 
     def serve(self, host: str, port: int) -> str:
         """Serves `/metrics` on HOST:PORT (0: a free one) and returns that address."""
-        self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        try:
+            self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"/metrics can't be served on {host}:{port}: {error.strerror or error}. Give "
+                "another --tracking.metrics-port (0: a free one), or --tracking.metrics-host."
+            ) from None
         return f"{host}:{self._server.server_port}"
 
     def close(self) -> None:
@@ -79,3 +87,10 @@ class Endpoint:
 def discovery(address: str, label: str, name: str) -> bytes:
     """A file for Prometheus's file_sd: where a free port can be found."""
     return storage.canonical_json([{"targets": [address], "labels": {label: name}}])
+
+
+def forget(url: str, named: bytes) -> None:
+    """Removes a discovery file, unless another process has put its own there since."""
+    with suppress(StorageError):
+        if storage.read(url) == named:
+            storage.delete(url)

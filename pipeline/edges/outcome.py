@@ -30,8 +30,10 @@ def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
     return run.url, config.run, config.tracking, tracking_uri(config.tracking), params
 
 
-def mlflow_status(ended: dict[str, Any]) -> str:
-    """MLflow's word for how a run ended."""
+def mlflow_status(ended: dict[str, Any]) -> str | None:
+    """MLflow's word for how a run ended; None for one that another start goes on with."""
+    if ended["reason"] == "superseded":
+        return None
     return "FINISHED" if ended["reason"] == "done" else "KILLED"
 
 

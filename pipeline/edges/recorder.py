@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.edges.build import version
-from pipeline.edges.endpoint import Endpoint, discovery
+from pipeline.edges.endpoint import Endpoint, discovery, forget
 from pipeline.edges.metrics import TRAINING
 from pipeline.edges.tracking import TrackedRun
 from pipeline.errors import StorageError
@@ -66,8 +67,9 @@ class RunRecorder:
         self.metrics = Endpoint(TRAINING, "run", name, version())
         self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
         self._discovery = storage.join(run_url, "metrics.json")
+        self._named = discovery(self._address, "run", name)
         with contextlib.suppress(StorageError):
-            storage.publish(self._discovery, discovery(self._address, "run", name))
+            storage.publish(self._discovery, self._named)
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -128,18 +130,22 @@ class RunRecorder:
         """The MLflow run's id, once MLflow has been reached."""
         return self._tracked.run_id if self._tracked else None
 
-    def finish(self, status: str) -> str | None:
-        """Sets the MLflow run's status if MLflow can be reached; returns the MLflow run's id."""
+    def finish(self, status: str | None) -> str | None:
+        """Sets the MLflow run's status if MLflow can be reached; returns the MLflow run's id.
+
+        None leaves it as it is: another start has the run, and its `/metrics` stay named.
+        """
         # A target that is still named but does not answer is a run that died: this one ended.
-        with contextlib.suppress(StorageError):
-            storage.delete(self._discovery)
+        forget(self._discovery, self._named)
+        self.metrics.close()
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=30.0)
         if self._tracked is None:
             return None
-        with contextlib.suppress(*_failures()):
-            self._tracked.set_status(status)
+        if status is not None:
+            with contextlib.suppress(*_failures()):
+                self._tracked.set_status(status)
         return self._tracked.run_id
 
     def _deliver(self) -> None:
@@ -161,7 +167,7 @@ class RunRecorder:
             self._tracked = self._connect()
         while True:
             with self._lock:
-                batch = [point for _, point in list(self._queue)[:100]]
+                batch = [point for _, point in islice(self._queue, 100)]
             if not batch:
                 return
             self._tracked.log(batch)

@@ -58,7 +58,7 @@ class LatentStore:
         return LatentStore(url, read_snapshot(url, pointer.snapshot, pointer.sha256))
 
     def __len__(self) -> int:
-        return self.snapshot.samples
+        return self._first[-1]  # not summed anew over all shards for each item that is read
 
     def __getitem__(self, number: int) -> Latent:
         """The latent `number` (negative ones count from the end), by one ranged read."""

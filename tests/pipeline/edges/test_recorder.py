@@ -9,7 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
+from pipeline.edges.outcome import mlflow_status
 from pipeline.edges.recorder import RunRecorder
+from pipeline.errors import ConfigError
 from pipeline.training.points import Point
 
 
@@ -21,8 +23,8 @@ def uri(tmp_path) -> str:
 @pytest.fixture
 def recorder(tmp_path):
     """Makes recorders of one run whose folder has a quote in its name."""
-    return lambda uri: RunRecorder(
-        f"{tmp_path}/it's mine", "mine", TrackingConfig(), uri, {"seed": "0"}
+    return lambda uri, **knobs: RunRecorder(
+        f"{tmp_path}/it's mine", "mine", TrackingConfig(**knobs), uri, {"seed": "0"}
     )
 
 
@@ -121,3 +123,31 @@ def test_the_endpoint_can_be_found_in_the_runs_folder(uri, recorder, tmp_path):
     (found,) = json.loads((tmp_path / "it's mine/metrics.json").read_text())
     assert found == {"targets": [one.address()], "labels": {"run": "mine"}}
     one.finish("FINISHED")
+
+
+def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(uri, recorder):
+    older = recorder(uri)
+    older.record("1", [point(1, 1)], {})
+    older.flush(30)
+    newer = recorder(uri)
+    newer.record("1", [point(2, 2)], {})
+    newer.flush(30)
+    run_id = older.finish(mlflow_status({"reason": "superseded"}))
+    (target,) = storage.read_json(newer._discovery)
+    assert target["targets"] == [newer.address()]
+    client = mlflow.MlflowClient(uri)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    newer.finish("FINISHED")
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri, recorder):
+    """As when MLflow was away at a run's end, and a second recorder sends what it lacks."""
+    first = recorder(uri)
+    port = int(first.address().rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f":{port}: Address already in use. Give another --track"):
+        recorder(uri, metrics_port=port)
+    first.finish("FINISHED")
+    second = recorder(uri, metrics_port=port)
+    assert second.address() == first.address()
+    second.finish("FINISHED")
