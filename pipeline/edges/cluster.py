@@ -3,11 +3,10 @@
 import logging
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from pipeline import storage
 
 # Ray reads these when it is imported; what a user has set wins.
 _DEFAULTS = {
@@ -44,21 +43,20 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             ray.shutdown()
         return
     # A short path: the sockets inside may not exceed 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="vae-ray-"))
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(cpus, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with storage.temporary_folder("vae-ray-") as folder:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(cpus, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _own_token() -> dict[str, str]:

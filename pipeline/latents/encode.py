@@ -1,9 +1,7 @@
 """Encodes one source shard: data first, receipt last, nothing twice."""
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -58,8 +56,8 @@ def encode_shard(
     present = read_receipt(store, identity.digest, shard.sha256)
     if present is not None:
         return present
-    with tempfile.TemporaryDirectory(prefix="encode-") as folder, exact_numerics():
-        path = Path(folder) / "latents.arrow"
+    with storage.temporary_folder("vae-encode-") as folder, exact_numerics():
+        path = folder / "latents.arrow"
         batches = read_shard(
             dataset,
             shard,

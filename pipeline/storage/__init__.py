@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.storage import local, other, s3
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
+from pipeline.storage.temporary import temporary_folder
 from pipeline.storage.urls import absolute, below, join, local_path, protocol, shown
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "set_retry_policy",
     "shown",
     "stat",
+    "temporary_folder",
     "unfinished",
 ]
 
