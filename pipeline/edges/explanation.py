@@ -10,7 +10,7 @@ from pipeline.config import EvaluateConfig, ExplainConfig
 from pipeline.data import Dataset
 from pipeline.edges.evaluation import Evaluated, draw_all, measure_model
 from pipeline.edges.finished import finished_run, load_named
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.training.explanation import explain, render
 from pipeline.training.health import check_health
 from pipeline.training.history import read_validations
@@ -33,6 +33,8 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
     dataset = Dataset.open(data)
     found = load_named(name, config.storage, config.tracking)
     model = measure_model(name, *found, evaluation, dataset)
+    if model.findings.numbers["images"] < 2:
+        raise DatasetError(f"{data}: one image has no intervals to explain. Give --data with more.")
     numbers = model.findings.numbers | {
         "pixels": math.prod(model.vae.image_shape),
         "likelihood": model.vae.model_config.likelihood,

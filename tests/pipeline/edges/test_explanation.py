@@ -1,11 +1,13 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import ExplainConfig
+from pipeline.config import ExplainConfig, PackConfig
+from pipeline.data.pack import pack
 from pipeline.edges.explanation import deviation, run_explanation
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, DatasetError, RunError
 from tests.pipeline.training.digits import digits_vae, write_digits
 
 
@@ -39,6 +41,15 @@ def test_a_weight_of_zero_is_not_taken_for_none_given(place: Path):
         model=str(place / "vae"), data=str(place / "data"), beta=0, importance_samples=8
     )
     assert run_explanation(asked)[1]["answers"]["weight"]["beta"] == 0
+
+
+def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(next((place / "images").rglob("*.png")), images / "one.png")
+    pack(PackConfig(source=(str(images),), output=str(tmp_path / "data"), workers=1))
+    with pytest.raises(DatasetError, match="one image has no intervals"):
+        run_explanation(ExplainConfig(model=str(place / "vae"), data=str(tmp_path / "data")))
 
 
 def test_a_bernoulli_has_no_deviation_and_a_gaussian_has_its_own():
