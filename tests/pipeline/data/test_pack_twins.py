@@ -1,8 +1,10 @@
 """Two packs of one dataset at once: a slow twin sleeps before a write, and wakes up too late."""
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from pipeline.data.ledger import read_state
 from pipeline.data.pack import pack
 from pipeline.data.verify import verify_dataset
 from pipeline.errors import DatasetError
+from tests.killing import tree
 from tests.pipeline.data.test_pack import png
 
 WRITES = ("publish", "create_if_absent", "delete")
@@ -54,15 +57,17 @@ class Sleeper:
             patch.setattr(storage, name, write)
 
 
-def overtaken(packing: PackConfig, sleeps_at: int | str) -> tuple[bool, str]:
-    """A pack that sleeps before that write, while a twin and the next generation run to their end.
+def overtaken(
+    packing: PackConfig, sleeps_at: int | str, then: Callable[[PackConfig], object] = grow
+) -> tuple[bool, str]:
+    """A pack that sleeps before that write, while a twin runs to its end, and `then` something.
 
     Whether it has such a write, and how it ended.
     """
 
     def meanwhile() -> None:
         pack(packing)
-        grow(packing)
+        then(packing)
 
     with pytest.MonkeyPatch.context() as patch:
         sleeper, ended = Sleeper(patch, sleeps_at, meanwhile), "done"
@@ -84,6 +89,12 @@ def images(url: str) -> dict[str, bytes]:
                 end = start + int(index.sizes[position])
                 found[key] = storage.read(dataset.shard_url(record), start, end)
     return found
+
+
+def lasting(packing: PackConfig) -> dict[str, str]:
+    """Every file's checksum, but for plans, which the last of both packs clears."""
+    files = tree(Path(packing.output))
+    return {name: sha256 for name, sha256 in files.items() if not name.startswith("plans/")}
 
 
 def check_grown(packing: PackConfig) -> None:
@@ -110,9 +121,32 @@ def test_a_twin_that_sleeps_before_any_of_its_writes_undoes_nothing_of_the_next_
         check_grown(packing)
         endings.append(ended)
     assert len(endings) > 10
+    assert endings[0] == "done", "it had nothing but a listing, which it makes anew"
     told = {ending for ending in endings if ending != "done"}
     assert told, "a source that changed in its sleep makes other shards"
     assert all("another pack finished" in ending for ending in told)
+
+
+def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.storage.local._sync", lambda path: None)
+
+    def change(packing: PackConfig) -> None:
+        committed.append(lasting(packing))
+        storage.publish(f"{packing.source[0]}/0.png", png(50))
+
+    told = 0
+    for sleeps_at in count(2):  # before its first write it has no plan, and packs the change
+        packing, committed = sources_at(str(tmp_path / str(sleeps_at))), list[dict[str, str]]()
+        slept, ended = overtaken(packing, sleeps_at, change)
+        if not slept:
+            break
+        told += "another pack finished" in ended
+        after = lasting(packing)
+        assert {name: after.get(name) for name in committed[0]} == committed[0]
+        assert images(packing.output) == {"0": png(0), "1": png(1), "2": png(2)}
+        assert pack(packing).added == 1
+        assert images(packing.output) == {"0": png(50), "1": png(1), "2": png(2)}
+    assert told
 
 
 @pytest.mark.parametrize("before", ["ledger/000001.json", "pack.json"])
