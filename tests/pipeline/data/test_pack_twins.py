@@ -132,7 +132,8 @@ def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path
 
     def change(packing: PackConfig) -> None:
         committed.append(lasting(packing))
-        storage.publish(f"{packing.source[0]}/0.png", png(50))
+        for n in range(3):
+            storage.publish(f"{packing.source[0]}/{n}.png", png(50 + n))
 
     told = 0
     for sleeps_at in count(2):  # before its first write it has no plan, and packs the change
@@ -140,12 +141,12 @@ def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path
         slept, ended = overtaken(packing, sleeps_at, change)
         if not slept:
             break
-        told += "another pack finished" in ended
+        told += "another pack finished generation 1 first" in ended
         after = lasting(packing)
         assert {name: after.get(name) for name in committed[0]} == committed[0]
-        assert images(packing.output) == {"0": png(0), "1": png(1), "2": png(2)}
-        assert pack(packing).added == 1
-        assert images(packing.output) == {"0": png(50), "1": png(1), "2": png(2)}
+        assert images(packing.output) == {str(n): png(n) for n in range(3)}
+        assert pack(packing).added == 3
+        assert images(packing.output) == {str(n): png(50 + n) for n in range(3)}
     assert told
 
 
