@@ -56,9 +56,24 @@ class RawSample:
         return self.image
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """A chunk: a shard's bytes from `begin` on, which hold its samples from position `first` on.
+
+    `rows` are those samples' part of the index. The whole index may be forgotten meanwhile: one
+    rank reads a thousand shards at a time, and read anew for each sample, their indexes would cost
+    a hundred times the images.
+    """
+
+    data: bytes
+    begin: int
+    rows: ShardIndex
+    first: int
+
+
 @dataclass
 class _Chunk:
-    data: "Future[bytes]"
+    fetched: "Future[_Fetched]"
     length: int
     reads: int = 0
 
@@ -111,17 +126,13 @@ class SampleReader:
     def read(self, sample: int, *, alone: bool = False) -> RawSample:
         """One live sample; `alone` fetches its own bytes only, not its chunk."""
         place = self.place(sample)
-        url = self._dataset.shard_url(self._dataset.shards[place.shard])
+        chunk = None if alone else self._chunk_of(place, sample)
+        if chunk is not None:
+            return self._cut(chunk.rows, place.position - chunk.first, chunk.data, chunk.begin)
         index = self.index(place.shard)
         start, end = self._span(index, place.position)
-        is_large = end - start >= LARGE_BYTES
-        if alone or (is_large and storage.local_path(url) is not None):
-            return self._cut(index, place.position, self._get(url, start, end), start)
-        first, last = self._chunk_of(place, sample)
-        begin = int(index.starts[first])
-        data = self._chunk_bytes(url, place.shard, begin, int(index.ends[last]))
-        self._count_read(place.shard, begin, last - first + 1)
-        return self._cut(index, place.position, data, begin)
+        url = self._dataset.shard_url(self._dataset.shards[place.shard])
+        return self._cut(index, place.position, self._get(url, start, end), start)
 
     def key(self, sample: int) -> str:
         """A live sample's key, from the index alone."""
@@ -134,14 +145,13 @@ class SampleReader:
         Shards on the local filesystem need none of it: reading them is as cheap as a look-up.
         """
         place = self.place(sample)
+        key = place.shard, sample // self._chunk
         url = self._dataset.shard_url(self._dataset.shards[place.shard])
-        index = self.index(place.shard)
-        if storage.local_path(url) is None:
-            first, last = self._chunk_of(place, sample)
-            begin, end = int(index.starts[first]), int(index.ends[last])
-            mine = self._claim(place.shard, begin, end)
+        if storage.local_path(url) is None and self._there(key) is None:
+            length, fetch = self._fetch(place, sample, url)
+            mine = self._claim(key, length)
             if mine is not None:
-                _fill(mine, lambda: self._get_chunk(url, place.shard, begin, end))
+                _fill(mine, fetch)
 
     def close(self) -> None:
         """Lets every fetch that has not begun fail at once, so that nobody waits for it."""
@@ -179,49 +189,78 @@ class SampleReader:
             return found.result()
         return _fill(mine, lambda: self._dataset.read_index(shard))
 
-    def _chunk_of(self, place: Place, sample: int) -> tuple[int, int]:
-        """The first and last position in its shard of the chunk that a sample belongs to."""
-        first = max(sample - sample % self._chunk, self._first[place.shard])
-        last = min(sample - sample % self._chunk + self._chunk, self._first[place.shard + 1]) - 1
-        return self.place(first).position, self.place(last).position
+    def _chunk_of(self, place: Place, sample: int) -> _Fetched | None:
+        """The chunk that a sample belongs to; None where that is better read by itself."""
+        key = place.shard, sample // self._chunk
+        found = self._there(key)
+        if found is None:
+            url = self._dataset.shard_url(self._dataset.shards[place.shard])
+            if storage.local_path(url) is not None:
+                start, end = self._span(self.index(place.shard), place.position)
+                if end - start >= LARGE_BYTES:
+                    return None
+            length, fetch = self._fetch(place, sample, url)
+            mine = self._claim(key, length)
+            if mine is not None:
+                chunk = _fill(mine, fetch)
+            else:
+                found = self._there(key)
+                # Forgotten between the two looks: it is fetched again.
+                chunk = found.result() if found else fetch()
+        else:
+            chunk = found.result()
+        self._count_read(key, len(chunk.rows))
+        return chunk
 
-    def _chunk_bytes(self, url: str, shard: int, begin: int, end: int) -> bytes:
-        mine = self._claim(shard, begin, end)
-        if mine is not None:
-            return _fill(mine, lambda: self._get_chunk(url, shard, begin, end))
+    def _fetch(self, place: Place, sample: int, url: str) -> tuple[int, Callable[[], _Fetched]]:
+        """The length in bytes of the chunk that a sample belongs to, and what fetches it."""
+        start = sample - sample % self._chunk
+        first = self.place(max(start, self._first[place.shard])).position
+        end = min(start + self._chunk, self._first[place.shard + 1])
+        rows = self.index(place.shard).part(first, self.place(end - 1).position + 1)
+        begin, stop = int(rows.starts[0]), int(rows.ends[-1])
+
+        def fetch() -> _Fetched:
+            data = self._get_chunk(url, place.shard, begin, stop)
+            return _Fetched(data, begin, rows, first)
+
+        return stop - begin, fetch
+
+    def _there(self, key: tuple[int, int]) -> "Future[_Fetched] | None":
+        """A chunk that is kept or on its way; not one whose fetch has failed."""
         with self._lock:
-            found = self._chunks.get((shard, begin))
-        # Forgotten between the two looks: it is fetched again.
-        return found.data.result() if found else self._get_chunk(url, shard, begin, end)
+            chunk = self._chunks.get(key)
+            if chunk is None or _has_failed(chunk.fetched):
+                return None
+            self._chunks.move_to_end(key)
+            return chunk.fetched
 
-    def _claim(self, shard: int, begin: int, end: int) -> "Future[bytes] | None":
+    def _claim(self, key: tuple[int, int], length: int) -> "Future[_Fetched] | None":
         """A future for the caller to fill; None when somebody else has it in hand."""
-        key = (shard, begin)
         with self._lock:
             there = self._chunks.get(key)
-            if there is not None and not _has_failed(there.data):
-                self._chunks.move_to_end(key)
+            if there is not None and not _has_failed(there.fetched):
                 return None
             if there is not None:
                 del self._chunks[key]
                 self._held_bytes -= there.length
-            mine: Future[bytes] = Future()
-            self._chunks[key] = _Chunk(mine, end - begin)
-            self._held_bytes += end - begin
+            mine: Future[_Fetched] = Future()
+            self._chunks[key] = _Chunk(mine, length)
+            self._held_bytes += length
             self._forget_chunks()
             return mine
 
-    def _count_read(self, shard: int, begin: int, samples: int) -> None:
+    def _count_read(self, key: tuple[int, int], samples: int) -> None:
         """A chunk all of whose `samples` were read is the first to be forgotten, not the last.
 
         It is the newest one, but those that were fetched ahead are needed sooner.
         """
         with self._lock:
-            chunk = self._chunks.get((shard, begin))
+            chunk = self._chunks.get(key)
             if chunk is not None:
                 chunk.reads += 1
                 if chunk.reads % samples == 0:
-                    self._chunks.move_to_end((shard, begin), last=False)
+                    self._chunks.move_to_end(key, last=False)
 
     def reading(self) -> str:
         """Which ranges are being read now and for how long, for an error's text."""

@@ -1,7 +1,7 @@
 """The index of one shard: where each sample lies in the tar, and the checksum of its image."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -43,6 +43,11 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def part(self, start: int, stop: int) -> Self:
+        """A copy of the samples at positions [start, stop): it keeps nothing of the rest."""
+        columns = {field.name: getattr(self, field.name)[start:stop] for field in fields(self)}
+        return replace(self, **{name: column.copy() for name, column in columns.items()})
 
     def to_bytes(self) -> bytes:
         """The Arrow IPC file; the same columns give the same bytes."""

@@ -66,6 +66,29 @@ def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote):
     assert reader.requests == COUNT // CHUNK
 
 
+def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
+    tmp_path, monkeypatch
+):
+    """As of a large dataset of small images, of which a batch takes one of each of many shards."""
+    (tmp_path / "images").mkdir()
+    for seed in range(COUNT):
+        (tmp_path / "images" / f"{seed:02}.png").write_bytes(png(seed))
+    output = str(tmp_path / "packed")
+    pack(PackConfig(source=(str(tmp_path / "images"),), output=output, shard_bytes=40_000))
+    found = Dataset.open(output)
+    assert len(found.shards) > 3
+    read: list[int] = []
+    whole = Dataset.read_index
+    monkeypatch.setattr(Dataset, "read_index", lambda self, n: (read.append(n), whole(self, n))[1])
+    monkeypatch.setattr("pipeline.data.fetch.INDEX_SAMPLES", 1)
+    reader = SampleReader(found, CHUNK, 2**20, ())
+    chunks = {(reader.place(sample).shard, sample // CHUNK) for sample in range(COUNT)}
+    in_turn = sorted(range(COUNT), key=lambda sample: (sample % CHUNK, sample))
+    images = {int(raw.key): raw.checked_image() for raw in map(reader.read, in_turn)}
+    assert images == {seed: png(seed) for seed in range(COUNT)}
+    assert len(read) <= len(chunks) < COUNT
+
+
 def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote):
     reader = SampleReader(remote, CHUNK, 2**20, ())
     raw = reader.read(7, alone=True)
