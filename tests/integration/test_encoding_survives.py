@@ -1,7 +1,9 @@
 """`jobs.encode` is killed by SIGKILL midway; the same command ends with the same bytes."""
 
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,17 @@ def undisturbed(inputs, tmp_path_factory) -> dict[str, str]:
     return tree(folder / "s")
 
 
-def test_killed_midway_with_its_actors_it_ends_with_the_same_bytes(inputs, undisturbed, tmp_path):
+@pytest.fixture
+def temporary(monkeypatch) -> Iterator[Path]:
+    """The jobs' temporary folder; Ray's sockets lie in it, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_killed_midway_with_its_actors_it_ends_with_the_same_bytes(
+    inputs, undisturbed, tmp_path, temporary
+):
     store = tmp_path / "s"
     process = start(inputs, tmp_path, actors=2)
     deadline = time.monotonic() + 120
@@ -57,7 +69,9 @@ def test_killed_midway_with_its_actors_it_ends_with_the_same_bytes(inputs, undis
         time.sleep(0.005)
     kill_all(process)
     assert not (store / "store.json").exists(), "it had ended before it was killed"
+    assert list(temporary.glob("vae-*"))
     finish(start(inputs, tmp_path, actors=2))
+    assert not list(temporary.glob("vae-*"))
     found = tree(store)
     # A file without a receipt may be left of a shard in flight; nothing else may differ.
     assert {name: found[name] for name in undisturbed} == undisturbed
