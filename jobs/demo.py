@@ -53,7 +53,7 @@ def main(config: DemoConfig) -> Outcome:
     from jobs import encode, evaluate, pack, train, verify
     from pipeline.edges.cluster import ray_cluster
 
-    kind = "digits" if config.images is None else Path(config.images).resolve().name
+    kind = "digits" if config.images is None else named_after(Path(config.images))
     folder = new_folder(Path("runs/demo").absolute(), kind)
     dataset, store = str(folder / "dataset"), str(folder / "latents")
     tracking = TrackingConfig(model_name=f"demo-{kind}")
@@ -100,6 +100,11 @@ def main(config: DemoConfig) -> Outcome:
     return Outcome(result, summary=summary(config, trained, evaluated, result, folder))
 
 
+def named_after(folder: Path) -> str:
+    """A folder's name as far as runs and models may have it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")[:40] or "images"
+
+
 def new_folder(parent: Path, kind: str) -> Path:
     """The first of PARENT/KIND-1, KIND-2 ... that is free: each demo is a run of its own."""
     number = 1
@@ -140,7 +145,7 @@ def train_config(
     digits = config.images is None
     return TrainConfig(
         data=f"{dataset}/train",
-        run=re.sub(r"[^A-Za-z0-9._-]", "-", folder.name),
+        run=folder.name,
         storage=str(folder),
         steps=config.steps,
         global_batch_size=128 if digits else 32,

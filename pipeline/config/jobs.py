@@ -160,7 +160,10 @@ class VerifyConfig(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if any(not 0 < world <= self.global_batch_size for world in self.worlds):
-            raise ValueError("worlds: each rank needs a slot of the global batch, and there is one")
+            raise ValueError(
+                f"worlds: give numbers from 1 to global_batch_size {self.global_batch_size}: each "
+                "rank needs a slot of every batch"
+            )
         if (self.dataset is None) == (self.store is None):
             raise ValueError("give --dataset URL or --store URL, and not both")
         if self.sample and self.store is None:

@@ -1,5 +1,6 @@
 """Which weights a run ends with, and when it has stopped getting better."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from pipeline.training.plain import plain_json
 from pipeline.training.run import Run
 from pipeline.training.validation import Validation
 from pipeline.vae import VAE, load_bundle, save_bundle
+
+logger = logging.getLogger(__name__)
 
 
 def chooses_best(config: TrainConfig) -> bool:
@@ -50,6 +53,14 @@ def save_final(
         chosen = best_of(validations)
         if chosen is not validations[-1]:
             vae = load_bundle(run.path("best"))
+            if (vae.metadata or {}).get("step") != chosen.step:
+                logger.warning(
+                    "RUN/best holds the weights of step %s, which a start that died had validated: "
+                    "those of step %d, the best since, are gone, and the last ones are taken",
+                    (vae.metadata or {}).get("step"),
+                    chosen.step,
+                )
+                chosen, vae = validations[-1], averaged
     facts = (
         {"holdout": plain_json(chosen.terms), "step": chosen.step} if chosen else {"holdout": None}
     )

@@ -135,7 +135,10 @@ class CheckpointWriter:
         self.stats.written += 1
         self.stats.seconds += time.perf_counter() - started
         self.stats.step, self.stats.bytes = step, len(data)
-        self._remove_old()
+        try:
+            self._remove_old()
+        except StorageError as error:
+            logger.warning("the run goes on, but checkpoints are kept that could go: %s", error)
 
     def _remove_old(self) -> None:
         receipts = _receipts(self._run)

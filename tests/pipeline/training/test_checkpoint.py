@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import RunError
+from pipeline.errors import AccessDeniedError, RunError
 from pipeline.training.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from pipeline.training.run import Attempt, Run
 
@@ -98,3 +98,16 @@ def test_a_poisoned_checkpoint_is_refused_without_running_its_code(tmp_path, cap
         newest_checkpoint(run)
     assert "holds more than tensors" in caplog.text
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_old_checkpoint_that_may_not_be_deleted_ends_no_run(tmp_path, monkeypatch, caplog):
+    def refuse(url: str) -> None:
+        raise AccessDeniedError(f"{url}: deleting was refused.")
+
+    run = Run(str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.delete", refuse)
+    write(run, 1, 2, 3, 4, 5, keep=1)
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    assert newest.step == 5
+    assert "deleting was refused" in caplog.text
