@@ -1,6 +1,7 @@
 """The index of one shard: where each sample lies in the tar, and the checksum of its image."""
 
 import hashlib
+import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -72,12 +73,10 @@ class ShardIndex:
                 table = reader.read_all()
             # Offsets that lie would be followed out of the buffer.
             table.validate(full=True)
-            columns: dict[str, Any] = {
-                name: table[name].to_pylist()
-                if name in ("keys", "extensions")
-                else table[name].to_numpy()
-                for name in table.column_names
-            }
-            return cls(**columns)
-        except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+            columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+            texts = {name: columns.pop(name).to_pylist() for name in ("keys", "extensions")}
+            # A few words, of which each sample would otherwise have a copy.
+            texts["extensions"] = [sys.intern(word) for word in texts["extensions"]]
+            return cls(**texts, **{name: column.to_numpy() for name, column in columns.items()})
+        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
             raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None

@@ -1,5 +1,6 @@
 """`/metrics` of one run or one encoding: its registry, fed by snapshots, and its HTTP server."""
 
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -46,7 +47,7 @@ class Endpoint:
                     self._take(row, session, label, float(number), begins=begins)
 
     def serve(self, host: str, port: int) -> str:
-        """Serves `/metrics` on HOST:PORT (0: a free one) and returns that address."""
+        """Serves `/metrics` on HOST:PORT (0: a free one); returns where others find it."""
         try:
             self._server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
@@ -54,7 +55,7 @@ class Endpoint:
                 f"/metrics can't be served on {host}:{port}: {error.strerror or error}. Give "
                 "another --tracking.metrics-port (0: a free one), or --tracking.metrics-host."
             ) from None
-        return f"{host}:{self._server.server_port}"
+        return f"{_own_host(host)}:{self._server.server_port}"
 
     def close(self) -> None:
         """Ends the server."""
@@ -82,6 +83,19 @@ class Endpoint:
         kind = Counter if row.kind == "counter" else Gauge
         labels = (label, row.label) if row.label else (label,)
         return kind(row.name, row.help, labels, registry=self.registry)
+
+
+def _own_host(host: str) -> str:
+    """The host to name where it is served on every address: the one that leads out of here."""
+    if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; an address kept for documentation
+        except OSError:
+            return "127.0.0.1"
+        found: str = probe.getsockname()[0]
+        return found
 
 
 def discovery(address: str, label: str, name: str) -> bytes:

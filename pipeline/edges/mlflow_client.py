@@ -26,7 +26,7 @@ _PATIENCE = {
 def tracking_uri(config: TrackingConfig) -> str:
     """The config's URI, else MLFLOW_TRACKING_URI, else sqlite under ./runs (made if missing)."""
     uri = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
+    if not uri:
         folder = Path(DEFAULT_FOLDER).absolute()
         folder.mkdir(exist_ok=True)
         uri = f"sqlite:///{folder / 'mlflow.db'}"

@@ -81,3 +81,12 @@ def test_prometheus_own_check_finds_nothing_wrong_with_names_and_help(rows, labe
     found = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
     assert (found.returncode, found.stdout, found.stderr) == (0, b"", b"")
     assert sum(row.series.encode() in text for row in rows) == len(rows)
+
+
+def test_what_is_served_on_every_address_is_named_by_one_that_can_be_asked():
+    endpoint = Endpoint(TRAINING, "run", "r", "1")
+    address = endpoint.serve("0.0.0.0", 0)
+    assert not address.startswith("0.0.0.0")
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        assert b"vae_build_info" in answer.read()
+    endpoint.close()

@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+from pipeline.config import TrackingConfig
+from pipeline.edges.mlflow_client import tracking_uri
+
 CLIENT = """
 import sys
 from pipeline.edges.mlflow_client import mlflow_client
@@ -16,3 +19,10 @@ def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path):
     found = [process.communicate()[0].strip() for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert found == ["1", "1", "1"]
+
+
+def test_an_empty_variable_names_no_server(tmp_path, monkeypatch):
+    """As of a container whose template had no value for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/runs/mlflow.db"
