@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -94,7 +95,6 @@ class SampleReader:
         cache: ChunkCache | None = None,
     ) -> None:
         self._dataset, self._chunk, self._columns = dataset, chunk, tuple(columns)
-        self._first = [0, *accumulate(shard.live for shard in dataset.shards)]
         # Of each removed position: how many live samples stand before it in its shard.
         self._live_before: dict[int, list[int]] = {}
         self._lock = threading.Lock()
@@ -105,10 +105,18 @@ class SampleReader:
         self._cache = cache
         self._reading: dict[int, tuple[str, int, int, float]] = {}
         self._closed = False
-        beside = not any("://" in shard.path for shard in dataset.shards)
-        self.is_local = beside and storage.local_path(dataset.url) is not None
         self.fetched_bytes = 0
         self.requests = 0
+
+    @cached_property  # reading whole shards needs neither of these, and there may be 10^5 of them
+    def _first(self) -> list[int]:
+        return [0, *accumulate(shard.live for shard in self._dataset.shards)]
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether every shard lies on the local filesystem."""
+        beside = not any("://" in shard.path for shard in self._dataset.shards)
+        return beside and storage.local_path(self._dataset.url) is not None
 
     def place(self, sample: int) -> Place:
         """Where the live sample `sample` (0 is the first of the first shard) is."""

@@ -60,7 +60,6 @@ class RayCrew:
     make: Callable[[], EncodeOne]
     count: int
     resources: ActorResources
-    deaths: int = 0
     stillborn: int = 0
     _actors: dict[str, Any] = field(default_factory=dict)
     _starting: dict[Any, str] = field(default_factory=dict)
@@ -121,7 +120,7 @@ class RayCrew:
             return (ray.get(reference),)
         except RayTaskError as error:
             # A bug in our code or out of memory: the actor lives.
-            return (ShardFailed(worker, shard, _first_line(error)),)
+            return (ShardFailed(worker, shard, _one_line(error)),)
         except RayError as error:
             return (self._bury(worker, error),)
 
@@ -134,7 +133,7 @@ class RayCrew:
             if self.stillborn >= _STILLBORN:
                 raise StoreError(
                     f"{self.stillborn} encoding actors in a row died before they began, the last "
-                    f"with: {_first_line(error)}. Is there enough memory for the model, and does "
+                    f"with: {_one_line(error)}. Is there enough memory for the model, and does "
                     "every node run the same version of this package?"
                 ) from error
             return (self._bury(worker, error),)
@@ -154,18 +153,18 @@ class RayCrew:
 
     def _bury(self, worker: str, error: RayError) -> WorkerLost:
         """Forgets a dead actor with all it held, and hires another."""
-        self.deaths += 1
         self._running = {r: held for r, held in self._running.items() if held[0] != worker}
         actor = self._actors.pop(worker)
         ray.kill(actor, no_restart=True)
         self._hire()
         node_gone = isinstance(error, NodeDiedError) or "node has died" in str(error)
-        reason = f"its worker died: {_first_line(error)}"
+        reason = f"its worker died: {_one_line(error)}"
         _LOG.warning("%s; a new worker takes its place.", reason)
         return WorkerLost(worker, reason, blameless=node_gone)
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
+    """The line that says it: a traceback's last one, else the first."""
     text = str(error).strip()
     return (
         text.splitlines()[-1] if isinstance(error, RayTaskError) and text else text.split("\n")[0]
