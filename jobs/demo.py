@@ -179,8 +179,8 @@ def summary(
         f"Held-out images ({evaluated['images']}), nats per image:",
         f"  {'':<16}{'untrained':>12}{'trained':>12}",
         *rows,
-        f"  IWAE bound on log p(x): {evaluated['iwae']:.2f}, "
-        f"so the posterior misses {evaluated['posterior_gap']:.2f}",
+        f"  IWAE bound on log p(x): {evaluated['iwae']:.2f}; "
+        f"the ELBO over the same draws is {evaluated['posterior_gap']:.2f} below it",
         f"Encoded {result['samples']} images ({result['images_per_second']:.0f} images/s); the "
         f"store is {'whole' if result['verified'] else 'NOT WHOLE'}.",
         f"  pictures   {folder / 'figures'}",
