@@ -33,10 +33,14 @@ def main(config: TrainConfig) -> Outcome:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     head = f"{'':<20}{'ELBO':>12}{'rate':>12}{'distortion':>12}{'active':>8}"
     return [head] + [
-        f"{row['name']:<20}{row['elbo']:12.3f}{row['rate']:12.3f}{row['distortion']:12.3f}"
+        f"{row['name']:<20}{_nats(row['elbo'])}{_nats(row['rate'])}{_nats(row['distortion'])}"
         f"{row['active_units']:8d}"
         for row in rows
     ]
+
+
+def _nats(value: float | None) -> str:
+    return f"{'diverged':>12}" if value is None else f"{value:12.3f}"
 
 
 if __name__ == "__main__":

@@ -236,7 +236,10 @@ class TrackingConfig(Section):
     model_name: str = Field("vae", description="Name in MLflow's model registry.")
     alias: str = Field("candidate", description="Alias that the newly registered version gets.")
     register_every: int | None = Field(
-        None, gt=0, description="Steps between checkpoints that are registered; None: the end only."
+        None,
+        gt=0,
+        description="Steps between checkpoints that are registered, each time moving the alias to "
+        "a model that is half trained; None: the end only.",
     )
     every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
     metrics_host: str = Field("127.0.0.1", description="Address that /metrics is served on.")

@@ -35,7 +35,9 @@ class TrainConfig(Section):
         False, description="Only tell images, steps, bytes and hours, from a 30-second probe."
     )
     profile: str | None = Field(
-        None, pattern=r"^\d+:\d+$", description="A:B: trace these steps into the run's folder."
+        None,
+        pattern=r"^\d+:\d+$",
+        description="A:B: trace steps A to B-1, 100 at most, into the run's folder.",
     )
     sweep: str | None = Field(
         None, description="KEY=A,B,...: a run per value (objective.beta=0.5,1,4), compared."
@@ -128,6 +130,13 @@ class TrainConfig(Section):
                 f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
                 "each worker needs an image per step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_trace_that_fits_into_memory(self) -> Self:
+        first, last = map(int, (self.profile or "1:2").split(":"))
+        if not 1 <= first < last <= first + 100:
+            raise ValueError(f"profile {self.profile}: A:B needs 1 <= A < B <= A + 100")
         return self
 
     @model_validator(mode="after")

@@ -85,6 +85,14 @@ class Endpoint:
         return kind(row.name, row.help, labels, registry=self.registry)
 
 
+def refuse_taken(host: str, port: int) -> None:
+    """Raises `ConfigError` where `/metrics` can't be served on HOST:PORT; any free port can."""
+    if port:
+        trial = Endpoint((), "run", "trial", "")
+        trial.serve(host, port)
+        trial.close()
+
+
 def _own_host(host: str) -> str:
     """The host to name where it is served on every address: the one that leads out of here."""
     if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound

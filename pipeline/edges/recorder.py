@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -176,6 +176,15 @@ class RunRecorder:
                     session, _point = self._queue.popleft()
                     self._delivered += session == self._session
                 self._idle.notify_all()
+
+
+@contextlib.contextmanager
+def failing(finish: Callable[[str], object]) -> Iterator[None]:
+    """Calls `finish("FAILED")` where the block ends with an error of any kind, which goes on."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(finish, "FAILED")
+        yield
+        stack.pop_all()
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrackingConfig, without_passwords
@@ -105,8 +106,7 @@ def register(
     client = mlflow_client(where)
     name = config.model_name
     with tracking_errors(where):
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+        _create_if_absent(client, name)
         for found in client.search_model_versions(f"name = '{name}'"):
             if found.run_id == run_id and found.tags.get("digest") == tags["digest"]:
                 client.set_registered_model_alias(name, config.alias, found.version)
@@ -232,6 +232,17 @@ def tracking_errors(uri: str) -> Iterator[None]:
             f"MLflow at {where} failed: {said} Check that it runs, that "
             "MLFLOW_TRACKING_URI is right and that its server allows this host name."
         ) from None
+
+
+def _create_if_absent(client: Any, name: str) -> None:
+    """Asking first would let two first registrations at once both find none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _digest_of(folder: Path) -> str | None:

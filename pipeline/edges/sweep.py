@@ -61,15 +61,20 @@ def run_sweep(config: TrainConfig) -> dict[str, Any]:
     run = Run.at(config)
     report = {"key": key, "rows": rows, "best": best["run"]}
     storage.publish(run.path("sweep.json"), storage.canonical_json(report))
-    points = [RatePoint(row["name"], row["rate"], row["distortion"]) for row in rows]
-    picture = to_png(draw_rate_distortion, points)
-    storage.publish(run.path("rate_distortion.png"), picture)
+    points = [
+        RatePoint(row["name"], row["rate"], row["distortion"])
+        for row in rows
+        if row["rate"] is not None and row["distortion"] is not None
+    ]
+    figures = [run.path("rate_distortion.png")] if points else []
+    for url in figures:
+        storage.publish(url, to_png(draw_rate_distortion, points))
     _track(config, run, [row["run_id"] for row in rows], best)
     return {
         **best,
-        "model": f"models:/{config.tracking.model_name}@{config.tracking.alias}",
+        "model": best["model"] and f"models:/{config.tracking.model_name}@{config.tracking.alias}",
         "sweep": rows,
-        "figures": [run.path("rate_distortion.png")],
+        "figures": figures,
     }
 
 
@@ -149,7 +154,7 @@ def _places(config: TrainConfig) -> int:
 
 
 def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:
-    held = result["holdout_after"]
+    held = result["holdout_after"]  # None for each term of a run that diverged
     if held is None:
         raise RunError(
             f"run {result['run']} stopped before it was seen on the hold-out, so the sweep can't "
@@ -163,7 +168,7 @@ def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:
         "model_version": result["model_version"],
         "elbo": held["elbo"],
         "rate": held["kl"],
-        "distortion": -held["log_likelihood"],
+        "distortion": None if held["log_likelihood"] is None else -held["log_likelihood"],
         "active_units": held["active_units"],
     }
 
@@ -181,6 +186,7 @@ def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: dict[str
             client.set_tag(run_id, "mlflow.parentRunId", parent.run_id)
         client.log_dict(parent.run_id, storage.read_json(run.path("sweep.json")), "sweep.json")
         parent.set_status("FINISHED")
-        point_alias(config.tracking, best["model_version"])
+        if best["model_version"] is not None:
+            point_alias(config.tracking, best["model_version"])
     except MlflowException as error:
         logger.warning("MLflow has no parent run of this sweep: %s", str(error).splitlines()[0])

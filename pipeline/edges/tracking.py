@@ -79,11 +79,15 @@ class TrackedRun:
             run_id: str = runs[0].info.run_id
             self.run_id = run_id
             self.set_status("RUNNING")
+            # A start that was killed between making the run and this left it without any.
+            self._log_params(run_id, {k: params[k] for k in params.keys() - runs[0].data.params})
             return run_id
         tags = {RUN_TAG: run_url, DIGEST_TAG: digest}
         run = self._client.create_run(experiment_id, run_name=name, tags=tags)
-        self._client.log_batch(
-            run.info.run_id, params=[self._param(k, v) for k, v in sorted(params.items())]
-        )
         created: str = run.info.run_id
+        self._log_params(created, params)
         return created
+
+    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        logged = [self._param(name, value) for name, value in sorted(params.items())]
+        self._client.log_batch(run_id, params=logged)

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
+from pipeline.edges.endpoint import refuse_taken
 from pipeline.edges.finished import load_named
 from pipeline.edges.live import live_view
 from pipeline.edges.outcome import (
@@ -21,11 +22,11 @@ from pipeline.edges.outcome import (
     mlflow_status,
     recorder_arguments,
 )
-from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.recorder import RunRecorder, failing
 from pipeline.edges.registrar import registered_on_the_way
 from pipeline.edges.worker import process_group, run_rank
 from pipeline.edges.worker_group import train_on_ray
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import StorageError
 from pipeline.training.points import Point
 from pipeline.training.run import Attempt, Pins, Run
 from pipeline.training.world import current_world
@@ -53,6 +54,8 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
         return deliver(config, run, finished)
     if config.init is not None:
         _keep_init(config, run)
+    # Before an older start is told to stop; and a recorder that is an actor would only die of it.
+    refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     attempt = run.claim()
     with _stopped_by_sigterm(run):
         ended = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
@@ -127,15 +130,12 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, An
         world = current_world()
         world.broadcast(attempt.number)
         recorder = RunRecorder(*recorder_arguments(config, run))
-        try:
-            with (
-                live_view(config, run, recorder.latest),
-                registered_on_the_way(config, run, recorder.run_id),
-            ):
-                ended = run_rank(config, attempt, world, recorder)
-        except PipelineError:
-            recorder.finish("FAILED")
-            raise
+        with (
+            failing(recorder.finish),
+            live_view(config, run, recorder.latest),
+            registered_on_the_way(config, run, recorder.run_id),
+        ):
+            ended = run_rank(config, attempt, world, recorder)
         points = [Point.from_json(point) for point in ended["points"]]
         left = recorder.settle(points, ended["snapshot"], FLUSH_SECONDS)
         run_id = recorder.finish(mlflow_status(ended))

@@ -15,7 +15,7 @@ from pipeline.edges.cluster import ray_cluster
 from pipeline.edges.live import live_view
 from pipeline.edges.logs import stored_log
 from pipeline.edges.outcome import FLUSH_SECONDS, mlflow_status, recorder_arguments
-from pipeline.edges.recorder import RunRecorder
+from pipeline.edges.recorder import RunRecorder, failing
 from pipeline.edges.registrar import registered_on_the_way
 from pipeline.edges.worker import ActorRecorder, actor_deaths, run_rank
 from pipeline.errors import PipelineError, RunError
@@ -55,16 +55,17 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
             )
             .remote(*recorder_arguments(config, run))
         )
-        try:
-            with (
-                live_view(config, run, lambda: _ask(recorder.latest) or {}),
-                registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
-            ):
-                ended = _until_ended(config, run, attempt, name)
-        except PipelineError:
+
+        def finish(status: str) -> None:
             with suppress(*actor_deaths(), ray.exceptions.GetTimeoutError):
-                ray.get(recorder.finish.remote("FAILED"), timeout=FLUSH_SECONDS)
-            raise
+                ray.get(recorder.finish.remote(status), timeout=FLUSH_SECONDS)
+
+        with (
+            failing(finish),
+            live_view(config, run, lambda: _ask(recorder.latest) or {}),
+            registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
+        ):
+            ended = _until_ended(config, run, attempt, name)
         points = [Point.from_json(point) for point in ended["points"]]
         try:
             settled = recorder.settle.remote(points, ended["snapshot"], FLUSH_SECONDS)

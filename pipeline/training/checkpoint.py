@@ -142,12 +142,13 @@ class CheckpointWriter:
 
     def _remove_old(self) -> None:
         receipts = _receipts(self._run)
-        kept = {url.rsplit("/", 1)[-1].removesuffix(".json") for url in receipts[-self._keep :]}
+        # What is newer is no rubbish: a start that took the run over may be about to receipt it.
+        oldest = receipts[-self._keep :][0].rsplit("/", 1)[-1].removesuffix(".json")
         for url in receipts[: -self._keep]:
             storage.delete(url)
         for item in storage.list_objects(self._run.path("checkpoints")):
             name = item.url.rsplit("/", 1)[-1]
-            if name.endswith(".pt") and name.rsplit("-", 1)[0] not in kept:
+            if name.endswith(".pt") and name.rsplit("-", 1)[0] < oldest:
                 storage.delete(item.url)
 
 

@@ -84,12 +84,12 @@ def _train(
     dataset, holdout = open_pinned(config, run)
     state, checkpoint = restore(config, run, world, dataset)
     watch = _taken_up(config, run, world, holdout, checkpoint, outbox)
-    trace = StepTrace(run, config.profile if world.rank == 0 else None)
     gpu = GpuShare(state.vae, config.objective, world) if world.rank == 0 else None
     incidents = Incidents(config, run, attempt, world, len(dataset))
     reason: Reason = "done"
     report: StepReport | None = None
     with (
+        closing(StepTrace(run, config.profile if world.rank == 0 else None)) as trace,
         closing(make_loader(config, dataset, world, checkpoint)) as loader,
         closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
         closing(StopSignal(run, attempt, drained)) as stop,

@@ -189,10 +189,12 @@ def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if found["dataset_digest"] != now["dataset_digest"]:
         lines.append(f"dataset: was {found['dataset_digest']}, is {now['dataset_digest']}")
     old, new = _flat(found["config"]), _flat(now["config"])
+    # A knob that the run is older than was as it is by default.
+    defaults = _flat(TrainConfig(data=old["data"], run=old["run"]).model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
-        top = key.split(".", 1)[0]
-        if top not in CHANGEABLE and old.get(key) != new.get(key):
-            lines.append(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}")
+        top, was = key.split(".", 1)[0], old.get(key, defaults.get(key))
+        if top not in CHANGEABLE and was != new.get(key):
+            lines.append(f"{key}: was {was!r}, is {new.get(key)!r}")
     if new["steps"] < old["steps"]:
         lines.append(f"steps: was {old['steps']}, is {new['steps']}: they may only grow")
     return lines

@@ -31,3 +31,16 @@ def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data, tmp_path):
     text = trace.read_text()
     # Two steps of AdamW, and none of the others.
     assert text.count('"name": "Optimizer.step#AdamW.step"') == 2
+
+
+def test_a_run_that_ends_within_its_span_leaves_the_steps_that_it_made(data, tmp_path):
+    train(train_config(data, tmp_path, "short", profile="2:100", steps=3))
+    (trace,) = (tmp_path / "short" / "profile").iterdir()
+    assert trace.name == "trace-2-4.json"
+    assert trace.read_text().count('"name": "Optimizer.step#AdamW.step"') == 2
+
+
+@pytest.mark.parametrize("span", ["5:2000", "5:5", "0:3"])
+def test_a_span_that_is_empty_or_outgrows_memory_is_refused(data, tmp_path, span):
+    with pytest.raises(ValueError, match=f"profile {span}: A:B needs"):
+        train_config(data, tmp_path, "traced", profile=span, steps=3000)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.train import main as train_job
 from pipeline.config import TrainConfig
 from pipeline.edges.mlflow_client import mlflow_client
 from pipeline.edges.registry import resolve
@@ -53,6 +54,17 @@ def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp
     assert len(parents) == 1
     assert parents.isdisjoint(row["run_id"] for row in result["sweep"])
     assert run_sweep(asked)["sweep"] == result["sweep"]
+
+
+def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_alias(tmp_path):
+    asked = config(write_digits(tmp_path), "optimizer.learning_rate=0.003,1e8")
+    asked = asked.model_copy(update={"steps": 6, "select": "last"})
+    outcome = train_job(asked)
+    calm, wild = outcome.result["sweep"]
+    assert (wild["elbo"], wild["distortion"], wild["model_version"]) == (None, None, None)
+    assert outcome.result["run"] == calm["run"]
+    assert resolve(outcome.result["model"], asked.tracking).version == calm["model_version"]
+    assert "diverged" in outcome.summary[2]
 
 
 def test_values_are_read_as_yaml():

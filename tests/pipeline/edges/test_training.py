@@ -1,4 +1,5 @@
 import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.data.pack import pack
 from pipeline.edges.training import run_training
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 from pipeline.training.run import Run
 from tests.pipeline.training.digits import pack_digits
 
@@ -68,6 +69,25 @@ def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
     (dataset / "manifests" / f"{digest}.json").unlink()
     with pytest.raises(DatasetError, match=f"has no generation {digest}"):
         run_training(config(dataset, 4))
+
+
+def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset):
+    broken = config(dataset, 2, transform="json:loads")  # takes one argument, gets two
+    with pytest.raises(TypeError, match="positional argument"):
+        run_training(broken)
+    client = MlflowClient(broken.tracking.mlflow_uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert found.info.status == "FAILED"
+    assert not (dataset.parent / "runs/pinned/metrics.json").exists()
+
+
+def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(dataset):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        tracking = {**config(dataset, 2).tracking.model_dump(), "metrics_port": port}
+        with pytest.raises(ConfigError, match=f":{port}: Address already in use"):
+            run_training(config(dataset, 2, workers=1, tracking=tracking))
+    assert not (dataset.parent / "runs/pinned/attempts").exists()
 
 
 def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):

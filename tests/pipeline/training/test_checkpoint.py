@@ -82,6 +82,18 @@ def test_a_superseded_attempt_writes_nothing(tmp_path):
     assert newest_checkpoint(run) is None
 
 
+def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_over(tmp_path):
+    run = Run(str(tmp_path))
+    write(run, 1, 2)
+    unreceipted = Path(run.path("checkpoints"), "step-00000004-0123456789ab.pt")
+    unreceipted.touch()
+    write(run, 3, keep=1)
+    assert unreceipted.exists()
+    write(run, 5, keep=1)
+    assert len(files(run)) == 2
+    assert newest_checkpoint(run).step == 5
+
+
 def test_a_poisoned_checkpoint_is_refused_without_running_its_code(tmp_path, caplog):
     class Poison:
         def __reduce__(self):

@@ -19,6 +19,17 @@ def test_a_run_continues_with_more_steps_and_other_workers(tmp_path):
     run.open(config(tmp_path, workers=3).model_copy(update={"steps": 20}), Pins("digest", None))
 
 
+def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
+    run = Run.at(config(tmp_path))
+    run.open(config(tmp_path), Pins("digest", None))
+    kept = storage.read_json(run.path("run.json"))
+    del kept["config"]["tail"], kept["config"]["optimizer"]["clip_norm"]
+    storage.publish(run.path("run.json"), storage.canonical_json(kept))
+    run.open(config(tmp_path), Pins("digest", None))
+    with pytest.raises(RunError, match="tail: was 'pad', is 'drop'"):
+        run.open(config(tmp_path, tail="drop"), Pins("digest", None))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
