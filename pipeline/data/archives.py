@@ -110,9 +110,22 @@ def read_zip_member(url: str, member: str, size: int) -> bytes:
 
 
 def forget_unpacked() -> None:
-    """Removes what this machine has unpacked; who has it open reads on."""
-    shutil.rmtree(_folder(), ignore_errors=True)
+    """Removes what this machine has unpacked; who has it open reads on.
+
+    While another pack unpacks, all is left to that one's end.
+    """
     _unpacked.cache_clear()
+    try:
+        handle = os.open(_folder(), os.O_RDONLY)
+    except OSError:  # There is none, or it is another user's.
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(_folder(), ignore_errors=True)
+    except OSError:  # In use.
+        pass
+    finally:
+        os.close(handle)
 
 
 @lru_cache(maxsize=4)
@@ -140,30 +153,45 @@ def _folder() -> Path:
     return Path(tempfile.gettempdir()) / f"vae-pipeline-unpacked-{os.getuid()}"
 
 
+def _hold_folder() -> int:
+    """A handle on the folder; until it is closed, no other pack's end removes the folder."""
+    folder = _folder()
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            if folder.stat().st_uid != os.getuid():
+                raise DatasetError(f"{folder}: belongs to another user. Remove it, or set TMPDIR.")
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # Another pack's end removed it just now.
+            continue
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            return handle
+        os.close(handle)
+
+
 @lru_cache(maxsize=64)
 def _unpacked(url: str, etag: str) -> BinaryIO:
     """The plain tar, open; the first process that needs it unpacks, others wait for that one."""
-    folder = _folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise DatasetError(f"{folder}: belongs to another user. Remove it, or set TMPDIR.")
-    path = folder / f"{hashlib.sha256(f'{url} {etag}'.encode()).hexdigest()}.tar"
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            # A name of its own: another pack that ends just now may remove the folder, and the
-            # lock with it.
-            part = Path(tempfile.mkdtemp(dir=folder)) / "part"
-            try:
-                _unpack(url, part)
-                part.replace(path)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-                raise DatasetError(
-                    f"{storage.shown(url)}: can't be unpacked ({error}). Is it whole?"
-                ) from None
-            finally:
-                shutil.rmtree(part.parent, ignore_errors=True)
-        return path.open("rb")
+    held = _hold_folder()
+    try:
+        path = _folder() / f"{hashlib.sha256(f'{url} {etag}'.encode()).hexdigest()}.tar"
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                part = path.with_suffix(".part")
+                try:
+                    _unpack(url, part)
+                    part.replace(path)
+                except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+                    raise DatasetError(
+                        f"{storage.shown(url)}: can't be unpacked ({error}). Is it whole?"
+                    ) from None
+                finally:
+                    part.unlink(missing_ok=True)
+            return path.open("rb")
+    finally:
+        os.close(held)
 
 
 def _unpack(url: str, target: Path) -> None:

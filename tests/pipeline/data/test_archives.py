@@ -5,6 +5,7 @@ import lzma
 import tarfile
 import tempfile
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -90,6 +91,37 @@ def test_who_has_an_unpacked_tar_open_reads_on_when_another_pack_removes_it(tmp_
         file.unlink()
     one = found["a/one.png"]
     assert read_tar_member(str(path), "tag", one.offset, one.size) == FILES["a/one.png"]
+
+
+def test_the_end_of_another_pack_leaves_what_is_being_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "x.tgz"
+    path.write_bytes(gzip.compress(tar(FILES)))
+    unpack = archives._unpack
+
+    def while_another_ends(url, target):
+        forget_unpacked()
+        unpack(url, target)
+
+    monkeypatch.setattr(archives, "_unpack", while_another_ends)
+    assert contents(str(path)) == FILES
+    forget_unpacked()
+    assert not archives._folder().exists()
+
+
+def test_the_end_of_another_pack_between_making_the_folder_and_using_it_costs_nothing(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "x.tgz"
+    path.write_bytes(gzip.compress(tar(FILES)))
+    ends, make = iter([True, False]), Path.mkdir
+
+    def made_and_removed(folder, *args, **options):
+        make(folder, *args, **options)
+        if folder == archives._folder() and next(ends, False):
+            forget_unpacked()
+
+    monkeypatch.setattr(Path, "mkdir", made_and_removed)
+    assert contents(str(path)) == FILES
 
 
 def test_a_compressed_tar_is_a_source_as_a_plain_one_is(tmp_path):
