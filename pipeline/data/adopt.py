@@ -50,7 +50,7 @@ def adopt(config: IndexConfig) -> PackResult:
     holds another dataset.
     """
     output = storage.absolute(config.output)
-    current = read_current(output)
+    read_current(output)  # What can't be read is said before hours of indexing.
     urls = list(_tars(config.source))
     if not urls:
         raise DatasetError(f"{', '.join(config.source)}: holds no .tar. Name tars or their folder.")
@@ -61,6 +61,7 @@ def adopt(config: IndexConfig) -> PackResult:
             adopted.append(shard)
             progress.advance()
     _check_keys(adopted)
+    current = read_current(output)  # Now: another jobs.index may have committed meanwhile.
     records = tuple(shard.record for shard in adopted)
     _check_current(output, current, records)
     for shard in adopted:

@@ -71,6 +71,23 @@ def test_a_key_in_two_tars_is_refused(tmp_path):
         adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
 
 
+def test_what_another_index_committed_meanwhile_is_not_lost(tmp_path, monkeypatch):
+    first, second = (stock_tar(tmp_path / f"{n}.tar", range(n, n + 1)) for n in range(2))
+    output = str(tmp_path / "dataset")
+    indexed = adopt_tar
+
+    def while_another_commits(url, verify):
+        with monkeypatch.context() as once:
+            once.setattr("pipeline.data.adopt.adopt_tar", indexed)
+            adopt(IndexConfig(source=(first, second), output=output))
+        return indexed(url, verify)
+
+    monkeypatch.setattr("pipeline.data.adopt.adopt_tar", while_another_commits)
+    with pytest.raises(DatasetError, match=r"holds another dataset"):
+        adopt(IndexConfig(source=(first,), output=output))
+    assert Dataset.open(output).manifest.samples == 2
+
+
 def test_a_key_that_one_tar_holds_twice_is_the_one_that_is_named(tmp_path):
     stock_tar(tmp_path / "a.tar", [1, 2, 3, 2])
     with pytest.raises(DatasetError, match=r"the key '0002' is there twice"):
