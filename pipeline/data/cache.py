@@ -163,10 +163,17 @@ class DecodedCache:
 def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:
     """A file of zeros, mapped into memory; it takes disk only where it is written."""
     wanted = int(np.prod(shape)) * np.dtype(kind).itemsize
-    with path.open("ab") as file:
-        if file.tell() < wanted:
-            file.truncate(wanted)
-    return np.memmap(path, kind, "r+", shape=shape)
+    try:
+        with path.open("ab") as file:
+            if file.tell() < wanted:
+                file.truncate(wanted)
+        return np.memmap(path, kind, "r+", shape=shape)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: can't be made {wanted / 1e12:,.3f} TB long, as {shape[0]:,} decoded samples "
+            f"need ({error.strerror}). ext4 ends a file at 17.6 TB: name a folder on XFS with "
+            "--loader.cache-folder, or leave --loader.cache-decoded out: then chunks are kept."
+        ) from None
 
 
 def _made(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """A dataset: a manifest and what it names."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -58,11 +59,11 @@ class Dataset:
         """Where a shard lies: inside the dataset, or where it was adopted."""
         return shard.path if "://" in shard.path else storage.join(self.url, shard.path)
 
-    def read_index(self, number: int) -> ShardIndex:
-        """The index of shard `number`, checked against the manifest."""
+    def read_index(self, number: int, read: Callable[[str], bytes] = storage.read) -> ShardIndex:
+        """The index of shard `number`, whose bytes `read` gives, checked against the manifest."""
         shard = self.shards[number]
         url = storage.join(self.url, shard.index_path)
-        return ShardIndex.from_bytes(storage.read(url), shard.index_sha256, url)
+        return ShardIndex.from_bytes(read(url), shard.index_sha256, url)
 
 
 def _read_pinned(url: str, digest: str) -> Manifest:

@@ -103,7 +103,7 @@ class SampleReader:
         self._memory_bytes = memory_bytes
         self._held_bytes = 0
         self._cache = cache
-        self._reading: dict[int, tuple[str, int, int, float]] = {}
+        self._reading: dict[int, tuple[str, int, int | None, float]] = {}
         self._closed = False
         self.fetched_bytes = 0
         self.requests = 0
@@ -195,7 +195,7 @@ class SampleReader:
                 self._indexes.move_to_end(shard)
         if found is not None:
             return found.result()
-        return _fill(mine, lambda: self._dataset.read_index(shard))
+        return _fill(mine, lambda: self._dataset.read_index(shard, self._get))
 
     def _chunk_of(self, place: Place, sample: int) -> _Fetched | None:
         """The chunk that a sample belongs to; None where that is better read by itself."""
@@ -276,7 +276,7 @@ class SampleReader:
         with self._lock:
             under_way = list(self._reading.values())
         lines = [
-            f"  {storage.shown(url)} [{start}, {end}), for {now - since:.0f} s"
+            f"  {storage.shown(url)} [{start}, {end or 'end'}), for {now - since:.0f} s"
             for url, start, end, since in under_way
         ]
         return "\n".join(lines) or "  nothing is being read"
@@ -287,7 +287,7 @@ class SampleReader:
         sha256 = self._dataset.shards[shard].sha256
         return self._cache.read(sha256, start, end, lambda: self._get(url, start, end))
 
-    def _get(self, url: str, start: int, end: int) -> bytes:
+    def _get(self, url: str, start: int = 0, end: int | None = None) -> bytes:
         if self._closed:
             raise DatasetError(f"{storage.shown(url)}: the loader was closed.")
         # Fewer where the shard was cut short: the samples behind the cut are bad, one by one.

@@ -149,7 +149,7 @@ TRAINING = (
     ),
     Metric(
         "vae_data_fetched_bytes", "counter", "bytes", "fetched_bytes_total",
-        "Bytes that the first rank read from storage.", per_session=True,
+        "Bytes that the first rank read from storage, indexes too.", per_session=True,
     ),
     Metric(
         "vae_data_samples", "counter", "samples", "samples_total",

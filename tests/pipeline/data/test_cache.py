@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import storage
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
@@ -19,6 +21,11 @@ from tests.pipeline.training.digits import pack_digits
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_digits(tmp_path_factory.mktemp("digits"))
+
+
+def index_bytes(dataset: Dataset) -> int:
+    urls = [storage.join(dataset.url, shard.index_path) for shard in dataset.shards]
+    return sum(storage.stat(url).size for url in urls)
 
 
 def batches(dataset: Dataset, epochs: int = 2, **knobs) -> tuple[list[torch.Tensor], Loader]:
@@ -38,7 +45,7 @@ def test_decoded_images_come_back_bit_by_bit_and_nothing_is_read_twice(data, tmp
     assert all(torch.equal(a, b) for a, b in zip(plain, cached, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert first.stats.cache_hits >= len(dataset)
-    assert second.stats.bytes_fetched == 0
+    assert second.stats.bytes_fetched == index_bytes(dataset)
 
 
 def test_a_damaged_cached_image_is_decoded_again(data, tmp_path):
@@ -51,7 +58,7 @@ def test_a_damaged_cached_image_is_decoded_again(data, tmp_path):
     images.write_bytes(content)
     again, loader = batches(dataset, cache_folder=str(tmp_path), cache_decoded=True)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-    assert loader.stats.bytes_fetched > 0
+    assert loader.stats.bytes_fetched > index_bytes(dataset)
 
 
 def test_another_preprocessing_has_another_cache(data, tmp_path):
@@ -72,9 +79,9 @@ def test_chunks_from_object_storage_are_fetched_once_and_stay_within_their_limit
     second, cached = batches(dataset, cache_folder=str(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(plain, first, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, second, strict=True))
-    assert cached.stats.bytes_fetched == 0
+    assert cached.stats.bytes_fetched == index_bytes(dataset)
     assert cached.stats.cache_misses == 0
-    assert loader.stats.bytes_fetched > 0
+    assert loader.stats.bytes_fetched > index_bytes(dataset)
 
 
 def test_the_oldest_chunks_go_first_when_there_is_no_more_room(tmp_path):
@@ -167,6 +174,17 @@ def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(len(dataset))), done.stderr
     assert "nothing more is kept" in done.stderr
+
+
+def test_more_decoded_images_than_a_file_may_hold_are_refused_with_what_to_do(data, tmp_path):
+    dataset = Dataset.open(str(data))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(dataset) * 64 * 64 - 1, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"images\.u8.*TB.*File too large.*XFS"):
+            DecodedCache(tmp_path, dataset, PreprocessConfig(image_size=64, channels=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_folder_that_can_not_be_made_is_named(tmp_path):

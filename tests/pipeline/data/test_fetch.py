@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline import storage
 from pipeline.config import IndexConfig, PackConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.adopt import adopt
@@ -53,17 +55,17 @@ def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ah
     for sample in range(1, CHUNK):
         reader.read(sample)
     reader.warm(2 * CHUNK)  # now one of the three has to go
-    assert reader.requests == 3
+    assert reader.requests == 1 + 3  # the index, and chunks
     for sample in range(CHUNK, 3 * CHUNK):
         reader.read(sample)
-    assert reader.requests == 3
+    assert reader.requests == 1 + 3  # the index, and chunks
 
 
 def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote):
     reader = SampleReader(remote, CHUNK, 2**20, ())
     images = {int(raw.key): raw.checked_image() for raw in map(reader.read, range(COUNT))}
     assert images == {seed: png(seed) for seed in range(COUNT)}
-    assert reader.requests == COUNT // CHUNK
+    assert reader.requests == 1 + COUNT // CHUNK
 
 
 def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
@@ -79,7 +81,9 @@ def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
     assert len(found.shards) > 3
     read: list[int] = []
     whole = Dataset.read_index
-    monkeypatch.setattr(Dataset, "read_index", lambda self, n: (read.append(n), whole(self, n))[1])
+    monkeypatch.setattr(
+        Dataset, "read_index", lambda self, n, get: (read.append(n), whole(self, n, get))[1]
+    )
     monkeypatch.setattr("pipeline.data.fetch.INDEX_SAMPLES", 1)
     reader = SampleReader(found, CHUNK, 2**20, ())
     chunks = {(reader.place(sample).shard, sample // CHUNK) for sample in range(COUNT)}
@@ -93,7 +97,19 @@ def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote):
     reader = SampleReader(remote, CHUNK, 2**20, ())
     raw = reader.read(7, alone=True)
     assert raw.checked_image() == png(int(raw.key))
-    assert (reader.requests, reader.fetched_bytes) == (1, len(raw.image))
+    index = storage.stat(storage.join(remote.url, remote.shards[0].index_path)).size
+    assert (reader.requests, reader.fetched_bytes) == (2, index + len(raw.image))
+
+
+def test_indexes_that_are_read_again_count_as_bytes_fetched(remote, monkeypatch):
+    monkeypatch.setattr("pipeline.data.fetch.INDEX_SAMPLES", 0)
+    two = replace(remote, manifest=replace(remote.manifest, shards=2 * remote.shards))
+    reader = SampleReader(two, CHUNK, 2**20, ())
+    index = storage.stat(storage.join(remote.url, remote.shards[0].index_path)).size
+    images = 0
+    for sample in (0, COUNT, 1 + CHUNK, COUNT + 1 + CHUNK):
+        images += len(reader.read(sample, alone=True).image)
+    assert (reader.requests, reader.fetched_bytes) == (8, 4 * index + images)
 
 
 @pytest.mark.parametrize("beside", [b'{"label": 3', b"[1, 2]", b"\xff\xfe", b"[" * 100_000])
@@ -121,11 +137,13 @@ def test_the_loader_needs_no_ray():
 
 
 class Faltering(SampleReader):
-    """A reader whose first fetch ends in an error that storage doesn't explain."""
+    """A reader whose first fetch of samples ends in an error that storage doesn't explain."""
 
     fetches = 0
 
-    def _get(self, url: str, start: int, end: int) -> bytes:
+    def _get(self, url: str, start: int = 0, end: int | None = None) -> bytes:
+        if end is None:  # the index
+            return super()._get(url)
         self.fetches += 1
         if self.fetches == 1:
             raise MemoryError("no room")
