@@ -1,5 +1,6 @@
 """Packing: sources are listed and planned, units run in parallel, the manifest comes last."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -204,8 +205,6 @@ def _check_unchanged(
     output: str,
 ) -> None:
     """Without --append a dataset is only compared: the same inputs again are no error."""
-    import hashlib
-
     changed = [
         file
         for file in fresh

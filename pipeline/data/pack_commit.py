@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline import storage
 from pipeline.data.ledger import (
@@ -205,8 +205,6 @@ def _ledger_row(
 
 
 def _replaced(row: LedgerRow, **changes: str | int) -> LedgerRow:
-    from dataclasses import replace
-
     return replace(row, **changes)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,14 +30,13 @@ def read_shard(
     The last batch is padded to `batch_size`: a batch's shape changes the last bits of a network's
     output. A bad sample is masked, its reason in `Batch.errors`.
     """
-    number = dataset.shards.index(shard)
-    reader = SampleReader(dataset, 1, 0, columns)
+    reader = _reader_of(dataset, shard, columns)
     workers = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as ahead:
 
         def fetch(index: int) -> list[RawSample]:
             first = index * batch_size
-            return reader.read_positions(number, first, min(shard.samples, first + batch_size))
+            return reader.read_positions(0, first, min(shard.samples, first + batch_size))
 
         count = -(-shard.samples // batch_size)
         waiting = ahead.submit(fetch, 0) if count else None
@@ -56,9 +56,9 @@ def read_batch(
     index: int,
 ) -> Batch:
     """Batch `index` of those that `read_shard` gives, alone."""
-    number, first = dataset.shards.index(shard), index * batch_size
-    reader = SampleReader(dataset, 1, 0, ())
-    samples = reader.read_positions(number, first, min(shard.samples, first + batch_size))
+    first = index * batch_size
+    reader = _reader_of(dataset, shard, ())
+    samples = reader.read_positions(0, first, min(shard.samples, first + batch_size))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return _decode_all(samples, preprocess, batch_size, index, pool, ())
 
@@ -69,6 +69,12 @@ def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> B
     samples = [reader.read(sample) for sample in range(min(count, len(dataset)))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return _decode_all(samples, preprocess, len(samples), 0, pool, ("label",))
+
+
+def _reader_of(dataset: Dataset, shard: ShardRecord, columns: Sequence[str]) -> SampleReader:
+    """Reads one shard, its number 0: no look for it among 10^5 others."""
+    alone = replace(dataset, manifest=replace(dataset.manifest, shards=(shard,)))
+    return SampleReader(alone, 1, 0, columns)
 
 
 def _decode_all(

@@ -1,5 +1,6 @@
 import io
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, load_images, preprocess_image, read_shard
+from pipeline.data.manifest import ShardRecord
 from pipeline.data.pack import pack
+from pipeline.data.shard_reader import read_batch
 from pipeline.errors import ConfigError, DatasetError
 
 COUNT = 53
@@ -204,6 +207,22 @@ def test_a_shard_is_read_in_its_order_and_its_last_batch_keeps_the_full_shape(da
     assert {tuple(batch.images.shape) for batch in batches} == {(4, 1, 4, 4)}
     keys = [key for batch in batches for key in valid_keys(batch)]
     assert keys == dataset.read_index(0).keys
+
+
+def test_a_shard_is_read_without_a_look_at_the_others(dataset):
+    class Untouched(ShardRecord):
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("looked at")
+
+        __hash__ = None
+
+    shard = dataset.shards[0]
+    others = tuple(Untouched(**{**vars(shard), "path": str(n)}) for n in range(3))
+    many = replace(dataset, manifest=replace(dataset.manifest, shards=(*others, shard)))
+    preprocess = PreprocessConfig(image_size=4, channels=1)
+    keys = [key for batch in read_shard(many, shard, preprocess, 4) for key in valid_keys(batch)]
+    assert keys == dataset.read_index(0).keys
+    assert read_batch(many, shard, preprocess, 4, 0).keys[:4] == keys[:4]
 
 
 def test_figures_are_made_of_the_same_first_images_every_time(dataset):
