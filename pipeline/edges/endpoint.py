@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 from pipeline import storage
 from pipeline.edges.metrics import BUILD, Metric
 from pipeline.errors import ConfigError, StorageError
+
+RELEASE_SECONDS = 10.0
 
 
 class Endpoint:
@@ -86,11 +89,22 @@ class Endpoint:
 
 
 def refuse_taken(host: str, port: int) -> None:
-    """Raises `ConfigError` where `/metrics` can't be served on HOST:PORT; any free port can."""
-    if port:
-        trial = Endpoint((), "run", "trial", "")
-        trial.serve(host, port)
-        trial.close()
+    """Raises `ConfigError` where `/metrics` can't be served on HOST:PORT; any free port can.
+
+    A recorder whose driver was killed holds its port for a moment, which is waited for.
+    """
+    trial = Endpoint((), "run", "trial", "")
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while port:
+        try:
+            trial.serve(host, port)
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            trial.close()
+            return
 
 
 def _own_host(host: str) -> str:

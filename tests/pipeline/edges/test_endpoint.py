@@ -1,13 +1,15 @@
 """What an endpoint shows, as Prometheus's own text format says it."""
 
+import socket
 import subprocess
+import threading
 import urllib.request
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.edges.endpoint import Endpoint
+from pipeline.edges.endpoint import Endpoint, refuse_taken
 from pipeline.edges.metrics import ENCODING, OUTCOME, TRAINING
 from tests.servers import prometheus as programs
 
@@ -90,3 +92,11 @@ def test_what_is_served_on_every_address_is_named_by_one_that_can_be_asked():
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
         assert b"vae_build_info" in answer.read()
     endpoint.close()
+
+
+def test_a_port_that_a_dying_recorder_still_holds_is_waited_for():
+    held = socket.create_server(("127.0.0.1", 0))
+    port = held.getsockname()[1]
+    threading.Timer(0.2, held.close).start()
+    refuse_taken("127.0.0.1", port)
+    assert held.fileno() == -1

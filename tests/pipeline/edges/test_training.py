@@ -81,7 +81,8 @@ def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset):
     assert not (dataset.parent / "runs/pinned/metrics.json").exists()
 
 
-def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(dataset):
+def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(dataset, monkeypatch):
+    monkeypatch.setattr("pipeline.edges.endpoint.RELEASE_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         tracking = {**config(dataset, 2).tracking.model_dump(), "metrics_port": port}
