@@ -122,7 +122,7 @@ def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, 
     main(ModelsConfig(tracking=apart, register=f"{tmp_path}/bundle-1"))
     main(ModelsConfig(tracking=apart, promote="models:/apart/1", data=str(other)))
     figures = version_tags(RegisteredModel("apart", 1, ""), tracking)
-    client = mlflow.MlflowClient(tracking.mlflow_uri)
+    client = mlflow.MlflowClient(tracking.mlflow_uri, tracking.mlflow_uri)
     for tag in ("holdout_digest", "holdout_elbo"):
         client.set_model_version_tag(name, "2", tag, figures[tag])
     with pytest.raises(ModelError, match=r"holdout_digest is .* Give --data HOLDOUT"):
@@ -130,7 +130,7 @@ def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, 
 
 
 def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tmp_path, tracking):
-    client = mlflow.MlflowClient(tracking.mlflow_uri)
+    client = mlflow.MlflowClient(tracking.mlflow_uri, tracking.mlflow_uri)
     for seed, elbo in ((0, "nan"), (1, "-5.0")):
         models(register=bundle(tmp_path, seed))
         client.set_model_version_tag(name, str(seed + 1), "holdout_elbo", elbo)

@@ -75,7 +75,7 @@ def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset):
     broken = config(dataset, 2, transform="json:loads")  # takes one argument, gets two
     with pytest.raises(TypeError, match="positional argument"):
         run_training(broken)
-    client = MlflowClient(broken.tracking.mlflow_uri)
+    client = MlflowClient(broken.tracking.mlflow_uri, broken.tracking.mlflow_uri)
     (found,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
     assert found.info.status == "FAILED"
     assert not (dataset.parent / "runs/pinned/metrics.json").exists()
@@ -96,5 +96,5 @@ def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
     ended = run_training(wild)
     assert (ended["reason"], ended["elbo"], ended["model"]) == ("done", None, None)
     assert "not finite, so no model is registered" in caplog.text
-    client = MlflowClient(wild.tracking.mlflow_uri)
+    client = MlflowClient(wild.tracking.mlflow_uri, wild.tracking.mlflow_uri)
     assert list(client.search_registered_models()) == []

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from tests.worlds import train_config
 
 
 def vae_of(weight: float) -> VAE:
-    vae = digits_vae()
+    vae = copy.deepcopy(digits_vae())  # which other tests share
     with torch.no_grad():
         next(vae.parameters()).fill_(weight)
     return vae
