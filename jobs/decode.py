@@ -6,7 +6,7 @@ from pipeline.config import DecodeConfig
 
 def main(config: DecodeConfig) -> Outcome:
     """Writes PNG files, or one contact sheet."""
-    from pipeline.edges.decoding import run_decoding
+    from pipeline.commands.decode import run_decoding
 
     return Outcome(run_decoding(config))
 

@@ -51,7 +51,7 @@ class Stages:
 def main(config: DemoConfig) -> Outcome:
     """Packs, trains, evaluates, encodes, appends, encodes the rest, verifies and draws."""
     from jobs import encode, evaluate, pack, train, verify
-    from pipeline.edges.cluster import ray_cluster
+    from pipeline.cluster.ray_cluster import ray_cluster
 
     kind = "digits" if config.images is None else named_after(Path(config.images))
     folder = new_folder(Path("runs/demo").absolute(), kind)

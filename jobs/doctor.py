@@ -8,7 +8,7 @@ def main(config: DoctorConfig) -> Outcome:
     """Prints each finding as it is made; 1 if any failed."""
     from dataclasses import asdict
 
-    from pipeline.edges.doctor import examine
+    from pipeline.commands.doctor import examine
 
     checks = []
     for check in examine(config):

@@ -6,7 +6,7 @@ from pipeline.config import EncodeConfig
 
 def main(config: EncodeConfig) -> Outcome:
     """Encodes; too many failed images, or a lost shard, end with `quarantine_exit`."""
-    from pipeline.edges.encode import run_encoding
+    from pipeline.commands.encode import run_encoding
 
     result = run_encoding(config)
     if config.dry_run:

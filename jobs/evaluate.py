@@ -8,7 +8,7 @@ from pipeline.config import EvaluateConfig
 
 def main(config: EvaluateConfig) -> Outcome:
     """Measures, writes report and pictures where asked, and prints a summary."""
-    from pipeline.edges.evaluation import run_evaluation
+    from pipeline.commands.evaluate import run_evaluation
 
     result = run_evaluation(config)
     return Outcome(result, summary=_summary(result))

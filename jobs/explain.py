@@ -6,7 +6,7 @@ from pipeline.config import ExplainConfig
 
 def main(config: ExplainConfig) -> Outcome:
     """Measures the model, puts its numbers into words, and writes them where asked."""
-    from pipeline.edges.explanation import run_explanation
+    from pipeline.commands.explain import run_explanation
 
     page, result = run_explanation(config)
     return Outcome(result, summary=page.splitlines())

@@ -8,7 +8,7 @@ def main(config: IndexConfig) -> Outcome:
     """Reads each tar once, and commits a manifest that names them where they lie."""
     from dataclasses import asdict
 
-    from pipeline.data.adopt import adopt
+    from pipeline.packing.adopt import adopt
 
     result = adopt(config)
     over = result.seen > 0 and result.rejected > config.bad_fraction * result.seen

@@ -8,8 +8,8 @@ from pipeline.config import ModelsConfig
 
 def main(config: ModelsConfig) -> Outcome:
     """Does the one thing that was asked for, else lists; the result always holds the list."""
-    from pipeline.edges.catalogue import lineage, list_models, register_folder
-    from pipeline.edges.promotion import promote, roll_back
+    from pipeline.registry.catalogue import lineage, list_models, register_folder
+    from pipeline.registry.promotion import promote, roll_back
 
     result: dict[str, Any] = {}
     if config.lineage is not None:

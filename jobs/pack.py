@@ -7,7 +7,7 @@ from jobs.command import Outcome, run_job
 from pipeline.config import PackConfig
 
 if TYPE_CHECKING:
-    from pipeline.data.pack_commit import PackResult
+    from pipeline.packing.commit import PackResult
 
 
 def main(config: PackConfig) -> Outcome:
@@ -15,7 +15,7 @@ def main(config: PackConfig) -> Outcome:
     from dataclasses import asdict
 
     if config.dry_run:
-        from pipeline.data.pack_probe import probe
+        from pipeline.packing.cost import probe
 
         estimate = probe(config)
         return Outcome(asdict(estimate), summary=[estimate.summary])
@@ -30,10 +30,10 @@ def main(config: PackConfig) -> Outcome:
 def _pack(config: PackConfig) -> "PackResult":
     """On the Ray cluster at RAY_ADDRESS, if that is set, else with this machine's cores."""
     if os.environ.get("RAY_ADDRESS"):
-        from pipeline.edges.packing import pack_on_ray
+        from pipeline.cluster.packing_pool import pack_on_ray
 
         return pack_on_ray(config)
-    from pipeline.data.pack import pack
+    from pipeline.packing.pack import pack
 
     return pack(config)
 

@@ -6,7 +6,7 @@ from pipeline.config import PullConfig
 
 def main(config: PullConfig) -> Outcome:
     """Resolves the URI once, then copies that version."""
-    from pipeline.edges.registry import pull
+    from pipeline.registry.models import pull
 
     model, digest = pull(config.model, config.output, config.tracking)
     return Outcome(

@@ -18,8 +18,8 @@ def main(config: SubmitConfig) -> Outcome:
     """Does the one thing that was asked for, else submits and follows."""
     if config.kubernetes:
         return _on_kubernetes(config)
-    from pipeline.edges import submission
-    from pipeline.edges.ray_jobs import RayJobs
+    from pipeline.submission import ray_submission as submission
+    from pipeline.submission.ray_jobs_api import RayJobs
 
     address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     jobs = RayJobs(address, config.timeout_seconds)
@@ -45,8 +45,8 @@ def main(config: SubmitConfig) -> Outcome:
 
 def _on_kubernetes(config: SubmitConfig) -> Outcome:
     """The same, with a RayJob for each job."""
-    from pipeline.edges import kubernetes_submission as submission
-    from pipeline.edges.kubernetes import connect
+    from pipeline.submission import kubernetes_submission as submission
+    from pipeline.submission.kubernetes import connect
 
     jobs = connect(config.context, config.namespace, config.timeout_seconds)
     if config.list:
@@ -82,8 +82,8 @@ def _shown(rayjob: dict[str, Any]) -> Outcome:
 def asked_of(command: tuple[str, ...]) -> Any:
     """The command with its id and its run; raises `ConfigError` for flags that its job refuses."""
     from pipeline import storage
-    from pipeline.edges.submission import Asked
-    from pipeline.training.run import Run
+    from pipeline.runs.run import Run
+    from pipeline.submission.ray_submission import Asked
 
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:8]
     if command[1:2] != ("-m",) or not command[2:] or not command[2].startswith("jobs."):

@@ -9,7 +9,7 @@ from pipeline.config import TrainConfig
 def main(config: TrainConfig) -> Outcome:
     """Trains to the last step, tracks, checkpoints and registers."""
     if config.dry_run:
-        from pipeline.edges.dry_run import dry_run
+        from pipeline.commands.train_cost import dry_run
 
         cost = dry_run(config)
         return Outcome(
@@ -21,11 +21,11 @@ def main(config: TrainConfig) -> Outcome:
             ],
         )
     if config.sweep is not None:
-        from pipeline.edges.sweep import run_sweep
+        from pipeline.commands.sweep import run_sweep
 
         result = run_sweep(config)
         return Outcome(result, summary=_table(result["sweep"]))
-    from pipeline.edges.training import run_training
+    from pipeline.commands.train import run_training
 
     return Outcome(run_training(config))
 

@@ -10,7 +10,7 @@ def main(config: VerifyConfig) -> Outcome:
     """Reads everything once; problems go to stdout and make the exit code 1."""
     more: dict[str, Any] = {}
     if config.dataset is not None:
-        from pipeline.data.verify import prove_order, verify_dataset
+        from pipeline.packing.verify_dataset import prove_order, verify_dataset
 
         url, problems = config.dataset, verify_dataset(config.dataset)
         problems += prove_order(config.dataset, config.worlds, config.global_batch_size)
@@ -20,7 +20,7 @@ def main(config: VerifyConfig) -> Outcome:
         assert config.store is not None, "the config demands one of both"
         url, problems = config.store, verify_store(config.store)
         if config.sample:
-            from pipeline.edges.decoding import run_sample
+            from pipeline.commands.decode import run_sample
 
             again = run_sample(config)
             problems = [*problems, *again.problems]

@@ -8,7 +8,7 @@ from pipeline.config import WatchConfig
 
 def main(config: WatchConfig) -> Outcome:
     """Draws the picture anew every few seconds until what it shows has ended."""
-    from pipeline.edges.watch import watch
+    from pipeline.tracking.terminal import watch
 
     result: dict[str, object] = {"run": [], "store": []}
     again = "\033[H\033[J" if sys.stdout.isatty() and not config.once else ""

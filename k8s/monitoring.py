@@ -1,4 +1,4 @@
-"""Makes the dashboards and the table of metrics from pipeline/edges/metrics.py.
+"""Makes the dashboards and the table of metrics from pipeline/tracking/metric_table.py.
 
 Run `python k8s/monitoring.py` after changing that table; a test fails until it was done.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pipeline.edges.metrics import BUILD, ENCODING, OUTCOME, TRAINING, Metric
+from pipeline.tracking.metric_table import BUILD, ENCODING, OUTCOME, TRAINING, Metric
 
 FOLDER = Path(__file__).parent / "base/monitoring"
 BEGIN, END = "<!-- made by k8s/monitoring.py -->", "<!-- end -->"

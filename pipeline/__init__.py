@@ -12,6 +12,6 @@ def load_model(uri: str) -> "VAE":
     Its checksums are verified. Needs `vae-pipeline[pull]`, not Ray. Raises `ModelError` saying
     which names, aliases or versions there are.
     """
-    from pipeline.edges.registry import load_model as load
+    from pipeline.registry.models import load_model as load
 
     return load(uri)

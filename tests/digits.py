@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jobs.demo import write_digits as write_pngs
 from pipeline.config import PackConfig
-from pipeline.data.pack import pack
+from pipeline.packing.pack import pack
 
 
 def write_digits(folder: Path, count: int = 600, holdout: float = 0.1) -> Path:

@@ -11,13 +11,8 @@ from pipeline.config import ModelConfig, ObjectiveConfig, OptimizerConfig, Prepr
 from pipeline.data import Batch
 from pipeline.data.order import slots_of
 from pipeline.training.ema import Ema
-from pipeline.training.step import (
-    StepReport,
-    StepSettings,
-    TrainState,
-    make_optimizer,
-    train_step,
-)
+from pipeline.training.state import TrainState, make_optimizer
+from pipeline.training.step import StepReport, StepSettings, train_step
 from pipeline.training.world import current_world, leave_process_group
 from pipeline.vae import VAE, build_vae
 

@@ -23,10 +23,10 @@ from jobs.command import run_job
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
-from pipeline.data.shard import Sample, ShardWriter
-from pipeline.edges.ray_jobs import RayJobs
-from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.run import Run
+from pipeline.packing.shard_writer import Sample, ShardWriter
+from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.run import Run
+from pipeline.submission.ray_jobs_api import RayJobs
 from pipeline.vae import build_vae, bundle, save_bundle
 from tests.pipeline.latents.small import encode, small_dataset, small_vae
 

@@ -10,9 +10,9 @@ import torch.distributed
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
+from pipeline.runs.outbox import Outbox
+from pipeline.runs.run import Attempt, Pins, Run
 from pipeline.training import loop
-from pipeline.training.points import Outbox
-from pipeline.training.run import Attempt, Pins, Run
 from pipeline.training.step import StepReport
 from pipeline.training.world import current_world, leave_process_group
 

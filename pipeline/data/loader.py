@@ -20,7 +20,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.dataset import Dataset
 from pipeline.data.fetch import RawSample, SampleReader
-from pipeline.data.lanes import alone_slots, local_ranks, plan_order
+from pipeline.data.layout import alone_slots, local_ranks, plan_order
 from pipeline.data.order import PADDED, Order, slots_of
 from pipeline.data.preprocess import is_mirrored, preprocess_into, sample_draw
 from pipeline.data.stall import describe_threads

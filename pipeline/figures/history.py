@@ -7,8 +7,8 @@ import torch
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import Curve, draw_pull, draw_training_curves
 from pipeline.figures.images import draw_progress
-from pipeline.training.history import Moment
-from pipeline.training.validation import Validation
+from pipeline.runs.history import Moment, Validation, read_moments, read_validations
+from pipeline.runs.run import Run
 
 _CURVES = ("elbo", "log_likelihood", "kl", "posterior_gap", "active_units")
 
@@ -37,3 +37,13 @@ def draw_history(
 def _curve(validations: Sequence[Validation], name: str) -> Curve:
     kept = [found for found in validations if name in found.terms]
     return Curve([found.step for found in kept], [found.terms[name] for found in kept])
+
+
+_MOMENTS = 8
+"""Rows of the picture of the same images through time."""
+
+
+def draw_way(run: Run) -> Iterator[tuple[str, bytes]]:
+    """(file name, PNG) of each picture of a run's validations, which its folder keeps."""
+    validations = read_validations(run)
+    yield from draw_history(validations, read_moments(run, validations, _MOMENTS))

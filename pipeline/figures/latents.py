@@ -9,6 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.evaluation.quadrature import Window
 from pipeline.figures.canvas import (
     AMBER,
     BLUE,
@@ -23,7 +24,6 @@ from pipeline.figures.canvas import (
     to_array,
     to_pixels,
 )
-from pipeline.training.quadrature import Window
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -7,6 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.findings import Findings
+from pipeline.evaluation.interpolation import decode_walks
+from pipeline.evaluation.quadrature import windows
+from pipeline.evaluation.rows import Measured
+from pipeline.evaluation.sums import evaluating, seen_images
 from pipeline.figures.canvas import to_png
 from pipeline.figures.images import (
     draw_interpolations,
@@ -20,11 +25,6 @@ from pipeline.figures.latents import (
     draw_latent_means,
     draw_posteriors,
 )
-from pipeline.training.evaluation import evaluating, seen_images
-from pipeline.training.findings import Findings
-from pipeline.training.interpolation import decode_walks
-from pipeline.training.measurement import Measured
-from pipeline.training.quadrature import windows
 from pipeline.vae import VAE, draw_noise
 
 _RECONSTRUCTED, _SAMPLES, _WALKS, _DIRECTIONS, _POSTERIORS = 20, 60, 6, 8, 16

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from pipeline.encoding.report import Reconstructions
 from pipeline.figures.canvas import AMBER, BLUE, INK, Canvas, Target, signed
 from pipeline.figures.images import draw_reconstructions
-from pipeline.latents.report import Reconstructions
 from pipeline.latents.statistics import ChannelStatistics
 
 _WIDTH, _HEIGHT = 7.2, 2.6

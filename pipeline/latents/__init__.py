@@ -2,6 +2,6 @@
 
 from pipeline.latents.loader import LatentBatch, LatentLoader
 from pipeline.latents.store import Latent, LatentStore
-from pipeline.latents.verify import verify_store
+from pipeline.latents.verify_store import verify_store
 
 __all__ = ["Latent", "LatentBatch", "LatentLoader", "LatentStore", "verify_store"]

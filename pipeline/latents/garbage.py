@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StoreError
-from pipeline.latents.begun import begun
+from pipeline.latents.marks import begun
 from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
 

@@ -7,19 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
 
 from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.latents.latent_file import LatentRows
 from pipeline.latents.shard_rows import ShardRows
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
-
-if TYPE_CHECKING:
-    from pipeline.latents.torch_dataset import LatentDataset
 
 _READ_AHEAD = 8
 """Ranged reads under way at a time where the store is not local."""
@@ -136,8 +135,6 @@ class LatentStore:
 
     def to_torch(self) -> "LatentDataset":
         """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`."""
-        from pipeline.latents.torch_dataset import LatentDataset
-
         return LatentDataset(self)
 
     @cached_property
@@ -167,3 +164,19 @@ class LatentStore:
     def _number_of_key(self) -> dict[str, int]:
         keys = (key for batch in self.batches(()) for key in batch.keys)
         return {key: number for number, key in enumerate(keys)}
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """Item i: `key`, each tensor [Z, h, w] in the store's type, and the copied columns."""
+
+    def __init__(self, store: LatentStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        latent = self.store[number]
+        # A copy: mapped memory is read-only, which torch has no notion of.
+        tensors = {name: torch.tensor(values) for name, values in latent.tensors.items()}
+        return {"key": latent.key, **tensors, **latent.columns}

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StorageError
-from pipeline.training.run import Attempt, Run
+from pipeline.runs.run import Attempt, Run
 
 logger = logging.getLogger(__name__)
 

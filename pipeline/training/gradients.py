@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import ObjectiveConfig
 from pipeline.data import Batch
 from pipeline.errors import RunError
-from pipeline.training.counts import Counts
+from pipeline.training.step_counts import Counts
 from pipeline.training.world import World
 from pipeline.vae import ElboTerms, draw_noise, objective_loss
 
 if TYPE_CHECKING:
-    from pipeline.training.step import TrainState
+    from pipeline.training.state import TrainState
 
 COMPONENTS = ("elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior")
 """Means over the global batch that every step reports; evaluation adds `log_likelihood_at_mean`."""

@@ -10,8 +10,9 @@ from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.data import Batch
 from pipeline.errors import RunError, StorageError
-from pipeline.training.run import Attempt, Run
-from pipeline.training.step import StepReport, TrainState
+from pipeline.runs.run import Attempt, Run
+from pipeline.training.state import TrainState
+from pipeline.training.step import StepReport
 from pipeline.training.world import World
 
 logger = logging.getLogger(__name__)

@@ -10,20 +10,21 @@ from typing import Any, Literal
 from pipeline.config import TrainConfig
 from pipeline.data import Batch, Dataset, Loader
 from pipeline.errors import ConfigError
-from pipeline.training.checkpoint import Checkpoint, CheckpointWriter
+from pipeline.runs.checkpoint import Checkpoint, CheckpointWriter
+from pipeline.runs.history import Validation
+from pipeline.runs.outbox import Outbox, Point
+from pipeline.runs.run import Attempt, Run
+from pipeline.runs.stop import StopReason, StopSignal
 from pipeline.training.goodput import WallClock
 from pipeline.training.gradients import StepSettings
+from pipeline.training.holdout import Watch
 from pipeline.training.incidents import Incidents
-from pipeline.training.initial import autocast_dtype, numerics, restore
-from pipeline.training.pace import GpuShare
-from pipeline.training.points import Outbox, Point
 from pipeline.training.profile import StepTrace
-from pipeline.training.run import Attempt, Run
+from pipeline.training.restore import autocast_dtype, numerics, restore
 from pipeline.training.schedule import learning_rate
-from pipeline.training.step import StepReport, TrainState, train_step
-from pipeline.training.stop import StopReason, StopSignal
-from pipeline.training.validation import Validation
-from pipeline.training.watch import Watch
+from pipeline.training.state import TrainState
+from pipeline.training.step import StepReport, train_step
+from pipeline.training.step_time import GpuShare
 from pipeline.training.world import World
 
 logger = logging.getLogger(__name__)

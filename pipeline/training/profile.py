@@ -6,7 +6,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import storage
-from pipeline.training.run import Run
+from pipeline.runs.run import Run
 
 
 class StepTrace:

@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import OptimizerConfig
 from pipeline.data import Batch
-from pipeline.training.counts import Counts
-from pipeline.training.ema import Ema
 from pipeline.training.gradients import COMPONENTS, StepSettings, leave_gradients
-from pipeline.training.pace import Stopwatch
+from pipeline.training.state import TrainState
+from pipeline.training.step_counts import Counts
 from pipeline.training.world import World
-from pipeline.vae import VAE, ObjectiveState
 
 
 @dataclass(frozen=True)
@@ -53,35 +50,6 @@ class StepReport:
     """What this rank has written so far: `CheckpointStats.totals`."""
     run_seconds: dict[str, float] = field(default_factory=dict)
     """Where the run's time went so far, in seconds by state: see goodput.py."""
-
-
-@dataclass
-class TrainState:
-    """Everything that a step changes."""
-
-    vae: VAE
-    model: nn.Module
-    ema: Ema
-    optimizer: torch.optim.Optimizer
-    objective: ObjectiveState = field(default_factory=ObjectiveState)
-    scaler: torch.amp.GradScaler = field(
-        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
-    )
-    """Keeps float16 gradients above its smallest number; other precisions leave it off."""
-    step: int = 0
-    images_seen: int = 0
-    bad_images: int = 0
-    skipped_in_a_row: int = 0
-    """Steps up to now whose loss or gradient was not finite."""
-    forward: Stopwatch = field(default_factory=Stopwatch)
-    own_seconds: float = 0.0
-    """Of this rank's last step, until it had to wait for the others: data, copy, forward pass."""
-
-
-def make_optimizer(config: OptimizerConfig, vae: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the weights that are not frozen; its learning rate is set at each step."""
-    weights = [weight for weight in vae.parameters() if weight.requires_grad]
-    return torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay, fused=True)
 
 
 def train_step(

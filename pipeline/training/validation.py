@@ -1,34 +1,14 @@
 """The exact ELBO on the hold-out, each image counted once, by all ranks together."""
 
 from contextlib import closing
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
-from pipeline.training.evaluation import Importance, evaluate_elbo
-from pipeline.training.step import TrainState
+from pipeline.evaluation.sums import Importance, evaluate_elbo
+from pipeline.runs.history import HeldOut, Validation
+from pipeline.training.state import TrainState
 from pipeline.training.world import World
 from pipeline.vae import VAE
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Means over the hold-out's `images` after `step` steps, of the averaged weights, in nats."""
-
-    step: int
-    images: int
-    terms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A validation and each latent dimension's share of its KL: `[D]` nats, float64."""
-
-    validation: Validation
-    kl_per_dimension: Tensor
-
 
 IMPORTANCE = Importance(samples=16, images=256)
 """What the gap is measured on: cheap enough to be asked for at every validation."""

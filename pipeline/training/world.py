@@ -1,7 +1,11 @@
 """Who trains together: rank, number of ranks, device, and the collectives the loop needs."""
 
 import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed
@@ -86,3 +90,23 @@ def leave_process_group() -> None:
     """
     gc.collect()  # DDP's modules hold the group in cycles
     torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def process_group(stall_seconds: float) -> Iterator[None]:
+    """torchrun's process group while the block runs; nothing outside torchrun.
+
+    A rank that waits for the others for `stall_seconds` ends with an error.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=stall_seconds)
+    )
+    try:
+        yield
+    finally:
+        leave_process_group()

@@ -22,18 +22,18 @@ import torch
 import webdataset
 from PIL import Image
 
+from pipeline.commands.encode import run_encoding
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, preprocess_image, read_shard
-from pipeline.data.pack import pack
-from pipeline.edges.encode import run_encoding
+from pipeline.encoding.determinism import exact_numerics
 from pipeline.latents import LatentStore
-from pipeline.latents.determinism import exact_numerics
 from pipeline.latents.export import export_store
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.latent_file import LatentFileWriter, file_digest
 from pipeline.latents.receipt import Receipt, latent_path
 from pipeline.latents.snapshot import Snapshot, StoredShard, point_to, publish_snapshot
 from pipeline.latents.statistics import measure
+from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae, save_bundle
 from tests.killing import ROOT
 

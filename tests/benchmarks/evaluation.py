@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
-from pipeline.data.pack import pack
+from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae, draw_noise, importance_estimate, save_bundle
 
 ROUND = 100  # images per timed call of the bound

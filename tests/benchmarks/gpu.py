@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.training.pace import PEAK_TFLOPS
+from pipeline.training.step_time import PEAK_TFLOPS
 from pipeline.vae import VAE, build_vae, draw_noise
 
 

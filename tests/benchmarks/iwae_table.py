@@ -26,7 +26,7 @@ from PIL import Image
 
 from pipeline.config import ModelConfig, ObjectiveConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, load_images
-from pipeline.data.pack import pack
+from pipeline.packing.pack import pack
 from pipeline.vae import (
     VAE,
     build_vae,

@@ -36,8 +36,8 @@ from pipeline.data import Dataset, Loader
 from pipeline.data.fetch import SampleReader
 from pipeline.data.manifest import Manifest, ShardRecord
 from pipeline.data.order import Order
-from pipeline.data.pack import pack
 from pipeline.data.preprocess import preprocess_into
+from pipeline.packing.pack import pack
 
 SIZE, BATCH, THREADS, ROUNDS = 256, 64, 2, 5
 WORLDS = (1, 2, 3, 5, 7, 8, 16)
@@ -252,7 +252,7 @@ _OPEN = """
 import json, resource, sys, time
 from pipeline.data.dataset import Dataset
 from pipeline.data.fetch import SampleReader
-from pipeline.data.lanes import plan_order
+from pipeline.data.layout import plan_order
 from pipeline.data.manifest import Manifest
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 imports, started = peak(), time.perf_counter()

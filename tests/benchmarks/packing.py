@@ -18,7 +18,7 @@ from pathlib import Path
 import simplejpeg
 
 from pipeline.config import PackConfig
-from pipeline.data.pack import pack
+from pipeline.packing.pack import pack
 
 CORES = len(os.sched_getaffinity(0))
 

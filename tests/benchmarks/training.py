@@ -30,8 +30,8 @@ import mlflow
 import torch
 
 from pipeline.config import PackConfig, PreprocessConfig
-from pipeline.data.pack import pack
 from pipeline.data.preprocess import preprocess_into
+from pipeline.packing.pack import pack
 from tests.benchmarks import training_control, training_costs
 from tests.benchmarks.bare_training import make, samples, step
 from tests.benchmarks.encode import write_dataset

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.config import TrackingConfig
 from pipeline.data.order import Order, slots_of
-from pipeline.edges.cluster import ray_cluster
-from pipeline.edges.recorder import RunRecorder
-from pipeline.edges.reporting import SEND_SECONDS, Reporter
-from pipeline.training.points import Outbox
+from pipeline.runs.outbox import Outbox
+from pipeline.tracking.recorder import RunRecorder
+from pipeline.tracking.reporter import SEND_SECONDS, Reporter
 from pipeline.training.step import StepReport
 from tests.killing import ROOT, descendants
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.data import Dataset
-from pipeline.edges.outcome import recorder_arguments
-from pipeline.edges.recorder import RunRecorder
-from pipeline.edges.reporting import Reporter
+from pipeline.runs.outbox import Outbox
+from pipeline.runs.run import Pins, Run
+from pipeline.tracking.recorder import RunRecorder, recorder_arguments
+from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
-from pipeline.training.points import Outbox
-from pipeline.training.run import Pins, Run
 from pipeline.training.step import StepReport
 from pipeline.training.world import current_world
 from tests import worlds

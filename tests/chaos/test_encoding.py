@@ -19,8 +19,8 @@ from jobs.demo import write_digits
 from pipeline import storage
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset
-from pipeline.data.pack import pack
 from pipeline.latents import verify_store
+from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
 from tests.killing import descendants, finish, kill_all, start_job, tree
 from tests.servers.fault_proxy import FaultProxy, Rule

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from pipeline.edges.web import ask
 from pipeline.errors import UnreachableError
+from pipeline.web import ask
 from tests.digits import write_pngs
 from tests.k8s.commands import VERSION
 from tests.k8s.manifests import ROOT

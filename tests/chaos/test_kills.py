@@ -11,7 +11,7 @@ import torch
 
 from jobs.demo import write_digits
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
-from pipeline.data.pack import pack
+from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
 from tests.digits import write_digits as pack_digits
 from tests.killing import descendants, finish, kill_all, start_job, tree

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data import Dataset
-from pipeline.data.adopt import adopt
+from pipeline.packing.adopt import adopt
 from tests.killing import ROOT
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import ACCESS_KEY, SECRET_KEY

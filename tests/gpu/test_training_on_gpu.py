@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipeline.data import Dataset
+from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.outbox import Outbox
+from pipeline.runs.run import Pins, Run
 from pipeline.training import loop
-from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.points import Outbox
-from pipeline.training.run import Pins, Run
 from pipeline.training.world import World
 from tests.pipeline.training.digits import pack_digits
 from tests.worlds import train_config

@@ -16,8 +16,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.edges.web import Answer, ask
 from pipeline.errors import UnreachableError
+from pipeline.web import Answer, ask
 from tests.k8s.manifests import K8S, build, find
 from tests.servers.mlflow import READY_SECONDS
 from tests.servers.postgres import PASSWORD

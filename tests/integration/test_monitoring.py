@@ -23,8 +23,8 @@ import yaml
 from jobs.demo import write_digits
 from k8s.monitoring import dashboards
 from pipeline.config import PackConfig
-from pipeline.data.pack import pack
-from pipeline.edges.metrics import OUTCOME
+from pipeline.packing.pack import pack
+from pipeline.tracking.metric_table import OUTCOME
 from tests.killing import ROOT, descendants, finish, kill_all, start_job
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.prometheus import PrometheusServer, missing_programs

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.commands.train import run_training
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data import Dataset, load_images
-from pipeline.edges.catalogue import lineage
-from pipeline.edges.promotion import promote
-from pipeline.edges.training import run_training
+from pipeline.registry.catalogue import lineage
+from pipeline.registry.promotion import promote
 from tests.digits import write_digits
 from tests.killing import ROOT
 from tests.servers.rgw import free_ports

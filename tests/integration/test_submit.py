@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.edges.ray_jobs import RayJobs
-from pipeline.edges.web import ask
+from pipeline.submission.ray_jobs_api import RayJobs
+from pipeline.web import ask
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.ray_head import TOKEN, RayHead
 from tests.submitting import ended, python, sleeping, submit, until

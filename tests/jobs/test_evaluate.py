@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import jobs.evaluate
-import pipeline.edges.evaluation
+import pipeline.commands.evaluate
 from pipeline.config import EvaluateConfig, PackConfig
 from pipeline.data import Dataset
-from pipeline.data.pack import pack
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.packing.pack import pack
 from pipeline.vae import save_bundle
 from tests.pipeline.training.digits import digits_vae, write_digits
 
@@ -84,7 +84,7 @@ def test_the_first_good_images_are_taken_where_the_first_of_all_cannot_be_read(
     for offset, size in zip(index.offsets[:10], index.sizes[:10], strict=True):
         tar[offset : offset + size] = bytes(size)
     shard.write_bytes(tar)
-    monkeypatch.setattr(pipeline.edges.evaluation, "_FIRST", 8)
+    monkeypatch.setattr(pipeline.commands.evaluate, "_FIRST", 8)
     result = evaluate(place, data=str(data), output=str(tmp_path / "report"))
     assert result["images"] == 110
     assert result["generation"]["compared_with"] == 8

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from jobs.models import main
+from pipeline.commands.encode import run_encoding
+from pipeline.commands.evaluate import run_evaluation
 from pipeline.config import (
     EncodeConfig,
     EvaluateConfig,
@@ -15,10 +17,8 @@ from pipeline.config import (
     PreprocessConfig,
     TrackingConfig,
 )
-from pipeline.edges.encode import run_encoding
-from pipeline.edges.evaluation import run_evaluation
-from pipeline.edges.registry import RegisteredModel, load_model, version_tags
 from pipeline.errors import ModelError
+from pipeline.registry.models import RegisteredModel, load_model, version_tags
 from pipeline.vae import build_vae, save_bundle
 from pipeline.vae.diffusers_format import write_diffusers
 from tests.digits import write_digits

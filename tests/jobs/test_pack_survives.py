@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.config import PackConfig
 from pipeline.data import pack as in_process
 from pipeline.data.dataset import Dataset
-from pipeline.data.sources import IMAGE_SUFFIXES
-from pipeline.data.verify import verify_dataset
+from pipeline.packing.sources import IMAGE_SUFFIXES
+from pipeline.packing.verify_dataset import verify_dataset
 from tests.killing import ROOT, kill_all, start_job, tree
 
 NASTY = ROOT.parent / "shared/data/nasty"

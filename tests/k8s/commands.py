@@ -11,9 +11,9 @@ from typing import Any
 
 from jobs.command import parse_flags, validate
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
-from pipeline.edges.rayjob import GPU
-from pipeline.edges.rayjob_rules import broken_rules
 from pipeline.errors import ConfigError
+from pipeline.submission.rayjob import GPU
+from pipeline.submission.rayjob_rules import broken_rules
 from tests.k8s.manifests import ROOT, Object, Pod, called, find, of_kind, pods
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.edges.metrics import TABLE
+from pipeline.tracking.metric_table import TABLE
 from tests.servers.prometheus import missing_programs
 
 FOLDER = Path(__file__).parents[2] / "k8s/base/monitoring"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from k8s.monitoring import dashboards, files
-from pipeline.edges.metrics import ENCODING, OUTCOME, TRAINING
+from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
 
 
 @pytest.mark.parametrize(("path", "content"), list(files()), ids=lambda each: str(each)[-24:])

@@ -13,8 +13,8 @@ from pipeline import storage
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
-from pipeline.data.pack import pack
 from pipeline.errors import StorageError
+from pipeline.packing.pack import pack
 from tests.pipeline.training.digits import pack_digits
 
 

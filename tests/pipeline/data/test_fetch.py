@@ -18,10 +18,10 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import IndexConfig, PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.adopt import adopt
 from pipeline.data.fetch import SampleReader
 from pipeline.data.manifest import Manifest, ShardRecord
-from pipeline.data.pack import pack
+from pipeline.packing.adopt import adopt
+from pipeline.packing.pack import pack
 
 COUNT, CHUNK = 40, 4
 

@@ -9,8 +9,8 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, read_shard
-from pipeline.data.pack import pack
 from pipeline.errors import DatasetError
+from pipeline.packing.pack import pack
 from pipeline.storage import RetryPolicy, retry_policy
 from tests.servers.fault_proxy import Rule
 

@@ -13,9 +13,9 @@ from PIL import Image
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, load_images, preprocess_image, read_shard
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.pack import pack
 from pipeline.data.shard_reader import read_batch
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.packing.pack import pack
 
 COUNT = 53
 

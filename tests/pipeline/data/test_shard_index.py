@@ -3,9 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.data.shard import index_of
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DatasetError
+from pipeline.packing.shard_writer import index_of
 
 ROWS = [
     {"keys": "a", "extensions": "jpg", "starts": 0, "ends": 1024, "offsets": 512, "sizes": 3,

@@ -4,9 +4,9 @@ import pytest
 
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.pack import pack
 from pipeline.data.stall import describe_threads
 from pipeline.errors import DatasetError
+from pipeline.packing.pack import pack
 from tests.pipeline.training.digits import pack_digits
 from tests.servers.fault_proxy import Rule
 

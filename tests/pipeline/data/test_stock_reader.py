@@ -5,8 +5,8 @@ from PIL import Image
 
 from pipeline.config import PackConfig
 from pipeline.data.dataset import Dataset
-from pipeline.data.pack import pack
 from pipeline.data.stock_reader import register_openers
+from pipeline.packing.pack import pack
 
 
 def test_stock_webdataset_reads_a_shard_through_our_storage(tmp_path):

@@ -4,8 +4,7 @@ import torch
 from PIL import Image
 
 from pipeline.figures.history import draw_history
-from pipeline.training.history import Moment
-from pipeline.training.validation import Validation
+from pipeline.runs.history import Moment, Validation
 
 
 def validation(step: int) -> Validation:

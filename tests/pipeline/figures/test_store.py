@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.encoding.report import Reconstructions
 from pipeline.figures.store import draw_channels, draw_decoded
-from pipeline.latents.report import Reconstructions
 from pipeline.latents.statistics import measure
 
 

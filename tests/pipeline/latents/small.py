@@ -8,12 +8,12 @@ from PIL import Image
 
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset
-from pipeline.data.pack import pack
 from pipeline.data.preprocess import preprocess_digest
+from pipeline.encoding.driver import finish, plan_encoding, publish
+from pipeline.encoding.shard import encode_shard
 from pipeline.latents import LatentStore
-from pipeline.latents.driver import finish, plan_encoding, publish
-from pipeline.latents.encode import encode_shard
 from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae
 
 LATENT_SHAPE = (3, 2, 2)

@@ -4,12 +4,12 @@ import pytest
 
 from pipeline import storage
 from pipeline.data import Dataset
+from pipeline.encoding.driver import finish, publish
+from pipeline.encoding.shard import encode_shard
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
-from pipeline.latents.begun import begin
-from pipeline.latents.driver import finish, publish
-from pipeline.latents.encode import encode_shard
 from pipeline.latents.garbage import describe, find_garbage, remove_garbage
+from pipeline.latents.marks import begin
 from tests.killing import tree
 from tests.pipeline.latents.small import encode, identity_of, small_dataset, small_vae
 

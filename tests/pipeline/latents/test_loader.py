@@ -7,10 +7,10 @@ import pytest
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.pack import pack
 from pipeline.errors import ConfigError, StoreError
 from pipeline.latents import LatentLoader, LatentStore
 from pipeline.latents.noise import normal_noise
+from pipeline.packing.pack import pack
 from tests.pipeline.latents.small import LATENT_SHAPE, encode, small_dataset, small_vae
 
 COUNT = 60

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data import Dataset
-from pipeline.data.pack import pack
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore
+from pipeline.packing.pack import pack
 from tests.pipeline.latents.small import LATENT_SHAPE, encode, small_dataset, small_vae
 
 COUNT = 60

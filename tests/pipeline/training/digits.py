@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from pipeline.config import ModelConfig, ObjectiveConfig, PackConfig, PreprocessConfig
 from pipeline.data import Batch
-from pipeline.data.pack import pack
+from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae, draw_noise, objective_loss, save_bundle
 
 TRAINED_ON = 1400

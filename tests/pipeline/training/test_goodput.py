@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs.run import Run
 from pipeline.training import goodput
 from pipeline.training.goodput import STATES, Tally, WallClock, productive_share, taken_up
-from pipeline.training.run import Run
 from tests.digits import write_digits
 from tests.worlds import train, train_config
 
@@ -106,8 +106,8 @@ from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.training import goodput
 from pipeline.training.loop import train
-from pipeline.training.points import Outbox
-from pipeline.training.run import Pins, Run
+from pipeline.runs.outbox import Outbox
+from pipeline.runs.run import Pins, Run
 from pipeline.training.world import current_world
 
 goodput.WRITE_SECONDS = 0.1

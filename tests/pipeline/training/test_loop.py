@@ -8,8 +8,8 @@ import torch
 from pipeline.config import ObjectiveConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, RunError
-from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.run import Run
+from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.run import Run
 from pipeline.vae import load_bundle
 from tests.pipeline.training.digits import pack_digits
 from tests.worlds import train, train_config

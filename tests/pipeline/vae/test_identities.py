@@ -138,7 +138,7 @@ def test_a_bound_of_one_sample_is_made_of_one_sample():
 
 def test_a_learned_deviation_is_trained_with_the_rest():
     from pipeline.config import OptimizerConfig
-    from pipeline.training.step import make_optimizer
+    from pipeline.training.state import make_optimizer
 
     vae = copy.deepcopy(digits_vae(steps=1)).requires_grad_()
     optimizer = make_optimizer(OptimizerConfig(), vae)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, OptimizerConfig, PreprocessConfig
 from pipeline.errors import ModelError
-from pipeline.training.step import make_optimizer
+from pipeline.training.state import make_optimizer
 from pipeline.vae import VAE, build_vae, draw_noise
 from pipeline.vae.networks import NetworkShape
 from pipeline.vae.start import freeze, start_from

@@ -1,0 +1,242 @@
+"""A run's workers on Ray Train: started, replaced when they die, moved when their node goes."""
+
+import logging
+import os
+import tempfile
+import uuid
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.cluster.ray_cluster import ray_cluster
+from pipeline.cluster.recorder_actor import ActorRecorder, actor_deaths
+from pipeline.config import TrainConfig
+from pipeline.errors import PipelineError, RunError
+from pipeline.rank import run_rank
+from pipeline.registry.checkpoint_versions import registered_on_the_way
+from pipeline.runs.outbox import Point
+from pipeline.runs.run import Attempt, Run
+from pipeline.tracking.logs import stored_log
+from pipeline.tracking.progress_line import live_view
+from pipeline.tracking.recorder import (
+    FLUSH_SECONDS,
+    RunRecorder,
+    failing,
+    mlflow_status,
+    recorder_arguments,
+)
+from pipeline.training.world import current_world
+
+logger = logging.getLogger(__name__)
+
+
+def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+    """Ray Train workers; the recorder is an actor on the driver's node."""
+    with (
+        stored_log(run, f"{attempt.number:06d}-driver"),
+        ray_cluster(config.max_workers),
+    ):
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if storage.local_path(run.url) and nodes > 1:
+            raise RunError(
+                f"--storage {config.storage} is a local path, but the cluster has {nodes} nodes. "
+                "Give storage that all nodes share, such as s3://."
+            )
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        name = f"recorder-{uuid.uuid4().hex}"
+        recorder = (
+            ray.remote(RunRecorder)
+            # One that dies, for memory say, comes back, and is given what it had not yet sent.
+            .options(
+                name=name,
+                num_cpus=0,
+                scheduling_strategy=here,
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
+            .remote(*recorder_arguments(config, run))
+        )
+
+        def finish(status: str) -> None:
+            with suppress(*actor_deaths(), ray.exceptions.GetTimeoutError):
+                ray.get(recorder.finish.remote(status), timeout=FLUSH_SECONDS)
+
+        with (
+            failing(finish),
+            live_view(config, run, lambda: _ask(recorder.latest) or {}),
+            registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
+        ):
+            ended = _until_ended(config, run, attempt, name)
+        points = [Point.from_json(point) for point in ended["points"]]
+        try:
+            settled = recorder.settle.remote(points, ended["snapshot"], FLUSH_SECONDS)
+            left = ray.get(settled, timeout=2 * FLUSH_SECONDS)
+            run_id = ray.get(recorder.finish.remote(mlflow_status(ended)), timeout=FLUSH_SECONDS)
+        except (*actor_deaths(), ray.exceptions.GetTimeoutError):
+            return {**ended, "run_id": None}
+        return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
+
+
+def _ask(method: Any) -> Any:
+    """What an actor's method returns; None while the actor can't answer."""
+    import ray
+
+    try:
+        return ray.get(method.remote(), timeout=5)
+    except (*actor_deaths(), ray.exceptions.GetTimeoutError):
+        return None
+
+
+def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
+    """Fits again after what is no failure of the training: a drained node, a dead controller."""
+    from ray.train import ControllerError
+
+    failures = 0
+    while True:
+        try:
+            ended = _fit(config, run, attempt, recorder)
+        except (ControllerError, *actor_deaths()) as error:
+            # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
+            failures += 1
+            if failures > config.max_failures:
+                raise _cause(error, config) from error
+            said = " ".join(str(error).strip().splitlines()[:2])
+            logger.warning("Ray Train's own actors died; its workers start again: %s", said)
+            _free_reservations()
+            continue
+        if ended["reason"] != "drained":
+            return ended
+        logger.info(
+            "a node is being taken away: the workers left a checkpoint at step %d and start again "
+            "where there is room",
+            ended["step"],
+        )
+
+
+def _free_reservations() -> None:
+    """Removes the placement groups of this driver: a controller that dies leaves its own reserved.
+
+    Seen with Ray 2.60: the workers of the next one then wait for the same cores for ever.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    job = ray.get_runtime_context().get_job_id()
+    for name, found in placement_group_table().items():
+        # An id ends with that of the job which made it.
+        if name.endswith(job) and found["state"] != "REMOVED":
+            made = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name)))
+            ray.util.remove_placement_group(made)
+
+
+def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
+    """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
+    import ray
+    from ray.train import (
+        ControllerError,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= config.min_workers
+    fewest, most = config.min_workers, config.max_workers
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "attempt": attempt.number,
+            "recorder": recorder,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(config, use_gpu=use_gpu),
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=ceil(config.stall_seconds)
+        ),
+        run_config=RunConfig(
+            name=f"{config.run}-{attempt.name}-{uuid.uuid4().hex[:8]}",
+            # Ray's own bookkeeping of this start only; our checkpoints never go through it.
+            storage_path=str(storage.local_path(run.path("ray")) or Path(tempfile.gettempdir())),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        result: dict[str, Any] = trainer.fit().return_value
+    except ControllerError:
+        raise
+    except TrainingFailedError as error:
+        raise _cause(error, config) from error
+    if "error" in result:
+        raise RunError(result["error"])
+    return result
+
+
+def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None:
+    """What Ray keeps for each worker; it also sets OMP_NUM_THREADS by it, unless a user has."""
+    import ray
+
+    cores = config.cpus_per_worker
+    if cores is None and os.environ.get("RAY_ADDRESS"):
+        return None
+    share = int(ray.cluster_resources()["CPU"]) // config.max_workers
+    return {"CPU": cores or max(1, share), **({"GPU": 1} if use_gpu else {})}
+
+
+def _ray_worker(loop: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs; an error of ours ends the run instead of a retry."""
+    import ray
+    from ray.train.torch import get_device
+
+    config = TrainConfig.model_validate(loop["config"])
+    world = current_world(get_device())
+    recorder = ray.get_actor(loop["recorder"])
+    # Ray starts the workers again after any exception: what can't get better is not tried again.
+    fatal = ray.get(recorder.fatal_error.remote())
+    if fatal:
+        return {"error": fatal}
+    try:
+        return run_rank(
+            config,
+            Attempt(loop["attempt"]),
+            world,
+            ActorRecorder(recorder) if world.rank == 0 else None,
+            _node_is_drained,
+        )
+    except PipelineError as error:
+        ray.get(recorder.set_fatal_error.remote(str(error)))
+        raise
+
+
+def _node_is_drained() -> bool:
+    """Whether Ray has told this worker that the node of one of its group is being taken away.
+
+    Ray's public `get_preemption_info` is a collective of 2.5 ms; ours goes with the step's own sum.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _cause(error: Exception, config: TrainConfig) -> PipelineError:
+    """Our own error behind Ray's, or one that says which workers failed, and how."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        base = getattr(failure, "_base_exc", failure)
+        if isinstance(base, PipelineError):
+            return base
+    lines = [f"rank {rank}: {str(failure).strip()[-2000:]}" for rank, failure in failures.items()]
+    return RunError(
+        f"run {config.run!r} failed after {config.max_failures} restarts of its workers:\n"
+        + ("\n".join(lines) or str(error))
+        + "\nThe same command continues it from its last checkpoint."
+    )

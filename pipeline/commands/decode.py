@@ -1,0 +1,195 @@
+"""`jobs.decode` and `jobs.verify --sample`: a store together with its own model."""
+
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.config import DecodeConfig, TrackingConfig, VerifyConfig
+from pipeline.data import Dataset
+from pipeline.encoding.reencode import Reencoded, reencode
+from pipeline.errors import ConfigError, ModelError, StoreError
+from pipeline.evaluation.directions import label_direction, principal_axes
+from pipeline.latents import LatentStore
+from pipeline.latents.snapshot import Pointer, read_pointer
+from pipeline.progress import Progress
+from pipeline.registry.models import load_model
+from pipeline.vae import VAE
+
+_SHEET_IMAGES = 400
+_MEASURED = 10_000
+"""Latents, spread over the store, that a direction is made from."""
+_REACH = 3.0
+"""Deviations to both sides along a principal axis."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A latent [Z, h, w] float32 and the name of its image, without ending."""
+
+    name: str
+    latent: Tensor
+
+
+def run_decoding(config: DecodeConfig) -> dict[str, Any]:
+    """Decodes to PNG files below the output; returns the job's result."""
+    store = LatentStore.open(config.store)
+    vae = model_of(store, config.model, config.tracking)
+    count, latents = _chosen(store, config)
+    output = storage.absolute(config.output)
+    written = 0
+    with Progress("decode", count, "images") as progress:
+        images = _decode(vae, latents, config.batch_size)
+        if config.sheet:
+            named = list(islice(images, _SHEET_IMAGES))
+            columns = config.steps if _walks(config) else math.ceil(math.sqrt(len(named)))
+            sheet = contact_sheet([pixels for _, pixels in named], columns)
+            storage.publish(storage.join(output, "sheet.png"), png(sheet))
+            written = len(named)
+            progress.advance(written)
+        else:
+            for name, pixels in images:
+                storage.publish(storage.below(output, f"{name}.png"), png(pixels))
+                written += 1
+                progress.advance(1)
+    return {"images": written, "output": output, "model_digest": store.model_digest}
+
+
+def run_sample(config: VerifyConfig) -> Reencoded:
+    """`jobs.verify --store --sample N`: N random images encoded again and compared."""
+    assert config.store is not None, "the config demands it"
+    store = LatentStore.open(config.store)
+    dataset = Dataset.open(_pointer(store).data, store.snapshot.dataset)
+    vae = model_of(store, config.model, config.tracking)
+    return reencode(vae, dataset, store, config.sample, config.seed)
+
+
+def model_of(store: LatentStore, model: str | None, tracking: TrackingConfig) -> VAE:
+    """The model that made the store, on its device; `ModelError` for any other."""
+    uri = model or _pointer(store).model
+    vae = load_model(uri, tracking).eval()
+    if vae.digest != store.model_digest:
+        raise ModelError(
+            f"{uri}: has digest {str(vae.digest)[:16]}, the latents of {store.url} were made by "
+            f"{store.model_digest[:16]}. Another model's decoder gives noise: name that one."
+        )
+    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def contact_sheet(images: Sequence[Pixels], columns: int) -> Pixels:
+    """Images [H, W, C] in rows of `columns`, two white pixels between them."""
+    if not images:
+        raise StoreError("there is no latent to decode.")
+    height, width, channels = images[0].shape
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (height + 2), columns * (width + 2), channels), 255, dtype=np.uint8)
+    for number, pixels in enumerate(images):
+        top, left = number // columns * (height + 2), number % columns * (width + 2)
+        sheet[top : top + height, left : left + width] = pixels
+    return sheet[:-2, :-2]
+
+
+def png(pixels: Pixels) -> bytes:
+    """An image [H, W, C] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _pointer(store: LatentStore) -> Pointer:
+    pointer = read_pointer(store.url)
+    assert pointer is not None, "the store was opened by it"
+    return pointer
+
+
+def _walks(config: DecodeConfig) -> bool:
+    return config.interpolate is not None or config.edit is not None or config.axis is not None
+
+
+def _chosen(store: LatentStore, config: DecodeConfig) -> tuple[int, Iterator[Named]]:
+    """How many images there will be, and their latents."""
+    if config.interpolate is not None:
+        start, goal = (_by_key(store, key).latent for key in config.interpolate)
+        walk = [start + (goal - start) * step for step in torch.linspace(0, 1, config.steps)]
+        return len(walk), (Named(f"step-{n:03d}", latent) for n, latent in enumerate(walk))
+    if config.keys:
+        plain: Iterable[Named] = (_by_key(store, key) for key in config.keys)
+        count = len(config.keys)
+    else:
+        plain, count = _all(store), len(store)
+    count = min(count, config.limit or count)
+    plain = islice(plain, count)
+    if not _walks(config):
+        return count, iter(plain)
+    direction, offsets = _direction(store, config)
+    moved = (
+        Named(f"{one.name}-{number:03d}", one.latent + offset * direction)
+        for one in plain
+        for number, offset in enumerate(offsets.tolist())
+    )
+    return count * config.steps, moved
+
+
+def _direction(store: LatentStore, config: DecodeConfig) -> tuple[Tensor, Tensor]:
+    """A direction [Z, h, w] and how far to go along it, from the store's own means."""
+    every = range(0, len(store), -(-len(store) // _MEASURED))
+    measured = [store[number] for number in every]
+    means = torch.stack([_tensor(latent.tensors[_primary(store)]) for latent in measured])
+    if config.edit is not None:
+        if "label" not in store.snapshot.identity.options.columns:
+            raise ConfigError(
+                f"--edit: {store.url} has no labels. Encode with `--columns label` first."
+            )
+        labels = [str(latent.columns["label"]) for latent in measured]
+        direction = label_direction(means, labels, *config.edit)
+        return direction.float(), torch.linspace(0, 1, config.steps)
+    axis = config.axis or 0
+    found = principal_axes(means, axis + 1)
+    if axis >= len(found.axes):
+        raise ConfigError(f"--axis {axis}: the latents span {len(found.axes)} axes only.")
+    reach = _REACH * float(found.deviations[axis])
+    axes = found.axes[axis].float().view(means.shape[1:])
+    return axes, torch.linspace(-reach, reach, config.steps)
+
+
+def _by_key(store: LatentStore, key: str) -> Named:
+    try:
+        return Named(key, _tensor(store.by_key(key).tensors[_primary(store)]))
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0]}. Keys are the images' paths without ending.") from None
+
+
+def _all(store: LatentStore) -> Iterator[Named]:
+    primary = _primary(store)
+    for batch in store.batches((primary,)):
+        for key, values in zip(batch.keys, batch.tensors[primary], strict=True):
+            yield Named(key, _tensor(values))
+
+
+def _primary(store: LatentStore) -> str:
+    return store.snapshot.identity.options.tensors[0]
+
+
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _decode(vae: VAE, latents: Iterable[Named], size: int) -> Iterator[tuple[str, Pixels]]:
+    device, waiting = next(vae.parameters()).device, iter(latents)
+    while batch := list(islice(waiting, size)):
+        with torch.inference_mode():
+            decoded = vae.decode(torch.stack([one.latent for one in batch]).to(device))
+        pixels = (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        for one, image in zip(batch, pixels.numpy(), strict=True):
+            yield one.name, image

@@ -1,0 +1,288 @@
+"""`jobs.doctor`: each probe says what was found, why it matters, and the command that mends it."""
+
+import email.utils
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pipeline import storage
+from pipeline.config import DoctorConfig
+from pipeline.errors import PipelineError, UnreachableError
+from pipeline.tracking.mlflow_client import tracking_uri
+from pipeline.tracking.mlflow_probe import probe_mlflow
+from pipeline.web import ask, ray_token
+
+GIB = 2**30
+SKEW_SECONDS = 60.0
+"""S3 refuses requests that are 15 minutes off; logs and alerts mislead long before."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's."""
+
+    name: str
+    level: Literal["ok", "warning", "failed", "skipped"]
+    found: str
+    why: str = ""
+    mend: str = ""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = [f"{self.level:<8} {self.name:<22} {self.found}"]
+        if self.level in ("warning", "failed"):
+            lines += [f"{'':<32}why:  {self.why}", f"{'':<32}mend: {self.mend}"]
+        return lines
+
+
+def examine(config: DoctorConfig) -> Iterator[Check]:
+    """Every check, one after the other; all that stays is MLflow's experiment `doctor`."""
+    yield _versions()
+    yield from _storage(config)
+    yield from _mlflow(config)
+    yield from _ray(config)
+    yield _gpu()
+    yield _room("shared memory", Path("/dev/shm"), 1.0, *_SHARED_MEMORY)  # noqa: S108
+    yield _room("disk", Path(tempfile.gettempdir()), 5.0, *_DISK)
+    yield _memory()
+    yield _clock(config)
+
+
+_SHARED_MEMORY = (
+    "Ray's objects and NCCL live in /dev/shm; Ray is slow without it, and NCCL fails.",
+    "docker run --shm-size=8g, or in Kubernetes an emptyDir with medium: Memory at /dev/shm",
+)
+_DISK = (
+    "Ray's logs, spilled objects and images on the way to storage lie in the temporary folder.",
+    "export TMPDIR=/a/larger/disk",
+)
+
+
+def _versions() -> Check:
+    found = []
+    for name in ("vae-pipeline", "torch", "ray", "mlflow"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    missing = any(each.startswith("no ") for each in found)
+    return Check(
+        "versions", "warning" if missing else "ok", ", ".join(found),
+        "Ray and MLflow are needed by all jobs but jobs.pull and those of one process.",
+        "pip install 'vae-pipeline[cluster]' --constraint constraints.txt",
+    )  # fmt: skip
+
+
+def _storage(config: DoctorConfig) -> Iterator[Check]:
+    url = storage.absolute(config.storage)
+    folder = storage.join(url, f".doctor-{uuid.uuid4().hex[:12]}")
+    place, lock = storage.join(folder, "bytes"), storage.join(folder, "lock")
+    mend = _storage_advice(url)
+    data = os.urandom(config.probe_bytes)
+    size = config.probe_bytes / 2**20
+    try:
+        started = time.perf_counter()
+        storage.publish(place, data)
+        wrote = size / (time.perf_counter() - started)
+        started = time.perf_counter()
+        whole = storage.read(place)
+        read = size / (time.perf_counter() - started)
+        yield Check(
+            "storage", "ok" if whole == data else "failed",
+            f"{storage.shown(url)}: wrote {wrote:,.0f} MiB/s, read {read:,.0f} MiB/s in one stream",
+            "What is read must be what was written.", mend,
+        )  # fmt: skip
+        part = storage.read(place, 1000, 2000) == data[1000:2000]
+        yield Check(
+            "storage: ranged read", "ok" if part else "failed",
+            "a part is read alone" if part else "a part that is asked for comes back wrong",
+            "Shards are read in parts of a few MB.", mend,
+        )  # fmt: skip
+        listed = [item.size for item in storage.list_objects(folder)]
+        yield Check(
+            "storage: list", "ok" if listed == [len(data)] else "failed",
+            f"{len(listed)} object of {sum(listed):,} bytes listed",
+            "Checkpoints and receipts are found by listing.", mend,
+        )  # fmt: skip
+        won = [storage.create_if_absent(lock, name) for name in (b"first", b"second")]
+        once = won == [True, False] and storage.read(lock) == b"first"
+        yield Check(
+            "storage: create once", "ok" if once else "failed",
+            "a second writer is refused" if once else "a second writer may overwrite the first",
+            "Two starts of one run tell by this who owns it (S3's If-None-Match: *).",
+            "Use a store that knows conditional writes: AWS S3, Ceph 16 or later, MinIO.",
+        )  # fmt: skip
+    except PipelineError as error:
+        why = "Datasets, runs and latent stores live there."
+        yield Check("storage", "failed", str(error), why, mend)
+    finally:
+        for each in (place, lock):
+            with suppress(PipelineError):
+                storage.delete(each)
+        if (path := storage.local_path(folder)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _storage_advice(url: str) -> str:
+    if storage.local_path(url) is not None:
+        return f"mkdir -p {url} && chown $(id -u) {url}"
+    endpoint = storage.shown(os.environ.get("AWS_ENDPOINT_URL", "AWS"))
+    return (
+        f"the endpoint is {endpoint} (AWS_ENDPOINT_URL); set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, and allow GetObject, PutObject, DeleteObject and ListBucket"
+    )
+
+
+def _mlflow(config: DoctorConfig) -> Iterator[Check]:
+    why = "Runs are tracked there and models registered; training goes on without, unregistered."
+    uri = tracking_uri(config.tracking)
+    shown = storage.shown(uri) if "@" in uri else uri
+    if uri.startswith(("http://", "https://")):
+        try:
+            ask("GET", f"{uri.rstrip('/')}/health", seconds=config.timeout_seconds)
+            asked = "/api/2.0/mlflow/experiments/search?max_results=1"
+            answer = ask("GET", uri.rstrip("/") + asked, seconds=config.timeout_seconds)
+        except UnreachableError as error:
+            mend = "start it, or set MLFLOW_TRACKING_URI to where it is"
+            yield Check("mlflow", "failed", str(error), why, mend)
+            return
+        known = bool(os.environ.get("MLFLOW_TRACKING_USERNAME", "")) or bool(
+            os.environ.get("MLFLOW_TRACKING_TOKEN", "")
+        )
+        if answer.status == 403 and "host" in answer.text.lower():
+            yield Check(
+                "mlflow", "failed", f"{shown} refuses this host name: {answer.text}",
+                "MLflow answers only to names it knows; /health answers to any.",
+                "start the server with --allowed-hosts 'mlflow,mlflow:*,*.svc.cluster.local:*'",
+            )  # fmt: skip
+            return
+        if answer.status in (401, 403) and not known:
+            yield Check(
+                "mlflow", "failed", f"{shown} wants a user: {answer.status}", why,
+                "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=...",
+            )  # fmt: skip
+            return
+    wrong = probe_mlflow(uri)
+    yield Check(
+        "mlflow", "failed" if wrong else "ok",
+        f"{shown}: {wrong or 'a run and an artifact came back'}", why,
+        "check the user's rights, and the server's --artifacts-destination and its credentials",
+    )  # fmt: skip
+
+
+def _ray(config: DoctorConfig) -> Iterator[Check]:
+    address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        cores = len(os.sched_getaffinity(0))
+        yield Check("ray", "skipped", f"no dashboard is named: jobs start Ray here ({cores} cores)")
+        return
+    why = "jobs.submit talks to the cluster there."
+    token = ray_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url, seconds = address.rstrip("/"), config.timeout_seconds
+    try:
+        open_to_all = ask("GET", f"{url}/api/jobs/", seconds=seconds).status == 200
+        version = ask("GET", f"{url}/api/version", headers=headers, seconds=seconds)
+        nodes = ask("GET", f"{url}/nodes?view=summary", headers=headers, seconds=seconds)
+    except UnreachableError as error:
+        mend = "kubectl port-forward service/HEAD 8265, or set RAY_API_SERVER_ADDRESS"
+        yield Check("ray", "failed", str(error), why, mend)
+        return
+    if version.status in (401, 403):
+        yield Check(
+            "ray", "failed", f"{storage.shown(url)} refuses the token: {version.text}", why,
+            "export RAY_AUTH_TOKEN=... (the cluster's own; `ray get-auth-token` on its head)",
+        )  # fmt: skip
+        return
+    theirs, ours = version.json()["ray_version"], metadata.version("ray")
+    yield Check(
+        "ray", "ok" if theirs == ours else "failed", f"cluster has Ray {theirs}, here is {ours}",
+        "Drivers join only clusters of their own version.", f"pip install 'ray=={theirs}'",
+    )  # fmt: skip
+    yield Check(
+        "ray: authentication", "failed" if open_to_all else "ok",
+        "anybody may submit jobs" if open_to_all else "only who has the token may submit jobs",
+        "Whoever submits a job runs any program on the cluster (CVE-2023-48022).",
+        "start every node with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH",
+    )  # fmt: skip
+    alive = [
+        node for node in nodes.json()["data"]["summary"] if node["raylet"].get("state") == "ALIVE"
+    ]
+    totals: dict[str, float] = {}
+    for node in alive:
+        for name, amount in (node["raylet"].get("resourcesTotal") or {}).items():
+            totals[name] = totals.get(name, 0.0) + amount
+    found = f"{len(alive)} nodes, {totals.get('CPU', 0):g} CPUs, {totals.get('GPU', 0):g} GPUs"
+    yield Check("ray: resources", "ok" if alive else "failed", found, why, "start workers")
+
+
+def _gpu() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+        each = ", ".join(f"{p.name} {p.total_memory / GIB:.0f} GiB" for p in names)
+        return Check("gpu", "ok", f"{each}; CUDA {torch.version.cuda}")
+    if any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi"):
+        return Check(
+            "gpu", "failed", f"there is a GPU, but torch {torch.__version__} can't use it",
+            "Training and encoding would run on the CPU.",
+            "install a torch built for this driver's CUDA, and look at nvidia-smi",
+        )  # fmt: skip
+    return Check("gpu", "skipped", "none here: the CPU is used")
+
+
+def _room(name: str, folder: Path, gib: float, why: str, mend: str) -> Check:
+    if not folder.is_dir():
+        return Check(name, "warning", f"there is no {folder}", why, mend)
+    usage = shutil.disk_usage(folder)
+    found = f"{folder}: {usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
+    return Check(name, "ok" if usage.free >= gib * GIB else "warning", found, why, mend)
+
+
+def _memory() -> Check:
+    limit = _cgroup_limit()
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory, cores = min(limit or whole, whole) / GIB, len(os.sched_getaffinity(0))
+    return Check(
+        "memory", "ok" if memory >= 2 else "warning", f"{memory:.1f} GiB for {cores} cores",
+        "One worker needs about 1 GiB, and 0.5 GiB for its loader.", "ask for more memory",
+    )  # fmt: skip
+
+
+def _cgroup_limit() -> int | None:
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            return int((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii"))
+    return None
+
+
+def _clock(config: DoctorConfig) -> Check:
+    uri = tracking_uri(config.tracking)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint is None and not storage.local_path(config.storage):
+        endpoint = "https://s3.amazonaws.com"
+    servers = [each for each in (endpoint, uri) if each and each.startswith("http")]
+    for server in servers:
+        with suppress(UnreachableError):
+            before = time.time()
+            headers = ask("HEAD", server, seconds=config.timeout_seconds).headers
+            date = email.utils.parsedate_to_datetime(headers["Date"]) if "Date" in headers else None
+            if date is not None:
+                # The header has whole seconds.
+                skew = max(0.0, abs((before + time.time()) / 2 - date.timestamp() - 0.5) - 0.5)
+                return Check(
+                    "clock", "ok" if skew < SKEW_SECONDS else "failed",
+                    f"{skew:.0f} s from {storage.shown(server)}",
+                    "S3 refuses requests that are 15 minutes off; alerts compare clocks.",
+                    "timedatectl set-ntp true",
+                )  # fmt: skip
+    return Check("clock", "skipped", "no server to compare with")

@@ -1,0 +1,254 @@
+"""`jobs.encode`: a dataset and a model become a latent store, by Ray actors or in this process."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
+from pipeline.commands.encode_cost import probe
+from pipeline.config import EncodeConfig
+from pipeline.data import Dataset
+from pipeline.data.fetch import SampleReader
+from pipeline.data.preprocess import preprocess_digest
+from pipeline.encoding.driver import (
+    DriveReport,
+    EncodePlan,
+    ShardDone,
+    ThreadCrew,
+    drive,
+    drop_orphans,
+    finish,
+    finished_pointer,
+    plan_encoding,
+    publish,
+)
+from pipeline.encoding.report import reconstruct, report_folder, report_of, to_markdown
+from pipeline.encoding.schedule import ShardSchedule
+from pipeline.encoding.shard import encode_shard
+from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.figures.canvas import to_png
+from pipeline.figures.store import draw_channels, draw_decoded
+from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.latents.marks import begin, end
+from pipeline.latents.receipt import ATTEMPTS, Receipt
+from pipeline.latents.snapshot import Pointer
+from pipeline.latents.store import LatentStore
+from pipeline.progress import Progress
+from pipeline.registry.catalogue import note_store
+from pipeline.registry.models import SCHEME, load_model, resolve
+from pipeline.tracking.encoding_metrics import EncodingMetrics, told_outcome
+from pipeline.vae import VAE
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 16
+"""Images whose columns are looked at before an encoding begins."""
+
+
+def run_encoding(config: EncodeConfig) -> dict[str, Any]:
+    """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
+    store = storage.absolute(config.output)
+    if config.dry_run:
+        return _run_encoding(config, store)
+    with told_outcome(store, config.tracking) as result:
+        result |= _run_encoding(config, store)
+    return result
+
+
+def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
+    dataset = Dataset.open(config.data)
+    # An alias is asked for once: what it means may change while the encoding runs.
+    registered = resolve(config.model, config.tracking) if config.model.startswith(SCHEME) else None
+    model = registered.uri if registered else config.model
+    vae = load_model(model, config.tracking).eval()
+    identity = identity_of(vae, config)
+    if config.dry_run:
+        plan = plan_encoding(store, dataset, identity, config.limit)
+        return probe(config, _on_device(vae), dataset, identity, plan, _window(config))
+    pointer = finished_pointer(store, dataset.digest, identity.digest)
+    if pointer is not None:
+        logger.info("%s holds all of %s already", store, dataset.url)
+        return _result(store, pointer, DriveReport())
+    warn_of_missing(dataset, config.columns)
+    begin(store, identity.digest, dataset.digest)
+    plan = plan_encoding(store, dataset, identity, config.limit)
+    drop_orphans(store, identity.digest, plan)
+    report = _encode(config, vae, dataset, identity, store, plan) if plan.todo else DriveReport()
+    lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
+    lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
+    known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
+    snapshot = finish(store, dataset, identity, known, lost)
+    if config.report_images:
+        _report(config, vae, dataset, LatentStore(store, snapshot))
+    pointer = publish(store, snapshot, data=dataset.url, model=model)
+    end(store, identity.digest, dataset.digest)
+    if registered:
+        note_store(registered, store, config.tracking)
+    if plan.todo:
+        _keep_attempt(store, identity, report)
+    return _result(store, pointer, report) | {
+        "failed": sum(len(shard.failed) for shard in snapshot.shards),
+        "lost": [[shard.shard, shard.reason] for shard in snapshot.lost],
+        "lost_samples": sum(shard.samples for shard in snapshot.lost),
+    }
+
+
+def warn_of_missing(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Says which of the columns none of the first images has: a misspelt one would be all null."""
+    reader = SampleReader(dataset, 1, 2**20, columns)
+    count = min(_LOOKED_AT, len(dataset)) if columns else 0
+    try:
+        rows = [reader.read(sample, alone=True).columns for sample in range(count)]
+    except PipelineError:
+        return  # a shard that can't be read is the encoding's to list
+    for name in columns if rows else ():
+        if all(row[name] is None for row in rows):
+            logger.warning(
+                "--columns %s: none of the first %d images of %s has it, so it may be null "
+                "throughout. Is it spelt as in their .json?",
+                name,
+                count,
+                dataset.url,
+            )
+
+
+def identity_of(vae: VAE, config: EncodeConfig) -> Identity:
+    """What the store's bytes depend on."""
+    if vae.model_config.posterior == "full" and config.content == "moments":
+        raise ConfigError(
+            f"{config.model}: its posterior has a full covariance, of which moments keep only the "
+            "variances. Encode with --content mean or --content sample."
+        )
+    precision = config.precision
+    if precision == "auto":
+        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    options = EncodeOptions(
+        precision=precision,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        content=config.content,
+        seed=config.seed,
+        flip=config.flip,
+        columns=config.columns,
+    )
+    return Identity(str(vae.digest), preprocess_digest(vae.preprocess), vae.latent_shape, options)
+
+
+def _encode(
+    config: EncodeConfig,
+    vae: VAE,
+    dataset: Dataset,
+    identity: Identity,
+    store: str,
+    plan: EncodePlan,
+) -> DriveReport:
+    make = partial(_encoder, vae, dataset, identity, store, config.threads)
+    window = _window(config)
+    schedule = ShardSchedule(plan.todo, config.attempts, config.deaths, window)
+    images = sum(dataset.shards[number].samples for number in plan.todo)
+    with (
+        Progress("encode", images, "images") as progress,
+        closing(EncodingMetrics(store, config.tracking, images)) as metrics,
+    ):
+
+        def on_done(event: ShardDone) -> None:
+            progress.advance(event.receipt.samples)
+            metrics.done(event, schedule)
+
+        if config.actors == 0:
+            with closing(ThreadCrew(make(), window)) as threads:
+                return drive(schedule, threads, on_done)
+        with ray_cluster(config.actors):
+            from pipeline.cluster.encoding_crew import ActorResources, RayCrew
+
+            gpus = config.gpus
+            if gpus is None:
+                gpus = 1.0 if cluster_resources().get("GPU", 0) else 0.0
+            actors = min(config.actors, len(plan.todo))
+            resources = ActorResources(config.cores, gpus, window)
+            with closing(RayCrew(make, actors, resources)) as crew:
+                return drive(schedule, crew, on_done)
+
+
+def _encoder(
+    vae: VAE, dataset: Dataset, identity: Identity, store: str, threads: int
+) -> Callable[[int], Receipt]:
+    """The function that encodes one shard by its number, the model on this process's device."""
+    model = _on_device(vae)
+
+    def encode(number: int) -> Receipt:
+        return encode_shard(model, dataset, dataset.shards[number], identity, store, threads)
+
+    return encode
+
+
+def _window(config: EncodeConfig) -> int:
+    """Shards that one actor works on at a time."""
+    return config.shards_in_flight or min(8, int(config.cores) + 1)
+
+
+def _on_device(vae: VAE) -> VAE:
+    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _report(config: EncodeConfig, vae: VAE, dataset: Dataset, store: LatentStore) -> None:
+    """The snapshot's report, as JSON, Markdown and pictures; made before the pointer names it."""
+    shown = None
+    if len(store):
+        shown = reconstruct(_on_device(vae), dataset, store, config.report_images)
+    report = report_of(store.snapshot, shown)
+    files = {
+        "report.json": storage.canonical_json(report),
+        "report.md": to_markdown(report).encode(),
+    }
+    if shown is not None:
+        files["reconstructions.png"] = to_png(draw_decoded, shown)
+        files["channels.png"] = to_png(draw_channels, store.snapshot.statistics)
+    try:
+        for name, data in files.items():
+            storage.publish(storage.join(store.url, report_folder(store.snapshot), name), data)
+    except StorageError as error:
+        # A full disk has room for the snapshot, which says what is lost, sooner than for pictures.
+        logger.warning("the snapshot has no whole report: %s", error)
+
+
+def _keep_attempt(store: str, identity: Identity, report: DriveReport) -> None:
+    """What differs between two honest runs: who, when, how fast."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    record = {
+        "identity": identity.digest,
+        "host": socket.gethostname(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "images": report.images,
+        "seconds": round(report.seconds, 3),
+        "retries": report.retries,
+        "quarantined": {str(n): reasons for n, reasons in report.quarantined.items()},
+    }
+    url = storage.join(store, ATTEMPTS, f"{stamp}-{os.getpid()}.json")
+    storage.publish(url, storage.canonical_json(record))
+
+
+def _result(store: str, pointer: Pointer, report: DriveReport) -> dict[str, Any]:
+    return {
+        "store": store,
+        "samples": pointer.samples,
+        "failed": pointer.failed,
+        "shards": pointer.shards,
+        "encoded": report.images,
+        "images_per_second": round(report.images / report.seconds, 1) if report.seconds else 0.0,
+        "retries": report.retries,
+        "identity": pointer.identity,
+        "snapshot": pointer.snapshot,
+        "complete": pointer.complete,
+        "lost": [],
+        "lost_samples": 0,
+    }

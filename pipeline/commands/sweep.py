@@ -1,0 +1,189 @@
+"""`jobs.train --sweep KEY=A,B,C`: one run per value, and what they say side by side."""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from multiprocessing import get_context
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline import storage
+from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
+from pipeline.commands.train import resolve, run_training
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
+from pipeline.figures.canvas import to_png
+from pipeline.figures.curves import RatePoint, draw_rate_distortion
+from pipeline.registry.models import point_alias
+from pipeline.runs.run import Run
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_run import TrackedRun
+from pipeline.tracking.recorder import recorder_arguments
+
+logger = logging.getLogger(__name__)
+
+
+def run_sweep(config: TrainConfig) -> dict[str, Any]:
+    """Trains every value's run (again: continues them), compares them on the hold-out.
+
+    The table lies in RUN/sweep.json and RUN/rate_distortion.png. The result is that of the run with
+    the highest held-out ELBO, which alone gets the alias, and the table.
+    """
+    key, values = parse_sweep(str(config.sweep))
+    config = config.model_copy(update={"storage": storage.absolute(config.storage)})
+    children = {_with(config, key, value): value for value in values}
+    if any(resolve(child).holdout is None for child in children):
+        raise ConfigError(
+            f"--sweep {key}: its runs are compared on a hold-out, and there is none beside "
+            f"{config.data}. Give --holdout URL."
+        )
+    results: dict[TrainConfig, dict[str, Any]] = {}
+    failed = []
+    for child, outcome in _run_all(list(children)):
+        if isinstance(outcome, PipelineError):
+            logger.error("run %s: %s", child.run, outcome)
+            failed.append(child.run)
+        else:
+            results[child] = outcome
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(children)} runs of the sweep failed: {', '.join(failed)}. "
+            "Their errors stand above; the same command goes on with them."
+        )
+    rows = [_row(key, children[child], results[child]) for child in children]
+    best = results[max(children, key=lambda child: _elbo_of(results[child]))]
+    run = Run.at(config)
+    report = {"key": key, "rows": rows, "best": best["run"]}
+    storage.publish(run.path("sweep.json"), storage.canonical_json(report))
+    points = [
+        RatePoint(row["name"], row["rate"], row["distortion"])
+        for row in rows
+        if row["rate"] is not None and row["distortion"] is not None
+    ]
+    figures = [run.path("rate_distortion.png")] if points else []
+    for url in figures:
+        storage.publish(url, to_png(draw_rate_distortion, points))
+    _track(config, run, [row["run_id"] for row in rows], best)
+    return {
+        **best,
+        "model": best["model"] and f"models:/{config.tracking.model_name}@{config.tracking.alias}",
+        "sweep": rows,
+        "figures": figures,
+    }
+
+
+def parse_sweep(text: str) -> tuple[str, list[Any]]:
+    """`objective.beta=0.5,1,4` as its key and its values, each read as YAML."""
+    key, equals, rest = text.partition("=")
+    values = [yaml.safe_load(word) for word in rest.split(",") if word.strip()]
+    if not key or not equals or len(values) < 2 or len(set(map(repr, values))) < len(values):
+        raise ConfigError(
+            f"--sweep {text!r}: is not KEY=A,B,... with two or more different values, such as "
+            "objective.beta=0.5,1,4."
+        )
+    return key.replace("-", "_"), values
+
+
+def _elbo_of(result: dict[str, Any]) -> float:
+    """For choosing the best: a run that diverged has none, and is the last."""
+    elbo = result["elbo"]
+    return -math.inf if elbo is None else float(elbo)
+
+
+def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
+    """The config of one value's run; its version in the registry gets the run's own alias."""
+    leaf = key.rsplit(".", 1)[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{config.run}-{leaf}-{value}")
+    data = config.model_dump() | {"run": name, "sweep": None}
+    data["tracking"] |= {"alias": re.sub(r"[^A-Za-z0-9_-]", "-", name)}
+    place = data
+    *parents, last = key.split(".")
+    for parent in parents:
+        place = place.get(parent, {}) if isinstance(place, dict) else {}
+    if not isinstance(place, dict) or last not in place:
+        raise ConfigError(f"--sweep {key}: there is no such knob. See --print-config for all.")
+    place[last] = value
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"--sweep {key}={value}: {error.errors()[0]['msg']}") from None
+
+
+def _run_all(
+    children: Sequence[TrainConfig],
+) -> Iterator[tuple[TrainConfig, dict[str, Any] | PipelineError]]:
+    """Each child's result or error: side by side where a cluster has the room, else in turn."""
+    places, workers = _places(children[0]), children[0].max_workers
+    if places == 1:
+        with ray_cluster(workers) if workers else nullcontext():
+            for child in children:
+                yield child, _run_one(child)
+        return
+    # A process each: Ray Train and MLflow's client keep state of their own per process.
+    with ProcessPoolExecutor(places, get_context("spawn"), logging.basicConfig) as pool:
+        started = {pool.submit(_run_one, child): child for child in children}
+        for future in as_completed(started):
+            yield started[future], future.result()
+
+
+def _run_one(config: TrainConfig) -> dict[str, Any] | PipelineError:
+    try:
+        return run_training(config)
+    except PipelineError as error:
+        return error
+
+
+def _places(config: TrainConfig) -> int:
+    """How many of these runs the cluster at RAY_ADDRESS can hold at once; 1 without one."""
+    if config.max_workers == 0 or not os.environ.get("RAY_ADDRESS"):
+        return 1
+    with ray_cluster(config.max_workers):
+        resources = cluster_resources()
+    if resources.get("GPU", 0):
+        return max(1, int(resources["GPU"]) // config.max_workers)
+    cores = config.max_workers * (config.cpus_per_worker or 1)
+    return max(1, int(resources.get("CPU", 0)) // cores)
+
+
+def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:
+    held = result["holdout_after"]  # None for each term of a run that diverged
+    if held is None:
+        raise RunError(
+            f"run {result['run']} stopped before it was seen on the hold-out, so the sweep can't "
+            "compare it. The same command goes on with it."
+        )
+    return {
+        "name": f"{key.rsplit('.', 1)[-1]} {value}",
+        "value": value,
+        "run": result["run"],
+        "run_id": result["run_id"],
+        "model_version": result["model_version"],
+        "elbo": held["elbo"],
+        "rate": held["kl"],
+        "distortion": None if held["log_likelihood"] is None else -held["log_likelihood"],
+        "active_units": held["active_units"],
+    }
+
+
+def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: dict[str, Any]) -> None:
+    """One parent run in MLflow over the runs of all values; the alias goes to the best one."""
+    uri = tracking_uri(config.tracking)
+    params = recorder_arguments(config, run)[-1]
+    try:
+        with tracking_errors(uri):
+            parent = TrackedRun(uri, config.tracking.experiment, config.run, run.url, params)
+            client = mlflow_client(uri)
+            for run_id in run_ids:
+                client.set_tag(run_id, "mlflow.parentRunId", parent.run_id)
+            client.log_dict(parent.run_id, storage.read_json(run.path("sweep.json")), "sweep.json")
+            parent.set_status("FINISHED")
+            if best["model_version"] is not None:
+                point_alias(config.tracking, best["model_version"])
+    except TrackingError as error:
+        logger.warning("MLflow has no parent run of this sweep: %s", error)

@@ -1,0 +1,154 @@
+"""`jobs.train`: start or continue a run on Ray, under torchrun or in this process."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from pipeline import storage
+from pipeline.cluster.worker_group import train_on_ray
+from pipeline.commands.conclude import conclude, deliver
+from pipeline.config import TrainConfig
+from pipeline.data import Dataset
+from pipeline.errors import StorageError
+from pipeline.rank import run_rank
+from pipeline.registry.checkpoint_versions import registered_on_the_way
+from pipeline.registry.named_models import load_named
+from pipeline.runs.outbox import Point
+from pipeline.runs.run import Attempt, Pins, Run
+from pipeline.tracking.endpoint import refuse_taken
+from pipeline.tracking.progress_line import live_view
+from pipeline.tracking.recorder import (
+    FLUSH_SECONDS,
+    RunRecorder,
+    failing,
+    mlflow_status,
+    recorder_arguments,
+)
+from pipeline.training.world import current_world, process_group
+from pipeline.vae import save_bundle
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(config: TrainConfig) -> dict[str, Any]:
+    """Trains to the last step and registers the model; returns the job's result.
+
+    Starting the same run again continues it, or says that it is finished.
+    """
+    config = resolve(config)
+    run = Run.at(config)
+    run.open(config, _pins(config, run))
+    finished = run.result()
+    done = finished is not None and (
+        finished["steps"] >= config.steps or (finished["converged"] and config.patience is not None)
+    )
+    if not config.max_workers and int(os.environ.get("RANK", "0")) > 0:
+        return finished if done and finished else _follow(config, run)
+    if done and finished:
+        logger.info("run %s is finished at step %d", run.url, finished["steps"])
+        return deliver(config, run, finished)
+    if config.init is not None:
+        _keep_init(config, run)
+    # Before an older start is told to stop; and a recorder that is an actor would only die of it.
+    refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
+    attempt = run.claim()
+    with _stopped_by_sigterm(run):
+        ended = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
+    return deliver(config, run, conclude(run, attempt, ended))
+
+
+@contextmanager
+def _stopped_by_sigterm(run: Run) -> Iterator[None]:
+    """While the block runs, SIGTERM (a pod that is deleted, torchrun's end) stops the run.
+
+    It leaves the same `STOP` that anybody may: the loop ends with a checkpoint, so no step is lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may handle signals.
+        return
+
+    def leave_stop() -> None:
+        try:
+            storage.publish(run.path("STOP"), b"SIGTERM\n")
+        except StorageError as error:
+            logger.warning("SIGTERM: the run can't be told to stop: %s", error)
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        logger.warning("SIGTERM: the run stops after a last checkpoint")
+        # A thread: this may interrupt the main one in the middle of a call into storage.
+        threading.Thread(target=leave_stop, name="sigterm").start()
+
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pins(config: TrainConfig, run: Run) -> Pins:
+    """The generations that the run began with, or, for a new one, the current ones."""
+    current = Dataset.open(config.data)
+    pins = run.pins()
+    if pins is None:
+        holdout = Dataset.open(config.holdout) if config.holdout else None
+        return Pins(current.digest, holdout.digest if holdout else None)
+    if pins.dataset != current.digest:
+        kept = Dataset.open(config.data, pins.dataset)
+        logger.info(
+            "%s has changed since run %s began: the run stays with its %d samples (the dataset now "
+            "has %d). A new --run reads them all.",
+            config.data,
+            run.url,
+            len(kept),
+            len(current),
+        )
+    return pins
+
+
+def _keep_init(config: TrainConfig, run: Run) -> None:
+    """Copies what --init names into the run, where every worker finds it and nothing moves it."""
+    if not storage.exists(run.path("init", "bundle.json")):
+        vae, _ = load_named(str(config.init), config.storage, config.tracking)
+        save_bundle(vae, run.path("init"), vae.metadata)
+
+
+def _follow(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """Any rank of torchrun's but the first, which alone claims, tracks and registers."""
+    with process_group(config.stall_seconds), _stopped_by_sigterm(run):
+        world = current_world()
+        return run_rank(config, Attempt(world.broadcast(0)), world, None)
+
+
+def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+    """This process, alone or as the first rank of torchrun's."""
+    with process_group(config.stall_seconds):
+        world = current_world()
+        world.broadcast(attempt.number)
+        recorder = RunRecorder(*recorder_arguments(config, run))
+        with (
+            failing(recorder.finish),
+            live_view(config, run, recorder.latest),
+            registered_on_the_way(config, run, recorder.run_id),
+        ):
+            ended = run_rank(config, attempt, world, recorder)
+        points = [Point.from_json(point) for point in ended["points"]]
+        left = recorder.settle(points, ended["snapshot"], FLUSH_SECONDS)
+        run_id = recorder.finish(mlflow_status(ended))
+        return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The config with absolute URLs, and with the hold-out that lies beside the training data."""
+    data = storage.absolute(config.data)
+    holdout = config.holdout and storage.absolute(config.holdout)
+    parent, _, last = data.rpartition("/")
+    if holdout is None and last == "train":
+        beside = storage.join(parent, "holdout")
+        holdout = beside if storage.exists(storage.join(beside, "manifest.json")) else None
+    update = {"data": data, "holdout": holdout, "storage": storage.absolute(config.storage)}
+    return config.model_copy(update=update)

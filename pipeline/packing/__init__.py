@@ -1,0 +1,1 @@
+"""Folders, tars and zips become a dataset: sources, plan, units, commit, ledger, verification."""

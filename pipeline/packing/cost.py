@@ -1,0 +1,67 @@
+"""How many images, how many bytes and how long: `jobs.pack --dry-run`, from a short probe."""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.config import PackConfig
+from pipeline.errors import SampleError
+from pipeline.packing.inspect_image import inspect_image
+from pipeline.packing.ledger import read_ledger, read_state
+from pipeline.packing.pack import make_plan, policy_of
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a pack would do: inputs not yet packed, their bytes, seconds on this machine."""
+
+    images: int
+    bytes: int
+    seconds: float
+    probed: int
+    rejected_in_probe: int
+    reasons: Mapping[str, int]
+    ignored: Mapping[str, int]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.images} images, {self.bytes / 2**20:.1f} MiB, about {self.seconds:.0f} s; "
+            f"{self.rejected_in_probe} of {self.probed} probed would be rejected."
+        )
+
+
+def probe(config: PackConfig) -> Estimate:
+    """Inspects the first inputs, in packing order, for `config.probe_seconds`; writes nothing."""
+    output = storage.absolute(config.output)
+    state = read_state(output)
+    plan = make_plan(config, output, state, read_ledger(output, state), 1)
+    reasons: Counter[str] = Counter()
+    start = time.monotonic()
+    probed = 0
+    for file in plan.files:
+        try:
+            data = file.read()
+            hashlib.sha256(data).hexdigest()
+            inspect_image(data, policy_of(config))
+        except SampleError as error:
+            reasons[error.reason] += 1
+        probed += 1
+        if time.monotonic() - start > config.probe_seconds:
+            break
+    cores = config.workers or len(os.sched_getaffinity(0))
+    seconds = (time.monotonic() - start) / max(probed, 1) * len(plan.files) / cores
+    return Estimate(
+        images=len(plan.files),
+        bytes=sum(file.size for file in plan.files),
+        seconds=round(seconds, 3),
+        probed=probed,
+        rejected_in_probe=sum(reasons.values()),
+        reasons=dict(reasons),
+        ignored=dict(plan.ignored),
+    )

@@ -1,0 +1,101 @@
+"""What the registry holds: models and versions, and where each came from and went to."""
+
+import hashlib
+import logging
+import tempfile
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.config import TrackingConfig
+from pipeline.errors import TrackingError
+from pipeline.registry.models import RegisteredModel, model_tags, register, resolve, version_tags
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_run import TrackedRun
+from pipeline.vae import load_bundle, save_bundle
+from pipeline.vae.diffusers_format import is_diffusers, read_diffusers
+
+logger = logging.getLogger(__name__)
+
+_STORE_TAG = "store."
+
+
+def list_models(config: TrackingConfig) -> list[dict[str, Any]]:
+    """Every registered model with its versions, the newest first, as plain data."""
+    where = tracking_uri(config)
+    client = mlflow_client(where)
+    with tracking_errors(where):
+        models = []
+        for model in client.search_registered_models(order_by=["name"]):
+            versions = client.search_model_versions(f"name = '{model.name}'")
+            aliases: dict[int, list[str]] = {}
+            for alias, version in sorted(model.aliases.items()):
+                aliases.setdefault(int(version), []).append(alias)
+            rows = [_row(found, aliases.get(int(found.version), [])) for found in versions]
+            rows.sort(key=lambda row: -row["version"])
+            models.append({"name": model.name, "versions": rows})
+        return models
+
+
+def register_folder(url: str, config: TrackingConfig) -> RegisteredModel:
+    """Registers a bundle that no run of this MLflow made, or a diffusers AutoencoderKL.
+
+    The same folder again is the same version.
+
+    Its figures are unknown here, so promotion measures it (`--data`).
+    """
+    with tempfile.TemporaryDirectory(prefix="vae-bundle-") as scratch:
+        bundle = url
+        if is_diffusers(url):
+            read = read_diffusers(url)
+            save_bundle(read, scratch, read.metadata)
+            bundle = scratch
+        vae = load_bundle(bundle)
+        known = vae.metadata or {}
+        kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
+        where = tracking_uri(config)
+        with tracking_errors(where):
+            run = TrackedRun(where, config.experiment, f"bundle {url}", url, kept)
+            run.set_status("FINISHED")
+        return register(bundle, config, run.run_id, {**model_tags(vae), **kept, "source": url})
+
+
+def lineage(uri: str, config: TrackingConfig) -> dict[str, Any]:
+    """Dataset -> run -> model -> latent stores, of one version."""
+    model = resolve(uri, config)
+    tags = version_tags(model, config)
+    stores = sorted(value for name, value in tags.items() if name.startswith(_STORE_TAG))
+    facts = {name: tags.get(name) for name in _LINEAGE}
+    return {"model": model.uri, **facts, "stores": stores}
+
+
+def note_store(model: RegisteredModel, store: str, config: TrackingConfig) -> None:
+    """Remembers at a version that a latent store was made with it; MLflow's absence costs that."""
+    where = tracking_uri(config)
+    key = _STORE_TAG + hashlib.sha256(store.encode()).hexdigest()[:16]
+    try:
+        with tracking_errors(where):
+            client = mlflow_client(where)
+            client.set_model_version_tag(model.name, str(model.version), key, store)
+    except TrackingError as error:
+        logger.warning("%s is not listed at %s: %s", store, model.uri, error)
+
+
+_FACTS = ("run", "dataset_digest", "steps", "images_seen")
+_LINEAGE = (
+    "digest", "run", "run_id", "data", "dataset_digest", "holdout_digest", "holdout_elbo",
+    "git_revision", "source",
+)  # fmt: skip
+
+
+def _row(found: Any, aliases: list[str]) -> dict[str, Any]:
+    elbo = found.tags.get("holdout_elbo")
+    when = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+    return {
+        "version": int(found.version),
+        "aliases": aliases,
+        "digest": found.tags.get("digest"),
+        "run": found.tags.get("run"),
+        "dataset_digest": found.tags.get("dataset_digest"),
+        "holdout_elbo": float(elbo) if elbo else None,
+        "registered": when.isoformat(timespec="seconds"),
+    }

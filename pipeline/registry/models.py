@@ -1,0 +1,247 @@
+"""MLflow's model registry: bundles in, bundles out, aliases resolved to versions once."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrackingConfig
+from pipeline.errors import ModelError, PipelineError
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.vae import VAE, load_bundle
+
+SCHEME = "models:/"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One version of a registered model: what an alias meant at the moment of asking."""
+
+    name: str
+    version: int
+    source: str
+
+    @property
+    def uri(self) -> str:
+        """The URI that always means this version."""
+        return f"{SCHEME}{self.name}/{self.version}"
+
+
+def resolve(uri: str, config: TrackingConfig) -> RegisteredModel:
+    """The version behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises `ModelError` saying which names, aliases or versions there are.
+    """
+    name, alias, version = _parse(uri)
+    where = tracking_uri(config)
+    client = mlflow_client(where)
+    with tracking_errors(where):
+        known = client.search_model_versions(f"name = '{name}'")
+        if not known:
+            names = ", ".join(model.name for model in client.search_registered_models()) or "none"
+            raise ModelError(
+                f"{uri}: MLflow has no model {name!r}; its models: {names}. "
+                "Train one with `python -m jobs.train`, or check MLFLOW_TRACKING_URI."
+            )
+        if alias is not None:
+            aliases = client.get_registered_model(name).aliases
+            if alias not in aliases:
+                there = ", ".join(f"@{a} (version {v})" for a, v in sorted(aliases.items()))
+                raise ModelError(
+                    f"{uri}: model {name!r} has no alias {alias!r}; it has: {there or 'none'}. "
+                    f"Versions: {', '.join(sorted(str(v.version) for v in known))}."
+                )
+            version = aliases[alias]
+        for found in known:
+            if str(found.version) == str(version):
+                return RegisteredModel(name, int(found.version), found.source)
+    raise ModelError(
+        f"{uri}: model {name!r} has no version {version}; it has "
+        f"{', '.join(sorted(str(v.version) for v in known))}."
+    )
+
+
+def load_model(uri: str, config: TrackingConfig | None = None) -> VAE:
+    """The VAE behind a registry URI, or in a bundle's folder; its checksums are verified."""
+    if not uri.startswith(SCHEME):
+        return load_bundle(uri)
+    with bundle_of(resolve(uri, config or TrackingConfig())) as folder:
+        return load_bundle(str(folder))
+
+
+@contextlib.contextmanager
+def bundle_of(model: RegisteredModel) -> Iterator[Path]:
+    """A local copy of a registered model's bundle, which goes with the block."""
+    import mlflow
+
+    folder = Path(tempfile.mkdtemp(prefix="vae-model-"))
+    try:
+        with tracking_errors(mlflow.get_tracking_uri()):
+            found = mlflow.artifacts.download_artifacts(model.source, dst_path=str(folder))
+        bundles = list(Path(found).rglob("bundle.json"))
+        if len(bundles) != 1:
+            raise ModelError(
+                f"{model.uri}: {model.source} holds {len(bundles)} bundles instead of one. "
+                "It was not registered by this program."
+            )
+        yield bundles[0].parent
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def register(
+    bundle_url: str, config: TrackingConfig, run_id: str, tags: Mapping[str, str]
+) -> RegisteredModel:
+    """Registers a bundle as a pickle-free pyfunc, and points the config's alias at it.
+
+    A version of the same run and digest is used again: registering twice makes no second one.
+    """
+    where = tracking_uri(config)
+    client = mlflow_client(where)
+    name = config.model_name
+    with tracking_errors(where):
+        _create_if_absent(client, name)
+        for found in client.search_model_versions(f"name = '{name}'"):
+            if found.run_id == run_id and found.tags.get("digest") == tags["digest"]:
+                client.set_registered_model_alias(name, config.alias, found.version)
+                return RegisteredModel(name, int(found.version), found.source)
+        # By digest: one run may register several checkpoints.
+        place = f"models/{tags['digest'][:16]}"
+        with tempfile.TemporaryDirectory(prefix="vae-register-") as scratch:
+            folder = Path(scratch) / "model"
+            save_pyfunc(bundle_url, folder)
+            client.log_artifacts(run_id, str(folder), place)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+        version = client.create_model_version(name, source, run_id, tags=dict(tags))
+        client.set_registered_model_alias(name, config.alias, version.version)
+    return RegisteredModel(name, int(version.version), source)
+
+
+def model_tags(vae: VAE) -> dict[str, str]:
+    """A version's tags that follow from the model: digest, and what its ELBO is an ELBO of."""
+    preprocess = vae.preprocess.model_dump(mode="json")
+    if preprocess["crop"] == "random":
+        preprocess["crop"] = "center"  # Held-out images are never cropped at random.
+    likelihood = vae.model_config.likelihood
+    return {
+        "digest": str(vae.digest),
+        "preprocess": json.dumps(preprocess, sort_keys=True),
+        "measure": "binarised image" if likelihood == "bernoulli" else "256 levels",
+    }
+
+
+def version_tags(model: RegisteredModel, config: TrackingConfig) -> dict[str, str]:
+    """What is known of a version, as `register` and promotion wrote it; and its MLflow run."""
+    where = tracking_uri(config)
+    with tracking_errors(where):
+        found = mlflow_client(where).get_model_version(model.name, str(model.version))
+    return {**found.tags, "run_id": found.run_id or ""}
+
+
+def point_alias(config: TrackingConfig, version: int) -> None:
+    """Lets the config's alias mean `version` of its model."""
+    where = tracking_uri(config)
+    with tracking_errors(where):
+        mlflow_client(where).set_registered_model_alias(config.model_name, config.alias, version)
+
+
+def save_pyfunc(bundle_url: str, folder: Path) -> None:
+    """Writes a bundle as an MLflow pyfunc: the bundle's files and the name of our loader module.
+
+    No pickle and no code goes with it: whoever loads it has installed `vae-pipeline[pull]`.
+    """
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    vae = load_bundle(bundle_url)
+    size, channels = vae.preprocess.image_size, vae.preprocess.channels
+    depth, *grid = vae.latent_shape
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, channels, size, size))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2 * depth, *grid))]),
+    )
+    with tempfile.TemporaryDirectory(prefix="vae-bundle-") as scratch, warnings.catch_warnings():
+        # The signature is exact as it stands; an example image would only repeat it.
+        warnings.filterwarnings("ignore", message=".*input example.*")
+        copy = Path(scratch) / "bundle"
+        copy_folder(bundle_url, copy)
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            loader_module="pipeline.pyfunc",
+            data_path=str(copy),
+            signature=signature,
+            pip_requirements=["vae-pipeline[pull]"],
+        )
+
+
+def pull(uri: str, output: str, config: TrackingConfig) -> tuple[RegisteredModel, str]:
+    """Copies a registered bundle into a folder, checksums verified; returns it and its digest.
+
+    The folder may be new, empty, or hold the same bundle already; anything else is refused.
+    """
+    model = resolve(uri, config)
+    target = Path(output)
+    with bundle_of(model) as folder:
+        digest = load_bundle(str(folder)).digest
+        if target.is_dir() and any(target.iterdir()):
+            found = _digest_of(target)
+            if found != digest:
+                raise ModelError(
+                    f"{output}: holds {found or 'other files'}, not {model.uri} ({digest}). "
+                    "Give an empty or new folder."
+                )
+            return model, str(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            copy_folder(str(folder), scratch)
+            scratch.chmod(0o755)
+            scratch.replace(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return model, str(digest)
+
+
+def copy_folder(source_url: str, target: Path) -> None:
+    """Copies the files below a URL into a local folder, which is made if missing."""
+    target.mkdir(parents=True, exist_ok=True)
+    for item in storage.list_objects(source_url):
+        (target / item.url.rsplit("/", 1)[-1]).write_bytes(storage.read(item.url))
+
+
+def _create_if_absent(client: Any, name: str) -> None:
+    """Asking first would let two first registrations at once both find none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _digest_of(folder: Path) -> str | None:
+    try:
+        return load_bundle(str(folder)).digest
+    except PipelineError:
+        return None
+
+
+def _parse(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version of a registry URI; alias or version is None."""
+    rest = uri.removeprefix(SCHEME)
+    name, at, alias = rest.partition("@")
+    if at and name and alias:
+        return name, alias, None
+    name, slash, version = rest.partition("/")
+    if uri.startswith(SCHEME) and slash and name and version.isdigit():
+        return name, None, version
+    raise ModelError(f"{uri}: is neither models:/NAME@ALIAS nor models:/NAME/VERSION.")

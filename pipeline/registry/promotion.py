@@ -1,0 +1,134 @@
+"""Who is champion: a version that beat the one before it on equal terms, or that one again."""
+
+import json
+import logging
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import TrackingConfig
+from pipeline.data import Dataset
+from pipeline.errors import ModelError
+from pipeline.evaluation.reading import in_order
+from pipeline.evaluation.sums import evaluate_elbo
+from pipeline.registry.models import RegisteredModel, load_model, model_tags, resolve, version_tags
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+HISTORY_TAG = "champions"
+"""On the registered model: the versions that have been champion, the present one last."""
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a version is judged by: its held-out ELBO (nats per image), and of what it is one."""
+
+    model: RegisteredModel
+    elbo: float | None
+    terms: dict[str, str | None]
+
+
+def promote(uri: str, config: TrackingConfig, data: str | None = None) -> RegisteredModel:
+    """Makes a version the champion if its held-out ELBO is above the present champion's.
+
+    The ELBOs are those of the registry, or, with `data`, measured now on that dataset. Raises
+    `ModelError` if it is not better, or if the two numbers are not of the same thing.
+    """
+    model = resolve(uri, config)
+    past = _champions(model.name, config)
+    if past and past[-1] == model.version:
+        logger.info("%s is the champion already", model.uri)
+        return model
+    rival = resolve(f"models:/{model.name}/{past[-1]}", config) if past else None
+    for each in filter(None, (model, rival) if data else ()):
+        _measure(each, str(data), config)
+    mine = _standing(model, config)
+    if mine.elbo is None:
+        raise ModelError(
+            f"{model.uri}: the registry has no held-out ELBO of it. Give --data HOLDOUT to measure."
+        )
+    if rival is not None:
+        _refuse_unless_better(mine, _standing(rival, config))
+    _crown(model.name, [*past, model.version], config)
+    return model
+
+
+def roll_back(name: str, config: TrackingConfig) -> RegisteredModel:
+    """Makes the champion before the present one the champion again."""
+    past = _champions(name, config)
+    if len(past) < 2:
+        raise ModelError(
+            f"model {name!r}: there is no champion before {past or 'any'}. Choose one with "
+            "--promote."
+        )
+    _crown(name, past[:-1], config)
+    return resolve(f"models:/{name}/{past[-2]}", config)
+
+
+def _refuse_unless_better(mine: Standing, other: Standing) -> None:
+    what = f"{mine.model.uri} and the champion, version {other.model.version},"
+    for name, value in mine.terms.items():
+        if value != other.terms[name]:
+            advice = (
+                "Give --data HOLDOUT to measure both on one."
+                if name == "holdout_digest"
+                else "Such numbers are not of the same thing: use another --tracking.model-name."
+            )
+            raise ModelError(
+                f"{what} can't be compared: {name} is {value} against {other.terms[name]}. {advice}"
+            )
+    assert mine.elbo is not None, "a version without figures was refused before"
+    if other.elbo is None or mine.elbo <= other.elbo:
+        theirs = "none" if other.elbo is None else f"{other.elbo:.3f}"
+        raise ModelError(
+            f"{mine.model.uri}: its held-out ELBO of {mine.elbo:.3f} nats does not beat the "
+            f"champion's {theirs} (version {other.model.version}). "
+            "Nothing was changed."
+        )
+
+
+def _standing(model: RegisteredModel, config: TrackingConfig) -> Standing:
+    tags = version_tags(model, config)
+    # A diverged model's is no number, and as good as none.
+    elbo = float(tags.get("holdout_elbo") or "nan")
+    terms = {name: tags.get(name) for name in ("holdout_digest", "preprocess", "measure")}
+    return Standing(model, elbo if math.isfinite(elbo) else None, terms)
+
+
+def _measure(model: RegisteredModel, data: str, config: TrackingConfig) -> None:
+    """Measures the exact ELBO on a dataset and writes it to the version's tags."""
+    vae, dataset = load_model(model.uri, config), Dataset.open(data)
+    with closing(in_order(dataset, vae, _BATCH, 0, 1)) as loader:
+        means = evaluate_elbo(vae, loader, 0, _BATCH).means()
+    found = {"holdout_digest": dataset.digest, "holdout_elbo": repr(means["elbo"])}
+    where = tracking_uri(config)
+    client = mlflow_client(where)
+    with tracking_errors(where):
+        for name, value in {**model_tags(vae), **found}.items():
+            client.set_model_version_tag(model.name, str(model.version), name, value)
+
+
+def _champions(name: str, config: TrackingConfig) -> list[int]:
+    """The versions that have been champion, in order; the last is the one that the alias means."""
+    where = tracking_uri(config)
+    client = mlflow_client(where)
+    with tracking_errors(where):
+        model = client.get_registered_model(name)
+    past: list[int] = json.loads(model.tags.get(HISTORY_TAG, "[]"))
+    present: Any = model.aliases.get(CHAMPION)
+    if present is not None and (not past or past[-1] != int(present)):
+        past.append(int(present))  # Somebody moved the alias by hand.
+    return past
+
+
+def _crown(name: str, champions: list[int], config: TrackingConfig) -> None:
+    where = tracking_uri(config)
+    client = mlflow_client(where)
+    with tracking_errors(where):
+        client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(champions))
+        client.set_registered_model_alias(name, CHAMPION, str(champions[-1]))

@@ -1,0 +1,1 @@
+"""A run's folder: its claims, checkpoints, best weights, history, outbox, incidents."""

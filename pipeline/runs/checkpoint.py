@@ -1,0 +1,220 @@
+"""Checkpoints: data first, receipt last; the newest whole one wins.
+
+    checkpoints/step-00000500-1f6c2a.pt    tensors and plain data, read with `weights_only=True`
+    checkpoints/step-00000500.json         the receipt: which file, how long, its sha256
+
+The file's name holds its content's hash, so a writer that is no longer wanted can't spoil the file
+of the one that is.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pickle import UnpicklingError  # torch's refusal of `weights_only`; nothing is unpickled here
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError, RunError, StorageError
+from pipeline.runs.run import Attempt, Run
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+
+MOST_FAILURES = 3
+"""Checkpoints in a row that storage may refuse before the run fails."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on as if it had never stopped."""
+
+    step: int
+    images_seen: int
+    bad_images: int
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    optimizer: dict[str, Any]
+    objective: dict[str, float]
+    order: dict[str, Any]
+    points: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    scaler: dict[str, Any] = field(default_factory=dict)
+    skipped_in_a_row: int = 0
+
+
+@dataclass
+class CheckpointStats:
+    """What a writer has done; `step` and `bytes` are the last one's."""
+
+    written: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    step: int | None = None
+    bytes: int | None = None
+
+    def totals(self) -> dict[str, Any]:
+        """The numbers under the names of the metrics that they feed."""
+        found = {
+            "checkpoints_total": self.written,
+            "checkpoint_failures_total": self.failures,
+            "checkpoint_seconds_total": self.seconds,
+            "checkpoint_step": self.step,
+            "checkpoint_bytes": self.bytes,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run in the background, one at a time, and removes old ones."""
+
+    def __init__(self, run: Run, attempt: Attempt, keep: int) -> None:
+        self._run, self._attempt, self._keep = run, attempt, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._failures = 0
+        self.stats = CheckpointStats()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copies the state now and returns; serialising and sending happen in the background.
+
+        A write that storage refuses is a warning, for the next one may succeed; raises the third
+        `StorageError` in a row.
+        """
+        self._settle(patience=MOST_FAILURES)
+        copy = replace(
+            checkpoint,
+            model=_copied(checkpoint.model),
+            ema=_copied(checkpoint.ema),
+            optimizer=_copied(checkpoint.optimizer),
+        )
+        self._writing = self._thread.submit(self._write, copy)
+
+    def finish(self) -> None:
+        """Returns when the last checkpoint is durable; raises what kept it from that."""
+        self._settle(patience=1)
+
+    def _settle(self, patience: int) -> None:
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+            self._failures = 0
+        except StorageError as error:
+            self._failures += 1
+            self.stats.failures += 1
+            if self._failures >= patience:
+                raise
+            logger.warning("a checkpoint was not written, the next one is tried: %s", error)
+
+    def close(self) -> None:
+        """Ends the thread; a write that is under way is finished first."""
+        self._thread.shutdown(wait=True)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        if self._run.newest_attempt() > self._attempt:
+            return  # The loop stops at its next look; nothing of ours may count any more.
+        started = time.perf_counter()
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **vars(checkpoint)}, buffer)
+        step, data = checkpoint.step, buffer.getvalue()
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"step-{step:08d}-{digest[:12]}.pt"
+        storage.publish(self._run.path("checkpoints", name), data)
+        receipt = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
+        storage.publish(
+            self._run.path("checkpoints", f"step-{step:08d}.json"), storage.canonical_json(receipt)
+        )
+        self.stats.written += 1
+        self.stats.seconds += time.perf_counter() - started
+        self.stats.step, self.stats.bytes = step, len(data)
+        try:
+            self._remove_old()
+        except StorageError as error:
+            logger.warning("the run goes on, but checkpoints are kept that could go: %s", error)
+
+    def _remove_old(self) -> None:
+        receipts = _receipts(self._run)
+        # What is newer is no rubbish: a start that took the run over may be about to receipt it.
+        oldest = receipts[-self._keep :][0].rsplit("/", 1)[-1].removesuffix(".json")
+        for url in receipts[: -self._keep]:
+            storage.delete(url)
+        for item in storage.list_objects(self._run.path("checkpoints")):
+            name = item.url.rsplit("/", 1)[-1]
+            if name.endswith(".pt") and name.rsplit("-", 1)[0] < oldest:
+                storage.delete(item.url)
+
+
+def newest_checkpoint(run: Run, step: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint whose bytes are what its receipt says; None when there is none.
+
+    With `step` only the one of that step counts. A broken one is skipped with a warning. Raises
+    `RunError` if checkpoints exist and all of them are broken: starting anew would silently throw
+    the run away.
+    """
+    receipts = _receipts(run)
+    if step is not None:
+        receipts = [url for url in receipts if url.endswith(f"step-{step:08d}.json")]
+    for url in reversed(receipts):
+        try:
+            return _load(run, storage.read_json(url))
+        except (StorageError, RunError, json.JSONDecodeError) as error:
+            logger.warning("checkpoint %s is skipped: %s", url, error)
+    if receipts:
+        raise RunError(
+            f"{run.path('checkpoints')}: none of its {len(receipts)} checkpoints is whole. "
+            "Restore one of them, or start under another --run name."
+        )
+    return None
+
+
+def newest_step(run: Run) -> int:
+    """The step of the newest receipt, 0 where there is none; reads no checkpoint."""
+    receipts = _receipts(run)
+    name = receipts[-1].rsplit("/", 1)[-1] if receipts else "step-0.json"
+    return int(name.removeprefix("step-").removesuffix(".json"))
+
+
+def _copied(value: Any) -> Any:
+    """The same nest of plain data with tensors of its own on the CPU: training goes on changing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value
+
+
+def _receipts(run: Run) -> list[str]:
+    try:
+        urls = [item.url for item in storage.list_objects(run.path("checkpoints"))]
+    except ObjectNotFoundError:
+        return []
+    return [url for url in urls if url.endswith(".json")]
+
+
+def _load(run: Run, receipt: dict[str, Any]) -> Checkpoint:
+    url = storage.below(run.path("checkpoints"), receipt["file"])
+    data = storage.read(url)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != receipt["sha256"]:
+        raise RunError(
+            f"{url}: its {len(data)} bytes have sha256 {digest[:12]}, "
+            f"its receipt says {receipt['bytes']} bytes and {receipt['sha256'][:12]}"
+        )
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise RunError(f"{url}: holds more than tensors and plain data: {error}") from None
+    version = content.pop("version")
+    if version != VERSION:
+        raise RunError(f"{url}: is version {version}, this program reads version {VERSION}")
+    return Checkpoint(**content)

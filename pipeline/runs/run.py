@@ -1,0 +1,210 @@
+"""A run's folder: its identity, who may write to it, and whether it is finished.
+
+RUN/run.json              what the run is: config and datasets' digests, written once
+RUN/attempts/000002.json  one per start; the highest number owns the run
+RUN/checkpoints/          see checkpoint.py
+RUN/points.json           metric points that MLflow has not got yet
+RUN/metrics.json          where /metrics is served, for Prometheus's file discovery
+RUN/time/                 where its seconds went, see goodput.py
+RUN/logs/                 what the driver and each rank logged, a set of files per start
+RUN/history/              the hold-out's numbers and some images at each validation
+RUN/init/                 the bundle that it began with, where --init named one
+RUN/best/                 the weights of the best validation so far
+RUN/bad_samples/, skipped/  see incidents.py
+RUN/bundle/               the finished model
+RUN/result.json           written last: the run is finished
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.errors import ObjectNotFoundError, RunError
+from pipeline.runs.outbox import Point
+
+FORMAT = "vae-pipeline/run"
+VERSION = 1
+
+# What may differ when a run is continued; anything else would be another run.
+CHANGEABLE = frozenset(
+    {
+        "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
+        "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
+        "select", "nonfinite_limit", "dry_run", "profile", "cpus_per_worker",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Attempt:
+    """One start of a run (`number`), and the restarts of its workers within it (`restart`)."""
+
+    number: int
+    restart: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its claim: sorts like the attempts themselves."""
+        return f"{self.number:06d}.{self.restart:03d}"
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Digests of the generations that a run reads to its end, however much the datasets grow."""
+
+    dataset: str
+    holdout: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run at `url`."""
+
+    url: str
+
+    @staticmethod
+    def at(config: TrainConfig) -> "Run":
+        """The run that a config names."""
+        return Run(storage.join(config.storage, config.run))
+
+    def path(self, *parts: str) -> str:
+        """The URL of something inside the run's folder."""
+        return storage.join(self.url, *parts)
+
+    def pins(self) -> Pins | None:
+        """What the run reads to its end; None before its first start."""
+        found = _read_or_none(self.path("run.json"))
+        return Pins(found["dataset_digest"], found.get("holdout_digest")) if found else None
+
+    def open(self, config: TrainConfig, pins: Pins) -> None:
+        """Creates the run, or checks that `config` continues the one that is there.
+
+        Raises `RunError` listing each difference that is not allowed.
+        """
+        identity = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dataset_digest": pins.dataset,
+            "holdout_digest": pins.holdout,
+            "config": config.model_dump(mode="json"),
+        }
+        if storage.create_if_absent(self.path("run.json"), storage.canonical_json(identity)):
+            return
+        found = storage.read_json(self.path("run.json"))
+        if found.get("format") != FORMAT or found.get("version") != VERSION:
+            raise RunError(
+                f"{self.path('run.json')}: is {found.get('format')} version {found.get('version')};"
+                f" this program reads {FORMAT} version {VERSION}. Use another --run name."
+            )
+        differences = _differences(found, identity)
+        if differences:
+            raise RunError(
+                f"{self.url}: this run was started with another configuration:\n  "
+                + "\n  ".join(differences)
+                + f"\nOnly {', '.join(sorted(CHANGEABLE))} may change on continuing. "
+                "Give the old values, or another --run name."
+            )
+
+    def claim(self) -> Attempt:
+        """Takes the run over from any earlier start, which stops when it notices.
+
+        A `STOP` object that ended the start before has done its work, and is removed.
+        """
+        storage.delete(self.path("STOP"))
+        number = max((attempt.number for attempt in self._attempts()), default=0)
+        while True:
+            number += 1
+            attempt = Attempt(number)
+            if self._create(attempt):
+                return attempt
+
+    def claim_restart(self, attempt: Attempt) -> Attempt:
+        """The claim of a worker group that replaces a dead one within the same start."""
+        same_start = [a.restart for a in self._attempts() if a.number == attempt.number]
+        restart = max(same_start, default=0)
+        while True:
+            restart += 1
+            claim = Attempt(attempt.number, restart)
+            if self._create(claim):
+                return claim
+
+    def newest_attempt(self) -> Attempt:
+        """The claim that owns the run now."""
+        return max(self._attempts(), default=Attempt(0))
+
+    def claimed_at(self, attempt: Attempt) -> float | None:
+        """When the driver of an attempt claimed it, in seconds since 1970, if that is known."""
+        claim = _read_or_none(self.path("attempts", f"{Attempt(attempt.number).name}.json"))
+        return claim.get("began") if claim else None
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run ended with; None while it is not finished."""
+        result: dict[str, Any] | None = _read_or_none(self.path("result.json"))
+        return result
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as finished."""
+        storage.publish(self.path("result.json"), storage.canonical_json(dict(result)))
+
+    def keep_points(self, points: list[Point]) -> None:
+        """Stores the points that could not be delivered; none deletes the file."""
+        if points:
+            data = [point.to_json() for point in points]
+            storage.publish(self.path("points.json"), storage.canonical_json(data))
+        else:
+            storage.delete(self.path("points.json"))
+
+    def kept_points(self) -> list[Point]:
+        """The points that an earlier start could not deliver."""
+        return [Point.from_json(data) for data in _read_or_none(self.path("points.json")) or []]
+
+    def _attempts(self) -> list[Attempt]:
+        try:
+            names = [item.url for item in storage.list_objects(self.path("attempts"))]
+        except ObjectNotFoundError:
+            return []
+        attempts = []
+        for name in names:
+            number, restart = name.rsplit("/", 1)[-1].removesuffix(".json").split(".")
+            attempts.append(Attempt(int(number), int(restart)))
+        return attempts
+
+    def _create(self, attempt: Attempt) -> bool:
+        claim = storage.canonical_json({"began": time.time()})
+        return storage.create_if_absent(self.path("attempts", f"{attempt.name}.json"), claim)
+
+
+def _read_or_none(url: str) -> Any:
+    try:
+        return storage.read_json(url)
+    except ObjectNotFoundError:
+        return None
+
+
+def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if found["dataset_digest"] != now["dataset_digest"]:
+        lines.append(f"dataset: was {found['dataset_digest']}, is {now['dataset_digest']}")
+    old, new = _flat(found["config"]), _flat(now["config"])
+    # A knob that the run is older than was as it is by default.
+    defaults = _flat(TrainConfig(data=old["data"], run=old["run"]).model_dump(mode="json"))
+    for key in sorted(old.keys() | new.keys()):
+        top, was = key.split(".", 1)[0], old.get(key, defaults.get(key))
+        if top not in CHANGEABLE and was != new.get(key):
+            lines.append(f"{key}: was {was!r}, is {new.get(key)!r}")
+    if new["steps"] < old["steps"]:
+        lines.append(f"steps: was {old['steps']}, is {new['steps']}: they may only grow")
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,57 @@
+"""Why a run should stop before its last step: started again elsewhere, told to, or drained."""
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from pipeline import storage
+from pipeline.errors import StorageError
+from pipeline.runs.run import Attempt, Run
+
+StopReason = Literal["stopped", "superseded", "drained"]
+
+
+class StopSignal:
+    """Looks at the run's folder every few seconds, in a thread of rank 0.
+
+    `requested` becomes true when a newer attempt owns the run, a `STOP` object lies in its folder,
+    or `drained` says that a node is being taken away; the loop reads it at every step and tells
+    all ranks at the same one.
+    """
+
+    def __init__(
+        self, run: Run, attempt: Attempt, drained: Callable[[], bool], seconds: float = 3.0
+    ) -> None:
+        self._run, self._attempt, self._seconds = run, attempt, seconds
+        self._drained = drained
+        self._requested = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
+        self._thread.start()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the loop should stop at its next step."""
+        return self._requested.is_set() or self._drained()
+
+    def reason(self) -> StopReason:
+        """Why the loop should stop, by what the run's folder says now."""
+        if self._run.newest_attempt() > self._attempt:
+            return "superseded"
+        told = storage.exists(self._run.path("STOP")) or not self._drained()
+        return "stopped" if told else "drained"
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._seconds):
+            try:
+                superseded = self._run.newest_attempt() > self._attempt
+                if superseded or storage.exists(self._run.path("STOP")):
+                    self._requested.set()
+            except StorageError:
+                # Unreachable storage must not stop training: the checkpoint's write will tell.
+                continue

@@ -1,0 +1,1 @@
+"""Jobs handed to a cluster, Ray's or Kubernetes', and followed truthfully to their end."""

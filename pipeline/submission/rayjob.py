@@ -1,0 +1,131 @@
+"""One job as a RayJob: a copy of a template of k8s/base, the one source of such manifests.
+
+In a cluster, the templates are the suspended RayJobs `train` and `encode`, as `kubectl apply -k`
+left them, with that cluster's node selectors, tolerations and images; elsewhere, the files.
+"""
+
+import copy
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import pipeline
+from pipeline.errors import ConfigError
+from pipeline.submission.rayjob_rules import broken_rules
+
+GPU = "nvidia.com/gpu"
+TEMPLATES = ("train", "encode")
+"""The names of the suspended RayJobs that others are copied from."""
+_BASE = Path(pipeline.__file__).parent.parent / "k8s" / "base"
+
+
+def template_name(command: Sequence[str]) -> str:
+    """The RayJob that `command` is copied from: `train`, or `encode` for every other job."""
+    return "train" if "jobs.train" in command else "encode"
+
+
+def base_template(name: str) -> dict[str, Any]:
+    """A template as k8s/base has it; raises `ConfigError` where only `pipeline` is installed."""
+    path = _BASE / f"{name}.yaml"
+    try:
+        template: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}. The manifests come with source and image; elsewhere "
+            "apply k8s/overlays to the cluster, whose own templates are then used."
+        ) from None
+    return template
+
+
+def render_rayjob(
+    command: Sequence[str],
+    *,
+    name: str,
+    template: Mapping[str, Any] | None = None,
+    image: str | None = None,
+    workers: int | None = None,
+    gpus: int | None = None,
+    gpus_per_node: int = 8,
+    namespace: str | None = None,
+) -> dict[str, Any]:
+    """A RayJob called `name` that runs `command`, ready to be created.
+
+    `template` is a RayJob read from the cluster; None: the file. `workers` (ranks or actors) get a
+    pod each, or as many pods as have a GPU for each; where there are `gpus`, one GPU each, up to
+    `gpus_per_node` in a pod, with as many times the cores and the memory. None leaves image, pods
+    and GPUs as the template has them. Raises `ConfigError` for what KubeRay would refuse.
+    """
+    start = base_template(template_name(command)) if template is None else template
+    metadata = {"name": name, "labels": dict(start["metadata"].get("labels", {}))}
+    if namespace is not None:
+        metadata["namespace"] = namespace
+    spec = copy.deepcopy(dict(start["spec"]))
+    spec.pop("suspend", None)
+    spec["entrypoint"] = shlex.join(command)
+    cluster = spec["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    if gpus:
+        if workers is not None and workers != gpus:
+            raise ConfigError(f"{gpus} GPUs for {workers} workers: each worker uses one")
+        _set_gpus(group, gpus, gpus_per_node)
+    elif workers:
+        _set_pods(group, ceil(workers / _gpus_of(group)))
+    if image is not None:
+        for each in (cluster["headGroupSpec"], group):
+            each["template"]["spec"]["containers"][0]["image"] = image
+    job = {
+        "apiVersion": start["apiVersion"],
+        "kind": start["kind"],
+        "metadata": metadata,
+        "spec": spec,
+    }
+    broken = broken_rules(job)
+    if broken:
+        raise ConfigError("\n  ".join([f"RayJob {name}, KubeRay would refuse it:", *broken]))
+    return job
+
+
+def _set_pods(group: dict[str, Any], pods: int) -> None:
+    """All of them, or, where the autoscaler decides, at most so many."""
+    if group["minReplicas"] == group["maxReplicas"]:
+        group["replicas"] = group["minReplicas"] = pods
+    group["maxReplicas"] = pods
+
+
+def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:
+    per_pod = min(gpus, gpus_per_node)
+    if gpus % per_pod:
+        raise ConfigError(f"{gpus} GPUs on nodes of {gpus_per_node}: give a multiple")
+    _set_pods(group, gpus // per_pod)
+    pod = group["template"]["spec"]
+    container = pod["containers"][0]
+    before = _gpus_of(group)
+    for amounts in container["resources"].values():
+        for resource in ("cpu", "memory"):
+            if resource in amounts:
+                amounts[resource] = _times(amounts[resource], Fraction(per_pod, before))
+    container["resources"]["limits"][GPU] = str(per_pod)
+    for volume in pod["volumes"]:
+        shared = volume.get("emptyDir", {})
+        if shared.get("medium") == "Memory":
+            shared["sizeLimit"] = _times(shared["sizeLimit"], Fraction(per_pod, before))
+    # With one GPU for each rank, the cores need not say how many ranks fit.
+    group["rayStartParams"].pop("num-cpus", None)
+
+
+def _gpus_of(group: Mapping[str, Any]) -> int:
+    """GPUs of a pod; 1 where it has none."""
+    container = group["template"]["spec"]["containers"][0]
+    return int(container["resources"]["limits"].get(GPU, 1))
+
+
+def _times(quantity: str | int, factor: Fraction) -> str:
+    """Kubernetes' quantity, such as 8Gi, times `factor`, rounded up."""
+    number, unit = re.fullmatch(r"(\d+)(\D*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return f"{ceil(int(number) * factor)}{unit}"

@@ -1,0 +1,119 @@
+"""What an encoding tells Prometheus: `/metrics` while it runs, and how it ended, afterwards.
+
+STORE/attempts/metrics.json   where /metrics is served, for file_sd; gone when the encoding ended
+STORE/attempts/outcome.json   how the last encoding that had something to do ended
+STORE/attempts/outcome.prom   the same, for a textfile collector
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.exposition import pushadd_to_gateway
+
+from pipeline import storage
+from pipeline.config import TrackingConfig
+from pipeline.encoding.driver import ShardDone
+from pipeline.encoding.schedule import ShardSchedule
+from pipeline.errors import PipelineError, StorageError
+from pipeline.latents.receipt import ATTEMPTS
+from pipeline.tracking.endpoint import Endpoint, discovery, forget
+from pipeline.tracking.metric_table import ENCODING, OUTCOME
+from pipeline.tracking.version import version
+
+logger = logging.getLogger(__name__)
+
+JOB = "vae-encode"
+"""The Pushgateway's group, beside the store."""
+
+
+class EncodingMetrics:
+    """`/metrics` of one encoding of `images` images."""
+
+    def __init__(self, store: str, tracking: TrackingConfig, images: int) -> None:
+        name = storage.shown(store)
+        self._endpoint = Endpoint(ENCODING, "store", name, version())
+        address = self._endpoint.serve(tracking.metrics_host, tracking.metrics_port)
+        self._discovery = storage.join(store, ATTEMPTS, "metrics.json")
+        self._named = discovery(address, "store", name)
+        with suppress(StorageError):
+            storage.publish(self._discovery, self._named)
+        self._failed: Counter[str] = Counter()
+        self._totals: dict[str, Any] = {
+            "session": 0, "images": 0, "images_left": images, "failed": self._failed, "shards": 0,
+            "quarantined": 0, "retries": 0, "shard_seconds": 0.0, "bytes": 0,
+            "last_shard_timestamp_seconds": time.time(),
+        }  # fmt: skip
+        self._endpoint.update(self._totals)
+
+    def done(self, event: ShardDone, schedule: ShardSchedule) -> None:
+        """Counts a finished shard, and what happened to others meanwhile."""
+        receipt, totals = event.receipt, self._totals
+        self._failed.update(sample.reason for sample in receipt.failed)
+        totals["images"] += receipt.rows
+        totals["images_left"] -= receipt.samples
+        totals["shards"] += 1
+        totals["shard_seconds"] += event.seconds
+        totals["bytes"] += receipt.bytes
+        totals["last_shard_timestamp_seconds"] = time.time()
+        totals |= {"retries": schedule.retries, "quarantined": len(schedule.quarantined)}
+        self._endpoint.update(totals)
+
+    def close(self) -> None:
+        """Ends the server; what was asked of it last stays with Prometheus."""
+        self._endpoint.close()
+        forget(self._discovery, self._named)
+
+
+@contextmanager
+def told_outcome(store: str, tracking: TrackingConfig) -> Iterator[dict[str, Any]]:
+    """Tells how the block ended, whichever way; it puts the job's result into what it is given."""
+    started, result = time.time(), dict[str, Any]()
+    try:
+        yield result
+    except PipelineError:
+        _tell(store, tracking, _outcome(result, started), keep=True)
+        raise
+    _tell(store, tracking, _outcome(result, started), keep=bool(result["encoded"]))
+
+
+def _outcome(result: Mapping[str, Any], started: float) -> dict[str, float]:
+    ended = time.time()
+    outcome = {
+        "ended": ended,
+        "seconds": ended - started,
+        "images": result.get("encoded", 0),
+        "failed": result.get("failed", 0),
+        "lost": len(result.get("lost", ())),
+    }
+    return outcome | ({"succeeded": ended} if result.get("complete") else {})
+
+
+def _tell(store: str, tracking: TrackingConfig, outcome: dict[str, float], *, keep: bool) -> None:
+    """`keep`: also beside the store, where a run that had nothing to do writes nothing."""
+    name = storage.shown(store)
+    endpoint = Endpoint(OUTCOME, "store", name, version())
+    endpoint.update(outcome)
+    if tracking.pushgateway:
+        try:
+            # Added to its group: a failure leaves the time of the last success there.
+            pushadd_to_gateway(tracking.pushgateway, JOB, endpoint.registry, {"store": name})
+        except OSError as error:
+            shown = storage.shown(tracking.pushgateway)
+            logger.warning("the Pushgateway %s was not told how this ended: %s", shown, error)
+    if not keep:
+        return
+    place = storage.join(store, ATTEMPTS)
+    with suppress(StorageError):
+        if "succeeded" not in outcome:
+            url = storage.join(place, "outcome.json")
+            before = storage.read_json(url) if storage.exists(url) else {}
+            outcome = {k: v for k, v in before.items() if k == "succeeded"} | outcome
+            endpoint.update(outcome)
+        text = generate_latest(endpoint.registry)
+        storage.publish(storage.join(place, "outcome.prom"), text)
+        storage.publish(storage.join(place, "outcome.json"), storage.canonical_json(outcome))

@@ -1,0 +1,132 @@
+"""`/metrics` of one run or one encoding: its registry, fed by snapshots, and its HTTP server."""
+
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from pipeline import storage
+from pipeline.errors import ConfigError, StorageError
+from pipeline.tracking.metric_table import BUILD, Metric
+
+RELEASE_SECONDS = 10.0
+
+
+class Endpoint:
+    """The metrics `rows` of what `label` names: `Endpoint(TRAINING, "run", "first", version())`.
+
+    The first snapshot that names its session says where counters begin: a continued run shows no
+    burst. From then on they hold what was gained: steps that are replayed count once, and the
+    seconds of a group of workers stay when another one takes its place.
+    """
+
+    def __init__(self, rows: Sequence[Metric], label: str, name: str, build: str) -> None:
+        self.registry = CollectorRegistry()
+        self._rows, self._name = rows, name
+        self._lock = threading.Lock()
+        self._session: int | None = None
+        self._seen: dict[tuple[str, int, str | None], float] = {}
+        self._server: WSGIServer | None = None
+        self._series = {row.name: self._make(row, label) for row in (*rows, BUILD)}
+        self._take(BUILD, 0, build, 1.0, begins=False)
+
+    def update(self, snapshot: Mapping[str, Any]) -> None:
+        """Takes a snapshot; keys that are missing leave their metric as it is."""
+        with self._lock:
+            session = int(snapshot.get("session", 0))
+            begins = self._session is None and "session" in snapshot
+            if "session" in snapshot:
+                self._session = session
+            for row in self._rows:
+                value = snapshot.get(row.source)
+                if value is None:
+                    continue
+                for label, number in value.items() if row.label else [(None, value)]:
+                    self._take(row, session, label, float(number), begins=begins)
+
+    def serve(self, host: str, port: int) -> str:
+        """Serves `/metrics` on HOST:PORT (0: a free one); returns where others find it."""
+        try:
+            self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"/metrics can't be served on {host}:{port}: {error.strerror or error}. Give "
+                "another --tracking.metrics-port (0: a free one), or --tracking.metrics-host."
+            ) from None
+        return f"{_own_host(host)}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Ends the server."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _take(
+        self, row: Metric, session: int, label: str | None, number: float, *, begins: bool
+    ) -> None:
+        series = self._series[row.name]
+        child = series.labels(self._name, label) if row.label else series.labels(self._name)
+        if isinstance(child, Gauge):
+            child.set(number)
+            return
+        seen = (row.name, session if row.per_session else 0, label)
+        known = not begins or row.since_first_start
+        gain = number - self._seen.get(seen, 0.0) if known else 0.0
+        if begins or gain > 0:
+            child.inc(gain)
+            self._seen[seen] = number
+
+    def _make(self, row: Metric, label: str) -> Counter | Gauge:
+        kind = Counter if row.kind == "counter" else Gauge
+        labels = (label, row.label) if row.label else (label,)
+        return kind(row.name, row.help, labels, registry=self.registry)
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raises `ConfigError` where `/metrics` can't be served on HOST:PORT; any free port can.
+
+    A recorder whose driver was killed holds its port for a moment, which is waited for.
+    """
+    trial = Endpoint((), "run", "trial", "")
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while port:
+        try:
+            trial.serve(host, port)
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            trial.close()
+            return
+
+
+def _own_host(host: str) -> str:
+    """The host to name where it is served on every address: the one that leads out of here."""
+    if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; an address kept for documentation
+        except OSError:
+            return "127.0.0.1"
+        found: str = probe.getsockname()[0]
+        return found
+
+
+def discovery(address: str, label: str, name: str) -> bytes:
+    """A file for Prometheus's file_sd: where a free port can be found."""
+    return storage.canonical_json([{"targets": [address], "labels": {label: name}}])
+
+
+def forget(url: str, named: bytes) -> None:
+    """Removes a discovery file, unless another process has put its own there since."""
+    with suppress(StorageError):
+        if storage.read(url) == named:
+            storage.delete(url)

@@ -1,0 +1,86 @@
+"""MLflow's client, quiet, with time-outs that a training run can live with."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrackingConfig, without_passwords
+from pipeline.errors import TrackingError
+
+DEFAULT_FOLDER = "runs"
+
+# A refused connection blocks a call for 4 minutes with MLflow's own numbers, a black hole for 20.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """The config's URI, else MLFLOW_TRACKING_URI, else sqlite under ./runs (made if missing)."""
+    uri = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        folder = Path(DEFAULT_FOLDER).absolute()
+        folder.mkdir(exist_ok=True)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return uri
+
+
+def mlflow_client(uri: str) -> Any:
+    """An `MlflowClient` for tracking and registry; needs no server for `sqlite:` URIs."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    # Tables, look-ups, retries: nothing to act on; what fails in the end is raised.
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    with _alone(uri):
+        return mlflow.MlflowClient(uri, uri)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time makes or upgrades a sqlite file's tables; two of them fail halfway."""
+    lock = Path(uri.removeprefix("sqlite:///") + ".lock")
+    if not uri.startswith("sqlite:///") or not lock.parent.is_dir():
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment's artifacts go: beside a sqlite file, else the server decides."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent.absolute() / "artifacts").as_uri()
+
+
+@contextmanager
+def tracking_errors(uri: str) -> Iterator[None]:
+    """Turns MLflow's own failures into one `TrackingError` that says what to look at."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        where = storage.shown(uri)
+        # MLflow names its server with user and password.
+        said = without_passwords(str(error).splitlines()[0])
+        raise TrackingError(
+            f"MLflow at {where} failed: {said} Check that it runs, that "
+            "MLFLOW_TRACKING_URI is right and that its server allows this host name."
+        ) from None

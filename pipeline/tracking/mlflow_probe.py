@@ -1,0 +1,38 @@
+"""Whether MLflow takes a run and an artifact, and gives the artifact back."""
+
+import tempfile
+import uuid
+from pathlib import Path
+
+from pipeline.config import without_passwords
+from pipeline.tracking.mlflow_client import artifact_location, mlflow_client
+
+
+def probe_mlflow(uri: str) -> str | None:
+    """Writes one run with one artifact into the experiment `doctor`, reads it, deletes the run.
+
+    None if the artifact came back as it was sent, else what failed, on one line.
+    """
+    client = mlflow_client(uri)
+    from mlflow.exceptions import MlflowException
+
+    text = uuid.uuid4().hex
+    try:
+        found = client.get_experiment_by_name("doctor")
+        experiment = (
+            found.experiment_id
+            if found
+            else client.create_experiment("doctor", artifact_location(uri))
+        )
+        run = client.create_run(experiment).info.run_id
+        try:
+            client.log_text(run, text, "doctor.txt")
+            with tempfile.TemporaryDirectory() as folder:
+                path = client.download_artifacts(run, "doctor.txt", folder)
+                same = Path(path).read_text(encoding="utf-8") == text
+        finally:
+            client.delete_run(run)
+    except (MlflowException, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return without_passwords(first)[:300]
+    return None if same else "an artifact came back with other bytes than were sent"

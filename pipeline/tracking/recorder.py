@@ -1,0 +1,223 @@
+"""The run's one recorder: it owns `/metrics` and MLflow, and training never waits for either.
+
+It lives in a Ray actor on the driver's node, or, without Ray, in the training process itself.
+"""
+
+import contextlib
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrackingConfig, TrainConfig
+from pipeline.errors import StorageError
+from pipeline.runs.outbox import Point
+from pipeline.runs.run import Run
+from pipeline.tracking.endpoint import Endpoint, discovery, forget
+from pipeline.tracking.metric_table import TRAINING
+from pipeline.tracking.mlflow_client import tracking_uri
+from pipeline.tracking.mlflow_run import TrackedRun
+from pipeline.tracking.version import version
+
+SEND_SECONDS = 2.0
+RETRY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How many of a session's points have arrived in MLflow, as the `recorder` of that id counts.
+
+    A recorder that took over from a dead one has another id, and counts from 0.
+    """
+
+    recorder: str
+    session: str
+    points: int
+
+
+class RunRecorder:
+    """Takes points and snapshots at any time; delivers points to MLflow in a thread, in order."""
+
+    def __init__(
+        self,
+        run_url: str,
+        name: str,
+        tracking: TrackingConfig,
+        uri: str,
+        params: Mapping[str, str],
+    ) -> None:
+        self._connect = partial(TrackedRun, uri, tracking.experiment, name, run_url, params)
+        self._uri = uri
+        self._tracked: TrackedRun | None = None
+        self._id = uuid.uuid4().hex
+        self._queue: deque[tuple[str, Point]] = deque()
+        self._session = ""
+        self._delivered = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._idle = threading.Condition(self._lock)
+        self._closed = False
+        self._latest: dict[str, Any] = {}
+        self._problem: str | None = None
+        self._fatal_error: str | None = None
+        self.metrics = Endpoint(TRAINING, "run", name, version())
+        self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
+        self._discovery = storage.join(run_url, "metrics.json")
+        self._named = discovery(self._address, "run", name)
+        with contextlib.suppress(StorageError):
+            storage.publish(self._discovery, self._named)
+        self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def address(self) -> str:
+        """HOST:PORT that serves `/metrics`."""
+        return self._address
+
+    def record(
+        self, session: str, points: Sequence[Point], snapshot: Mapping[str, Any]
+    ) -> Delivered:
+        """Takes new points; returns how many points of this session have been delivered so far.
+
+        A session is one worker group with one recorder: its points count from its first call.
+        """
+        with self._lock:
+            if session != self._session:
+                self._session, self._delivered = session, 0
+            self._queue.extend((session, point) for point in points)
+            delivered = Delivered(self._id, session, self._delivered)
+            unsent = len(self._queue)
+        self._latest = {
+            **snapshot,
+            "tracking_unsent_points": unsent,
+            "tracking_failing": int(self._problem is not None),
+        }
+        self.metrics.update(self._latest)
+        return delivered
+
+    def latest(self) -> dict[str, Any]:
+        """The newest snapshot, and the `problem` that there is with MLflow, if any."""
+        return {**self._latest, "problem": self._problem}
+
+    def set_fatal_error(self, message: str) -> None:
+        """Remembers an error that restarting the workers can't mend."""
+        self._fatal_error = self._fatal_error or message
+
+    def fatal_error(self) -> str | None:
+        """The first error that was set, if any."""
+        return self._fatal_error
+
+    def settle(
+        self, points: Sequence[Point], snapshot: Mapping[str, Any], seconds: float
+    ) -> list[Point]:
+        """The run's last points, some perhaps delivered before; returns what can't be delivered."""
+        self.record("end", points, snapshot)
+        return self.flush(seconds)
+
+    def flush(self, seconds: float) -> list[Point]:
+        """Waits until all is delivered or the time is over; returns what is not."""
+        deadline = time.monotonic() + seconds
+        self._wake.set()
+        with self._idle:
+            while self._queue and time.monotonic() < deadline:
+                self._idle.wait(timeout=0.2)
+            return [point for _, point in self._queue]
+
+    def run_id(self) -> str | None:
+        """The MLflow run's id, once MLflow has been reached."""
+        return self._tracked.run_id if self._tracked else None
+
+    def finish(self, status: str | None) -> str | None:
+        """Sets the MLflow run's status if MLflow can be reached; returns the MLflow run's id.
+
+        None leaves it as it is: another start has the run, and its `/metrics` stay named.
+        """
+        # A target that is still named but does not answer is a run that died: this one ended.
+        forget(self._discovery, self._named)
+        self.metrics.close()
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout=30.0)
+        if self._tracked is None:
+            return None
+        if status is not None:
+            with contextlib.suppress(*_failures()):
+                self._tracked.set_status(status)
+        return self._tracked.run_id
+
+    def _deliver(self) -> None:
+        while not self._closed:
+            try:
+                self._send_all()
+                self._problem = None
+            except _failures() as error:
+                where = storage.shown(self._uri)
+                self._problem = (
+                    f"MLflow at {where} can't be reached ({type(error).__name__}). Training goes "
+                    "on; points are kept and sent later."
+                )
+            self._wake.wait(RETRY_SECONDS if self._problem else SEND_SECONDS)
+            self._wake.clear()
+
+    def _send_all(self) -> None:
+        if self._tracked is None:
+            self._tracked = self._connect()
+        while True:
+            with self._lock:
+                batch = [point for _, point in islice(self._queue, 100)]
+            if not batch:
+                return
+            self._tracked.log(batch)
+            with self._idle:
+                for _ in batch:
+                    session, _point = self._queue.popleft()
+                    self._delivered += session == self._session
+                self._idle.notify_all()
+
+
+@contextlib.contextmanager
+def failing(finish: Callable[[str], object]) -> Iterator[None]:
+    """Calls `finish("FAILED")` where the block ends with an error of any kind, which goes on."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(finish, "FAILED")
+        yield
+        stack.pop_all()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What MLflow's client raises while its server or database can't be reached."""
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException, OSError)
+
+
+FLUSH_SECONDS = 60.0
+
+
+def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
+    """What a `RunRecorder` is made from, here or in an actor."""
+    params = _flat(config.model_dump(mode="json", exclude={"tracking"}))
+    return run.url, config.run, config.tracking, tracking_uri(config.tracking), params
+
+
+def mlflow_status(ended: dict[str, Any]) -> str | None:
+    """MLflow's word for how a run ended; None for one that another start goes on with."""
+    if ended["reason"] == "superseded":
+        return None
+    return "FINISHED" if ended["reason"] == "done" else "KILLED"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            # MLflow's limit for a parameter's value.
+            flat[f"{prefix}{key}"] = str(value)[:500]
+    return flat

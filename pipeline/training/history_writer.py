@@ -1,0 +1,61 @@
+"""What the averaged weights make of the same held-out images, kept at each validation of a run."""
+
+import logging
+import math
+from dataclasses import asdict, replace
+
+import torch
+from safetensors.torch import save
+
+from pipeline import storage
+from pipeline.data import Dataset, load_images
+from pipeline.errors import StorageError
+from pipeline.evaluation.sums import evaluating
+from pipeline.runs.history import HeldOut
+from pipeline.runs.run import Run
+from pipeline.vae import VAE
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = 10
+
+
+_BYTES = 1_000_000
+"""Of one picture row: large images are kept fewer, so that a thousand validations stay small."""
+
+
+class HistoryWriter:
+    """Keeps each validation of a run; a replayed step writes the same bytes again."""
+
+    def __init__(self, run: Run, holdout: Dataset, vae: VAE) -> None:
+        count = max(2, min(_IMAGES, _BYTES // math.prod(vae.image_shape)))
+        batch = load_images(holdout, count, vae.preprocess)
+        self._run = run
+        self._originals = batch.images[batch.valid]
+
+    def write(self, held: HeldOut, vae: VAE) -> None:
+        """Adds one validation. Storage that fails costs a picture and a warning, never the run."""
+        if len(self._originals) == 0:
+            return
+        validation = held.validation
+        device = next(vae.parameters()).device
+        with torch.no_grad(), evaluating(vae):
+            decoded = vae.decode(vae.encode(self._originals.to(device)).mean)
+            pixels = (decoded * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+        tensors = {
+            "kl_per_dimension": held.kl_per_dimension,
+            "originals": self._originals,
+            # Convolutions give their channels last, and safetensors keeps plain order alone.
+            "reconstructions": pixels.contiguous(),
+        }
+        name = f"{validation.step:010d}"
+        # A run that diverges goes on, and says so: NaN is no JSON, and no point of a curve.
+        finite = {key: value for key, value in validation.terms.items() if math.isfinite(value)}
+        try:
+            storage.publish(self._run.path("history", f"{name}.safetensors"), save(tensors))
+            storage.publish(
+                self._run.path("history", f"{name}.json"),
+                storage.canonical_json(asdict(replace(validation, terms=finite))),
+            )
+        except StorageError as error:
+            logger.warning("the pictures of step %d are not kept: %s", validation.step, error)

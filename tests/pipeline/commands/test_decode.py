@@ -1,0 +1,133 @@
+"""`jobs.decode`, `jobs.export` and `jobs.stores` on a small store of digits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs import export, stores
+from pipeline.commands.decode import run_decoding
+from pipeline.commands.encode import run_encoding
+from pipeline.config import (
+    DecodeConfig,
+    EncodeConfig,
+    ExportConfig,
+    ModelConfig,
+    PreprocessConfig,
+    StoresConfig,
+)
+from pipeline.errors import ConfigError, ModelError
+from pipeline.evaluation.directions import label_direction
+from pipeline.latents import LatentStore
+from pipeline.vae import VAE, build_vae, save_bundle
+from tests.digits import write_digits
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    torch.manual_seed(0)
+    return build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def store(vae, tmp_path_factory) -> LatentStore:
+    folder = tmp_path_factory.mktemp("store")
+    save_bundle(vae, str(folder / "bundle"), {})
+    data = write_digits(folder, 80)
+    run_encoding(
+        EncodeConfig(
+            model=str(folder / "bundle"), data=str(data), output=str(folder / "s"), actors=0,
+            columns=("label",), dtype="float32",
+        )
+    )  # fmt: skip
+    return LatentStore.open(str(folder / "s"))
+
+
+def decode(store, output: Path, **options) -> int:
+    return run_decoding(DecodeConfig(store=store.url, output=str(output), **options))["images"]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def expected(vae, latent: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        image = vae.decode(torch.tensor(latent)[None])[0, 0]
+    return image.mul(255).round().numpy()
+
+
+def test_every_image_is_what_its_own_latent_decodes_to(vae, store, tmp_path):
+    assert decode(store, tmp_path) == len(store)
+    for latent in store:
+        found = pixels(tmp_path / f"{latent.key}.png")
+        np.testing.assert_allclose(found, expected(vae, latent.tensors["mean"]), atol=1)
+
+
+def test_some_keys_or_a_limited_number_can_be_asked_for(store, tmp_path):
+    keys = (store[3].key, store[9].key)
+    assert decode(store, tmp_path / "a", keys=keys) == 2
+    assert {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.png")} == {
+        f"{key}.png" for key in keys
+    }
+    assert decode(store, tmp_path / "b", limit=5) == 5
+    with pytest.raises(ConfigError, match="no latent of the key 'nobody'"):
+        decode(store, tmp_path, keys=("nobody",))
+
+
+def test_a_walk_begins_at_one_image_passes_the_middle_and_ends_at_the_other(vae, store, tmp_path):
+    start, goal = store[0], store[1]
+    assert decode(store, tmp_path, interpolate=(start.key, goal.key), steps=5) == 5
+    ends = [latent.tensors["mean"] for latent in (start, goal)]
+    for name, latent in (("000", ends[0]), ("002", (ends[0] + ends[1]) / 2), ("004", ends[1])):
+        np.testing.assert_allclose(
+            pixels(tmp_path / f"step-{name}.png"), expected(vae, latent), atol=1
+        )
+
+
+def test_an_edit_moves_by_the_difference_of_two_labels_means(vae, store, tmp_path):
+    latents = list(store)
+    means = torch.from_numpy(np.stack([latent.tensors["mean"] for latent in latents]))
+    direction = label_direction(means, [latent.columns["label"] for latent in latents], "1", "7")
+    key = latents[4].key
+    assert decode(store, tmp_path, edit=("1", "7"), keys=(key,), steps=3) == 3
+    moved = latents[4].tensors["mean"] + direction.numpy()
+    np.testing.assert_allclose(pixels(tmp_path / f"{key}-002.png"), expected(vae, moved), atol=1)
+    with pytest.raises(ConfigError, match="label 'x' is not in the dataset"):
+        decode(store, tmp_path, edit=("1", "x"), keys=(key,))
+
+
+def test_along_the_first_axis_the_middle_is_the_image_itself(vae, store, tmp_path):
+    key = store[2].key
+    assert decode(store, tmp_path, axis=0, keys=(key,), steps=5) == 5
+    middle = pixels(tmp_path / f"{key}-002.png")
+    np.testing.assert_allclose(middle, expected(vae, store[2].tensors["mean"]), atol=1)
+    with pytest.raises(ConfigError, match="span 50 axes only"):
+        decode(store, tmp_path, axis=70, keys=(key,))
+
+
+def test_a_contact_sheet_holds_all_in_one_picture(store, tmp_path):
+    assert decode(store, tmp_path, sheet=True, axis=1, limit=3, steps=4) == 12
+    assert Image.open(tmp_path / "sheet.png").size == (4 * 10 - 2, 3 * 10 - 2)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_models_decoder_is_refused(store, tmp_path):
+    torch.manual_seed(1)
+    other = build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1))
+    save_bundle(other, str(tmp_path / "other"), {})
+    with pytest.raises(ModelError, match="Another model's decoder gives noise"):
+        decode(store, tmp_path, model=str(tmp_path / "other"))
+
+
+def test_the_store_is_exported_and_listed_by_its_jobs(store, tmp_path):
+    done = export.main(ExportConfig(store=store.url, output=str(tmp_path / "e"))).result
+    assert done["samples"] == len(store)
+    assert len(list((tmp_path / "e").glob("*.tar"))) == done["shards"]
+    outcome = stores.main(StoresConfig(output=store.url, gc=True))
+    (row,) = outcome.result["stores"]
+    assert (row["current"], row["samples"]) == (True, len(store))
+    assert (outcome.result["garbage"], outcome.result["busy"]) == ([], [])
+    assert f"* {row['snapshot']}: {len(store)} latents, 0 failed" in outcome.summary[0]

@@ -1,0 +1,72 @@
+"""The doctor's findings on real servers: whole ones, closed ones, and ones that are not there."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.doctor import Check, examine
+from pipeline.config import DoctorConfig, TrackingConfig
+
+
+def found(url: str | Path, mlflow: str | None = None, **options) -> dict[str, Check]:
+    tracking = TrackingConfig(mlflow_uri=mlflow)
+    config = DoctorConfig(storage=str(url), tracking=tracking, timeout_seconds=5, **options)
+    return {check.name: check for check in examine(config)}
+
+
+def test_an_empty_folder_is_enough_for_a_healthy_report(tmp_path):
+    checks = found(tmp_path / "runs", f"sqlite:///{tmp_path}/mlflow.db")
+    bad = [check for check in checks.values() if check.level == "failed"]
+    assert bad == []
+    names = ("versions", "storage", "storage: create once", "mlflow", "shared memory", "disk")
+    assert set(names) <= set(checks)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_bucket_is_listed_read_in_parts_and_written_once_only(s3_server, tmp_path):
+    url = f"{s3_server.bucket()}/runs"
+    checks = found(url, f"sqlite:///{tmp_path}/mlflow.db")
+    levels = {name: check.level for name, check in checks.items()}
+    assert [levels[n] for n in levels if n.startswith("storage")] == ["ok"] * 4
+    assert levels["clock"] == "ok"
+
+
+def test_a_wrong_secret_is_told_with_the_variables_that_mend_it_and_without_the_secret(
+    s3_server, tmp_path, monkeypatch
+):
+    url = f"{s3_server.bucket()}/runs"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint.replace("127.0.0.1", "localhost"))
+    checks = found(url, f"sqlite:///{tmp_path}/mlflow.db")
+    assert checks["storage"].level == "failed"
+    assert "AWS_SECRET_ACCESS_KEY" in checks["storage"].mend
+    assert "planted-secret" not in str(checks)
+
+
+def test_mlflow_takes_a_run_and_an_artifact_and_keeps_no_run(mlflow_server, tmp_path):
+    import mlflow
+
+    checks = found(tmp_path, mlflow_server.uri)
+    assert checks["mlflow"].level == "ok", checks["mlflow"]
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    experiment = client.get_experiment_by_name("doctor").experiment_id
+    assert client.search_runs([experiment]) == []
+
+
+def test_a_host_name_that_mlflow_does_not_know_is_told_though_its_health_is_fine(
+    mlflow_server, tmp_path
+):
+    name = socket.gethostname()
+    if socket.gethostbyname(name) != "127.0.0.1":
+        pytest.skip("this machine's name does not lead to 127.0.0.1")
+    checks = found(tmp_path, mlflow_server.uri.replace("127.0.0.1", name))
+    assert checks["mlflow"].level == "failed"
+    assert "--allowed-hosts" in checks["mlflow"].mend
+
+
+def test_servers_that_are_not_there_are_named_with_what_to_do(tmp_path):
+    checks = found(tmp_path, "http://127.0.0.1:9", address="http://127.0.0.1:9")
+    assert checks["mlflow"].level == checks["ray"].level == "failed"
+    assert "127.0.0.1:9" in checks["mlflow"].found
+    assert "RAY_API_SERVER_ADDRESS" in checks["ray"].mend

@@ -1,0 +1,265 @@
+"""Encoding grows with its dataset, honours removals, refuses what it can't vouch for."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs import verify
+from jobs.demo import write_digits
+from pipeline.commands.encode import run_encoding
+from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
+from pipeline.data import Dataset
+from pipeline.latents import LatentStore, verify_store
+from pipeline.latents.garbage import remove_garbage
+from pipeline.packing.pack import pack
+from pipeline.vae import build_vae, save_bundle
+from tests.killing import tree
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    torch.manual_seed(0)
+    vae = build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1))
+    save_bundle(vae, str(folder), {})
+    return str(folder)
+
+
+@pytest.fixture
+def world(tmp_path, bundle):
+    """Functions that pack and encode into `tmp_path`."""
+
+    class World:
+        def grow(self, numbers: range, **options) -> None:
+            write_digits(tmp_path / "images", numbers)
+            source = (str(tmp_path / "images"),)
+            output = str(tmp_path / "data")
+            pack(PackConfig(source=source, output=output, shard_bytes=60_000, **options))
+
+        def encode(self, store: str = "store", **options) -> dict:
+            given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
+            given = {"report_images": 0, **given}
+            return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
+
+        def store(self) -> LatentStore:
+            return LatentStore.open(str(tmp_path / "store"))
+
+    return World()
+
+
+def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(world, tmp_path):
+    world.grow(range(100))
+    assert world.encode()["encoded"] == 100
+    for night in range(1, 4):
+        world.grow(range(100 + 20 * night), append=True)
+        assert world.encode()["encoded"] == 20
+    assert world.encode("full")["encoded"] == 160
+    grown, full = tree(tmp_path / "store"), tree(tmp_path / "full")
+    old = {name for name in grown if name.startswith(("snapshots/", "reports/"))} - full.keys()
+    assert {name: grown[name] for name in grown.keys() - old} == full
+
+
+def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(world, tmp_path):
+    world.grow(range(60))
+    world.encode(columns=("label",))
+    dice, images = random.Random(0), tmp_path / "images"
+    for night in range(30):
+        keys = sorted(latent.key for latent in world.store())
+        gone, edited = dice.sample(keys, 2)
+        (images / f"{gone}.png").unlink()
+        write_digits(images, range(60 + 3 * night, 63 + 3 * night))
+        shutil.copyfile(dice.choice(sorted(images.rglob("*.png"))), images / f"{edited}.png")
+        source, output = (str(images),), str(tmp_path / "data")
+        pack(
+            PackConfig(
+                source=source, output=output, append=True, remove=(gone,), shard_bytes=60_000
+            )
+        )
+        assert 3 <= world.encode(columns=("label",))["encoded"] <= 5
+    world.encode("full", columns=("label",))
+    grown, full = tree(tmp_path / "store"), tree(tmp_path / "full")
+    old = {name for name in grown if name.startswith("snapshots/")} - full.keys()
+    assert len(old) == 30
+    # A shard of which every image is gone by now is named by the nights before alone.
+    for name in old:
+        (tmp_path / "store" / name).unlink()
+    remove_garbage(world.store().url)
+    assert tree(tmp_path / "store") == full
+    assert verify_store(world.store().url) == []
+
+
+def test_a_finished_store_is_recognised_by_one_get_and_nothing_is_written(
+    world, bundle, tmp_path, s3_server, fault_proxy
+):
+    world.grow(range(60))
+    store = f"{s3_server.bucket()}/s"
+    config = EncodeConfig(
+        model=bundle, data=str(tmp_path / "data"), output=store, actors=0, report_images=0
+    )
+    assert run_encoding(config)["encoded"] == 60
+    seen = len(fault_proxy.requests)
+    assert run_encoding(config)["encoded"] == 0
+    (request,) = fault_proxy.requests[seen:]
+    assert request.line.startswith("GET /")
+    assert request.line.split("?")[0].endswith("/s/store.json")
+
+
+def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(world, tmp_path):
+    world.grow(range(60))
+    world.encode()
+    keys = {world.store()[number].key for number in range(60)}
+    gone, edited = sorted(keys)[0], sorted(keys)[-1]
+    path = tmp_path / "images" / f"{edited}.png"
+    shutil.copyfile(next(p for p in path.parent.iterdir() if p != path), path)
+    (tmp_path / "images" / f"{gone}.png").unlink()
+    source, output = (str(tmp_path / "images"),), str(tmp_path / "data")
+    pack(PackConfig(source=source, output=output, append=True, remove=(gone,), shard_bytes=60_000))
+    world.encode()
+    store = world.store()
+    found = [store[number] for number in range(len(store))]
+    assert sorted(latent.key for latent in found) == sorted(keys - {gone})
+    means = np.stack([latent.tensors["mean"] for latent in found]).astype(np.float64)
+    np.testing.assert_allclose(store.mean, means.mean((0, 2, 3)), rtol=1e-9, atol=1e-12)
+    assert verify_store(store.url) == []
+
+
+def test_another_batch_size_or_type_is_another_identity_and_never_a_mixture(world):
+    world.grow(range(30))
+    one = world.encode()["identity"]
+    assert world.encode(dtype="float32")["identity"] != one
+    assert world.encode(batch_size=7)["identity"] != one
+    assert len({file.parent.name for file in Path(world.store().url).glob("latents/*/*")}) == 3
+
+
+def test_a_source_shard_that_was_overwritten_is_noticed_and_listed(world, tmp_path):
+    world.grow(range(100))
+    dataset = Dataset.open(str(tmp_path / "data"))
+    index = dataset.read_index(0)
+    with Path(dataset.shard_url(dataset.shards[0])).open("r+b") as file:
+        file.seek(int(index.offsets[3]) + 20)
+        file.write(b"\xff\xff")
+    result = world.encode(attempts=2)
+    assert not result["complete"]
+    ((shard, reason),) = result["lost"]
+    assert shard in dataset.shards[0].path
+    assert "not those that were packed" in reason
+    assert result["samples"] + dataset.shards[0].samples == 100
+    assert any("have no latents" in problem for problem in verify_store(world.store().url))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "receipt"])
+def test_verify_finds_what_was_damaged(world, damage):
+    world.grow(range(30))
+    world.encode()
+    store = Path(world.store().url)
+    assert verify_store(str(store)) == []
+    (file, *_) = store.glob("latents/*/*.arrow")
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "truncate":
+        file.write_bytes(data[:-100])
+    elif damage == "delete":
+        file.unlink()
+    else:
+        next(store.glob("receipts/*/*.json")).unlink()
+    problems = verify_store(str(store))
+    assert len(problems) == 1
+    assert (file.name if damage != "receipt" else "receipt") in problems[0]
+
+
+def test_a_damaged_store_is_whole_again_after_what_verify_advises(world):
+    world.grow(range(30))
+    world.encode()
+    store = Path(world.store().url)
+    before = tree(store)
+    (file, *_) = store.glob("latents/*/*.arrow")
+    file.write_bytes(b"garbage")
+    (problem,) = verify_store(str(store))
+    # "Delete it and STORE/store.json, and run the same jobs.encode again."
+    assert f"Delete it and {store}/store.json" in problem
+    file.unlink()
+    (store / "store.json").unlink()
+    assert 0 < world.encode()["encoded"] < 30, "only the damaged shard is made again"
+    assert verify_store(str(store)) == []
+    assert tree(store) == before
+
+
+def test_a_column_that_no_image_has_is_told_before_it_is_null_throughout(world, caplog):
+    world.grow(range(20))
+    world.encode(columns=("label", "labl"))
+    assert "--columns labl: none of the first 16 images" in caplog.text
+    assert "--columns label:" not in caplog.text
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path):
+    world.grow(range(100))
+    said = world.encode(dry_run=True, probe_seconds=0.2)
+    assert not (tmp_path / "store").exists()
+    dataset = Dataset.open(str(tmp_path / "data"))
+    assert (said["images"], said["shards"]) == (100, len(dataset.shards))
+    assert said["source_bytes"] == sum(shard.bytes for shard in dataset.shards)
+    done = world.encode()
+    assert said["identity"] == done["identity"]
+    written = sum(path.stat().st_size for path in (tmp_path / "store/latents").rglob("*.arrow"))
+    assert said["store_bytes"] == pytest.approx(written, rel=0.3)
+    assert said["hours"] == pytest.approx(100 / said["images_per_second"] / 3600, abs=1e-4)
+    assert world.encode(dry_run=True)["images"] == 0, "everything is there"
+
+
+def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(world, tmp_path):
+    world.grow(range(60))
+    result = world.encode(report_images=5)
+    (folder,) = (tmp_path / "store/reports").glob("*/*")
+    report = json.loads((folder / "report.json").read_bytes())
+    assert (report["samples"], report["complete"]) == (60, True)
+    assert report["mean"] == list(world.store().mean)
+    found = report["reconstruction"]
+    assert found["images"] == 5
+    assert 0 < found["lowest_psnr"] <= found["psnr"] < 40
+    page = (folder / "report.md").read_text()
+    assert "| latents | 60 |" in page
+    assert result["snapshot"] in page
+    for name in ("reconstructions.png", "channels.png"):
+        assert Image.open(folder / name).size[0] > 500
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"content": "mean"},
+        {"content": "sample", "seed": 3},
+        {"flip": True},
+        {"dtype": "float32"},
+        {"columns": ("label",)},
+        {"content": "sample", "flip": True, "dtype": "float32", "columns": ("label",)},
+    ],
+)
+def test_every_option_gives_a_whole_store_that_its_images_give_again(world, options):
+    world.grow(range(40))
+    world.encode(**options)
+    store = world.store()
+    assert verify_store(store.url) == []
+    wanted = store.snapshot.identity.options
+    batch = next(store.batches())
+    assert set(batch.tensors) == set(wanted.tensors)
+    assert all(values.dtype == wanted.dtype for values in batch.tensors.values())
+    assert tuple(batch.columns) == wanted.columns
+    outcome = verify.main(VerifyConfig(store=store.url, sample=7))
+    assert (outcome.exit_code, outcome.result["equal"], outcome.result["reencoded"]) == (0, 7, 7)
+
+
+def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(world, tmp_path):
+    world.grow(range(100))
+    part = world.encode(limit=20)
+    assert part["failed"] == 0
+    assert 20 <= part["samples"] < 100
+    assert part["samples"] + part["lost_samples"] == 100
+    assert world.encode()["encoded"] == part["lost_samples"]

@@ -1,0 +1,57 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.explain import deviation, run_explanation
+from pipeline.config import ExplainConfig, PackConfig
+from pipeline.errors import ConfigError, DatasetError, RunError
+from pipeline.packing.pack import pack
+from tests.pipeline.training.digits import digits_vae, write_digits
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path):
+    run = place / "runs" / "mine"
+    run.mkdir(parents=True)
+    config = {"data": "elsewhere", "holdout": str(place / "data"), "objective": {"beta": 500.0}}
+    (run / "run.json").write_text(json.dumps({"config": config}))
+    (run / "result.json").write_text(json.dumps({"bundle": str(place / "collapsed")}))
+    _, result = run_explanation(
+        ExplainConfig(run="mine", storage=str(place / "runs"), importance_samples=8)
+    )
+    assert result["answers"]["weight"]["beta"] == 500.0
+    assert result["data"] == str(place / "data")
+
+
+def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Path):
+    with pytest.raises(RunError, match="is no finished run"):
+        run_explanation(ExplainConfig(run="other", storage=str(place)))
+    with pytest.raises(ConfigError, match="--model needs --data"):
+        run_explanation(ExplainConfig(model=str(place / "vae")))
+
+
+def test_a_weight_of_zero_is_not_taken_for_none_given(place: Path):
+    asked = ExplainConfig(
+        model=str(place / "vae"), data=str(place / "data"), beta=0, importance_samples=8
+    )
+    assert run_explanation(asked)[1]["answers"]["weight"]["beta"] == 0
+
+
+def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(next((place / "images").rglob("*.png")), images / "one.png")
+    pack(PackConfig(source=(str(images),), output=str(tmp_path / "data"), workers=1))
+    with pytest.raises(DatasetError, match="one image has no intervals"):
+        run_explanation(ExplainConfig(model=str(place / "vae"), data=str(tmp_path / "data")))
+
+
+def test_a_bernoulli_has_no_deviation_and_a_gaussian_has_its_own():
+    assert deviation(digits_vae("bernoulli")) is None
+    assert deviation(digits_vae()) == digits_vae().likelihood.sigma.item()

@@ -1,0 +1,99 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.train import main as train_job
+from pipeline.commands.sweep import parse_sweep, run_sweep
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.registry.models import resolve
+from pipeline.tracking.mlflow_client import mlflow_client
+from tests.pipeline.training.digits import pack_digits, write_digits
+
+
+def config(folder: Path, sweep: str) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "data": str(folder / "data"),
+            "holdout": str(folder / "data"),
+            "run": "weights",
+            "sweep": sweep,
+            "storage": str(folder / "runs"),
+            "steps": 40,
+            "global_batch_size": 60,
+            "image_size": 8,
+            "channels": 1,
+            "workers": 0,
+            "model": {"kind": "mlp", "latent_channels": 4, "width": 32},
+            "optimizer": {"learning_rate": 3e-3},
+            "tracking": {"mlflow_uri": f"sqlite:///{folder}/mlflow.db"},
+        }
+    )
+
+
+def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp_path):
+    asked = config(write_digits(tmp_path), "objective.beta=0,1,1000")
+    result = run_sweep(asked)
+    rates = [row["rate"] for row in result["sweep"]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > rates[-1] + 1
+    for row in result["sweep"]:
+        assert row["elbo"] == pytest.approx(-row["rate"] - row["distortion"], rel=1e-5)
+    best = max(result["sweep"], key=lambda row: row["elbo"])
+    assert (result["run"], result["model_version"]) == (best["run"], best["model_version"])
+    assert resolve(result["model"], asked.tracking).version == best["model_version"]
+    (picture,) = result["figures"]
+    assert Image.open(picture).format == "PNG"
+    client = mlflow_client(str(asked.tracking.mlflow_uri))
+    parents = {
+        client.get_run(row["run_id"]).data.tags["mlflow.parentRunId"] for row in result["sweep"]
+    }
+    assert len(parents) == 1
+    assert parents.isdisjoint(row["run_id"] for row in result["sweep"])
+    assert run_sweep(asked)["sweep"] == result["sweep"]
+
+
+def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_alias(tmp_path):
+    asked = config(write_digits(tmp_path), "optimizer.learning_rate=0.003,1e8")
+    asked = asked.model_copy(update={"steps": 6, "select": "last"})
+    outcome = train_job(asked)
+    calm, wild = outcome.result["sweep"]
+    assert (wild["elbo"], wild["distortion"], wild["model_version"]) == (None, None, None)
+    assert outcome.result["run"] == calm["run"]
+    assert resolve(outcome.result["model"], asked.tracking).version == calm["model_version"]
+    assert "diverged" in outcome.summary[2]
+
+
+def test_values_are_read_as_yaml():
+    assert parse_sweep("objective.beta=0.5,1,4") == ("objective.beta", [0.5, 1, 4])
+    assert parse_sweep("model.kind=mlp,conv") == ("model.kind", ["mlp", "conv"])
+
+
+@pytest.mark.parametrize("text", ["objective.beta", "objective.beta=1", "=1,2", "seed=3,3"])
+def test_what_is_no_sweep_is_refused(text):
+    with pytest.raises(ConfigError, match=r"is not KEY=A,B"):
+        parse_sweep(text)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"), [("objective.bete=1,2", "no such knob"), ("objective.beta=1,-2", "greater")]
+)
+def test_a_wrong_knob_or_value_is_refused_before_anything_trains(tmp_path, sweep, said):
+    with pytest.raises(ConfigError, match=said):
+        run_sweep(config(tmp_path, sweep))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_without_a_holdout_is_refused_before_anything_trains(tmp_path):
+    data = pack_digits(tmp_path)
+    command = [sys.executable, "-m", "jobs.train", "--data", data, "--run", "weights", "--storage"]
+    command += [tmp_path / "runs", "--workers", "0", "--sweep", "objective.beta=0.5,1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith("ConfigError: --sweep objective.beta: ")
+    assert "Give --holdout URL" in error
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.train_cost import dry_run
+from pipeline.data import Dataset
+from tests.pipeline.training.digits import pack_digits
+from tests.worlds import train, train_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_digits(tmp_path_factory.mktemp("digits"))
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):
+    config = train_config(data, tmp_path, "planned", steps=1000, workers=2)
+    cost = dry_run(config, probe_seconds=0.2)
+    dataset = Dataset.open(str(data))
+    assert cost["images"] == 120
+    assert cost["images_seen"] == 24_000
+    assert cost["bytes_read"] == 200 * sum(shard.bytes for shard in dataset.shards)
+    assert cost["hours"] == pytest.approx(1000 * cost["seconds_per_step"] / 3600)
+    assert cost["worker_hours"] == pytest.approx(2 * cost["hours"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data, tmp_path):
+    train(train_config(data, tmp_path, "traced", profile="3:5", steps=6))
+    trace = tmp_path / "traced" / "profile" / "trace-3-5.json"
+    text = trace.read_text()
+    # Two steps of AdamW, and none of the others.
+    assert text.count('"name": "Optimizer.step#AdamW.step"') == 2
+
+
+def test_a_run_that_ends_within_its_span_leaves_the_steps_that_it_made(data, tmp_path):
+    train(train_config(data, tmp_path, "short", profile="2:100", steps=3))
+    (trace,) = (tmp_path / "short" / "profile").iterdir()
+    assert trace.name == "trace-2-4.json"
+    assert trace.read_text().count('"name": "Optimizer.step#AdamW.step"') == 2
+
+
+@pytest.mark.parametrize("span", ["5:2000", "5:5", "0:3"])
+def test_a_span_that_is_empty_or_outgrows_memory_is_refused(data, tmp_path, span):
+    with pytest.raises(ValueError, match=f"profile {span}: A:B needs"):
+        train_config(data, tmp_path, "traced", profile=span, steps=3000)

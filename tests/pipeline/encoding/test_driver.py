@@ -1,0 +1,130 @@
+from contextlib import closing
+
+import pytest
+
+from pipeline.encoding.driver import (
+    ThreadCrew,
+    drive,
+    finish,
+    finished_pointer,
+    plan_encoding,
+    publish,
+)
+from pipeline.encoding.schedule import ShardSchedule
+from pipeline.encoding.shard import encode_shard
+from pipeline.errors import AccessDeniedError, DatasetError, StoreError
+from pipeline.latents.store import LatentStore
+from tests.pipeline.latents.small import encode, identity_of, small_dataset, small_vae
+
+
+@pytest.fixture
+def world(tmp_path):
+    return small_vae(), small_dataset(tmp_path, range(60)), str(tmp_path / "s")
+
+
+def run(world, spoil=lambda number: None, **schedule):
+    """Drives a whole encoding with threads; `spoil` may raise for a shard."""
+    vae, dataset, store = world
+    identity = identity_of(vae)
+
+    def one(number: int):
+        spoil(number)
+        return encode_shard(vae, dataset, dataset.shards[number], identity, store)
+
+    plan, seen = plan_encoding(store, dataset, identity), []
+    with closing(ThreadCrew(one, 2)) as crew:
+        report = drive(ShardSchedule(plan.todo, **schedule), crew, seen.append)
+    assert seen == report.done
+    lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
+    snapshot = finish(store, dataset, identity, plan.known, lost)
+    return report, publish(store, snapshot, data=dataset.url, model="m")
+
+
+def test_every_shard_is_encoded_once_and_the_store_is_whole(world):
+    report, pointer = run(world)
+    assert sorted(event.shard for event in report.done) == list(range(len(world[1].shards)))
+    assert report.images == 60
+    assert pointer.complete
+    assert len(LatentStore.open(world[2])) == 60
+
+
+def test_a_poison_shard_is_tried_three_times_listed_and_the_rest_is_encoded(world):
+    tries = []
+
+    def spoil(number: int):
+        if number == 1:
+            tries.append(number)
+            raise DatasetError("poison")
+
+    report, pointer = run(world, spoil)
+    assert len(tries) == 3
+    assert report.retries == 2
+    assert not pointer.complete
+    (lost,) = LatentStore.open(world[2]).snapshot.lost
+    assert (lost.samples, lost.reason) == (world[1].shards[1].live, "DatasetError: poison")
+    assert pointer.samples + pointer.failed == 60
+
+
+def test_a_failure_that_passes_costs_a_retry_and_no_image(world):
+    left = [1, 2]
+
+    def spoil(number: int):
+        if number in left:
+            left.remove(number)
+            raise OSError(28, "No space left on device")
+
+    report, pointer = run(world, spoil)
+    assert (report.retries, pointer.complete) == (2, True)
+
+
+def test_refused_credentials_end_the_run_at_once(world):
+    def spoil(number: int):
+        raise AccessDeniedError("s3://b: 403")
+
+    with pytest.raises(StoreError, match="403"):
+        run(world, spoil)
+
+
+def test_a_bug_is_raised_and_not_counted_as_a_bad_shard(world):
+    def spoil(number: int):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        run(world, spoil)
+
+
+def test_only_what_has_no_receipt_is_planned(world):
+    vae, dataset, store = world
+    identity = identity_of(vae)
+    encode_shard(vae, dataset, dataset.shards[2], identity, store)
+    plan = plan_encoding(store, dataset, identity)
+    assert plan.todo == tuple(n for n in range(len(dataset.shards)) if n != 2)
+    run(world)
+    assert plan_encoding(store, dataset, identity).todo == ()
+
+
+def test_a_limit_takes_whole_shards_until_it_is_reached(world):
+    vae, dataset, store = world
+    limit = dataset.shards[0].samples + 1
+    plan = plan_encoding(store, dataset, identity_of(vae), limit)
+    assert plan.todo == (0, 1)
+    assert plan.skipped == tuple(range(2, len(dataset.shards)))
+
+
+def test_the_pointer_is_of_this_dataset_and_these_options_or_none(world):
+    vae, dataset, store = world
+    run(world)
+    identity = identity_of(vae).digest
+    assert finished_pointer(store, dataset.digest, identity) is not None
+    assert finished_pointer(store, "another dataset", identity) is None
+    assert finished_pointer(store, dataset.digest, identity_of(vae, flip=True).digest) is None
+
+
+def test_a_store_of_another_dataset_or_a_dataset_is_refused(world, tmp_path):
+    vae, dataset, store = world
+    run(world)
+    other = small_dataset(tmp_path / "other", range(100, 120))
+    with pytest.raises(StoreError, match="holds latents of another dataset"):
+        encode(vae, other, store)
+    with pytest.raises(StoreError, match="holds an image dataset"):
+        encode(vae, dataset, dataset.url)

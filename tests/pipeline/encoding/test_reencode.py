@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.encoding.reencode import reencode
+from pipeline.errors import StoreError
+from pipeline.latents import LatentStore
+from pipeline.latents.latent_file import LatentFileWriter, file_digest
+from tests.pipeline.latents.small import encode, small_dataset, small_vae
+
+
+@pytest.fixture
+def world(tmp_path):
+    dataset = small_dataset(tmp_path, range(30))
+    return dataset, encode(small_vae(), dataset, tmp_path / "s")
+
+
+def test_images_encoded_again_give_the_stored_latents_to_the_last_bit(world):
+    dataset, store = world
+    found = reencode(small_vae(), dataset, store, 100, seed=0)
+    assert (found.images, found.equal, found.largest_difference) == (30, 30, 0.0)
+    assert found.problems == []
+
+
+def test_a_latent_that_is_not_its_images_is_found(world, tmp_path):
+    """A file with two rows exchanged, and a store that vouches for it."""
+    dataset, store = world
+    (rows, *_) = store.shard_rows
+    with LatentFileWriter(tmp_path / "f", rows.identity) as writer:
+        for number in range(len(rows.receipt.record_batches)):
+            batch = rows.read(number)
+            swapped = np.arange(len(batch))
+            if number == 0:
+                swapped[[0, 1]] = 1, 0
+            tensors = {name: values[swapped] for name, values in batch.tensors.items()}
+            writer.write(batch.keys, batch.positions.tolist(), tensors, {})
+    Path(store.url, rows.receipt.path).write_bytes((tmp_path / "f").read_bytes())
+    assert file_digest(tmp_path / "f") != rows.receipt.sha256
+    found = reencode(small_vae(), dataset, LatentStore.open(store.url), 30, seed=0)
+    assert len(found.problems) == 2
+    assert "differs by" in found.problems[0]
+    assert found.equal == 28
+
+
+def test_another_model_or_dataset_is_refused(world, tmp_path):
+    dataset, store = world
+    with pytest.raises(StoreError, match="was made by model"):
+        reencode(small_vae(seed=1), dataset, store, 5, seed=0)
+    other = small_dataset(tmp_path / "other", range(100, 110))
+    with pytest.raises(StoreError, match="from dataset"):
+        reencode(small_vae(), other, store, 5, seed=0)

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
+from pipeline import storage
+from pipeline.encoding.report import (
+    Reconstructions,
+    reconstruct,
+    report_folder,
+    report_of,
+    to_markdown,
+)
+from tests.pipeline.latents.small import encode, small_dataset, small_vae
+
+
+@pytest.fixture
+def world(tmp_path):
+    dataset = small_dataset(tmp_path, range(40))
+    return dataset, encode(small_vae(), dataset, tmp_path / "s")
+
+
+def test_psnr_is_scikit_images():
+    generator = np.random.default_rng(0)
+    originals = generator.integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    decoded = generator.random((3, 1, 8, 8))
+    found = Reconstructions(("a", "b", "c"), torch.from_numpy(originals), torch.from_numpy(decoded))
+    expected = [
+        peak_signal_noise_ratio(o / 255, d, data_range=1)
+        for o, d in zip(originals, decoded, strict=True)
+    ]
+    np.testing.assert_allclose(found.psnr, expected, rtol=1e-9)
+
+
+def test_each_original_stands_beside_what_its_own_stored_latent_decodes_to(world):
+    dataset, store = world
+    vae = small_vae()
+    found = reconstruct(vae, dataset, store, 6)
+    assert len(set(found.keys)) == 6
+    for key, decoded in zip(found.keys, found.decoded, strict=True):
+        latent = torch.from_numpy(store.by_key(key).tensors["mean"].astype(np.float32))
+        with torch.no_grad():
+            expected = vae.decode(latent[None])[0]
+        torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_source_that_has_changed_since_is_left_out_of_the_pictures(world):
+    dataset, store = world
+    for shard in dataset.shards[:-1]:
+        storage.local_path(dataset.shard_url(shard)).write_bytes(b"cut short")
+    found = reconstruct(small_vae(), dataset, store, 12)
+    assert 0 < len(found.keys) < 12
+    storage.local_path(dataset.shard_url(dataset.shards[-1])).write_bytes(b"cut short")
+    assert reconstruct(small_vae(), dataset, store, 12) is None
+
+
+def test_two_reports_of_one_snapshot_are_equal_and_name_it(world):
+    dataset, store = world
+    one, other = (
+        report_of(store.snapshot, reconstruct(small_vae(), dataset, store, 4)) for _ in range(2)
+    )
+    assert one == other
+    assert storage.canonical_json(one)
+    assert "| latents | 40 |" in to_markdown(one)
+    assert report_folder(store.snapshot).startswith(f"reports/{store.snapshot.identity.digest}/")

@@ -1,0 +1,29 @@
+"""Findings of the small digit models, made once."""
+
+import functools
+import math
+from typing import Any
+
+from pipeline.evaluation.findings import FindingOptions, Findings, find
+from pipeline.evaluation.rows import Measured, MeasureOptions, measure
+from tests.pipeline.training.digits import TRAINED_ON, digits_vae, held_out, images
+
+COUNT = 300
+
+
+@functools.cache
+def evaluated(likelihood: str = "gaussian", beta: float = 1.0) -> tuple[Measured, Findings]:
+    """Rows and findings of 299 held-out digits under one model."""
+    vae = digits_vae(likelihood, beta=beta)
+    measured = measure(vae, held_out(COUNT, 50), MeasureOptions(64, 0, 50, 1000))
+    first = images()[0][TRAINED_ON : TRAINED_ON + 64]
+    return measured, find(vae, measured, first, FindingOptions(0, 64, 8))
+
+
+def numbers_of(likelihood: str = "gaussian", beta: float = 1.0) -> dict[str, Any]:
+    """The numbers as `jobs.evaluate` reports them."""
+    vae = digits_vae(likelihood, beta=beta)
+    return evaluated(likelihood, beta)[1].numbers | {
+        "pixels": math.prod(vae.image_shape),
+        "likelihood": likelihood,
+    }

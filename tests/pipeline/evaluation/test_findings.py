@@ -1,0 +1,61 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from pipeline.evaluation.findings import mean_and_error
+from tests.pipeline.evaluation.findings_of import COUNT, evaluated, numbers_of
+
+
+def test_the_gaps_interval_is_the_paired_one_of_scipy():
+    measured, findings = evaluated()
+    gaps = measured.column("iwae") - measured.column("elbo_averaged")
+    low, high = findings.numbers["posterior_gap_interval"]
+    expected = scipy.stats.norm.interval(0.95, gaps.mean(), scipy.stats.sem(gaps))
+    assert (low, high) == pytest.approx(expected, rel=1e-4)
+    assert findings.numbers["posterior_gap"] == pytest.approx(gaps.mean())
+
+
+def test_rate_and_distortion_add_up_to_minus_the_elbo():
+    numbers = numbers_of()
+    assert numbers["rate"] + numbers["distortion"] == pytest.approx(-numbers["elbo"], rel=1e-6)
+    assert numbers["bits_per_dim"] == pytest.approx(-numbers["elbo"] / 64 / math.log(2))
+    assert numbers["images"] == COUNT - 1
+
+
+def test_the_surgerys_kl_is_the_evaluations():
+    numbers = numbers_of()
+    assert numbers["surgery"]["kl"] == pytest.approx(numbers["kl"], rel=1e-4)
+    assert numbers["surgery"]["mutual_information"] <= numbers["surgery"]["cap"]
+
+
+def test_means_carry_the_class_and_a_collapsed_model_carries_nothing():
+    assert numbers_of()["neighbours"]["agreement"] > 0.8
+    collapsed = numbers_of(beta=500.0)
+    assert collapsed["active_units"] == 0
+    assert collapsed["neighbours"]["agreement"] < 0.5
+    assert collapsed["posterior_gap"] < 0.2 * numbers_of()["posterior_gap"]
+
+
+def test_reconstructions_are_closer_at_the_mean_than_at_a_draw():
+    found = numbers_of()["reconstruction"]
+    assert found["psnr_mean"] > found["psnr_sample"] > 10
+    assert found["ssim_mean"] > found["ssim_sample"]
+
+
+def test_every_number_is_plain_json():
+    text = json.dumps(numbers_of("bernoulli"), allow_nan=False)
+    assert json.loads(text)["bits_per_dim"] is None
+
+
+def test_missing_values_are_left_out_of_a_mean():
+    assert mean_and_error(np.array([1.0, np.nan, 3.0])) == (2.0, pytest.approx(1.0))
+    assert math.isnan(mean_and_error(np.array([np.nan]))[0])
+
+
+def test_an_images_own_code_serves_it_better_than_anothers_unless_z_says_nothing():
+    healthy, collapsed = numbers_of()["codes"], numbers_of(beta=500.0)["codes"]
+    assert healthy["psnr_own"] > healthy["psnr_other"] + 3
+    assert collapsed["psnr_own"] == pytest.approx(collapsed["psnr_other"], abs=0.1)

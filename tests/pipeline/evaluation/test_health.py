@@ -1,0 +1,56 @@
+import pytest
+
+from pipeline.evaluation.health import check_course, check_health
+from tests.pipeline.evaluation.findings_of import numbers_of
+
+
+def test_a_good_model_gets_no_warning():
+    assert check_health(numbers_of(), sigma=0.2) == []
+
+
+def test_a_really_collapsed_model_is_told_so():
+    assert "Posterior collapse" in check_health(numbers_of(beta=500.0))[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"active_units": 1, "latent_dimensions": 64}, "Over-regularised: only 1 of 64"),
+        ({"elbo": 12.0}, "The ELBO is positive"),
+        ({"not_finite": 3}, "3 of 299 images have an ELBO that is not finite and"),
+        ({"effective_samples": 1.1}, "only 1.10 count"),
+        ({"codes": {"psnr_own": 10.05, "psnr_other": 10.0}}, "decoder ignores z"),
+    ],
+)
+def test_each_illness_is_named(change: dict, words: str):
+    warnings = check_health(numbers_of() | change)
+    assert len(warnings) == 1
+    assert words in warnings[0]
+
+
+def test_a_deviation_at_its_floor_is_a_clamped_variance():
+    assert "variance is clamped" in check_health(numbers_of(), sigma=1 / 256)[0]
+
+
+def look(elbo: float, kl: float = 5.0, active_units: float = 3.0) -> dict[str, float]:
+    return {"elbo": elbo, "kl": kl, "active_units": active_units}
+
+
+def test_a_run_that_gets_better_gets_no_warning():
+    assert check_course([look(-400, 0.0, 0), look(-350), look(-352), look(-340)]) == []
+    assert check_course([look(-400, 0.0, 0)]) == []
+
+
+@pytest.mark.parametrize("elbo", [-390.0, -1e6, float("nan"), float("-inf")])
+def test_a_run_that_loses_most_of_what_it_had_gained_diverges(elbo: float):
+    (warning,) = check_course([look(-400), look(-300), look(elbo)])
+    assert "Training diverges" in warning
+    assert "-300.00 at best" in warning
+
+
+def test_a_collapse_is_told_when_it_comes_and_not_again():
+    looks = [look(-400, 0.0, 0), look(-350, 0.01, 0)]
+    (warning,) = check_course(looks)
+    assert "Posterior collapse" in warning
+    assert check_course([*looks, look(-349, 0.01, 0)]) == []
+    assert len(check_course([*looks, look(-349), look(-349, 0.01, 0)])) == 1

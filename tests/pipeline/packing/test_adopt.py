@@ -1,0 +1,137 @@
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline import storage
+from pipeline.config import IndexConfig
+from pipeline.data.dataset import Dataset
+from pipeline.errors import DatasetError
+from pipeline.packing.adopt import adopt, adopt_tar, expand_braces
+from pipeline.packing.verify_dataset import verify_dataset
+
+
+def jpeg(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 10), (value, value, value)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def stock_tar(path, numbers, bad=()) -> str:
+    """A tar by webdataset's own writer."""
+    with webdataset.TarWriter(str(path), encoder=False) as writer:
+        for n in numbers:
+            image = b"no image" if n in bad else jpeg(n)
+            writer.write({"__key__": f"{n:04d}", "jpg": image, "cls": b"1", "json": b"{}"})
+    return str(path)
+
+
+def test_stock_tars_are_adopted_where_they_lie(tmp_path):
+    for n in range(3):
+        stock_tar(tmp_path / f"{n}.tar", range(n * 10, n * 10 + 10))
+    output = str(tmp_path / "adopted")
+    result = adopt(IndexConfig(source=(str(tmp_path / "{0..2}.tar"),), output=output))
+    dataset = Dataset.open(output)
+    assert len(dataset) == result.samples == 30
+    index = dataset.read_index(1)
+    assert index.keys[0] == "0010"
+    assert (index.widths[0], index.heights[0]) == (12, 10)
+    data = (tmp_path / "1.tar").read_bytes()
+    assert data[index.offsets[0] :][: index.sizes[0]] == jpeg(10)
+    assert verify_dataset(output) == []
+
+
+def test_a_cut_at_any_place_is_found(tmp_path):
+    data = Path(stock_tar(tmp_path / "whole.tar", range(4))).read_bytes()
+    index_end = len(data.rstrip(b"\0"))
+    end = -(-index_end // 512) * 512
+    for cut in range(256, end + 1024, 256):
+        (tmp_path / "cut.tar").write_bytes(data[:cut])
+        with pytest.raises(DatasetError):
+            adopt_tar(str(tmp_path / "cut.tar"), "none")
+    (tmp_path / "cut.tar").write_bytes(data[: end + 1024])
+    assert adopt_tar(str(tmp_path / "cut.tar"), "none").record.samples == 4
+
+
+def test_a_sample_that_is_no_image_does_not_count_and_is_listed(tmp_path):
+    stock_tar(tmp_path / "a.tar", range(5), bad=(2,))
+    output = str(tmp_path / "adopted")
+    result = adopt(IndexConfig(source=(str(tmp_path / "a.tar"),), output=output, verify="full"))
+    assert (result.samples, result.rejected) == (4, 1)
+    assert Dataset.open(output).shards[0].removed == (2,)
+
+
+def test_a_key_in_two_tars_is_refused(tmp_path):
+    stock_tar(tmp_path / "a.tar", range(5))
+    stock_tar(tmp_path / "b.tar", range(4, 9))
+    with pytest.raises(DatasetError, match="0004"):
+        adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
+
+
+def test_what_another_index_committed_meanwhile_is_not_lost(tmp_path, monkeypatch):
+    first, second = (stock_tar(tmp_path / f"{n}.tar", range(n, n + 1)) for n in range(2))
+    output = str(tmp_path / "dataset")
+    indexed = adopt_tar
+
+    def while_another_commits(url, verify):
+        with monkeypatch.context() as once:
+            once.setattr("pipeline.packing.adopt.adopt_tar", indexed)
+            adopt(IndexConfig(source=(first, second), output=output))
+        return indexed(url, verify)
+
+    monkeypatch.setattr("pipeline.packing.adopt.adopt_tar", while_another_commits)
+    with pytest.raises(DatasetError, match=r"holds another dataset"):
+        adopt(IndexConfig(source=(first,), output=output))
+    assert Dataset.open(output).manifest.samples == 2
+
+
+def test_a_key_that_one_tar_holds_twice_is_the_one_that_is_named(tmp_path):
+    stock_tar(tmp_path / "a.tar", [1, 2, 3, 2])
+    with pytest.raises(DatasetError, match=r"the key '0002' is there twice"):
+        adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
+
+
+def test_samples_without_an_image_were_seen_and_rejected_until_they_are_mended(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "whole", "jpg": jpeg(1)})
+        for n in range(3):
+            writer.write({"__key__": f"text{n}", "cls": b"1"})
+    output = tmp_path / "adopted"
+    result = adopt(IndexConfig(source=(str(tmp_path / "a.tar"),), output=str(output)))
+    assert (result.seen, result.added, result.rejected) == (4, 1, 3)
+    assert len((output / "rejects.jsonl").read_text().splitlines()) == 3
+
+
+def test_braces_expand_with_their_zeros():
+    assert expand_braces("s3://b/{08..10}.tar") == [f"s3://b/{n}.tar" for n in ("08", "09", "10")]
+
+
+def test_what_stands_behind_the_last_sample_does_not_make_a_tar_look_cut(tmp_path):
+    path = tmp_path / "a.tar"
+    stock_tar(path, range(3))
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        tar.addfile(tarfile.TarInfo("README"))
+    shard = adopt_tar(str(path), "full")
+    assert shard.keys == ["0000", "0001", "0002"]
+
+
+def test_tars_on_object_storage_are_adopted_where_they_lie(s3_server, tmp_path):
+    bucket = s3_server.bucket()
+    for n in range(2):
+        data = Path(stock_tar(tmp_path / "x.tar", range(n * 10, n * 10 + 10))).read_bytes()
+        storage.publish(f"{bucket}/tars/{n}.tar", data)
+    before = {info.url: info.etag for info in storage.list_objects(f"{bucket}/tars")}
+    result = adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/d"))
+    assert (result.samples, result.shards) == (20, 2)
+    assert {info.url: info.etag for info in storage.list_objects(f"{bucket}/tars")} == before
+    assert verify_dataset(result.dataset) == []
+    storage.publish(f"{bucket}/tars/1.tar", data.rstrip(b"\0"))
+    assert any("cut short" in problem for problem in verify_dataset(result.dataset))
+    with pytest.raises(DatasetError, match=r"1\.tar.*cut short|1\.tar.*no end mark"):
+        adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/e"))

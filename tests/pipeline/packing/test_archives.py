@@ -1,0 +1,145 @@
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.data import archives
+from pipeline.errors import DatasetError, SampleError
+from pipeline.packing.archives import forget_unpacked, members_of, read_tar_member, read_zip_member
+from pipeline.packing.sources import list_sources
+
+FILES = {"a/one.png": b"1" * 700, "two.jpg": b"22", "empty.png": b""}
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+
+
+@pytest.fixture(autouse=True)
+def unpacked_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    forget_unpacked()
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as writer:
+        writer.addfile(tarfile.TarInfo("folder"))
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            writer.addfile(info, io.BytesIO(data))
+        last = tarfile.TarInfo("last")
+        last.type = tarfile.DIRTYPE
+        writer.addfile(last)
+    return buffer.getvalue()
+
+
+def contents(url: str) -> dict[str, bytes]:
+    return {
+        member.name: read_tar_member(url, member.etag, member.offset, member.size)
+        for member in members_of(url, "tag")
+        if member.name != "folder"
+    }
+
+
+@pytest.mark.parametrize("kind", ["", *PACKERS])
+def test_the_members_of_a_tar_are_read_whether_it_is_compressed_or_not(tmp_path, kind):
+    path = tmp_path / f"x.tar{'.' if kind else ''}{kind}"
+    path.write_bytes(PACKERS.get(kind, bytes)(tar(FILES)))
+    assert contents(str(path)) == FILES
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_a_compressed_tar_that_is_cut_is_refused_and_leaves_nothing_behind(tmp_path, kind):
+    path = tmp_path / f"x.tar.{kind}"
+    path.write_bytes(PACKERS[kind](tar(FILES))[:-20])
+    with pytest.raises(DatasetError, match=r"x.tar.*whole|x.tar.*cut"):
+        list(members_of(str(path), "tag"))
+    assert not list(archives._folder().rglob("*part*"))
+
+
+def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path):
+    data = tar(FILES)
+    end = data.rindex(b"last") + 512
+    path = tmp_path / "x.tar"
+    for cut in range(0, end + 1, 256):
+        path.write_bytes(data[:cut])
+        with pytest.raises(DatasetError):
+            list(members_of(str(path), "tag"))
+
+
+def test_who_has_an_unpacked_tar_open_reads_on_when_another_pack_removes_it(tmp_path):
+    path = tmp_path / "x.tgz"
+    path.write_bytes(gzip.compress(tar(FILES)))
+    found = {member.name: member for member in members_of(str(path), "tag")}
+    for file in archives._folder().iterdir():
+        file.unlink()
+    one = found["a/one.png"]
+    assert read_tar_member(str(path), "tag", one.offset, one.size) == FILES["a/one.png"]
+
+
+def test_the_end_of_another_pack_leaves_what_is_being_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "x.tgz"
+    path.write_bytes(gzip.compress(tar(FILES)))
+    unpack = archives._unpack
+
+    def while_another_ends(url, target):
+        forget_unpacked()
+        unpack(url, target)
+
+    monkeypatch.setattr(archives, "_unpack", while_another_ends)
+    assert contents(str(path)) == FILES
+    forget_unpacked()
+    assert not archives._folder().exists()
+
+
+def test_the_end_of_another_pack_between_making_the_folder_and_using_it_costs_nothing(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "x.tgz"
+    path.write_bytes(gzip.compress(tar(FILES)))
+    ends, make = iter([True, False]), Path.mkdir
+
+    def made_and_removed(folder, *args, **options):
+        make(folder, *args, **options)
+        if folder == archives._folder() and next(ends, False):
+            forget_unpacked()
+
+    monkeypatch.setattr(Path, "mkdir", made_and_removed)
+    assert contents(str(path)) == FILES
+
+
+def test_a_compressed_tar_is_a_source_as_a_plain_one_is(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x.tar.gz").write_bytes(gzip.compress(tar(FILES)))
+    files = list_sources([str(tmp_path / "in")]).files
+    assert {file.path: file.read() for file in files} == {
+        f"x/{name}": data for name, data in FILES.items()
+    }
+
+
+def test_a_zip_s_member_is_read_by_name_and_a_damaged_one_is_rejected(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", b"stored bytes")
+    (member,) = members_of(str(path), "tag")
+    assert read_zip_member(str(path), member.name, member.size) == b"stored bytes"
+    path.write_bytes(path.read_bytes().replace(b"stored", b"stoRed"))
+    with pytest.raises(SampleError) as raised:
+        read_zip_member(str(path), member.name, member.size)
+    assert raised.value.reason == "archive"

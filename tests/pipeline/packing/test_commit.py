@@ -1,0 +1,102 @@
+import io
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from pipeline import storage
+from pipeline.data import pack_commit
+from pipeline.data.dataset import Dataset
+from pipeline.packing.ledger import read_ledger, read_state
+from pipeline.packing.pack import pack
+from tests.pipeline.packing.test_pack import config, contents, png, write
+
+STEPS = (
+    "_write_split",
+    "write_ledger",
+    "create_state",
+    "_write_rejects",
+    "_replace",
+    "remove_plan",
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_commit_that_dies_at_any_step_is_finished_by_the_next_call(
+    tmp_path, monkeypatch, step, after
+):
+    source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(6)})
+    pack(config(source, tmp_path / "out"))
+    write(tmp_path / "in", {"0.png": png(60), "7.png": png(7), "bad.png": b"x"})
+    change = config(source, tmp_path / "out", append=True, remove=("5",))
+    real = getattr(pack_commit, step)
+
+    def dies(*arguments):
+        if after:
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_commit, step, dies)
+        with pytest.raises(KeyboardInterrupt):
+            pack(change)
+    (tmp_path / "in/5.png").unlink()
+    result = pack(config(source, tmp_path / "out", append=True) if _is_done(tmp_path) else change)
+    found = contents(result.dataset)
+    assert {key: image for key, (image, *_) in found.items()} == {
+        "0": png(60), "1": png(1), "2": png(2), "3": png(3), "4": png(4), "7": png(7),
+    }  # fmt: skip
+    lines = [json.loads(line) for line in storage.read(result.rejects_url).splitlines()]
+    assert [(line["path"], line["reason"]) for line in lines] == [("bad.png", "not-an-image")]
+
+
+def _is_done(folder) -> bool:
+    """Whether the second generation's state was created: then its request is no longer due."""
+    return read_state(str(folder / "out")).generation == 2
+
+
+def test_the_ledger_says_where_each_key_is_or_why_it_is_not(tmp_path):
+    source = write(tmp_path / "in", {"a.png": png(0), "b.png": b"x", "c.png": png(2)})
+    pack(config(source, tmp_path / "out"))
+    output = str(tmp_path / "out")
+    pack(config(source, output, append=True, remove=("c",)))
+    rows = read_ledger(output, read_state(output))
+    assert {key: row.reason for key, row in rows.items()} == {
+        "a": "", "b": "not-an-image", "c": "removed",
+    }  # fmt: skip
+    dataset = Dataset.open(output)
+    record = dataset.shards[0]
+    assert rows["a"].shard == record.path
+    assert dataset.read_index(0).keys[rows["a"].position] == "a"
+    assert len(dataset) == 1
+
+
+def test_a_file_that_is_mended_leaves_the_list_of_rejects(tmp_path):
+    source = write(tmp_path / "in", {"a.png": png(0), "b.png": b"x"})
+    assert pack(config(source, tmp_path / "out")).rejected == 1
+    write(tmp_path / "in", {"b.png": png(1)})
+    result = pack(config(source, tmp_path / "out", append=True))
+    assert (result.samples, result.rejects_url) == (2, None)
+    assert not (tmp_path / "out/rejects.jsonl").exists()
+
+
+def test_checksum_finds_a_change_that_size_and_time_hide(tmp_path):
+    source = write(tmp_path / "in", {"a.bmp": b"", "b.png": png(1)})
+    path = tmp_path / "in/a.bmp"
+    before, now = _bmp(10), _bmp(20)
+    path.write_bytes(before)
+    pack(config(source, tmp_path / "out"))
+    times = path.stat()
+    path.write_bytes(now)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert pack(config(source, tmp_path / "out", append=True)).added == 0
+    result = pack(config(source, tmp_path / "out", append=True, checksum=True))
+    assert (result.added, result.seen) == (1, 2)
+
+
+def _bmp(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (shade, shade, shade)).save(buffer, "BMP")
+    return buffer.getvalue()

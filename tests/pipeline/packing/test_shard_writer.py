@@ -1,0 +1,58 @@
+import io
+import tarfile
+import zlib
+
+import pytest
+import webdataset
+
+from pipeline.data import shard as shard_module
+from pipeline.packing.shard_writer import Sample, ShardWriter
+
+SAMPLES = [
+    Sample(
+        "cats/a", "jpg", b"\xff" * 700, 3, 4, {"label": "cats", "path": "cats/é.jpg"}, 7, "a cat"
+    ),
+    Sample("x" * 200, "png", b"1", 1, 1, {}),
+    Sample("b", "webp", b"2" * 512, 5, 6, {"path": "b.webp"}, 0),
+]
+
+
+def test_a_shard_has_the_bytes_of_webdatasets_own_writer(tmp_path):
+    path = tmp_path / "shard.tar"
+    with ShardWriter(path) as writer:
+        for sample in SAMPLES:
+            writer.write(sample)
+    buffer = io.BytesIO()
+    theirs = webdataset.TarWriter(buffer, encoder=False, mtime=0, user="", group="", mode=0o444)
+    for sample in SAMPLES:
+        theirs.write({"__key__": sample.key, **dict(sample.members())})
+    theirs.close()
+    assert path.read_bytes() == buffer.getvalue()
+
+
+def test_the_index_says_where_each_member_lies(tmp_path):
+    path = tmp_path / "shard.tar"
+    with ShardWriter(path) as writer:
+        for sample in SAMPLES:
+            writer.write(sample)
+    data, index = path.read_bytes(), writer.index
+    for n, sample in enumerate(SAMPLES):
+        start = index.offsets[n]
+        assert data[start : start + index.sizes[n]] == sample.image
+        assert index.crc32[n] == zlib.crc32(sample.image)
+        assert (index.widths[n], index.heights[n]) == (sample.width, sample.height)
+    assert data[index.txt_offsets[0] :][: index.txt_sizes[0]] == b"a cat"
+    assert data[index.cls_offsets[0] :][: index.cls_sizes[0]] == b"7"
+    assert index.json_sizes[1] == -1
+    assert list(index.starts) == [0, *index.ends[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("a.jpg", 0), ("x" * 96 + ".jpg", 8**11 - 1), ("x" * 97 + ".jpg", 5), ("x/" * 99 + "y.jpg", 9),
+     ("é.jpg", 3), ("a.jpg", 8**11)],
+)  # fmt: skip
+def test_a_header_is_the_one_that_tarfile_makes(name, size):
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o444
+    assert shard_module._header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8")

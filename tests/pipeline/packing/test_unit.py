@@ -1,0 +1,107 @@
+import hashlib
+import json
+import tarfile
+
+import pytest
+
+from pipeline import storage
+from pipeline.data.shard_index import ShardIndex
+from pipeline.errors import StorageError
+from pipeline.packing.annotations import Annotation
+from pipeline.packing.inspect_image import ImagePolicy
+from pipeline.packing.sources import SourceFile
+from pipeline.packing.unit import UnitJob, UnitReceipt, pack_unit, receipt_url, split_of
+from tests.pipeline.packing.test_pack import png, write
+
+POLICY = ImagePolicy("full", "keep", 90, None, 1, 10**6)
+
+
+@pytest.fixture
+def job(tmp_path) -> UnitJob:
+    """Four files: a good one, one that is known, one that is no image, one with a caption."""
+    data = {"a/1.png": png(1), "a/2.png": png(2), "b/3.png": b"no image", "b/4.png": png(4)}
+    write(tmp_path / "in", data)
+    files = tuple(
+        SourceFile(name, str(tmp_path / "in" / name), len(content), "tag")
+        for name, content in data.items()
+    )
+    known = ("", hashlib.sha256(png(2)).hexdigest(), "", "")
+    annotations = (None, None, None, Annotation("seven", "a caption", {"year": 1999}))
+    return UnitJob(
+        str(tmp_path / "out"), 1, "plan", 0, files, known, annotations, {"a": 0, "seven": 7},
+        POLICY, 0.0, 2,
+    )  # fmt: skip
+
+
+def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
+    receipt = pack_unit(job)
+    assert [row.status for row in receipt.rows] == ["packed", "same", "rejected", "packed"]
+    assert [row.position for row in receipt.rows] == [0, -1, -1, 1]
+    assert receipt.rows[2].reason == "not-an-image"
+    assert receipt.rows[0].sha256 == hashlib.sha256(png(1)).hexdigest()
+    assert receipt.shards[""].samples == 2
+
+
+def test_the_receipt_is_written_last_and_read_back_as_it_was(job):
+    receipt = pack_unit(job)
+    stored = storage.read_json(receipt_url(job))
+    assert UnitReceipt.from_json(stored, "receipt") == receipt
+
+
+def test_labels_captions_and_other_columns_lie_beside_the_image(job):
+    record = pack_unit(job).shards[""]
+    with tarfile.open(f"{job.output}/{record.path}") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    assert members["b/4.txt"] == b"a caption"
+    assert members["b/4.cls"] == b"7"
+    assert json.loads(members["b/4.json"]) == {
+        "path": "b/4.png", "label": "seven", "caption": "a caption", "year": 1999,
+    }  # fmt: skip
+    assert members["a/1.cls"] == b"0"
+
+
+def test_the_record_holds_the_checksums_of_shard_and_index(job):
+    record = pack_unit(job).shards[""]
+    shard = storage.read(f"{job.output}/{record.path}")
+    assert (hashlib.sha256(shard).hexdigest(), len(shard)) == (record.sha256, record.bytes)
+    url = f"{job.output}/{record.index_path}"
+    index = ShardIndex.from_bytes(storage.read(url), record.index_sha256, url)
+    assert index.keys == ["a/1", "b/4"]
+    for n, content in enumerate((png(1), png(4))):
+        assert shard[index.offsets[n] :][: index.sizes[n]] == content
+
+
+def test_the_first_receipt_of_a_unit_counts_for_a_twin_that_reads_a_changed_source(job):
+    first = pack_unit(job)
+    (path,) = [file.url for file in job.files if file.path == "b/4.png"]
+    storage.publish(path, png(5)[: job.files[3].size].ljust(job.files[3].size, b"\0"))
+    shard = storage.read(f"{job.output}/{first.shards[''].path}")
+    assert pack_unit(job) == first
+    assert storage.read(f"{job.output}/{first.shards[''].path}") == shard
+
+
+def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch):
+    real = storage.publish
+
+    def full(url, data):
+        if url.endswith(".arrow"):
+            raise OSError(28, "No space left on device")
+        real(url, data)
+
+    monkeypatch.setattr(storage, "publish", full)
+    words = "writing a shard failed: No space left on device. See to it, and run the same command"
+    with pytest.raises(StorageError, match=words):
+        pack_unit(job)
+    assert not storage.exists(receipt_url(job))
+    (left,) = storage.list_objects(job.output)
+    sha256 = hashlib.sha256(storage.read(left.url)).hexdigest()
+    assert left.url == f"{job.output}/shards/001-000000-{sha256[:12]}.tar"
+
+
+def test_the_holdout_takes_its_share_by_content_alone():
+    hashes = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(4000)]
+    held = [split_of(sha, 0.2) for sha in hashes].count("holdout")
+    assert abs(held - 800) < 5 * (4000 * 0.2 * 0.8) ** 0.5, "five standard deviations"
+    assert {split_of(sha, 0.0) for sha in hashes} == {""}
+    smaller = {sha for sha in hashes if split_of(sha, 0.1) == "holdout"}
+    assert smaller <= {sha for sha in hashes if split_of(sha, 0.2) == "holdout"}

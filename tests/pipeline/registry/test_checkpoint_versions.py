@@ -1,0 +1,53 @@
+"""Checkpoints registered while a run goes on; MLflow on sqlite."""
+
+import time
+
+import pytest
+import torch
+
+from pipeline.commands.train import run_training
+from pipeline.config import ModelConfig, TrackingConfig, TrainConfig
+from pipeline.registry import checkpoint_versions as registrar
+from pipeline.registry.catalogue import list_models
+from pipeline.registry.models import load_model, version_tags
+from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.run import Run
+from tests.digits import write_digits
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    return TrainConfig(
+        data=str(write_digits(tmp_path, 100)), run="r", storage=str(tmp_path / "runs"), steps=20,
+        global_batch_size=16, image_size=8, channels=1, workers=0, checkpoint_every=10,
+        evaluate_every=10, model=ModelConfig(kind="linear"),
+        tracking=TrackingConfig(mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db", register_every=10),
+    )  # fmt: skip
+
+
+def test_a_registered_checkpoint_has_its_average_and_its_figures(config):
+    result = run_training(config)
+    run = Run.at(config)
+    model = registrar.register_checkpoint(config, run, result["run_id"])
+    weights = load_model(model.uri, config.tracking).state_dict()
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    assert all(torch.equal(weights[name], kept) for name, kept in checkpoint.ema.items())
+    tags = version_tags(model, config.tracking)
+    assert float(tags["holdout_elbo"]) == result["holdout_after"]["elbo"]
+    # The run's last checkpoint holds the same weights as its bundle: no second version.
+    assert model.version == result["model_version"]
+
+
+def test_while_a_run_goes_on_its_due_checkpoint_is_registered(config, monkeypatch):
+    monkeypatch.setattr(registrar, "_SECONDS", 0.01)
+    result = run_training(config)
+    tracking = config.tracking.model_copy(update={"model_name": "on-the-way"})
+    going_on = config.model_copy(update={"tracking": tracking})
+    deadline, found = time.monotonic() + 120, []
+    with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result["run_id"]):
+        while not found:
+            assert time.monotonic() < deadline
+            found = [model for model in list_models(tracking) if model["name"] == "on-the-way"]
+            found = [row for model in found for row in model["versions"] if row["aliases"]]
+    assert [row["digest"] for row in found] == [result["digest"]]

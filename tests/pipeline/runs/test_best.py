@@ -1,0 +1,43 @@
+import copy
+from pathlib import Path
+
+import torch
+
+from pipeline.runs.best import keep_if_best, save_final
+from pipeline.runs.history import Validation
+from pipeline.runs.run import Run
+from pipeline.vae import VAE
+from tests.pipeline.training.digits import digits_vae
+from tests.worlds import train_config
+
+
+def vae_of(weight: float) -> VAE:
+    vae = copy.deepcopy(digits_vae())  # which other tests share
+    with torch.no_grad():
+        next(vae.parameters()).fill_(weight)
+    return vae
+
+
+def saved(run: Run, validations: list[Validation]) -> tuple[str, int]:
+    """The digest of what a run ends with, whose last weights are all 4, and its step."""
+    config = train_config(Path("data"), Path(run.url), "best", holdout="holdout")
+    digest, chosen = save_final(config, run, vae_of(4.0), validations, {})
+    assert chosen is not None
+    return digest, chosen.step
+
+
+def looks(*elbos: tuple[int, float]) -> list[Validation]:
+    return [Validation(step, 10, {"elbo": elbo}) for step, elbo in elbos]
+
+
+def test_the_figures_of_a_run_are_those_of_its_weights_also_after_a_start_that_died(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    seen = looks((2, -5.0), (4, -6.0))
+    keep_if_best(run, seen[:1], vae_of(2.0))
+    best, step = saved(run, seen)
+    assert step == 2
+    # A start validated step 3, kept its weights, and died before its checkpoint.
+    keep_if_best(run, looks((2, -5.0), (3, -1.0)), vae_of(3.0))
+    last, step = saved(run, seen)
+    assert step == 4
+    assert last == saved(run, seen[1:])[0] != best

@@ -1,0 +1,125 @@
+import hashlib
+import json
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import AccessDeniedError, RunError
+from pipeline.runs.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from pipeline.runs.run import Attempt, Run
+
+FIRST = Checkpoint(
+    step=1,
+    images_seen=10,
+    bad_images=0,
+    model={"weight": torch.arange(4.0)},
+    ema={"weight": torch.zeros(4)},
+    optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
+    objective={"beta": 1.0, "constraint": 0.0},
+    order={"seed": 0},
+    points=[],
+    validations=[],
+)
+
+
+def write(run: Run, *steps: int, keep: int = 3, attempt: Attempt | None = None) -> None:
+    with closing(CheckpointWriter(run, attempt or run.newest_attempt(), keep)) as writer:
+        for step in steps:
+            writer.save(replace(FIRST, step=step))
+        writer.finish()
+
+
+def files(run: Run) -> list[str]:
+    return sorted(path.name for path in Path(run.path("checkpoints")).iterdir())
+
+
+def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path):
+    run = Run(str(tmp_path))
+    weight = torch.arange(4.0)
+    with closing(CheckpointWriter(run, Attempt(0), 3)) as writer:
+        writer.save(replace(FIRST, model={"weight": weight}))
+        weight.zero_()
+    found = newest_checkpoint(run)
+    assert found is not None
+    assert torch.equal(found.model["weight"], torch.arange(4.0))
+    assert found.images_seen == 10
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    run = Run(str(tmp_path))
+    write(run, 1, 2, 3, 4, keep=2)
+    assert len(files(run)) == 4
+    assert newest_checkpoint(run).step == 4
+    assert newest_checkpoint(run, step=3).step == 3
+
+
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
+    run = Run(str(tmp_path))
+    write(run, 1, 2)
+    (newest,) = Path(run.path("checkpoints")).glob("step-00000002-*.pt")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert newest_checkpoint(run).step == 1
+    assert "is skipped" in caplog.text
+
+
+def test_if_no_checkpoint_is_whole_the_run_does_not_start_anew(tmp_path):
+    run = Run(str(tmp_path))
+    write(run, 1)
+    for path in Path(run.path("checkpoints")).glob("*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError, match="none of its 1 checkpoints is whole"):
+        newest_checkpoint(run)
+
+
+def test_a_superseded_attempt_writes_nothing(tmp_path):
+    run = Run(str(tmp_path))
+    mine = run.claim()
+    run.claim()
+    write(run, 1, attempt=mine)
+    assert newest_checkpoint(run) is None
+
+
+def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_over(tmp_path):
+    run = Run(str(tmp_path))
+    write(run, 1, 2)
+    unreceipted = Path(run.path("checkpoints"), "step-00000004-0123456789ab.pt")
+    unreceipted.touch()
+    write(run, 3, keep=1)
+    assert unreceipted.exists()
+    write(run, 5, keep=1)
+    assert len(files(run)) == 2
+    assert newest_checkpoint(run).step == 5
+
+
+def test_a_poisoned_checkpoint_is_refused_without_running_its_code(tmp_path, caplog):
+    class Poison:
+        def __reduce__(self):
+            return Path(tmp_path / "ran").touch, ()
+
+    run = Run(str(tmp_path))
+    write(run, 1)
+    (data,) = Path(run.path("checkpoints")).glob("*.pt")
+    torch.save({"version": 1, "poison": Poison()}, data)
+    (receipt,) = Path(run.path("checkpoints")).glob("*.json")
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "sha256": digest}))
+    with pytest.raises(RunError):
+        newest_checkpoint(run)
+    assert "holds more than tensors" in caplog.text
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_old_checkpoint_that_may_not_be_deleted_ends_no_run(tmp_path, monkeypatch, caplog):
+    def refuse(url: str) -> None:
+        raise AccessDeniedError(f"{url}: deleting was refused.")
+
+    run = Run(str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.delete", refuse)
+    write(run, 1, 2, 3, 4, 5, keep=1)
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    assert newest.step == 5
+    assert "deleting was refused" in caplog.text

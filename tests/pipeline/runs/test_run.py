@@ -1,0 +1,95 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline import storage
+from pipeline.config import OptimizerConfig, TrainConfig
+from pipeline.errors import RunError
+from pipeline.runs.outbox import Point
+from pipeline.runs.run import Attempt, Pins, Run
+
+
+def config(tmp_path, **changes) -> TrainConfig:
+    return TrainConfig(data="/d", run="r", storage=str(tmp_path), steps=10, **changes)
+
+
+def test_a_run_continues_with_more_steps_and_other_workers(tmp_path):
+    run = Run.at(config(tmp_path))
+    run.open(config(tmp_path), Pins("digest", None))
+    run.open(config(tmp_path, workers=3).model_copy(update={"steps": 20}), Pins("digest", None))
+
+
+def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
+    run = Run.at(config(tmp_path))
+    run.open(config(tmp_path), Pins("digest", None))
+    kept = storage.read_json(run.path("run.json"))
+    del kept["config"]["tail"], kept["config"]["optimizer"]["clip_norm"]
+    storage.publish(run.path("run.json"), storage.canonical_json(kept))
+    run.open(config(tmp_path), Pins("digest", None))
+    with pytest.raises(RunError, match="tail: was 'pad', is 'drop'"):
+        run.open(config(tmp_path, tail="drop"), Pins("digest", None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"optimizer": OptimizerConfig(learning_rate=0.5)}, "optimizer.learning_rate: was 0.001"),
+        ({"seed": 4}, "seed: was 0, is 4"),
+        ({"global_batch_size": 7}, "global_batch_size: was 256, is 7"),
+    ],
+)
+def test_another_configuration_is_refused_and_the_difference_is_named(tmp_path, changes, named):
+    run = Run.at(config(tmp_path))
+    run.open(config(tmp_path), Pins("digest", None))
+    with pytest.raises(RunError, match=named):
+        run.open(config(tmp_path, **changes), Pins("digest", None))
+
+
+def test_another_dataset_or_fewer_steps_are_refused(tmp_path):
+    run = Run.at(config(tmp_path))
+    run.open(config(tmp_path), Pins("digest", None))
+    with pytest.raises(RunError, match="dataset: was digest, is other"):
+        run.open(config(tmp_path), Pins("other", None))
+    with pytest.raises(RunError, match="steps: was 10, is 5"):
+        run.open(config(tmp_path).model_copy(update={"steps": 5}), Pins("digest", None))
+
+
+def test_a_run_keeps_the_generations_that_it_began_with(tmp_path):
+    run = Run.at(config(tmp_path))
+    assert run.pins() is None
+    run.open(config(tmp_path), Pins("digest", "held"))
+    assert run.pins() == Pins("digest", "held")
+
+
+def test_starts_at_the_same_time_get_different_attempts(tmp_path):
+    run = Run.at(config(tmp_path))
+    with ThreadPoolExecutor(8) as threads:
+        attempts = list(threads.map(lambda _: run.claim(), range(24)))
+    assert sorted(attempt.number for attempt in attempts) == list(range(1, 25))
+
+
+def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path):
+    run = Run.at(config(tmp_path))
+    first = run.claim()
+    second = run.claim()
+    restarted = run.claim_restart(first)
+    assert restarted == Attempt(1, 1)
+    assert run.newest_attempt() == second
+    assert run.claim_restart(second) == Attempt(2, 1) == run.newest_attempt()
+
+
+def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path):
+    run = Run.at(config(tmp_path))
+    points = [Point("elbo", 1, 2, {"elbo": 3.0})]
+    run.keep_points(points)
+    assert run.kept_points() == points
+    run.keep_points([])
+    assert run.kept_points() == []
+
+
+def test_a_stop_that_ended_one_start_does_not_stop_the_next(tmp_path):
+    run = Run.at(config(tmp_path))
+    run.claim()
+    storage.publish(run.path("STOP"), b"")
+    run.claim()
+    assert not storage.exists(run.path("STOP"))

@@ -1,0 +1,94 @@
+"""How an encoding ended is told beside its store and to a real Pushgateway, and outlives it."""
+
+import logging
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import storage
+from pipeline.commands.encode import run_encoding
+from pipeline.config import EncodeConfig, ModelConfig, PreprocessConfig, TrackingConfig
+from pipeline.data import Dataset
+from pipeline.errors import PipelineError
+from pipeline.vae import build_vae, save_bundle
+from tests.digits import write_digits
+from tests.killing import tree
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("world")
+    data = write_digits(folder, 60)
+    torch.manual_seed(0)
+    vae = build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1))
+    save_bundle(vae, str(folder / "bundle"), {})
+    return {"data": str(data), "model": str(folder / "bundle")}
+
+
+def encode(world: dict[str, str], store, pushgateway: str | None = None, **more) -> dict:
+    tracking = TrackingConfig(pushgateway=pushgateway)
+    given = {**world, "actors": 0, "report_images": 0, **more}
+    return run_encoding(EncodeConfig(output=str(store), tracking=tracking, **given))
+
+
+def outcome(store) -> dict[str, float]:
+    text = (store / "attempts/outcome.prom").read_text()
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_success_and_failure_are_told_beside_the_store_and_the_last_success_stays(world, tmp_path):
+    store = tmp_path / "store"
+    assert encode(world, store)["encoded"] == len(Dataset.open(world["data"]))
+    first = outcome(store)
+    assert first["vae_encode_last_images"] == len(Dataset.open(world["data"]))
+    assert first["vae_encode_last_lost_shards"] == 0
+    succeeded = first["vae_encode_last_success_timestamp_seconds"]
+    assert succeeded == first["vae_encode_last_end_timestamp_seconds"]
+    assert storage.read_json(str(store / "attempts/outcome.json"))["succeeded"] == succeeded
+    assert not (store / "attempts/metrics.json").exists(), "the endpoint is gone, and so its name"
+    with pytest.raises(PipelineError):
+        encode(world | {"model": str(tmp_path / "none")}, store)
+    second = outcome(store)
+    assert second["vae_encode_last_success_timestamp_seconds"] == succeeded
+    assert second["vae_encode_last_end_timestamp_seconds"] > succeeded
+
+
+def test_an_encoding_that_had_nothing_to_do_writes_nothing_at_all(world, tmp_path):
+    store = tmp_path / "store"
+    encode(world, store)
+    before = tree(tmp_path), outcome(store)
+    assert encode(world, store)["encoded"] == 0
+    assert (tree(tmp_path), outcome(store)) == before
+
+
+def test_the_pushgateway_hears_of_each_encoding_also_of_one_that_had_nothing_to_do(
+    world, tmp_path, prometheus
+):
+    store, last = tmp_path / "store", "vae_encode_last_success_timestamp_seconds"
+    name = f'{{store="{store}",job="vae-encode"}}'
+
+    def told(metric: str) -> float | None:
+        return prometheus.value(f"{metric}{name}")
+
+    encode(world, store, prometheus.pushgateway)
+    prometheus.until(lambda: told("vae_encode_last_images") == len(Dataset.open(world["data"])))
+    first = told(last)
+    encode(world, store, prometheus.pushgateway)
+    prometheus.until(lambda: told("vae_encode_last_images") == 0)
+    assert told(last) > first
+    second = told(last)
+    with pytest.raises(PipelineError):
+        encode(world | {"model": str(tmp_path / "none")}, store, prometheus.pushgateway)
+    prometheus.until(lambda: told("vae_encode_last_end_timestamp_seconds") > second)
+    assert told(last) == second
+
+
+def test_a_pushgateway_that_is_away_is_a_warning(world, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert encode(world, tmp_path / "store", "http://127.0.0.1:9")["complete"]
+    assert "127.0.0.1:9" in caplog.text

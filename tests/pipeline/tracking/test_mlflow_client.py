@@ -1,0 +1,28 @@
+"""MLflow's client as several processes make it."""
+
+import subprocess
+import sys
+
+from pipeline.config import TrackingConfig
+from pipeline.tracking.mlflow_client import tracking_uri
+
+CLIENT = """
+import sys
+from pipeline.tracking.mlflow_client import mlflow_client
+print(len(mlflow_client(sys.argv[1]).search_experiments()))
+"""
+
+
+def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path):
+    command = [sys.executable, "-c", CLIENT, f"sqlite:///{tmp_path}/mlflow.db"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = [process.communicate()[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert found == ["1", "1", "1"]
+
+
+def test_an_empty_variable_names_no_server(tmp_path, monkeypatch):
+    """As of a container whose template had no value for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/runs/mlflow.db"

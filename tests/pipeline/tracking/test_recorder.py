@@ -1,0 +1,152 @@
+"""One recorder, a real MLflow on sqlite, a real HTTP endpoint."""
+
+import json
+import urllib.request
+
+import mlflow
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import storage
+from pipeline.config import TrackingConfig
+from pipeline.errors import ConfigError
+from pipeline.runs.outbox import Point
+from pipeline.tracking.recorder import RunRecorder, mlflow_status
+
+
+@pytest.fixture
+def uri(tmp_path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """Makes recorders of one run whose folder has a quote in its name."""
+    return lambda uri, **knobs: RunRecorder(
+        f"{tmp_path}/it's mine", "mine", TrackingConfig(**knobs), uri, {"seed": "0"}
+    )
+
+
+def point(step: int, time_ms: int, series: str = "elbo") -> Point:
+    return Point(series, step, time_ms, {series: -float(step), "kl": 1.0})
+
+
+def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    client = mlflow.MlflowClient(uri)
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, metric)]
+
+
+def test_replayed_points_and_a_second_start_leave_each_point_once(uri, recorder):
+    first = recorder(uri)
+    first.record("1", [point(step, 1_000 + step) for step in range(1, 31)], {})
+    assert first.flush(30) == []
+    # The workers died and replay from step 20 on, at other times.
+    first.record("2", [point(step, 9_000 + step) for step in range(20, 41)], {})
+    assert first.flush(30) == []
+    run_id = first.finish("KILLED")
+    second = recorder(uri)
+    second.record("1", [point(step, 99_000 + step) for step in range(35, 51)], {})
+    second.record("1", [point(50, 99_999, "holdout_elbo")], {})
+    assert second.flush(30) == []
+    assert second.finish("FINISHED") == run_id
+    assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 51)]
+    assert history(uri, run_id, "holdout_elbo") == [(50, -50.0)]
+    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_count_of_arrived_points_is_that_of_the_present_session_alone(uri, recorder):
+    one = recorder(uri)
+    one.record("1", [point(1, 1), point(2, 2)], {})
+    one.flush(30)
+    assert one.record("1", [], {}).points == 2
+    assert one.record("2", [point(3, 3)], {}).points == 0
+    one.flush(30)
+    assert one.record("2", [], {}).points == 1
+    one.finish("FINISHED")
+
+
+def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost(recorder):
+    one = recorder("http://127.0.0.1:9")
+    points = [point(step, step) for step in range(1, 6)]
+    assert one.record("1", points, {}).points == 0
+    assert one.flush(0.5) == points
+    assert one.latest()["tracking_unsent_points"] == 5
+
+
+def scraped(address: str) -> dict[tuple[str, str], float]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, sample.labels.get("term", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(uri, recorder):
+    one = recorder(uri)
+
+    def snapshot(session: int, step: int, seconds: float) -> dict:
+        return {
+            "session": session, "step": step, "images": 100 * step,
+            "step_seconds_total": seconds, "terms": {"elbo": -float(step)},
+        }  # fmt: skip
+
+    one.record("1", [], snapshot(1, 0, 0.0))
+    one.record("1", [], snapshot(1, 10, 5.0))
+    one.record("2", [], snapshot(2, 5, 0.0))
+    one.record("2", [], snapshot(2, 6, 1.0))
+    found = scraped(one.address())
+    assert found["vae_train_images_total", ""] == 1000
+    assert found["vae_train_step_seconds_total", ""] == 6.0
+    one.record("2", [], snapshot(2, 12, 4.0))
+    found = scraped(one.address())
+    assert found["vae_train_images_total", ""] == 1200
+    assert found["vae_train_steps_total", ""] == 12
+    assert found["vae_train_restarts_total", ""] == 1
+    assert found["vae_train_step_seconds_total", ""] == 9.0
+    assert found["vae_train_nats", "elbo"] == -12.0
+    one.finish("FINISHED")
+
+
+def test_a_run_that_ended_is_no_longer_named_to_prometheus_one_that_died_is(uri, recorder):
+    one = recorder(uri)
+    (target,) = storage.read_json(one._discovery)
+    assert target == {"targets": [one.address()], "labels": {"run": "mine"}}
+    one.finish("FINISHED")
+    assert not storage.exists(one._discovery)
+
+
+def test_the_endpoint_can_be_found_in_the_runs_folder(uri, recorder, tmp_path):
+    one = recorder(uri)
+    (found,) = json.loads((tmp_path / "it's mine/metrics.json").read_text())
+    assert found == {"targets": [one.address()], "labels": {"run": "mine"}}
+    one.finish("FINISHED")
+
+
+def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(uri, recorder):
+    older = recorder(uri)
+    older.record("1", [point(1, 1)], {})
+    older.flush(30)
+    newer = recorder(uri)
+    newer.record("1", [point(2, 2)], {})
+    newer.flush(30)
+    run_id = older.finish(mlflow_status({"reason": "superseded"}))
+    (target,) = storage.read_json(newer._discovery)
+    assert target["targets"] == [newer.address()]
+    client = mlflow.MlflowClient(uri)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    newer.finish("FINISHED")
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri, recorder):
+    """As when MLflow was away at a run's end, and a second recorder sends what it lacks."""
+    first = recorder(uri)
+    port = int(first.address().rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f":{port}: Address already in use. Give another --track"):
+        recorder(uri, metrics_port=port)
+    first.finish("FINISHED")
+    second = recorder(uri, metrics_port=port)
+    assert second.address() == first.address()
+    second.finish("FINISHED")
