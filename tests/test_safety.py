@@ -28,7 +28,7 @@ from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.run import Run
 from pipeline.submission.ray_jobs_api import RayJobs
 from pipeline.vae import build_vae, bundle, save_bundle
-from tests.pipeline.latents.small import encode, small_dataset, small_vae
+from tests.support.small_store import encode, small_dataset, small_vae
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -345,7 +345,7 @@ def test_an_archive_that_unpacks_to_more_than_there_is_room_for_is_refused(
     # As if the disk had 10 MB left.
     import shutil
 
-    from pipeline.data import archives
+    from pipeline.packing import archives
 
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(archives, "_SPARE_BYTES", free - 10_000_000)

@@ -4,18 +4,17 @@ A field's description gives its unit and the meaning of None; flags, YAML keys a
 made from these models (`jobs/command.py`). Impossible combinations fail here, at construction.
 """
 
-from pipeline.config.jobs import (
-    DemoConfig,
-    EvaluateConfig,
-    ExplainConfig,
-    IndexConfig,
-    ModelsConfig,
-    PackConfig,
-    PullConfig,
-    VerifyConfig,
-)
-from pipeline.config.latents import DecodeConfig, EncodeConfig, ExportConfig, StoresConfig
-from pipeline.config.operations import DoctorConfig, SubmitConfig, WatchConfig
+from pipeline.config.decode import DecodeConfig
+from pipeline.config.demo import DemoConfig
+from pipeline.config.doctor import DoctorConfig
+from pipeline.config.encode import EncodeConfig
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.explain import ExplainConfig
+from pipeline.config.export import ExportConfig
+from pipeline.config.index import IndexConfig
+from pipeline.config.models import ModelsConfig
+from pipeline.config.pack import PackConfig
+from pipeline.config.pull import PullConfig
 from pipeline.config.sections import (
     Crop,
     Likelihood,
@@ -31,7 +30,11 @@ from pipeline.config.sections import (
     Url,
     without_passwords,
 )
+from pipeline.config.stores import StoresConfig
+from pipeline.config.submit import SubmitConfig
 from pipeline.config.train import TrainConfig
+from pipeline.config.verify import VerifyConfig
+from pipeline.config.watch import WatchConfig
 
 __all__ = [
     "Crop",

@@ -35,7 +35,7 @@ from pipeline.latents.snapshot import Snapshot, StoredShard, point_to, publish_s
 from pipeline.latents.statistics import measure
 from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae, save_bundle
-from tests.killing import ROOT
+from tests.support.killing import ROOT
 
 BATCH, LANES = 64, 2
 IN_FLIGHT = LANES + 1

@@ -28,10 +28,10 @@ from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
 from pipeline.training.step import StepReport
 from pipeline.training.world import current_world
-from tests.digits import write_digits
-from tests.killing import finish, start_job
 from tests.servers.ray_nodes import RayNodes
-from tests.watching import Running
+from tests.support.killing import finish, start_job
+from tests.support.packed_digits import write_digits
+from tests.support.watching import Running
 
 ROUNDS, STEPS = 3, 100
 JOB = (

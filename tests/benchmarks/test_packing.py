@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from tests.killing import ROOT
+from tests.support.killing import ROOT
 
 
 def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(tmp_path):

@@ -35,7 +35,7 @@ from pipeline.packing.pack import pack
 from tests.benchmarks import training_control, training_costs
 from tests.benchmarks.bare_training import make, samples, step
 from tests.benchmarks.encode import write_dataset
-from tests.killing import ROOT, finish, start_job
+from tests.support.killing import ROOT, finish, start_job
 
 IMAGE_SIZE, BATCH, WARM_UP = 64, 32, 30
 WIDTHS = (4, 8, 16, 24, 32, 48, 64, 96)

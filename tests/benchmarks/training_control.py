@@ -20,7 +20,7 @@ from pipeline.runs.outbox import Outbox
 from pipeline.tracking.recorder import RunRecorder
 from pipeline.tracking.reporter import SEND_SECONDS, Reporter
 from pipeline.training.step import StepReport
-from tests.killing import ROOT, descendants
+from tests.support.killing import ROOT, descendants
 
 WORKERS, BATCH, SAMPLES = 256, 8192, 10**9
 FEW, MORE = 4, 12

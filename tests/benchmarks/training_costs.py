@@ -14,7 +14,7 @@ from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
 from pipeline.training.step import StepReport
 from pipeline.training.world import current_world
-from tests import worlds
+from tests.support import worlds
 
 ROUNDS = 3
 

@@ -22,9 +22,9 @@ from pipeline.data import Dataset
 from pipeline.latents import verify_store
 from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
-from tests.killing import descendants, finish, kill_all, start_job, tree
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import S3Server
+from tests.support.killing import descendants, finish, kill_all, start_job, tree
 
 pytestmark = pytest.mark.chaos
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.digits import write_digits
-from tests.killing import descendants, finish, start_job, tree
 from tests.servers.fault_proxy import Rule
-from tests.watching import Running
+from tests.support.killing import descendants, finish, start_job, tree
+from tests.support.packed_digits import write_digits
+from tests.support.watching import Running
 
 pytestmark = pytest.mark.chaos
 

@@ -16,10 +16,10 @@ import pytest
 
 from pipeline.errors import UnreachableError
 from pipeline.web import ask
-from tests.digits import write_pngs
 from tests.k8s.commands import VERSION
 from tests.k8s.manifests import ROOT
 from tests.servers.rgw import free_ports
+from tests.support.packed_digits import write_pngs
 
 pytestmark = pytest.mark.chaos
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

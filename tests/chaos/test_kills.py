@@ -13,8 +13,8 @@ from jobs.demo import write_digits
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
-from tests.digits import write_digits as pack_digits
-from tests.killing import descendants, finish, kill_all, start_job, tree
+from tests.support.killing import descendants, finish, kill_all, start_job, tree
+from tests.support.packed_digits import write_digits as pack_digits
 
 pytestmark = pytest.mark.chaos
 

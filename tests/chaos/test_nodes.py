@@ -11,10 +11,10 @@ import pytest
 
 from pipeline import storage
 from pipeline.data import Dataset
-from tests.digits import write_digits
-from tests.killing import finish, start_job
 from tests.servers.ray_nodes import RayNodes
-from tests.watching import Running
+from tests.support.killing import finish, start_job
+from tests.support.packed_digits import write_digits
+from tests.support.watching import Running
 
 pytestmark = pytest.mark.chaos
 

@@ -19,9 +19,9 @@ from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data import Dataset
 from pipeline.packing.adopt import adopt
-from tests.killing import ROOT
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import ACCESS_KEY, SECRET_KEY
+from tests.support.killing import ROOT
 
 pytestmark = pytest.mark.chaos
 

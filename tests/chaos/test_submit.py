@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.digits import write_digits
-from tests.killing import ROOT
 from tests.servers.ray_head import RayHead
-from tests.submitting import ended, python, sleeping, submit, until
+from tests.support.killing import ROOT
+from tests.support.packed_digits import write_digits
+from tests.support.submitting import ended, python, sleeping, submit, until
 
 pytestmark = pytest.mark.chaos
 

@@ -11,8 +11,8 @@ from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
 from pipeline.training import loop
 from pipeline.training.world import World
-from tests.pipeline.training.digits import pack_digits
-from tests.worlds import train_config
+from tests.support.digit_models import pack_digits
+from tests.support.worlds import train_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

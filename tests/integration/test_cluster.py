@@ -22,12 +22,12 @@ import pytest
 from pipeline import storage
 from pipeline.data import Dataset
 from pipeline.latents import LatentStore
-from tests.digits import write_digits
-from tests.killing import ROOT, start_job
 from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer
 from tests.servers.ray_nodes import RayNodes
 from tests.servers.rgw import free_ports
+from tests.support.killing import ROOT, start_job
+from tests.support.packed_digits import write_digits
 
 pytestmark = pytest.mark.chaos
 

@@ -13,7 +13,7 @@ from jobs.demo import write_digits
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
-from tests.killing import finish, kill_all, start_job, tree
+from tests.support.killing import finish, kill_all, start_job, tree
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from k8s.monitoring import dashboards
 from pipeline.config import PackConfig
 from pipeline.packing.pack import pack
 from pipeline.tracking.metric_table import OUTCOME
-from tests.killing import ROOT, descendants, finish, kill_all, start_job
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.prometheus import PrometheusServer, missing_programs
 from tests.servers.rgw import SECRET_KEY
+from tests.support.killing import ROOT, descendants, finish, kill_all, start_job
 
 # A minute on an idle machine; on a loaded one, two.
 pytestmark = pytest.mark.chaos

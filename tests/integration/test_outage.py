@@ -10,9 +10,9 @@ from pathlib import Path
 
 import mlflow
 
-from tests.digits import write_digits
-from tests.killing import finish, kill_all, start_job
 from tests.servers.mlflow import MlflowServer
+from tests.support.killing import finish, kill_all, start_job
+from tests.support.packed_digits import write_digits
 
 COMMAND = (
     "--run", "r", "--steps", "1000000", "--global-batch-size", "64", "--image-size", "8",

@@ -21,9 +21,9 @@ from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data import Dataset, load_images
 from pipeline.registry.catalogue import lineage
 from pipeline.registry.promotion import promote
-from tests.digits import write_digits
-from tests.killing import ROOT
 from tests.servers.rgw import free_ports
+from tests.support.killing import ROOT
+from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture

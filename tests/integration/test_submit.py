@@ -11,7 +11,7 @@ from pipeline.submission.ray_jobs_api import RayJobs
 from pipeline.web import ask
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.ray_head import TOKEN, RayHead
-from tests.submitting import ended, python, sleeping, submit, until
+from tests.support.submitting import ended, python, sleeping, submit, until
 
 
 @pytest.fixture(scope="module")

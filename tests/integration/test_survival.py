@@ -10,8 +10,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.digits import write_digits
-from tests.killing import descendants, finish, kill_all, start_job
+from tests.support.killing import descendants, finish, kill_all, start_job
+from tests.support.packed_digits import write_digits
 
 STEPS = 300
 COMMAND = (

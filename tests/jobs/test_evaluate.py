@@ -15,7 +15,7 @@ from pipeline.data import Dataset
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.packing.pack import pack
 from pipeline.vae import save_bundle
-from tests.pipeline.training.digits import digits_vae, write_digits
+from tests.support.digit_models import digits_vae, write_digits
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 import jobs.evaluate
 import jobs.explain
 from pipeline.config import EvaluateConfig, ExplainConfig
-from tests.pipeline.training.digits import write_digits
+from tests.support.digit_models import write_digits
 
 
 @pytest.fixture(scope="module")

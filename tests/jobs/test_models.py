@@ -21,7 +21,7 @@ from pipeline.errors import ModelError
 from pipeline.registry.models import RegisteredModel, load_model, version_tags
 from pipeline.vae import build_vae, save_bundle
 from pipeline.vae.diffusers_format import write_diffusers
-from tests.digits import write_digits
+from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from pipeline.config import PackConfig
-from pipeline.data import pack as in_process
 from pipeline.data.dataset import Dataset
+from pipeline.packing import pack as in_process
 from pipeline.packing.sources import IMAGE_SUFFIXES
 from pipeline.packing.verify_dataset import verify_dataset
-from tests.killing import ROOT, kill_all, start_job, tree
+from tests.support.killing import ROOT, kill_all, start_job, tree
 
 NASTY = ROOT.parent / "shared/data/nasty"
 

@@ -12,8 +12,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.killing import ROOT
 from tests.servers.rgw import free_ports
+from tests.support.killing import ROOT
 
 TOKEN = "c0ffee" * 8
 

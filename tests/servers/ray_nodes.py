@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.killing import ROOT, descendants
 from tests.servers.rgw import free_ports
+from tests.support.killing import ROOT, descendants
 
 _RAY = Path(sys.executable).with_name("ray")
 _TOKEN = "0" * 48

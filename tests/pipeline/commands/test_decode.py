@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation.directions import label_direction
 from pipeline.latents import LatentStore
 from pipeline.vae import VAE, build_vae, save_bundle
-from tests.digits import write_digits
+from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import remove_garbage
 from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
-from tests.killing import tree
+from tests.support.killing import tree
 
 
 @pytest.fixture(scope="module")

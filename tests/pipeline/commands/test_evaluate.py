@@ -14,8 +14,8 @@ from pipeline.config import EvaluateConfig, PackConfig
 from pipeline.data import Dataset, load_images
 from pipeline.packing.pack import pack
 from pipeline.vae import draw_noise, save_bundle
-from tests.pipeline.training.digits import write_digits
-from tests.pipeline.vae.ppca import data, optimum
+from tests.support.digit_models import write_digits
+from tests.support.ppca import data, optimum
 
 
 @pytest.fixture(scope="module")

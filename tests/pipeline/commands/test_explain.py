@@ -8,7 +8,7 @@ from pipeline.commands.explain import deviation, run_explanation
 from pipeline.config import ExplainConfig, PackConfig
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.packing.pack import pack
-from tests.pipeline.training.digits import digits_vae, write_digits
+from tests.support.digit_models import digits_vae, write_digits
 
 
 @pytest.fixture(scope="module")

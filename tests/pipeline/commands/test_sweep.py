@@ -11,7 +11,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.registry.models import resolve
 from pipeline.tracking.mlflow_client import mlflow_client
-from tests.pipeline.training.digits import pack_digits, write_digits
+from tests.support.digit_models import pack_digits, write_digits
 
 
 def config(folder: Path, sweep: str) -> TrainConfig:

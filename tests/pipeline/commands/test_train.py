@@ -11,7 +11,7 @@ from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.packing.pack import pack
 from pipeline.runs.run import Run
-from tests.pipeline.training.digits import pack_digits
+from tests.support.digit_models import pack_digits
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.commands.train_cost import dry_run
 from pipeline.data import Dataset
-from tests.pipeline.training.digits import pack_digits
-from tests.worlds import train, train_config
+from tests.support.digit_models import pack_digits
+from tests.support.worlds import train, train_config
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.errors import StorageError
 from pipeline.packing.pack import pack
-from tests.pipeline.training.digits import pack_digits
+from tests.support.digit_models import pack_digits
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.data.decode import check_image, decode_image, probe_image
 from pipeline.errors import SampleError
-from tests.killing import ROOT
+from tests.support.killing import ROOT
 
 NASTY = ROOT.parent / "shared/data/nasty"
 PHOTOS = ROOT.parent / "shared/data/photos"

@@ -7,8 +7,8 @@ from pipeline.data import Dataset, Loader
 from pipeline.data.stall import describe_threads
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
-from tests.pipeline.training.digits import pack_digits
 from tests.servers.fault_proxy import Rule
+from tests.support.digit_models import pack_digits
 
 
 def test_a_thread_is_named_with_the_calls_it_waits_in():

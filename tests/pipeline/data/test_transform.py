@@ -6,7 +6,7 @@ import torch
 from pipeline.data import Dataset, Loader
 from pipeline.data.transform import load_transform
 from pipeline.errors import ConfigError, DatasetError
-from tests.pipeline.training.digits import pack_digits
+from tests.support.digit_models import pack_digits
 
 
 def darker(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:

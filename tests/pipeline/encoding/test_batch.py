@@ -6,7 +6,7 @@ from pipeline.encoding.batch import encode_batch
 from pipeline.latents.identity import EncodeOptions
 from pipeline.latents.noise import normal_noise
 from pipeline.vae.posterior import DiagonalPosterior
-from tests.pipeline.latents.small import LATENT_SHAPE, small_vae
+from tests.support.small_store import LATENT_SHAPE, small_vae
 
 KEYS = [f"k{n}" for n in range(4)]
 VALID = np.ones(4, dtype=bool)

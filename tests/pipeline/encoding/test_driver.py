@@ -14,7 +14,7 @@ from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
 from pipeline.errors import AccessDeniedError, DatasetError, StoreError
 from pipeline.latents.store import LatentStore
-from tests.pipeline.latents.small import encode, identity_of, small_dataset, small_vae
+from tests.support.small_store import encode, identity_of, small_dataset, small_vae
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pipeline.encoding.reencode import reencode
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore
 from pipeline.latents.latent_file import LatentFileWriter, file_digest
-from tests.pipeline.latents.small import encode, small_dataset, small_vae
+from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pipeline.encoding.report import (
     report_of,
     to_markdown,
 )
-from tests.pipeline.latents.small import encode, small_dataset, small_vae
+from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture

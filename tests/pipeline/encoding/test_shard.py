@@ -7,8 +7,8 @@ from pipeline.data import Dataset
 from pipeline.data.shard_reader import read_shard
 from pipeline.encoding.shard import encode_shard
 from pipeline.errors import DatasetError
-from tests.killing import tree
-from tests.pipeline.latents.small import encode, identity_of, small_dataset, small_vae, write_images
+from tests.support.killing import tree
+from tests.support.small_store import encode, identity_of, small_dataset, small_vae, write_images
 
 
 @pytest.fixture(scope="module")

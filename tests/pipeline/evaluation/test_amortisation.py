@@ -6,7 +6,7 @@ import torch
 from pipeline.evaluation.amortisation import split_gap
 from pipeline.evaluation.sums import seen_images
 from pipeline.vae import VAE, Noise, draw_noise, importance_estimate
-from tests.pipeline.training.digits import TRAINED_ON, digits_vae, images
+from tests.support.digit_models import TRAINED_ON, digits_vae, images
 
 COUNT = 12
 

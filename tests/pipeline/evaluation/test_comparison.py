@@ -5,8 +5,8 @@ import scipy.stats
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import Candidate, check_comparable, compare
-from tests.pipeline.evaluation.findings_of import evaluated, numbers_of
-from tests.pipeline.training.digits import digits_vae
+from tests.support.digit_findings import evaluated, numbers_of
+from tests.support.digit_models import digits_vae
 
 
 def candidate(name: str, likelihood: str = "gaussian", beta: float = 1.0) -> Candidate:

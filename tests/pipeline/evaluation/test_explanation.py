@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.evaluation.explanation import explain, render, walk
-from tests.pipeline.evaluation.findings_of import numbers_of
+from tests.support.digit_findings import numbers_of
 
 QUESTIONS = yaml.safe_load((Path(__file__).parents[1] / "questions.yaml").read_text())
 

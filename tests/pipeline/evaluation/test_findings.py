@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 
 from pipeline.evaluation.findings import mean_and_error
-from tests.pipeline.evaluation.findings_of import COUNT, evaluated, numbers_of
+from tests.support.digit_findings import COUNT, evaluated, numbers_of
 
 
 def test_the_gaps_interval_is_the_paired_one_of_scipy():

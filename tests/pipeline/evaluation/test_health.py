@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.evaluation.health import check_course, check_health
-from tests.pipeline.evaluation.findings_of import numbers_of
+from tests.support.digit_findings import numbers_of
 
 
 def test_a_good_model_gets_no_warning():

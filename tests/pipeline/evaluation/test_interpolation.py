@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.interpolation import decode_walks, path_lengths, walk
-from tests.pipeline.training.digits import digits_vae
+from tests.support.digit_models import digits_vae
 
 
 class Decoder:

@@ -6,8 +6,8 @@ import torch
 
 from pipeline.evaluation.mistakes import Diagnosis, Slip, diagnose, known_slips
 from pipeline.evaluation.rows import Measured
-from tests.pipeline.evaluation.findings_of import evaluated, numbers_of
-from tests.pipeline.training.digits import digits_vae
+from tests.support.digit_findings import evaluated, numbers_of
+from tests.support.digit_models import digits_vae
 
 SIGMA = digits_vae().likelihood.sigma.item()
 

@@ -10,9 +10,9 @@ from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError
 from pipeline.evaluation.quadrature import Quadrature, integrate, windows
 from pipeline.vae import VAE, Noise, build_vae, draw_noise, importance_estimate
-from tests.pipeline.training.digits import digits_vae
-from tests.pipeline.training.digits import images as small_digits
-from tests.pipeline.vae.ppca import UNIT, data, directions, with_loadings
+from tests.support.digit_models import digits_vae
+from tests.support.digit_models import images as small_digits
+from tests.support.ppca import UNIT, data, directions, with_loadings
 
 MNIST = Path(__file__).parents[4] / "shared/data/mnist/train-images-idx3-ubyte.gz"
 IMAGES = 16

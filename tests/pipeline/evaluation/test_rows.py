@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.rows import COLUMNS, Measured, MeasureOptions, measure, merge
-from tests.pipeline.training.digits import digits_vae, held_out
+from tests.support.digit_models import digits_vae, held_out
 
 
 def measured(world_size: int, batch_size: int = 24) -> Measured:

@@ -11,7 +11,7 @@ from pipeline.evaluation.sums import (
     seen_images,
 )
 from pipeline.vae import draw_noise
-from tests.pipeline.training.digits import TRAINED_ON, digits_vae, held_out, images
+from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images
 
 IMPORTANCE = Importance(samples=8, images=40)
 

@@ -3,8 +3,8 @@ import io
 from PIL import Image
 
 from pipeline.figures.report import draw_report
-from tests.pipeline.evaluation.findings_of import evaluated
-from tests.pipeline.training.digits import TRAINED_ON, digits_vae, images
+from tests.support.digit_findings import evaluated
+from tests.support.digit_models import TRAINED_ON, digits_vae, images
 
 
 def test_an_evaluation_draws_every_picture_once_each_wide_enough_to_print():

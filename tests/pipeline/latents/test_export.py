@@ -8,8 +8,8 @@ from safetensors.numpy import load
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore
 from pipeline.latents.export import export_store
-from tests.killing import tree
-from tests.pipeline.latents.small import LATENT_SHAPE, encode, small_dataset, small_vae
+from tests.support.killing import tree
+from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import describe, find_garbage, remove_garbage
 from pipeline.latents.marks import begin
-from tests.killing import tree
-from tests.pipeline.latents.small import encode, identity_of, small_dataset, small_vae
+from tests.support.killing import tree
+from tests.support.small_store import encode, identity_of, small_dataset, small_vae
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pipeline.latents.latent_file import (
     rows_of,
     schema_of,
 )
-from tests.pipeline.latents.small import LATENT_SHAPE, identity_of, small_vae
+from tests.support.small_store import LATENT_SHAPE, identity_of, small_vae
 
 IDENTITY = identity_of(small_vae(), dtype="float16", columns=("label", "cls"))
 GENERATOR = np.random.default_rng(0)

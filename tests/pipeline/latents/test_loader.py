@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.latents import LatentLoader, LatentStore
 from pipeline.latents.noise import normal_noise
 from pipeline.packing.pack import pack
-from tests.pipeline.latents.small import LATENT_SHAPE, encode, small_dataset, small_vae
+from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
 
 COUNT = 60
 

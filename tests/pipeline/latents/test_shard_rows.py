@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.latents.shard_rows import ShardRows, stored_shard
-from tests.pipeline.latents.small import encode, small_dataset, small_vae
+from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture(scope="module")

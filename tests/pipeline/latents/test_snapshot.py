@@ -13,7 +13,7 @@ from pipeline.latents.snapshot import (
     read_pointer,
     read_snapshot,
 )
-from tests.pipeline.latents.small import encode, small_dataset, small_vae
+from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.receipt import content_digest
-from tests.pipeline.latents.small import encode, small_dataset, small_vae
+from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture

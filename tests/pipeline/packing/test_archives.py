@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.data import archives
 from pipeline.errors import DatasetError, SampleError
+from pipeline.packing import archives
 from pipeline.packing.archives import forget_unpacked, members_of, read_tar_member, read_zip_member
 from pipeline.packing.sources import list_sources
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data import pack_commit
 from pipeline.data.dataset import Dataset
+from pipeline.packing import commit as pack_commit
 from pipeline.packing.ledger import read_ledger, read_state
 from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_pack import config, contents, png, write

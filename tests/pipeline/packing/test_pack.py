@@ -10,9 +10,9 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import PackConfig
-from pipeline.data import pack_unit as units
 from pipeline.data.dataset import Dataset
 from pipeline.errors import DatasetError, StorageError
+from pipeline.packing import unit as units
 from pipeline.packing.cost import probe
 from pipeline.packing.pack import pack
 

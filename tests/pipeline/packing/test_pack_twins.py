@@ -15,8 +15,8 @@ from pipeline.errors import DatasetError
 from pipeline.packing.ledger import read_state
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
-from tests.killing import tree
 from tests.pipeline.packing.test_pack import png
+from tests.support.killing import tree
 
 WRITES = ("publish", "create_if_absent", "delete")
 GROWN = {"0": png(50), "2": png(2), "3": png(3), "bad": png(51)}

@@ -5,7 +5,7 @@ import zlib
 import pytest
 import webdataset
 
-from pipeline.data import shard as shard_module
+from pipeline.packing import shard_writer as shard_module
 from pipeline.packing.shard_writer import Sample, ShardWriter
 
 SAMPLES = [

@@ -12,7 +12,7 @@ from pipeline.registry.catalogue import list_models
 from pipeline.registry.models import load_model, version_tags
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.run import Run
-from tests.digits import write_digits
+from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pipeline.runs.best import keep_if_best, save_final
 from pipeline.runs.history import Validation
 from pipeline.runs.run import Run
 from pipeline.vae import VAE
-from tests.pipeline.training.digits import digits_vae
-from tests.worlds import train_config
+from tests.support.digit_models import digits_vae
+from tests.support.worlds import train_config
 
 
 def vae_of(weight: float) -> VAE:

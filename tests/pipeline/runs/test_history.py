@@ -11,7 +11,7 @@ from pipeline.runs.history import HeldOut, Validation, read_moments, read_valida
 from pipeline.runs.run import Run
 from pipeline.training.history_writer import HistoryWriter
 from pipeline.vae import build_vae
-from tests.pipeline.training.digits import digits_vae, pack_digits
+from tests.support.digit_models import digits_vae, pack_digits
 
 
 @pytest.fixture(scope="module")

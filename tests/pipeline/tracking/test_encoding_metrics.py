@@ -12,8 +12,8 @@ from pipeline.config import EncodeConfig, ModelConfig, PreprocessConfig, Trackin
 from pipeline.data import Dataset
 from pipeline.errors import PipelineError
 from pipeline.vae import build_vae, save_bundle
-from tests.digits import write_digits
-from tests.killing import tree
+from tests.support.killing import tree
+from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture(scope="module")

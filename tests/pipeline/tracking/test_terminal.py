@@ -16,7 +16,7 @@ from pipeline.errors import RunError, UnreachableError
 from pipeline.tracking.endpoint import Endpoint, discovery
 from pipeline.tracking.metric_table import ENCODING, TABLE, TRAINING
 from pipeline.tracking.terminal import Numbers, Subject, bars, lines_of, look, watch
-from tests.killing import ROOT
+from tests.support.killing import ROOT
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from pipeline.runs.run import Run
 from pipeline.training import goodput
 from pipeline.training.goodput import STATES, Tally, WallClock, productive_share, taken_up
-from tests.digits import write_digits
-from tests.worlds import train, train_config
+from tests.support.packed_digits import write_digits
+from tests.support.worlds import train, train_config
 
 
 def spent(**seconds: float) -> dict[str, float]:

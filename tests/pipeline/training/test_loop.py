@@ -11,8 +11,8 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.run import Run
 from pipeline.vae import load_bundle
-from tests.pipeline.training.digits import pack_digits
-from tests.worlds import train, train_config
+from tests.support.digit_models import pack_digits
+from tests.support.worlds import train, train_config
 
 
 @pytest.fixture(scope="module")

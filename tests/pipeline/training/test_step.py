@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.config import ObjectiveConfig
-from tests.gradients import (
+from tests.support.gradients import (
     BATCH,
     INVALID,
     MICRO_BATCHES,

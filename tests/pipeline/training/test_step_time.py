@@ -19,8 +19,8 @@ from pipeline.training.step_time import (
 )
 from pipeline.training.world import World
 from pipeline.vae import build_vae
-from tests.digits import write_digits
-from tests.worlds import train, train_config
+from tests.support.packed_digits import write_digits
+from tests.support.worlds import train, train_config
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import build_vae, importance_estimate
 from pipeline.vae.bounds import _WeightTotals
-from tests.pipeline.vae.ppca import optimum
+from tests.support.ppca import optimum
 
 
 def images(count: int = 6) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from tests.pipeline.vae.ppca import (
+from tests.support.ppca import (
     EIGENVALUES,
     LN_256,
     NOISE,

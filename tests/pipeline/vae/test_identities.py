@@ -10,7 +10,7 @@ from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, Noise, build_vae, draw_noise, importance_estimate
 from pipeline.vae.likelihoods import SIGMA_GAIN, SMALLEST_SIGMA
 from pipeline.vae.posterior import DiagonalPosterior, standard_normal_log_prob
-from tests.pipeline.training.digits import digits_vae, images
+from tests.support.digit_models import digits_vae, images
 
 
 def mlp(likelihood: str = "gaussian_fixed", sigma: float | None = 0.2) -> VAE:

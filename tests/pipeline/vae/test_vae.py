@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, ElboTerms, Noise, build_vae, draw_noise
-from tests.pipeline.training.digits import TRAINED_ON
-from tests.pipeline.training.digits import images as digits
+from tests.support.digit_models import TRAINED_ON
+from tests.support.digit_models import images as digits
 
 LIKELIHOODS = [
     "bernoulli",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.evaluation.findings import FindingOptions, Findings, find
 from pipeline.evaluation.rows import Measured, MeasureOptions, measure
-from tests.pipeline.training.digits import TRAINED_ON, digits_vae, held_out, images
+from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images
 
 COUNT = 300
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError
-from tests.killing import descendants, kill_all, start_job
+from tests.support.killing import descendants, kill_all, start_job
 
 
 class Running:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.killing import start_job
+from tests.support.killing import start_job
 
 
 def submit(folder: Path, *arguments: str) -> subprocess.Popen:

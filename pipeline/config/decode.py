@@ -1,0 +1,39 @@
+"""The knobs of `jobs.decode`."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections import Section, TrackingConfig, Url
+
+
+class DecodeConfig(Section):
+    """`jobs.decode`: latents of a store back to images."""
+
+    store: Url = Field(description="The latent store.")
+    output: Url = Field(description="Where the PNG images go.")
+    model: str | None = Field(
+        None, description="Where the store's model is; None: where it was when it encoded."
+    )
+    keys: tuple[str, ...] = Field((), description="Samples to decode; none: all, up to --limit.")
+    interpolate: tuple[str, str] | None = Field(
+        None, description="Two keys: a straight walk in --steps between their latents."
+    )
+    edit: tuple[str, str] | None = Field(
+        None, description="Two labels: each image moves from the first's mean to the second's."
+    )
+    axis: int | None = Field(
+        None, ge=0, description="Each image moves 3 deviations along this principal axis; 0 first."
+    )
+    steps: int = Field(8, gt=1, description="Images of a walk.")
+    sheet: bool = Field(False, description="One contact sheet instead of a file per image.")
+    limit: int | None = Field(None, gt=0, description="At most this many images; None: all.")
+    batch_size: int = Field(64, gt=0, description="Latents decoded at a time.")
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [self.interpolate is not None, self.edit is not None, self.axis is not None]
+        if sum(ways) > 1:
+            raise ValueError("give one of --interpolate, --edit and --axis")
+        return self

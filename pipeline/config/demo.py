@@ -1,0 +1,15 @@
+"""The knobs of `jobs.demo`."""
+
+from pydantic import Field
+
+from pipeline.config.sections import (
+    Section,
+)
+
+
+class DemoConfig(Section):
+    """`jobs.demo`: the whole way, on handwritten digits or on a folder of your own."""
+
+    images: str | None = Field(None, description="A folder tree of images; None: digits.")
+    steps: int = Field(400, gt=0, description="Training steps.")
+    workers: int = Field(2, ge=1, description="Ray Train workers and encoding actors.")

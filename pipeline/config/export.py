@@ -1,0 +1,15 @@
+"""The knobs of `jobs.export`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.sections import Section, Url
+
+
+class ExportConfig(Section):
+    """`jobs.export`: a store as WebDataset tars."""
+
+    store: Url = Field(description="The latent store.")
+    output: Url = Field(description="A folder that is new, empty or holds the same export.")
+    format: Literal["npy", "safetensors"] = Field("npy", description="How tensors are stored.")

@@ -1,0 +1,44 @@
+"""The knobs of `jobs.models`."""
+
+import warnings
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections import (
+    Section,
+    TrackingConfig,
+    Url,
+)
+
+with warnings.catch_warnings():
+    # A field called `register` hides `ABCMeta.register`, which nobody calls.
+    warnings.simplefilter("ignore", UserWarning)
+
+    class ModelsConfig(Section):
+        """`jobs.models`: list the registry; add, promote, take back or trace a version."""
+
+        register: Url | None = Field(None, description="A bundle's or a diffusers VAE's folder.")
+        promote: str | None = Field(
+            None,
+            description="models:/NAME@ALIAS or models:/NAME/VERSION: champion, if it beats it.",
+        )
+        data: Url | None = Field(
+            None, description="With --promote: measure both on this hold-out; None: as registered."
+        )
+        rollback: str | None = Field(
+            None, description="A model's NAME: the champion before is champion again."
+        )
+        lineage: str | None = Field(
+            None, description="A version's URI: dataset, run, model and latent stores."
+        )
+        tracking: TrackingConfig = TrackingConfig()
+
+        @model_validator(mode="after")
+        def _one_thing(self) -> Self:
+            asked = [self.register, self.promote, self.rollback, self.lineage]
+            if sum(each is not None for each in asked) > 1:
+                raise ValueError("give one of --register, --promote, --rollback, --lineage")
+            if self.data is not None and self.promote is None:
+                raise ValueError("data belongs to --promote: give both or neither")
+            return self

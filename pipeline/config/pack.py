@@ -1,0 +1,64 @@
+"""The knobs of `jobs.pack`."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections import (
+    Section,
+    Url,
+)
+
+
+class PackConfig(Section):
+    """`jobs.pack`: folders, tars and zips of images become a sharded dataset."""
+
+    source: tuple[Url, ...] = Field(
+        (), description="Folders, tar or zip archives, globs, object-storage prefixes."
+    )
+    output: Url = Field(description="Where the dataset goes.")
+    append: bool = Field(False, description="Add what an existing dataset has not seen yet.")
+    remove: tuple[str, ...] = Field((), description="Keys to remove (with --append).")
+    repack: tuple[str, ...] = Field(
+        (), description="Damaged shards, as jobs.verify names them, to pack anew (with --append)."
+    )
+    shard_bytes: int = Field(256 * 2**20, ge=4096, description="Target size of a shard, in bytes.")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="Share split off by content hash into OUTPUT/holdout."
+    )
+    verify: Literal["full", "header"] = Field("full", description="How each image is checked.")
+    annotations: Url | None = Field(
+        None, description="Labels and captions by path: a .csv, .tsv, .jsonl or .parquet table."
+    )
+    encoding: Literal["keep", "jpeg", "webp"] = Field(
+        "keep", description="keep: the original bytes; else each image is encoded anew."
+    )
+    quality: int = Field(90, ge=1, le=100, description="Quality of the new encoding.")
+    short_side: int | None = Field(
+        None, gt=0, description="Shorter side after encoding anew, in pixels; None: as it is."
+    )
+    min_side: int = Field(1, gt=0, description="Images with a shorter side are rejected, pixels.")
+    pixel_limit: int = Field(
+        89_478_485, gt=0, description="Images of more pixels are rejected as bombs."
+    )
+    checksum: bool = Field(
+        False, description="With --append: compare contents, not sizes and tags of files."
+    )
+    limit: int | None = Field(None, gt=0, description="Pack that many inputs at most; None: all.")
+    dry_run: bool = Field(False, description="Say how many, how large and how long, and end.")
+    probe_seconds: float = Field(5, gt=0, description="How long --dry-run inspects, in seconds.")
+    workers: int | None = Field(None, gt=0, description="Cores to use; None: all.")
+    bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="Largest share of rejected inputs that still exits with 0."
+    )
+    quarantine_exit: int = Field(3, description="Exit code when the rejected exceed the budget.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if not self.source and not self.remove:
+            raise ValueError("give --source URL (or --remove KEYS)")
+        if self.repack and not (self.append and self.source):
+            raise ValueError("repack needs --append, and the --source of the images")
+        if self.short_side is not None and self.encoding == "keep":
+            raise ValueError("short_side needs --encoding jpeg or webp: kept bytes keep their size")
+        return self

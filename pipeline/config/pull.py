@@ -1,0 +1,17 @@
+"""The knobs of `jobs.pull`."""
+
+from pydantic import Field
+
+from pipeline.config.sections import (
+    Section,
+    TrackingConfig,
+    Url,
+)
+
+
+class PullConfig(Section):
+    """`jobs.pull`: a registered model's bundle to disk, checksums verified."""
+
+    model: str = Field(description="models:/NAME@ALIAS or models:/NAME/VERSION.")
+    output: Url = Field(description="A local folder that is new, empty or holds the same bundle.")
+    tracking: TrackingConfig = TrackingConfig()
