@@ -15,9 +15,13 @@ def main(config: ModelsConfig) -> Outcome:
     if config.lineage is not None:
         return Outcome(lineage(config.lineage, config.tracking))
     if config.register is not None:
-        result["registered"] = register_folder(config.register, config.tracking).uri
+        result["registered"] = register_folder(
+            config.register, config.tracking, config.allow_custom
+        ).uri
     if config.promote is not None:
-        result["champion"] = promote(config.promote, config.tracking, config.data).uri
+        result["champion"] = promote(
+            config.promote, config.tracking, config.data, config.allow_custom
+        ).uri
     if config.rollback is not None:
         result["champion"] = roll_back(config.rollback, config.tracking).uri
     models = list_models(config.tracking)

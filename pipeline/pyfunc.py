@@ -28,5 +28,9 @@ class MomentsModel:
 
 
 def _load_pyfunc(path: str) -> MomentsModel:
-    """What MLflow calls; the checksums of the bundle are verified."""
+    """What MLflow calls; the checksums of the bundle are verified.
+
+    MLflow has no word for the classes that a caller allows: a bundle of a class of somebody's own
+    is refused here, and loaded by `pipeline.load_model(uri, allow_custom=[...])`.
+    """
     return MomentsModel(load_bundle(path))

@@ -88,7 +88,10 @@ def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, 
         _log_figures(config, run, result["run_id"])
         held = result["holdout_after"]
         tags = registration_tags(config, run, result["bundle"], held and held["elbo"])
-        model = register(result["bundle"], config.tracking, result["run_id"], tags)
+        own = config.model.own_classes
+        model = register(
+            result["bundle"], config.tracking, result["run_id"], tags, allow_custom=own
+        )
         alias = f"models:/{model.name}@{config.tracking.alias}"
         result = {**result, "model": alias, "model_version": model.version}
         run.finish(result)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import DecodeConfig, TrackingConfig, VerifyConfig
+from pipeline.config import DecodeConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.encoding.reencode import Reencoded, reencode
 from pipeline.errors import ConfigError, ModelError, StoreError
@@ -22,7 +22,7 @@ from pipeline.evaluation.directions import label_direction, principal_axes
 from pipeline.latents import LatentStore
 from pipeline.latents.snapshot import Pointer, read_pointer
 from pipeline.progress import Progress
-from pipeline.registry.models import load_model
+from pipeline.registry.models import SCHEME, load_model
 from pipeline.vae import VAE
 
 _SHEET_IMAGES = 400
@@ -45,7 +45,7 @@ class Named:
 def run_decoding(config: DecodeConfig) -> dict[str, Any]:
     """Decodes to PNG files below the output; returns the job's result."""
     store = LatentStore.open(config.store)
-    vae = model_of(store, config.model, config.tracking)
+    vae = model_of(store, config)
     count, latents = _chosen(store, config)
     output = storage.absolute(config.output)
     written = 0
@@ -71,19 +71,31 @@ def run_sample(config: VerifyConfig) -> Reencoded:
     assert config.store is not None, "the config demands it"
     store = LatentStore.open(config.store)
     dataset = Dataset.open(_pointer(store).data, store.snapshot.dataset)
-    vae = model_of(store, config.model, config.tracking)
+    vae = model_of(store, config)
     return reencode(vae, dataset, store, config.sample, config.seed)
 
 
-def model_of(store: LatentStore, model: str | None, tracking: TrackingConfig) -> VAE:
-    """The model that made the store, on its device; `ModelError` for any other."""
-    uri = model or _pointer(store).model
-    vae = load_model(uri, tracking).eval()
-    if vae.digest != store.model_digest:
+def model_of(store: LatentStore, config: DecodeConfig | VerifyConfig) -> VAE:
+    """The model that made the store, on its device.
+
+    `ModelError` for any other, before a file of it is read but the one that says what it is.
+    """
+    uri = config.model
+    if uri is None:
+        uri = _pointer(store).model
+        if not (uri.startswith(SCHEME) or storage.protocol(uri) in ("file", "s3")):
+            raise ModelError(
+                f"{store.url}: says that its model is at {storage.shown(uri)}, which is neither a "
+                "registered model nor a path nor an s3:// URL. If you trust that, give --model."
+            )
+    try:
+        vae = load_model(uri, config.tracking, config.allow_custom, digest=store.model_digest)
+    except ModelError as error:
         raise ModelError(
-            f"{uri}: has digest {str(vae.digest)[:16]}, the latents of {store.url} were made by "
-            f"{store.model_digest[:16]}. Another model's decoder gives noise: name that one."
-        )
+            f"{error} The latents of {store.url} were made by {store.model_digest[:16]}. Another "
+            "model's decoder gives noise."
+        ) from None
+    vae.eval()
     return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -68,7 +68,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model, config.tracking) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
-    vae = load_model(model, config.tracking).eval()
+    vae = load_model(model, config.tracking, config.allow_custom).eval()
     identity = identity_of(vae, config)
     if config.dry_run:
         plan = plan_encoding(store, dataset, identity, config.limit)

@@ -48,7 +48,10 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     if len(dataset) == 0:
         raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
     names = (config.model, *config.compare)
-    loaded = {name: load_named(name, config.storage, config.tracking) for name in names}
+    loaded = {
+        name: load_named(name, config.storage, config.tracking, config.allow_custom)
+        for name in names
+    }
     check_comparable({name: vae for name, (vae, _) in loaded.items()})
     models = {name: measure_model(name, *found, config, dataset) for name, found in loaded.items()}
     main = models[config.model]

@@ -28,10 +28,11 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
         storage=config.storage,
         importance_samples=config.importance_samples,
         seed=config.seed,
+        allow_custom=config.allow_custom,
         tracking=config.tracking,
     )
     dataset = Dataset.open(data)
-    found = load_named(name, config.storage, config.tracking)
+    found = load_named(name, config.storage, config.tracking, config.allow_custom)
     model = measure_model(name, *found, evaluation, dataset)
     if model.findings.numbers["images"] < 2:
         raise DatasetError(f"{data}: one image has no intervals to explain. Give --data with more.")

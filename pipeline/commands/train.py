@@ -113,7 +113,8 @@ def _pins(config: TrainConfig, run: Run) -> Pins:
 def _keep_init(config: TrainConfig, run: Run) -> None:
     """Copies what --init names into the run, where every worker finds it and nothing moves it."""
     if not storage.exists(run.path("init", "bundle.json")):
-        vae, _ = load_named(str(config.init), config.storage, config.tracking)
+        own = config.model.own_classes
+        vae, _ = load_named(str(config.init), config.storage, config.tracking, own)
         save_bundle(vae, run.path("init"), vae.metadata)
 
 

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import Section, TrackingConfig, Url
+from pipeline.config.sections import AllowCustom, Section, TrackingConfig, Url
 
 
 class DecodeConfig(Section):
@@ -29,6 +29,7 @@ class DecodeConfig(Section):
     sheet: bool = Field(False, description="One contact sheet instead of a file per image.")
     limit: int | None = Field(None, gt=0, description="At most this many images; None: all.")
     batch_size: int = Field(64, gt=0, description="Latents decoded at a time.")
+    allow_custom: AllowCustom = ()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.sections import Section, TrackingConfig, Url
+from pipeline.config.sections import AllowCustom, Section, TrackingConfig, Url
 
 
 class EncodeConfig(Section):
@@ -53,4 +53,5 @@ class EncodeConfig(Section):
     report_images: int = Field(
         16, ge=0, description="Images that the report decodes again; 0: no report."
     )
+    allow_custom: AllowCustom = ()
     tracking: TrackingConfig = TrackingConfig()

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from pipeline.config.sections import (
+    AllowCustom,
     Section,
     TrackingConfig,
     Url,
@@ -31,4 +32,5 @@ class EvaluateConfig(Section):
     latents: int = Field(
         10_000, gt=0, description="First images whose posteriors are kept for latent statistics."
     )
+    allow_custom: AllowCustom = ()
     tracking: TrackingConfig = TrackingConfig()

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from pipeline.config.sections import (
+    AllowCustom,
     Section,
     TrackingConfig,
     Url,
@@ -31,6 +32,7 @@ class ExplainConfig(Section):
     my_log_likelihood: float | None = Field(
         None, description="An E log p(x|z) you got elsewhere, nats per image."
     )
+    allow_custom: AllowCustom = ()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

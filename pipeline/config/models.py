@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from pipeline.config.sections import (
+    AllowCustom,
     Section,
     TrackingConfig,
     Url,
@@ -32,6 +33,7 @@ with warnings.catch_warnings():
         lineage: str | None = Field(
             None, description="A version's URI: dataset, run, model and latent stores."
         )
+        allow_custom: AllowCustom = ()
         tracking: TrackingConfig = TrackingConfig()
 
         @model_validator(mode="after")

@@ -50,6 +50,13 @@ Likelihood = Literal[
     "logistic",
     "logistic_mixture",
 ]
+AllowCustom = Annotated[
+    tuple[str, ...],
+    Field(
+        description="Classes of your own that a model may be built with, as package.module:Class: "
+        "no other is imported, whatever a bundle says."
+    ),
+]
 LIKELIHOODS_WITH_SIGMA = ("gaussian", "gaussian_fixed", "laplace")
 
 
@@ -108,6 +115,11 @@ class ModelConfig(Section):
     posterior: Literal["diagonal", "full"] = Field(
         "diagonal", description="Covariance of q(z|x); full: linear and mlp only."
     )
+
+    @property
+    def own_classes(self) -> tuple[str, ...]:
+        """The classes that whoever wrote this config named, and so allows to be imported."""
+        return () if self.custom is None else (self.custom,)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from pipeline.config.sections import (
+    AllowCustom,
     Section,
     TrackingConfig,
     Url,
@@ -29,6 +30,7 @@ class VerifyConfig(Section):
     model: str | None = Field(
         None, description="Where the store's model is for --sample; None: where it was."
     )
+    allow_custom: AllowCustom = ()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import tempfile
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,7 +37,9 @@ def list_models(config: TrackingConfig) -> list[dict[str, Any]]:
         return models
 
 
-def register_folder(url: str, config: TrackingConfig) -> RegisteredModel:
+def register_folder(
+    url: str, config: TrackingConfig, allow_custom: Collection[str] = ()
+) -> RegisteredModel:
     """Registers a bundle that no run of this MLflow made, or a diffusers AutoencoderKL.
 
     The same folder again is the same version.
@@ -49,14 +52,15 @@ def register_folder(url: str, config: TrackingConfig) -> RegisteredModel:
             read = read_diffusers(url)
             save_bundle(read, scratch, read.metadata)
             bundle = scratch
-        vae = load_bundle(bundle)
+        vae = load_bundle(bundle, allow_custom)
         known = vae.metadata or {}
         kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
         where = tracking_uri(config)
         with tracking_errors(where):
             run = TrackedRun(where, config.experiment, f"bundle {url}", url, kept)
             run.set_status("FINISHED")
-        return register(bundle, config, run.run_id, {**model_tags(vae), **kept, "source": url})
+        tags = {**model_tags(vae), **kept, "source": url}
+        return register(bundle, config, run.run_id, tags, allow_custom=allow_custom)
 
 
 def lineage(uri: str, config: TrackingConfig) -> dict[str, Any]:

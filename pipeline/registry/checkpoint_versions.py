@@ -66,14 +66,15 @@ def register_checkpoint(config: TrainConfig, run: Run, run_id: str) -> Registere
     facts = {"run": config.run, "steps": checkpoint.step, "images_seen": checkpoint.images_seen}
     save_bundle(vae, url, {**facts, "beta": config.objective.beta, "holdout": terms})
     tags = registration_tags(config, run, url, terms and terms["elbo"])
-    return register(url, config.tracking, run_id, {**tags, "steps": str(checkpoint.step)})
+    tags["steps"] = str(checkpoint.step)
+    return register(url, config.tracking, run_id, tags, allow_custom=config.model.own_classes)
 
 
 def registration_tags(
     config: TrainConfig, run: Run, bundle: str, elbo: float | None
 ) -> dict[str, str]:
     """Where a version comes from, and the held-out ELBO that it is promoted by, if there is one."""
-    vae, pins = load_bundle(bundle), run.pins()
+    vae, pins = load_bundle(bundle, config.model.own_classes), run.pins()
     assert pins is not None, "a run with a bundle was opened"
     tags = {
         **model_tags(vae),

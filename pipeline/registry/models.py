@@ -5,18 +5,27 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.vae import VAE, load_bundle
+from pipeline.vae.bundle import FILES, RECEIPT, verify_bundle
 
 SCHEME = "models:/"
+
+_PLACE = "data/bundle"
+"""Where a bundle lies in the pyfunc that MLflow makes of it."""
+_ARTIFACTS = frozenset(
+    ("", "file", "mlflow-artifacts", "s3", "gs", "abfss", "wasbs", "hdfs", "dbfs")
+)
+"""Schemes of artifact stores. Not http and ftp, which would fetch from any address."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class RegisteredModel:
     name: str
     version: int
     source: str
+    run_id: str | None = None
 
     @property
     def uri(self) -> str:
@@ -60,43 +70,85 @@ def resolve(uri: str, config: TrackingConfig) -> RegisteredModel:
             version = aliases[alias]
         for found in known:
             if str(found.version) == str(version):
-                return RegisteredModel(name, int(found.version), found.source)
+                return RegisteredModel(name, int(found.version), found.source, found.run_id)
     raise ModelError(
         f"{uri}: model {name!r} has no version {version}; it has "
         f"{', '.join(sorted(str(v.version) for v in known))}."
     )
 
 
-def load_model(uri: str, config: TrackingConfig | None = None) -> VAE:
-    """The VAE behind a registry URI, or in a bundle's folder; its checksums are verified."""
+def load_model(
+    uri: str,
+    config: TrackingConfig | None = None,
+    allow_custom: Collection[str] = (),
+    *,
+    digest: str | None = None,
+) -> VAE:
+    """The VAE behind a registry URI, or in a bundle's folder; see `load_bundle` for the rest."""
     if not uri.startswith(SCHEME):
-        return load_bundle(uri)
+        return load_bundle(uri, allow_custom, digest=digest)
     with bundle_of(resolve(uri, config or TrackingConfig())) as folder:
-        return load_bundle(str(folder))
+        return load_bundle(str(folder), allow_custom, digest=digest)
 
 
 @contextlib.contextmanager
 def bundle_of(model: RegisteredModel) -> Iterator[Path]:
-    """A local copy of a registered model's bundle, which goes with the block."""
+    """A local copy of a registered model's bundle, which goes with the block.
+
+    Only the files of a bundle are fetched, only from the artifacts of the version's own run.
+    """
     import mlflow
 
+    where = mlflow.get_tracking_uri()
+    _check_source(model, where)
     folder = Path(tempfile.mkdtemp(prefix="vae-model-"))
     try:
-        with tracking_errors(mlflow.get_tracking_uri()):
-            found = mlflow.artifacts.download_artifacts(model.source, dst_path=str(folder))
-        bundles = list(Path(found).rglob("bundle.json"))
-        if len(bundles) != 1:
-            raise ModelError(
-                f"{model.uri}: {model.source} holds {len(bundles)} bundles instead of one. "
-                "It was not registered by this program."
-            )
-        yield bundles[0].parent
+        for name in (*FILES, RECEIPT):
+            url = f"{model.source}/{_PLACE}/{name}"
+            if urlsplit(model.source).scheme in ("", "file"):
+                (folder / name).write_bytes(_read_inside(url, model.source))
+                continue
+            with tracking_errors(where):
+                mlflow.artifacts.download_artifacts(url, dst_path=str(folder))
+        yield folder
+    except ObjectNotFoundError as error:
+        raise ModelError(f"{model.uri}: was not registered by this program: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_source(model: RegisteredModel, where: str) -> None:
+    """A version's source is free text; what is fetched must be an artifact of the version's run."""
+    with tracking_errors(where):
+        run = model.run_id and mlflow_client(where).get_run(model.run_id)
+    root = run.info.artifact_uri.rstrip("/") if run else None
+    inside = root is not None and model.source.startswith(f"{root}/")
+    if not inside or urlsplit(model.source).scheme not in _ARTIFACTS:
+        raise ModelError(
+            f"{model.uri}: its source {storage.shown(model.source)} is no artifact of its own run "
+            f"({root and storage.shown(root)}) in an artifact store. Whoever registered it so did "
+            "not use this program: nothing was fetched. Register the bundle with jobs.models."
+        )
+    storage.below(str(root), model.source[len(str(root)) + 1 :])
+
+
+def _read_inside(url: str, root: str) -> bytes:
+    """A local artifact's bytes, unless a link leads to them from elsewhere."""
+    path, folder = storage.local_path(url), storage.local_path(root)
+    assert path is not None, "asked for local files alone"
+    assert folder is not None, "as its root"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"{url}: is a link that leads out of {root}: it was not followed.")
+    return storage.read(str(path))
+
+
 def register(
-    bundle_url: str, config: TrackingConfig, run_id: str, tags: Mapping[str, str]
+    bundle_url: str,
+    config: TrackingConfig,
+    run_id: str,
+    tags: Mapping[str, str],
+    *,
+    allow_custom: Collection[str] = (),
 ) -> RegisteredModel:
     """Registers a bundle as a pickle-free pyfunc, and points the config's alias at it.
 
@@ -110,17 +162,17 @@ def register(
         for found in client.search_model_versions(f"name = '{name}'"):
             if found.run_id == run_id and found.tags.get("digest") == tags["digest"]:
                 client.set_registered_model_alias(name, config.alias, found.version)
-                return RegisteredModel(name, int(found.version), found.source)
+                return RegisteredModel(name, int(found.version), found.source, found.run_id)
         # By digest: one run may register several checkpoints.
         place = f"models/{tags['digest'][:16]}"
         with tempfile.TemporaryDirectory(prefix="vae-register-") as scratch:
             folder = Path(scratch) / "model"
-            save_pyfunc(bundle_url, folder)
+            save_pyfunc(bundle_url, folder, allow_custom)
             client.log_artifacts(run_id, str(folder), place)
         source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
         version = client.create_model_version(name, source, run_id, tags=dict(tags))
         client.set_registered_model_alias(name, config.alias, version.version)
-    return RegisteredModel(name, int(version.version), source)
+    return RegisteredModel(name, int(version.version), source, run_id)
 
 
 def model_tags(vae: VAE) -> dict[str, str]:
@@ -151,7 +203,7 @@ def point_alias(config: TrackingConfig, version: int) -> None:
         mlflow_client(where).set_registered_model_alias(config.model_name, config.alias, version)
 
 
-def save_pyfunc(bundle_url: str, folder: Path) -> None:
+def save_pyfunc(bundle_url: str, folder: Path, allow_custom: Collection[str] = ()) -> None:
     """Writes a bundle as an MLflow pyfunc: the bundle's files and the name of our loader module.
 
     No pickle and no code goes with it: whoever loads it has installed `vae-pipeline[pull]`.
@@ -161,7 +213,7 @@ def save_pyfunc(bundle_url: str, folder: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    vae = load_bundle(bundle_url)
+    vae = load_bundle(bundle_url, allow_custom)
     size, channels = vae.preprocess.image_size, vae.preprocess.channels
     depth, *grid = vae.latent_shape
     signature = ModelSignature(
@@ -172,7 +224,7 @@ def save_pyfunc(bundle_url: str, folder: Path) -> None:
         # The signature is exact as it stands; an example image would only repeat it.
         warnings.filterwarnings("ignore", message=".*input example.*")
         copy = Path(scratch) / "bundle"
-        copy_folder(bundle_url, copy)
+        copy_bundle(bundle_url, copy)
         mlflow.pyfunc.save_model(
             path=str(folder),
             loader_module="pipeline.pyfunc",
@@ -190,7 +242,7 @@ def pull(uri: str, output: str, config: TrackingConfig) -> tuple[RegisteredModel
     model = resolve(uri, config)
     target = Path(output)
     with bundle_of(model) as folder:
-        digest = load_bundle(str(folder)).digest
+        digest = verify_bundle(str(folder))
         if target.is_dir() and any(target.iterdir()):
             found = _digest_of(target)
             if found != digest:
@@ -198,23 +250,23 @@ def pull(uri: str, output: str, config: TrackingConfig) -> tuple[RegisteredModel
                     f"{output}: holds {found or 'other files'}, not {model.uri} ({digest}). "
                     "Give an empty or new folder."
                 )
-            return model, str(digest)
+            return model, digest
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            copy_folder(str(folder), scratch)
+            copy_bundle(str(folder), scratch)
             scratch.chmod(0o755)
             scratch.replace(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return model, str(digest)
+    return model, digest
 
 
-def copy_folder(source_url: str, target: Path) -> None:
-    """Copies the files below a URL into a local folder, which is made if missing."""
+def copy_bundle(source_url: str, target: Path) -> None:
+    """Copies a bundle's own files, and nothing that lies beside them, into a local folder."""
     target.mkdir(parents=True, exist_ok=True)
-    for item in storage.list_objects(source_url):
-        (target / item.url.rsplit("/", 1)[-1]).write_bytes(storage.read(item.url))
+    for name in (*FILES, RECEIPT):
+        (target / name).write_bytes(storage.read(storage.join(source_url, name)))
 
 
 def _create_if_absent(client: Any, name: str) -> None:
@@ -230,7 +282,7 @@ def _create_if_absent(client: Any, name: str) -> None:
 
 def _digest_of(folder: Path) -> str | None:
     try:
-        return load_bundle(str(folder)).digest
+        return verify_bundle(str(folder))
     except PipelineError:
         return None
 

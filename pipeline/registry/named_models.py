@@ -1,5 +1,6 @@
 """A model may be named by the run that made it: NAME below --storage, or the run's own folder."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +9,17 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import ObjectNotFoundError
 from pipeline.registry.models import SCHEME, load_model
 from pipeline.runs.run import Run
-from pipeline.vae import VAE
+from pipeline.vae import VAE, load_bundle
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that ended, what it was asked for (`config`) and its model's bundle."""
+    """A run that ended, what it was asked for (`config`), its model's bundle and that's digest."""
 
     run: Run
     config: dict[str, Any]
     bundle: str
+    digest: str
 
 
 def finished_run(name: str, runs: str) -> FinishedRun | None:
@@ -33,11 +35,17 @@ def finished_run(name: str, runs: str) -> FinishedRun | None:
             config = storage.read_json(storage.join(url, "run.json"))["config"]
         except ObjectNotFoundError:
             continue
-        return FinishedRun(Run(url), config, result["bundle"])
+        # Where a run is there lies its bundle: what its result says of that is for people.
+        run = Run(url)
+        return FinishedRun(run, config, run.path("bundle"), result["digest"])
     return None
 
 
-def load_named(name: str, runs: str, tracking: TrackingConfig) -> tuple[VAE, FinishedRun | None]:
+def load_named(
+    name: str, runs: str, tracking: TrackingConfig, allow_custom: Collection[str] = ()
+) -> tuple[VAE, FinishedRun | None]:
     """The VAE of a registry URI, a bundle's path or a finished run, and that run."""
     found = finished_run(name, runs)
-    return load_model(found.bundle if found else name, tracking), found
+    if found is None:
+        return load_model(name, tracking, allow_custom), None
+    return load_bundle(found.bundle, allow_custom, digest=found.digest), found

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,12 @@ class Standing:
     terms: dict[str, str | None]
 
 
-def promote(uri: str, config: TrackingConfig, data: str | None = None) -> RegisteredModel:
+def promote(
+    uri: str,
+    config: TrackingConfig,
+    data: str | None = None,
+    allow_custom: Collection[str] = (),
+) -> RegisteredModel:
     """Makes a version the champion if its held-out ELBO is above the present champion's.
 
     The ELBOs are those of the registry, or, with `data`, measured now on that dataset. Raises
@@ -46,7 +52,7 @@ def promote(uri: str, config: TrackingConfig, data: str | None = None) -> Regist
         return model
     rival = resolve(f"models:/{model.name}/{past[-1]}", config) if past else None
     for each in filter(None, (model, rival) if data else ()):
-        _measure(each, str(data), config)
+        _measure(each, str(data), config, allow_custom)
     mine = _standing(model, config)
     if mine.elbo is None:
         raise ModelError(
@@ -100,9 +106,11 @@ def _standing(model: RegisteredModel, config: TrackingConfig) -> Standing:
     return Standing(model, elbo if math.isfinite(elbo) else None, terms)
 
 
-def _measure(model: RegisteredModel, data: str, config: TrackingConfig) -> None:
+def _measure(
+    model: RegisteredModel, data: str, config: TrackingConfig, allow_custom: Collection[str]
+) -> None:
     """Measures the exact ELBO on a dataset and writes it to the version's tags."""
-    vae, dataset = load_model(model.uri, config), Dataset.open(data)
+    vae, dataset = load_model(model.uri, config, allow_custom), Dataset.open(data)
     with closing(in_order(dataset, vae, _BATCH, 0, 1)) as loader:
         means = evaluate_elbo(vae, loader, 0, _BATCH).means()
     found = {"holdout_digest": dataset.digest, "holdout_elbo": repr(means["elbo"])}

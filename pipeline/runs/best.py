@@ -52,7 +52,7 @@ def save_final(
     if chosen and chooses_best(config):
         chosen = best_of(validations)
         if chosen is not validations[-1]:
-            vae = load_bundle(run.path("best"))
+            vae = load_bundle(run.path("best"), config.model.own_classes)
             if (vae.metadata or {}).get("step") != chosen.step:
                 logger.warning(
                     "RUN/best holds the weights of step %s, which a start that died had validated: "

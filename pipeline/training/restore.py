@@ -98,7 +98,7 @@ def _begin(vae: VAE, config: TrainConfig, run: Run, dataset: Dataset) -> None:
     the mean image, -170.9 without.
     """
     if config.init:
-        start_from(vae, load_bundle(run.path("init")), config.init)
+        start_from(vae, load_bundle(run.path("init"), config.model.own_classes), config.init)
         return
     batch = load_images(dataset, STARTING_IMAGES, vae.preprocess)
     good = batch.images[batch.valid]

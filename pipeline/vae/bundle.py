@@ -6,7 +6,7 @@ weights, both configs), not over how a safetensors version happens to lay them o
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.vae.vae import VAE, build_vae
 FORMAT = "vae-pipeline/model"
 VERSION = 1
 FILES = ("config.json", "preprocess.json", "model.safetensors")
+RECEIPT = "bundle.json"
 
 
 def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None = None) -> str:
@@ -52,10 +53,36 @@ def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None
     return digest
 
 
-def load_bundle(url: Path | str) -> VAE:
-    """The model in evaluation mode on the CPU, with every checksum and the digest verified."""
+def load_bundle(
+    url: Path | str, allow_custom: Collection[str] = (), *, digest: str | None = None
+) -> VAE:
+    """The model in evaluation mode on the CPU, with every checksum and the digest verified.
+
+    `allow_custom`: the classes of their own that the user named, as package.module:Class. A bundle
+    that needs another one is refused before anything is imported. `digest`: what the bundle must
+    be, compared before a file is read.
+    """
     url = str(url)
     receipt = _receipt(url)
+    if digest is not None and receipt["digest"] != digest:
+        raise ModelError(
+            f"{url}: has digest {str(receipt['digest'])[:16]}, asked for was {digest[:16]}: "
+            "another model lies there now. Name the model that was meant."
+        )
+    model, preprocess, weights = _contents(url, receipt)
+    _check_custom(model, allow_custom, url)
+    _check_size(model, preprocess, weights, url)
+    with torch.random.fork_rng(devices=[]):
+        vae = build_vae(model, preprocess).to(_weights_dtype(weights))
+    put_weights(vae, weights, url)
+    vae.digest, vae.metadata = receipt["digest"], dict(receipt["metadata"])
+    return vae.eval()
+
+
+def _contents(
+    url: str, receipt: Mapping[str, Any]
+) -> tuple[ModelConfig, PreprocessConfig, dict[str, Tensor]]:
+    """What a bundle's files hold, every checksum and the digest compared; nothing is built."""
     contents = {name: _verified(url, name, receipt) for name in FILES}
     try:
         model = ModelConfig.model_validate_json(contents["config.json"])
@@ -72,12 +99,7 @@ def load_bundle(url: Path | str) -> VAE:
             f"{url}: bundle.json says digest {receipt['digest']}, its contents have {digest}. "
             "The bundle was changed after it was written: pull or save it again."
         )
-    _check_size(model, preprocess, weights, url)
-    with torch.random.fork_rng(devices=[]):
-        vae = build_vae(model, preprocess).to(_weights_dtype(weights))
-    put_weights(vae, weights, url)
-    vae.digest, vae.metadata = digest, dict(receipt["metadata"])
-    return vae.eval()
+    return model, preprocess, weights
 
 
 def bundle_digest(url: Path | str) -> str:
@@ -86,11 +108,20 @@ def bundle_digest(url: Path | str) -> str:
 
 
 def verify_bundle(url: Path | str) -> str:
-    """The digest, after the checksum of every file has been compared."""
+    """The digest, after every file and the whole were compared with theirs; nothing is built."""
     receipt = _receipt(str(url))
-    for name in FILES:
-        _verified(str(url), name, receipt)
+    _contents(str(url), receipt)
     return str(receipt["digest"])
+
+
+def _check_custom(model: ModelConfig, allowed: Collection[str], url: str) -> None:
+    """Data makes no code run: whoever wants a class to be imported names it."""
+    if model.kind == "custom" and model.custom not in allowed:
+        raise ModelError(
+            f"{url}: its network is the class {model.custom!r}, which is no part of this program. "
+            "Look at that class; if you trust it, name it yourself: "
+            f"--allow-custom {model.custom} (in Python: allow_custom=)."
+        )
 
 
 def put_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
