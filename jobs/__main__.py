@@ -1,4 +1,4 @@
-"""`python -m jobs`: what there is; `python -m jobs NAME ...`: the job of that name."""
+"""`vae`, or `python -m jobs`: what there is; with a name, the job of that name."""
 
 import ast
 import os
@@ -7,11 +7,14 @@ import signal
 import sys
 from pathlib import Path
 
+_NO_JOBS = {"command"}
+"""Modules of this folder that no one starts."""
+
 
 def main() -> None:
     """Runs a job, or lists them, each with the first line of its docstring, importing none."""
-    paths = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    names = [path.stem for path in paths if path.stem != "command"]
+    paths = [p for p in sorted(Path(__file__).parent.glob("[!_]*.py")) if p.stem not in _NO_JOBS]
+    names = [path.stem for path in paths]
     name = sys.argv[1].removeprefix("jobs.") if len(sys.argv) > 1 else None
     if name in names:
         if os.getpid() == 1:
@@ -23,11 +26,13 @@ def main() -> None:
     if name is not None and not name.startswith("-"):
         print(f"There is no job {name}. Jobs: {', '.join(names)}", file=sys.stderr)
         sys.exit(2)
-    print("Jobs; `python -m jobs.NAME --help` tells a job's flags:\n")
+    # `vae | head` closes the pipe: that is no error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print("Jobs; `vae NAME --help` (or `python -m jobs.NAME --help`) tells a job's flags:\n")
     for path in paths:
-        if path.stem in names:
-            text = ast.get_docstring(ast.parse(path.read_text())) or ""
-            print(f"  jobs.{path.stem:<10} {text.splitlines()[0]}")
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        print(f"  {path.stem:<12} {text.splitlines()[0]}")
+    print('\nTab completion: eval "$(vae completion bash)", or zsh, in your shell\'s start file.')
 
 
 if __name__ == "__main__":

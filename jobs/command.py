@@ -6,13 +6,12 @@ model; flags come from that model through tyro and never turn into subcommands.
 
 import difflib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -21,6 +20,7 @@ from typing_extensions import TypedDict
 
 from pipeline.config import Section, without_passwords
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.log_lines import log_to_stderr
 
 Config = TypeVar("Config", bound=Section)
 
@@ -45,16 +45,11 @@ def run_job(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     program = f"python -m {_module_name()}"
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(
-        level=os.environ.get("LOG_LEVEL", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
     try:
-        values, print_config = parse_flags(config_type, arguments, program)
+        values, output = parse_flags(config_type, arguments, program)
+        log_to_stderr(output.log_format, quiet=output.quiet)
         config = validate(config_type, values)
-        if print_config:
+        if output.print_config:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
             return
         outcome = main(config)
@@ -64,17 +59,40 @@ def run_job(
     except KeyboardInterrupt:
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
+    _print(outcome, output)
+    sys.exit(outcome.exit_code)
+
+
+def _print(outcome: Outcome, output: "Output") -> None:
+    """Lines for people, and for programs the result as the last line of stdout.
+
+    A terminal gets the JSON only if asked: 2,000 characters below a summary hide it.
+    """
     for line in outcome.summary:
         print(line)
-    print(json.dumps(outcome.result, allow_nan=False))
+    if output.json or not sys.stdout.isatty() or not outcome.summary:
+        print(json.dumps(outcome.result, allow_nan=False))
     sys.stdout.flush()
-    sys.exit(outcome.exit_code)
+
+
+OUTPUT_FLAGS = ("--config", "--print-config", "--json", "--quiet", "--log-format")
+"""The flags that every job has beside its own."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a job talks; the same flags for every job."""
+
+    print_config: bool = False
+    json: bool = False
+    quiet: bool = False
+    log_format: Literal["text", "json"] = "text"
 
 
 def parse_flags(
     config_type: type[Section], arguments: Sequence[str], program: str
-) -> tuple[dict[str, Any], bool]:
-    """The merged dictionary of YAML file and flags, not yet validated; and `--print-config`.
+) -> tuple[dict[str, Any], Output]:
+    """The merged dictionary of YAML file and flags, not yet validated; and how the job talks.
 
     What follows a `--` is the field `command`.
     """
@@ -88,8 +106,8 @@ def parse_flags(
     if command is not None:
         flags["command"] = command
     path = flags.pop("config", None)
-    print_config = flags.pop("print_config", False)
-    return merge({} if path is None else _read_yaml(Path(path)), flags), print_config
+    output = Output(**{f.name: flags.pop(f.name) for f in fields(Output) if f.name in flags})
+    return merge({} if path is None else _read_yaml(Path(path)), flags), output
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
@@ -133,6 +151,15 @@ def _flag_type(config_type: type[BaseModel], with_file: bool = False) -> Any:
         keys["config"] = Annotated[str, tyro.conf.arg(help="A YAML file with the same keys.")]
         keys["print_config"] = Annotated[
             bool, tyro.conf.arg(help="Write the effective YAML to stdout, and end.")
+        ]
+        keys["json"] = Annotated[
+            bool, tyro.conf.arg(help="End with the result as a line of JSON, on a terminal too.")
+        ]
+        keys["quiet"] = Annotated[
+            bool, tyro.conf.arg(help="No progress and no notes: warnings and errors alone.")
+        ]
+        keys["log_format"] = Annotated[
+            Literal["text", "json"], tyro.conf.arg(help="Log lines for people, or a JSON each.")
         ]
     for name, info in config_type.model_fields.items():
         kind = info.annotation

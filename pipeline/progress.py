@@ -1,61 +1,184 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds in a log."""
+"""Progress of long work on stderr: one live line on a terminal, a plain line a minute in a log.
+
+On a terminal all bars share one live area below whatever else is written, so a log line never
+stands in the middle of a bar; every line is cut to the width that there is. Elsewhere (a file, a
+pod) a line is written a minute, and only when something has changed.
+"""
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from tqdm import tqdm
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
-_LOG_SECONDS = 5.0
-_BAR_SECONDS = 0.2
+# A day of training is then 1,440 lines of log, not 17,000.
+_LOG_SECONDS = 60.0
+_REFRESHES_PER_SECOND = 5
+_BAR_CELLS = 20
 
 
 class Progress:
     """Counts `unit`s of work towards `total` (None: not known) and shows rate and time left.
 
     Used as a context manager; `note` is a text shown behind the numbers, on a terminal below them.
+    The rate counts from the first finished unit on: what a job needs to start is no part of it.
     """
 
     def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done = self._initial = done
+        self._done = done
         self._note = ""
-        self._terminal = sys.stderr.isatty()
-        self._start = self._shown = time.monotonic()
+        self._start = self._shown_at = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._last = self._start
+        self._shown: tuple[int, str] | None = None
 
     def __enter__(self) -> "Progress":
+        _screen.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._show()
-        if self._terminal:
-            sys.stderr.write("\n\n" if self._note else "\n")
+        if not _screen.remove(self):
+            self._log()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Adds `count` units of finished work."""
         self._done += count
         self._note = self._note if note is None else note
-        interval = _BAR_SECONDS if self._terminal else _LOG_SECONDS
-        if time.monotonic() - self._shown >= interval:
-            self._show()
+        now = time.monotonic()
+        if count:
+            self._last = now
+            if self._first is None:
+                self._first = (now, self._done)
+        if not _screen.is_live and now - self._shown_at >= _LOG_SECONDS:
+            self._log()
 
-    def _show(self) -> None:
-        self._shown = time.monotonic()
-        text = tqdm.format_meter(
-            self._done,
-            self._total,  # type: ignore[arg-type]  # tqdm takes None, its stubs don't
-            self._shown - self._start,
-            ncols=100 if self._terminal else None,
-            prefix=self._label,
-            unit=f" {self._unit}",
-            initial=self._initial,
-            postfix=None if self._terminal else self._note or None,
-            bar_format=None
-            if self._terminal
-            else "{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
-        )
-        if self._terminal:
-            # The note's line first comes below, then the cursor goes back up to the bar's.
-            below = f"\n{self._note}\x1b[K\x1b[1A" if self._note else ""
-            text = f"\r{text}\x1b[K{below}"
-        sys.stderr.write(text if self._terminal else f"{text}\n")
+    @property
+    def rate(self) -> float | None:
+        """Units a second between the first finished one and the last; None before the second."""
+        if self._first is None or self._last <= self._first[0]:
+            return None
+        return (self._done - self._first[1]) / (self._last - self._first[0])
+
+    def lines(self) -> list[str]:
+        """The bar's line, and the note's if there is one."""
+        parts = [f"{self._label}:", self._count(), self._unit]
+        if self._total:
+            share = min(1.0, self._done / self._total)
+            filled = round(share * _BAR_CELLS)
+            parts.insert(1, f"{share:4.0%} {'━' * filled}{'─' * (_BAR_CELLS - filled)}")
+        return [" ".join([*parts, f"[{self._times()}]"]), *([f"  {self._note}"] * bool(self._note))]
+
+    def _log(self) -> None:
+        self._shown_at = time.monotonic()
+        if _screen.quiet or self._shown == (self._done, self._note):
+            return
+        self._shown = (self._done, self._note)
+        note = f", {self._note}" if self._note else ""
+        text = f"{self._label}: {self._count()} {self._unit} [{self._times()}{note}]\n"
+        sys.stderr.write(text)
         sys.stderr.flush()
+
+    def _count(self) -> str:
+        return f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+
+    def _times(self) -> str:
+        rate, parts = self.rate, [_clock(time.monotonic() - self._start)]
+        if rate and self._total is not None and self._done < self._total:
+            parts.append(f"{_clock((self._total - self._done) / rate)} left")
+        if rate:
+            parts.append(
+                f"{rate:,.{0 if rate >= 100 else 1}f} {self._unit}/s"
+                if rate >= 1
+                else f"{1 / rate:,.1f} s each"
+            )
+        return ", ".join(parts)
+
+
+class _Phase:
+    """Something that is waited for, and for how long already."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._start = label, time.monotonic()
+
+    def lines(self) -> list[str]:
+        """Its line."""
+        return [f"{self._label} ... {_clock(time.monotonic() - self._start)}"]
+
+
+@contextmanager
+def phase(label: str) -> Iterator[None]:
+    """Names what a terminal's reader waits for while the block runs, such as "starting Ray"."""
+    shown = _Phase(label)
+    _screen.add(shown)
+    try:
+        yield
+    finally:
+        _screen.remove(shown, keep=False)
+
+
+def be_quiet() -> None:
+    """From now on this process shows no progress; warnings and errors are shown as ever."""
+    _screen.quiet = True
+
+
+class _Screen:
+    """What is shown at the moment, in one live area of rich's; used from several threads."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self._lock = threading.RLock()
+        self._shown: list[Progress | _Phase] = []
+        self._live: Live | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self._live is not None
+
+    def add(self, what: "Progress | _Phase") -> None:
+        with self._lock:
+            self._shown.append(what)
+            if self._live is None and not self.quiet and sys.stderr.isatty():
+                self._live = Live(
+                    console=Console(file=sys.stderr, highlight=False),
+                    get_renderable=self._picture,
+                    refresh_per_second=_REFRESHES_PER_SECOND,
+                    transient=True,
+                    redirect_stdout=sys.stdout.isatty(),
+                )
+                self._live.start()
+
+    def remove(self, what: "Progress | _Phase", *, keep: bool = True) -> bool:
+        """Ends showing it, its last state kept above if so asked; False where nothing is live."""
+        with self._lock:
+            live, is_last = self._live, self._shown == [what]
+            if live is not None and is_last:
+                live.stop()
+                self._live = None
+            self._shown.remove(what)
+            if live is not None and keep:
+                for line in what.lines():
+                    live.console.print(line, no_wrap=True, overflow="ellipsis", markup=False)
+            return live is not None
+
+    def _picture(self) -> Group:
+        with self._lock:
+            return Group(*(_cut(line) for what in self._shown for line in what.lines()))
+
+
+def _cut(line: str) -> Text:
+    """One line of a terminal, however narrow it is."""
+    return Text(line, no_wrap=True, overflow="ellipsis")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+_screen = _Screen()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline import storage
+from pipeline.progress import phase
 
 # Ray reads these when it is imported; what a user has set wins.
 _DEFAULTS = {
@@ -36,7 +37,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         yield
         return
     if remote:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        with phase(f"joining the Ray cluster at {os.environ['RAY_ADDRESS']}"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -45,15 +47,16 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     # A short path: the sockets inside may not exceed 107 characters.
     with storage.temporary_folder("vae-ray-") as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(cpus, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=256 * 2**20,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
+            with phase("starting Ray on this machine"):
+                ray.init(
+                    address="local",
+                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    object_store_memory=256 * 2**20,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                )
             yield
         finally:
             ray.shutdown()

@@ -1,9 +1,5 @@
 """The live view's line and bar."""
 
-import io
-import sys
-
-from pipeline.progress import Progress
 from pipeline.tracking.progress_line import numbers_of
 
 SNAPSHOT = {
@@ -21,26 +17,3 @@ def test_all_numbers_stand_in_one_line_and_those_that_are_missing_are_left_out()
         "GPU 40% of peak, goodput 75%, rank 3 is slow (1.8 times the median), memory 1.5 GiB"
     )
     assert numbers_of({"step": 1}) == ""
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def shown(stream: io.StringIO, monkeypatch) -> str:
-    monkeypatch.setattr(sys, "stderr", stream)
-    with Progress("r", 100, "steps", done=39) as progress:
-        progress.advance(1, numbers_of(SNAPSHOT))
-    return stream.getvalue()
-
-
-def test_a_log_gets_plain_lines_and_a_terminal_a_bar_over_the_numbers(monkeypatch):
-    log = shown(io.StringIO(), monkeypatch)
-    assert "\x1b" not in log
-    assert "\r" not in log
-    assert "40/100" in log
-    assert "elbo -80.50" in log
-    bar, numbers = shown(Terminal(), monkeypatch).rstrip("\n").split("\n")
-    assert "40/100" in bar
-    assert numbers.startswith("elbo -80.50")

@@ -1,0 +1,87 @@
+"""Progress as people read it: in a real terminal of any width, and in a log."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import progress as shown
+from pipeline.progress import Progress
+from tests.support.terminal import terminal
+
+_NOTE = "elbo -4533.14, log_likelihood -4533.12, kl 0.02, 231 images/s, data wait 14%, goodput 15%"
+
+_WORK = f"""
+import logging, time
+from pipeline.log_lines import log_to_stderr
+from pipeline.progress import Progress, phase
+log_to_stderr()
+with phase("starting Ray"):
+    time.sleep(0.5)
+with Progress("a-run-with-a-long-name", 400, "steps", done=100) as progress:
+    for count in range(20):
+        time.sleep(0.05)
+        progress.advance(15, {_NOTE!r})
+        if count == 10:
+            logging.getLogger("x").warning("the disk is nearly full")
+"""
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_terminal_of_any_width_scrolls_no_line_but_the_last_state_and_the_warnings(
+    tmp_path: Path, columns: int
+) -> None:
+    (tmp_path / "work.py").write_text(_WORK)
+    with terminal(tmp_path, ["work.py"], columns) as window:
+        lines = window.wait_for("exit code 0")
+    assert len(lines) == 4, lines
+    warning, bar, note, _ = lines
+    assert warning == "WARNING: the disk is nearly full"
+    assert bar.startswith("a-run-with-a-long-name: 100%")
+    assert note.startswith("  elbo -4533.14")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    monkeypatch.setattr(shown.time, "monotonic", clock)
+    return clock
+
+
+def test_the_time_left_follows_from_finished_units_not_from_the_start(clock: _Clock) -> None:
+    progress = Progress("train", 400, "steps")
+    clock.now += 110  # Ray starts
+    progress.advance(1)
+    for _ in range(10):
+        clock.now += 2
+        progress.advance(1)
+    assert progress.rate == pytest.approx(0.5)
+    assert "12:58 left" in progress.lines()[0]  # 389 steps of 2 s
+    assert "2.0 s each" in progress.lines()[0]
+
+
+def test_a_log_gets_a_line_a_minute_and_none_while_nothing_happens(
+    clock: _Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with Progress("train", 1000, "steps") as progress:
+        for _ in range(600):
+            clock.now += 1
+            progress.advance(1)
+        for _ in range(600):
+            clock.now += 1
+            progress.advance(0)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("train: 600/1000 steps [")
+    assert "\x1b" not in log.getvalue()
