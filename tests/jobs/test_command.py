@@ -10,7 +10,9 @@ from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 JOBS = sorted(
-    path.stem for path in (ROOT / "jobs").glob("[!_]*.py") if path.stem not in ("command", "completion")
+    path.stem
+    for path in (ROOT / "jobs").glob("[!_]*.py")
+    if path.stem not in ("command", "completion")
 )
 
 
