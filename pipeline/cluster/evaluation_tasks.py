@@ -40,5 +40,8 @@ def _measure_part(
 ) -> Measured:
     dataset = Dataset.open(url, digest)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with closing(in_order(dataset, vae, options.global_batch_size, rank, world_size)) as loader:
+    batch_size = options.global_batch_size
+    with closing(
+        in_order(dataset, vae.preprocess, batch_size, rank=rank, world_size=world_size)
+    ) as loader:
         return measure(vae.to(device), loader, options, device)

@@ -120,7 +120,7 @@ def measure_model(
 def _measure_here(vae: VAE, dataset: Dataset, options: MeasureOptions) -> Measured:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with (
-        closing(in_order(dataset, vae, options.global_batch_size, 0, 1)) as loader,
+        closing(in_order(dataset, vae.preprocess, options.global_batch_size)) as loader,
         Progress("evaluate", len(dataset), "images") as progress,
     ):
         measured = measure(vae.to(device), _counted(loader, progress), options, device)

@@ -68,6 +68,10 @@ class PreprocessConfig(Section):
     crop: Crop = Field("center", description="How a rectangle becomes a square.")
     resize: Resize = Field("bilinear", description="Filter of the resizing, antialiased.")
 
+    def held_out(self) -> "PreprocessConfig":
+        """How images that are judged are read: as they are, also where training crops at random."""
+        return self.model_copy(update={"crop": "center"}) if self.crop == "random" else self
+
 
 class ModelConfig(Section):
     """The network, its likelihood and its posterior."""

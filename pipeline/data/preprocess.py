@@ -1,7 +1,6 @@
 """From image bytes to the pixels that a model sees; what is decided here belongs to the model."""
 
 import hashlib
-import zlib
 
 import numpy as np
 import numpy.typing as npt
@@ -83,11 +82,6 @@ def sample_draw(seed: int, epoch: int, key: str) -> int:
     """A sample's random number in an epoch: 48 bits of (seed, epoch, key), of no rank or thread."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "little")
-
-
-def crc_matches(data: bytes | memoryview, crc32: int) -> bool:
-    """Whether the bytes are those that were packed (zlib's CRC-32, 4 GB/s)."""
-    return zlib.crc32(data) == crc32
 
 
 def _resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:

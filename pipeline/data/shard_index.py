@@ -1,7 +1,10 @@
-"""The index of one shard: where each sample lies in the tar, and the checksum of its image."""
+"""The index of one shard, where each sample lies in the tar; and a sample cut out by it."""
 
 import hashlib
+import json
 import sys
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -9,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, SampleError
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -50,6 +53,13 @@ class ShardIndex:
         columns = {field.name: getattr(self, field.name)[start:stop] for field in fields(self)}
         return replace(self, **{name: column.copy() for name, column in columns.items()})
 
+    def span(self, position: int, *, whole: bool) -> tuple[int, int]:
+        """Where the image at a position begins and ends in the tar, or the `whole` sample."""
+        if whole:
+            return int(self.starts[position]), int(self.ends[position])
+        start = int(self.offsets[position])
+        return start, start + int(self.sizes[position])
+
     def to_bytes(self) -> bytes:
         """The Arrow IPC file; the same columns give the same bytes."""
         table = pa.table({field.name: getattr(self, field.name) for field in fields(self)})
@@ -80,3 +90,73 @@ class ShardIndex:
             return cls(**texts, **{name: column.to_numpy() for name, column in columns.items()})
         except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
             raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample's undecoded bytes, whose checksum is not yet checked, and the columns beside it.
+
+    `crc32` (zlib's, 4 GB/s) is what the index says of the image.
+    """
+
+    key: str
+    image: bytes
+    crc32: int
+    columns: dict[str, Any]
+    fault: SampleError | None = None
+    """What is wrong with it as it lies in the shard; there is no image then."""
+
+    def checked_image(self) -> bytes:
+        """The image's bytes; raises `SampleError` if they are not those that were packed."""
+        if self.fault is not None:
+            raise self.fault
+        if zlib.crc32(self.image) != self.crc32:
+            raise SampleError("checksum", f"{self.key}: its bytes are not those that were packed")
+        return self.image
+
+
+def cut_sample(
+    index: ShardIndex, position: int, data: bytes, begin: int, columns: Sequence[str]
+) -> RawSample:
+    """The sample at a position of a shard, of whose bytes `data` are those from `begin` on."""
+
+    def member(offsets: Int64, sizes: Int64) -> bytes | None:
+        size, offset = int(sizes[position]), int(offsets[position]) - begin
+        return None if size < 0 else data[offset : offset + size]
+
+    key, crc32 = index.keys[position], int(index.crc32[position])
+    values: dict[str, Any] = dict.fromkeys(columns)
+    if index.span(position, whole=bool(columns))[1] > begin + len(data):
+        fault = SampleError("truncated", f"{key}: its shard was cut short before its end")
+        return RawSample(key, b"", crc32, values, fault)
+    if columns:
+        beside = member(index.json_offsets, index.json_sizes)
+        label = member(index.cls_offsets, index.cls_sizes)
+        caption = member(index.txt_offsets, index.txt_sizes)
+        try:
+            found = _columns_of(beside, label, caption, key)
+        except SampleError as fault:
+            return RawSample(key, b"", crc32, values, fault)
+        values = {name: found.get(name) for name in columns}
+    image = member(index.offsets, index.sizes)
+    assert image is not None, "only samples with an image are indexed"
+    return RawSample(key, image, crc32, values)
+
+
+def _columns_of(
+    fields: bytes | None, label: bytes | None, caption: bytes | None, key: str
+) -> dict[str, Any]:
+    """The columns in a sample's .json, .cls and .txt; raises `SampleError` where they make none."""
+    try:
+        found = json.loads(fields) if fields else {}
+        if not isinstance(found, dict):
+            raise SampleError("annotation", f"{key}.json: holds {str(found)[:100]}, no columns")
+        if label is not None:
+            found.setdefault("label", label.decode())
+        if caption is not None:
+            found.setdefault("caption", caption.decode())
+    except (ValueError, RecursionError) as error:
+        raise SampleError(
+            "annotation", f"{key}: what lies beside it can't be read: {error}"
+        ) from None
+    return found

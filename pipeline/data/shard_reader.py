@@ -11,9 +11,10 @@ from torch import Tensor
 from pipeline.config import PreprocessConfig
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import Dataset
-from pipeline.data.fetch import RawSample, SampleReader
+from pipeline.data.fetch import SampleReader
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.preprocess import preprocess_into
+from pipeline.data.shard_index import RawSample
 from pipeline.errors import SampleError
 
 

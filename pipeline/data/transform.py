@@ -1,11 +1,15 @@
-"""A user's own augmentation, by import path: a pure function of images and their seeds."""
+"""How a training image differs from epoch to epoch: mirrored, and a user's own transform.
 
-import importlib
+A transform is a pure function of images and their seeds, by import path.
+"""
+
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pipeline.config.import_path import find_named
 from pipeline.errors import ConfigError, DatasetError
 
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -16,15 +20,20 @@ promised, and the same sample has the same seed in an epoch whatever the number 
 """
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """`flip`: half of the images, by a coin for each (seed, key, epoch), are mirrored.
+
+    `transform` is the import path of a `Transform`, as package.module:function, applied last.
+    """
+
+    flip: bool = False
+    transform: str | None = None
+
+
 def load_transform(path: str) -> Transform:
     """The function at `package.module:function`; raises `ConfigError` if there is none."""
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"transform {path}: {error}. Give package.module:function, importable from PYTHONPATH."
-        ) from None
+    found = find_named(path, "transform", ConfigError)
     if not callable(found):
         raise ConfigError(f"transform {path}: is no function, but {found!r}.")
     checked: Transform = found

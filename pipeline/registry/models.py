@@ -177,9 +177,7 @@ def register(
 
 def model_tags(vae: VAE) -> dict[str, str]:
     """A version's tags that follow from the model: digest, and what its ELBO is an ELBO of."""
-    preprocess = vae.preprocess.model_dump(mode="json")
-    if preprocess["crop"] == "random":
-        preprocess["crop"] = "center"  # Held-out images are never cropped at random.
+    preprocess = vae.preprocess.held_out().model_dump(mode="json")
     likelihood = vae.model_config.likelihood
     return {
         "digest": str(vae.digest),

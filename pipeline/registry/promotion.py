@@ -111,7 +111,7 @@ def _measure(
 ) -> None:
     """Measures the exact ELBO on a dataset and writes it to the version's tags."""
     vae, dataset = load_model(model.uri, config, allow_custom), Dataset.open(data)
-    with closing(in_order(dataset, vae, _BATCH, 0, 1)) as loader:
+    with closing(in_order(dataset, vae.preprocess, _BATCH)) as loader:
         means = evaluate_elbo(vae, loader, 0, _BATCH).means()
     found = {"holdout_digest": dataset.digest, "holdout_elbo": repr(means["elbo"])}
     where = tracking_uri(config)

@@ -225,24 +225,16 @@ def make_loader(
     """This rank's loader, at the place where a checkpoint left it."""
     loader = Loader(
         dataset,
+        config.preprocess,
         global_batch_size=config.global_batch_size,
-        image_size=config.image_size,
-        channels=config.channels,
-        crop=config.crop,
-        resize=config.resize,
         flip=config.flip,
         transform=config.transform,
         seed=config.seed,
         tail=config.tail,
         rank=world.rank,
         world_size=world.size,
-        threads=config.loader.threads,
-        prefetch_batches=config.loader.prefetch_batches,
-        memory_bytes=config.loader.memory_bytes,
+        settings=config.loader,
         stall_seconds=config.stall_seconds,
-        cache_folder=config.loader.cache_folder,
-        cache_bytes=config.loader.cache_bytes,
-        cache_decoded=config.loader.cache_decoded,
     )
     if loader.steps_per_epoch == 0:
         loader.close()

@@ -3,7 +3,8 @@
 from contextlib import closing
 
 from pipeline.config import TrainConfig
-from pipeline.data import Dataset, Loader
+from pipeline.data import Dataset
+from pipeline.evaluation.reading import in_order
 from pipeline.evaluation.sums import Importance, evaluate_elbo
 from pipeline.runs.history import HeldOut, Validation
 from pipeline.training.state import TrainState
@@ -17,21 +18,15 @@ IMPORTANCE = Importance(samples=16, images=256)
 def validate(config: TrainConfig, state: TrainState, holdout: Dataset, world: World) -> HeldOut:
     """Each rank takes its slots of each batch, and the sums are added: exact at any world size."""
     with closing(
-        Loader(
+        in_order(
             holdout,
-            global_batch_size=config.global_batch_size,
-            image_size=config.image_size,
-            channels=config.channels,
-            # Held-out images are looked at as they are, also where training crops at random.
-            crop="center" if config.crop == "random" else config.crop,
-            resize=config.resize,
-            shuffle=False,
-            tail="pad",
+            config.preprocess,
+            config.global_batch_size,
             rank=world.rank,
             world_size=world.size,
-            threads=config.loader.threads,
-            prefetch_batches=config.loader.prefetch_batches,
-            memory_bytes=config.loader.memory_bytes,
+            columns=(),
+            # Read once, beside a running loader: a cache would only hold what training needs.
+            settings=config.loader.model_copy(update={"cache_folder": None}),
             stall_seconds=config.stall_seconds,
         )
     ) as loader:

@@ -1,6 +1,5 @@
 """A user's own network, by import path, with the checks that ours pass."""
 
-import importlib
 import math
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config import ModelConfig
+from pipeline.config.import_path import find_named
 from pipeline.errors import ModelError
 from pipeline.vae.networks import Network, NetworkShape
 from pipeline.vae.posterior import num_moments
@@ -32,13 +32,7 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
 
 
 def _class(path: str) -> Any:
-    module_name, _, class_name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"custom {path}: {error}. Give package.module:Class, importable from PYTHONPATH."
-        ) from None
+    found = find_named(path, "custom", ModelError)
     if not isinstance(found, type):
         raise ModelError(f"custom {path}: is no class, but {found!r}.")
     # Before it is called: the path may come from somebody's bundle.

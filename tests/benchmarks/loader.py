@@ -31,7 +31,7 @@ import webdataset
 from PIL import Image
 
 from pipeline import storage
-from pipeline.config import PackConfig, PreprocessConfig
+from pipeline.config import LoaderConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.fetch import SampleReader
 from pipeline.data.manifest import Manifest, ShardRecord
@@ -224,7 +224,7 @@ def cached(arguments: argparse.Namespace) -> dict[str, float]:
         closing(
             Loader(
                 dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS,
-                cache_folder=folder, cache_decoded=True,
+                settings=LoaderConfig(cache_folder=folder, cache_decoded=True),
             )
         ) as loader,
     ):  # fmt: skip
@@ -260,7 +260,7 @@ dataset = Dataset('/nowhere', Manifest.from_json(json.load(open(sys.argv[1])), '
 order = plan_order(dataset, 4096, 0, 2**34, shuffle=True, tail='pad')
 reader = SampleReader(dataset, order.chunk, 2**28, ())
 for sample in order.batch(7, 123_456, range(4096)).tolist():
-    reader.place(sample)
+    reader.places.find(sample)
 seconds = time.perf_counter() - started
 print(json.dumps({'seconds': seconds, 'peak_mib': peak(), 'of_it_imports_mib': imports}))
 """

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from pipeline import storage
+from pipeline.config import LoaderConfig
 from pipeline.data import Loader
 from pipeline.data.fetch import SampleReader
 from tests.benchmarks.loader import (
@@ -83,7 +84,7 @@ def s3(arguments: argparse.Namespace) -> dict[str, float]:
             with closing(
                 Loader(
                     dataset, global_batch_size=BATCH, image_size=SIZE, threads=THREADS,
-                    memory_bytes=memory,
+                    settings=LoaderConfig(memory_bytes=memory),
                 )
             ) as loader:  # fmt: skip
                 return steady(loader, 1)
@@ -133,14 +134,15 @@ def fetched(arguments: argparse.Namespace) -> dict[str, float]:
                 with closing(
                     Loader(
                         dataset, global_batch_size=BATCH, image_size=8, rank=rank,
-                        world_size=world, threads=THREADS, memory_bytes=whole // 7,
+                        world_size=world, threads=THREADS,
+                        settings=LoaderConfig(memory_bytes=whole // 7),
                     )
                 ) as loader:  # fmt: skip
                     ours(loader)
-                    before, asked = loader.stats.bytes_fetched, loader.stats.requests
+                    before, asked = loader.stats.bytes_fetched, loader._reader.transfers.requests
                     ours(loader)
                     total += loader.stats.bytes_fetched - before
-                    requests += loader.stats.requests - asked
+                    requests += loader._reader.transfers.requests - asked
                     chunk = loader.order.chunk
             found[f"bytes_world_{world}"] = total / whole
             found[f"requests_world_{world}"] = requests / (len(dataset) / chunk)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.config import LoaderConfig
 from pipeline.data import Dataset, Loader
 from pipeline.storage import RetryPolicy, retry_counts, set_retry_policy
 
@@ -20,7 +21,7 @@ def main(url: str, log: str, world: int, pause_seconds: float) -> None:
     ranks = [
         Loader(
             dataset, global_batch_size=32, image_size=32, seed=7, rank=rank, world_size=world,
-            threads=2, memory_bytes=2**22,
+            threads=2, settings=LoaderConfig(memory_bytes=2**22),
         )
         for rank in range(world)
     ]  # fmt: skip

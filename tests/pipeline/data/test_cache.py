@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pipeline import storage
-from pipeline.config import PackConfig, PreprocessConfig
+from pipeline.config import LoaderConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.errors import StorageError
@@ -28,6 +29,10 @@ def index_bytes(dataset: Dataset) -> int:
     return sum(storage.stat(url).size for url in urls)
 
 
+def decoded_in(folder: Path) -> LoaderConfig:
+    return LoaderConfig(cache_folder=str(folder), cache_decoded=True)
+
+
 def batches(dataset: Dataset, epochs: int = 2, **knobs) -> tuple[list[torch.Tensor], Loader]:
     loader = Loader(
         dataset, global_batch_size=16, image_size=12, channels=1, flip=True, threads=2, **knobs
@@ -40,23 +45,25 @@ def batches(dataset: Dataset, epochs: int = 2, **knobs) -> tuple[list[torch.Tens
 def test_decoded_images_come_back_bit_by_bit_and_nothing_is_read_twice(data, tmp_path):
     dataset = Dataset.open(str(data))
     plain, _ = batches(dataset)
-    cached, first = batches(dataset, cache_folder=str(tmp_path), cache_decoded=True)
-    again, second = batches(dataset, cache_folder=str(tmp_path), cache_decoded=True)
+    cached, first = batches(dataset, settings=decoded_in(tmp_path))
+    again, second = batches(dataset, settings=decoded_in(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(plain, cached, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-    assert first.stats.cache_hits >= len(dataset)
+    # The second epoch's first batches are begun before the first one's last images are kept.
+    ahead = LoaderConfig().prefetch_batches * 16
+    assert first.stats.cache_hits >= len(dataset) - ahead > 0
     assert second.stats.bytes_fetched == index_bytes(dataset)
 
 
 def test_a_damaged_cached_image_is_decoded_again(data, tmp_path):
     dataset = Dataset.open(str(data))
     plain, _ = batches(dataset)
-    batches(dataset, cache_folder=str(tmp_path), cache_decoded=True)
+    batches(dataset, settings=decoded_in(tmp_path))
     (images,) = tmp_path.glob("decoded/*/images.u8")
     content = bytearray(images.read_bytes())
     content[5] ^= 1
     images.write_bytes(content)
-    again, loader = batches(dataset, cache_folder=str(tmp_path), cache_decoded=True)
+    again, loader = batches(dataset, settings=decoded_in(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert loader.stats.bytes_fetched > index_bytes(dataset)
 
@@ -75,8 +82,8 @@ def test_chunks_from_object_storage_are_fetched_once_and_stay_within_their_limit
     pack(PackConfig(source=(str(data.parent / "images"),), output=f"{bucket}/d", workers=1))
     dataset = Dataset.open(f"{bucket}/d")
     plain, loader = batches(dataset)
-    first, _ = batches(dataset, cache_folder=str(tmp_path))
-    second, cached = batches(dataset, cache_folder=str(tmp_path))
+    first, _ = batches(dataset, settings=LoaderConfig(cache_folder=str(tmp_path)))
+    second, cached = batches(dataset, settings=LoaderConfig(cache_folder=str(tmp_path)))
     assert all(torch.equal(a, b) for a, b in zip(plain, first, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, second, strict=True))
     assert cached.stats.bytes_fetched == index_bytes(dataset)
@@ -156,9 +163,11 @@ def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path
     dataset = Dataset.open(str(data))
     code = (
         "import sys\n"
+        "from pipeline.config import LoaderConfig\n"
         "from pipeline.data import Dataset, Loader\n"
+        "kept = LoaderConfig(cache_folder=sys.argv[2], cache_decoded=True)\n"
         "loader = Loader(Dataset.open(sys.argv[1]), global_batch_size=16, image_size=64,\n"
-        "                cache_folder=sys.argv[2], cache_decoded=True)\n"
+        "                settings=kept)\n"
         "print(sum(int(batch.valid.sum()) for batch in loader))\n"
         "loader.close()\n"
     )
@@ -191,3 +200,20 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"--loader\.cache-folder"):
         ChunkCache(tmp_path / "file", 20_000)
+
+
+def test_a_full_disk_is_told_once_and_what_was_not_kept_is_not_counted(
+    tmp_path, caplog, monkeypatch
+):
+    cache = ChunkCache(tmp_path, 20_000)
+
+    def full(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    for start in (0, 1000):
+        assert cache.read("a" * 64, start, start + 1000, lambda: bytes(1000)) == bytes(1000)
+    monkeypatch.undo()
+    assert ["No space left" in record.message for record in caplog.records] == [True]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert cache._held_bytes == 0

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_the_exif_orientation_turns_the_pixels_and_the_header_as_pillow_does(kin
     assert np.abs(pixels - expected).max() <= 3, "two JPEG decoders may round differently"
     header = probe_image(data)
     assert (header.height, header.width) == pixels.shape[:2]
+
+
+def test_an_exif_directory_that_lies_about_its_length_is_no_orientation_and_costs_no_image():
+    """It counts 60,000 entries in the 12 bytes of one, which is another than the orientation."""
+    tiff = b"II*\0" + struct.pack("<IHHHIHH", 8, 60_000, 0x0110, 3, 1, 6, 0)
+    exif = b"Exif\0\0" + tiff
+    plain = saved(Image.fromarray(noise(24, 40, 3)), "JPEG", quality=95)
+    lying = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    assert np.array_equal(decode_image(lying), decode_image(plain))
+    assert probe_image(lying) == probe_image(plain)
+    check_image(lying)
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

@@ -18,8 +18,9 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import IndexConfig, PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.fetch import SampleReader
-from pipeline.data.manifest import Manifest, ShardRecord
+from pipeline.data.fetch import Places, SampleReader
+from pipeline.data.manifest import ShardRecord
+from pipeline.errors import DatasetError
 from pipeline.packing.adopt import adopt
 from pipeline.packing.pack import pack
 
@@ -55,17 +56,17 @@ def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ah
     for sample in range(1, CHUNK):
         reader.read(sample)
     reader.warm(2 * CHUNK)  # now one of the three has to go
-    assert reader.requests == 1 + 3  # the index, and chunks
+    assert reader.transfers.requests == 1 + 3  # the index, and chunks
     for sample in range(CHUNK, 3 * CHUNK):
         reader.read(sample)
-    assert reader.requests == 1 + 3  # the index, and chunks
+    assert reader.transfers.requests == 1 + 3  # the index, and chunks
 
 
 def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote):
     reader = SampleReader(remote, CHUNK, 2**20, ())
     images = {int(raw.key): raw.checked_image() for raw in map(reader.read, range(COUNT))}
     assert images == {seed: png(seed) for seed in range(COUNT)}
-    assert reader.requests == 1 + COUNT // CHUNK
+    assert reader.transfers.requests == 1 + COUNT // CHUNK
 
 
 def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
@@ -84,9 +85,9 @@ def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
     monkeypatch.setattr(
         Dataset, "read_index", lambda self, n, get: (read.append(n), whole(self, n, get))[1]
     )
-    monkeypatch.setattr("pipeline.data.fetch.INDEX_SAMPLES", 1)
+    monkeypatch.setattr("pipeline.data.memory.INDEX_SAMPLES", 1)
     reader = SampleReader(found, CHUNK, 2**20, ())
-    chunks = {(reader.place(sample).shard, sample // CHUNK) for sample in range(COUNT)}
+    chunks = {(reader.places.find(sample).shard, sample // CHUNK) for sample in range(COUNT)}
     in_turn = sorted(range(COUNT), key=lambda sample: (sample % CHUNK, sample))
     images = {int(raw.key): raw.checked_image() for raw in map(reader.read, in_turn)}
     assert images == {seed: png(seed) for seed in range(COUNT)}
@@ -98,18 +99,18 @@ def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote):
     raw = reader.read(7, alone=True)
     assert raw.checked_image() == png(int(raw.key))
     index = storage.stat(storage.join(remote.url, remote.shards[0].index_path)).size
-    assert (reader.requests, reader.fetched_bytes) == (2, index + len(raw.image))
+    assert (reader.transfers.requests, reader.transfers.bytes) == (2, index + len(raw.image))
 
 
 def test_indexes_that_are_read_again_count_as_bytes_fetched(remote, monkeypatch):
-    monkeypatch.setattr("pipeline.data.fetch.INDEX_SAMPLES", 0)
+    monkeypatch.setattr("pipeline.data.memory.INDEX_SAMPLES", 0)
     two = replace(remote, manifest=replace(remote.manifest, shards=2 * remote.shards))
     reader = SampleReader(two, CHUNK, 2**20, ())
     index = storage.stat(storage.join(remote.url, remote.shards[0].index_path)).size
     images = 0
     for sample in (0, COUNT, 1 + CHUNK, COUNT + 1 + CHUNK):
         images += len(reader.read(sample, alone=True).image)
-    assert (reader.requests, reader.fetched_bytes) == (8, 4 * index + images)
+    assert (reader.transfers.requests, reader.transfers.bytes) == (8, 4 * index + images)
 
 
 @pytest.mark.parametrize("beside", [b'{"label": 3', b"[1, 2]", b"\xff\xfe", b"[" * 100_000])
@@ -136,26 +137,24 @@ def test_the_loader_needs_no_ray():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-class Faltering(SampleReader):
-    """A reader whose first fetch of samples ends in an error that storage doesn't explain."""
+def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(remote, monkeypatch):
+    fetches: list[int] = []
+    read = storage.read
 
-    fetches = 0
+    def faltering(url: str, start: int = 0, end: int | None = None) -> bytes:
+        """The first fetch of samples ends in an error that storage doesn't explain."""
+        if end is not None:  # not the index
+            fetches.append(start)
+            if len(fetches) == 1:
+                raise MemoryError("no room")
+        return read(url, start, end)
 
-    def _get(self, url: str, start: int = 0, end: int | None = None) -> bytes:
-        if end is None:  # the index
-            return super()._get(url)
-        self.fetches += 1
-        if self.fetches == 1:
-            raise MemoryError("no room")
-        return super()._get(url, start, end)
-
-
-def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(remote):
-    reader = Faltering(remote, CHUNK, 2**20, ())
+    monkeypatch.setattr(storage, "read", faltering)
+    reader = SampleReader(remote, CHUNK, 2**20, ())
     with pytest.raises(MemoryError):
         reader.read(0)
     assert int(reader.read(0).key) in range(COUNT)
-    assert reader.fetches == 2
+    assert len(fetches) == 2
 
 
 @given(st.sets(st.integers(0, 11), max_size=11), st.sets(st.integers(0, 4), max_size=4))
@@ -164,8 +163,17 @@ def test_live_samples_are_those_that_were_not_removed_in_order(first, second):
         return ShardRecord(f"{number}.tar", 1, "a", samples, "b", "c", tuple(removed))
 
     shards = (shard(0, 12, first), shard(1, 5, second))
-    reader = SampleReader(Dataset("memory://x", Manifest(1, None, shards)), CHUNK, 2**20, ())
+    found = Places(shards)
     expected = [(0, p) for p in range(12) if p not in first]
     expected += [(1, p) for p in range(5) if p not in second]
-    places = [reader.place(sample) for sample in range(len(expected))]
+    places = [found.find(sample) for sample in range(len(expected))]
     assert [(place.shard, place.position) for place in places] == expected
+
+
+def test_after_close_nothing_more_is_read_and_nobody_waits(remote):
+    reader = SampleReader(remote, CHUNK, 2**20, ())
+    reader.read(0)
+    reader.close()
+    with pytest.raises(DatasetError, match="the loader was closed"):
+        reader.read(CHUNK)
+    assert reader.transfers.requests == 2  # the index and one chunk

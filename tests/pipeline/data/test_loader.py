@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import PackConfig, PreprocessConfig
+from pipeline.config import LoaderConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, load_images, preprocess_image, read_shard
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard_reader import read_batch
@@ -243,3 +243,38 @@ def test_a_centre_crop_cuts_the_sides_and_a_stretch_keeps_them(crop):
     )[0]
     # The bright third lies left of the middle square: cut away by one, kept by the other.
     assert bool(image[:, 0].mean() > 150) is (crop == "stretch")
+
+
+def test_a_preprocessing_gives_the_images_of_the_short_form(dataset):
+    preprocess = PreprocessConfig(image_size=4, channels=1, crop="stretch")
+    with (
+        closing(Loader(dataset, preprocess, global_batch_size=8)) as whole,
+        closing(loader(dataset, crop="stretch")) as short,
+    ):
+        for one, two in zip(whole, short, strict=True):
+            assert one.keys == two.keys
+            assert bool((one.images == two.images).all())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "Give image_size, or preprocess"),
+        ({"preprocess": PreprocessConfig(), "image_size": 4}, "leave out image_size"),
+        ({"preprocess": PreprocessConfig(), "crop": "pad"}, "leave out image_size"),
+    ],
+)
+def test_a_preprocessing_and_the_short_form_exclude_each_other(dataset, given, words):
+    with pytest.raises(ConfigError, match=words):
+        Loader(dataset, global_batch_size=8, **given)
+
+
+def test_a_state_of_another_memory_budget_brings_its_chunk_along(dataset):
+    small = LoaderConfig(memory_bytes=200_000)
+    with closing(loader(dataset)) as one, closing(loader(dataset, settings=small)) as other:
+        assert one.order.chunk != other.order.chunk
+        expected = [batch.keys for batch in one]
+        state = one.state_dict() | {"epoch": 0, "batches": 0}
+        other.load_state_dict(state)
+        assert other.order.chunk == one.order.chunk
+        assert [batch.keys for batch in other] == expected

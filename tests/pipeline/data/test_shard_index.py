@@ -1,10 +1,11 @@
 import hashlib
+import zlib
 
 import numpy as np
 import pytest
 
-from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import DatasetError
+from pipeline.data.shard_index import RawSample, ShardIndex
+from pipeline.errors import DatasetError, SampleError
 from pipeline.packing.shard_writer import index_of
 
 ROWS = [
@@ -29,3 +30,10 @@ def test_an_index_that_was_changed_is_refused():
     data = index_of(ROWS).to_bytes()
     with pytest.raises(DatasetError, match="sha256"):
         ShardIndex.from_bytes(data + b"x", hashlib.sha256(data).hexdigest(), "index/0.arrow")
+
+
+def test_one_flipped_bit_is_noticed():
+    crc32 = zlib.crc32(b"pixels")
+    assert RawSample("a", b"pixels", crc32, {}).checked_image() == b"pixels"
+    with pytest.raises(SampleError, match="not those that were packed"):
+        RawSample("a", b"pixelt", crc32, {}).checked_image()

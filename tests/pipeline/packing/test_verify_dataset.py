@@ -70,6 +70,18 @@ def test_an_order_that_reads_one_sample_twice_and_one_never_is_found(dataset, mo
     assert "with 2 ranks 2 samples are not read exactly once, such as number 3 (0 times)" in problem
 
 
+def test_a_shuffle_that_maps_two_places_to_one_is_found(dataset, monkeypatch):
+    """What is proven is the order that training reads, which is shuffled."""
+    real = Order._shuffled
+
+    def wrong(self, epoch, lane, place, length):
+        return np.maximum(real(self, epoch, lane, place, length), 1)
+
+    monkeypatch.setattr(Order, "_shuffled", wrong)
+    (problem,) = prove_order(dataset.url, (2,), 4)
+    assert "are not read exactly once" in problem
+
+
 def test_slots_that_hold_no_sample_do_not_count(dataset):
     assert len(dataset) % 7, "the last batch is padded"
     assert prove_order(dataset.url, (3,), 7) == []
