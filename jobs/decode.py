@@ -8,7 +8,8 @@ def main(config: DecodeConfig) -> Outcome:
     """Writes PNG files, or one contact sheet."""
     from pipeline.commands.decode import run_decoding
 
-    return Outcome(run_decoding(config))
+    result = run_decoding(config)
+    return Outcome(result, summary=[f"{result['output']}: {result['images']:,} images."])
 
 
 if __name__ == "__main__":

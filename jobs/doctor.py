@@ -15,7 +15,9 @@ def main(config: DoctorConfig) -> Outcome:
         print("\n".join(check.lines()), flush=True)
         checks.append(asdict(check))
     ok = all(check["level"] != "failed" for check in checks)
-    return Outcome({"ok": ok, "checks": checks}, 0 if ok else 1)
+    failed = sum(check["level"] == "failed" for check in checks)
+    summary = ["Nothing is wrong." if ok else f"{failed} of {len(checks)} checks failed."]
+    return Outcome({"ok": ok, "checks": checks}, 0 if ok else 1, summary)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Encode a dataset into a latent store, exactly once; run again, it writes nothing."""
 
+from typing import Any
+
 from jobs.command import Outcome, run_job
 from pipeline.config import EncodeConfig
 
@@ -14,7 +16,20 @@ def main(config: EncodeConfig) -> Outcome:
     whole = result["samples"] + result["failed"]
     lost = bool(result["lost"]) and config.limit is None
     over = lost or result["failed"] > config.bad_fraction * whole
-    return Outcome(result, config.quarantine_exit if over else 0)
+    return Outcome(result, config.quarantine_exit if over else 0, _summary(result))
+
+
+def _summary(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{result['store']}: {result['samples']:,} latents in {result['shards']:,} shards; "
+        f"{result['encoded']:,} of them encoded now, {result['failed']:,} images failed."
+    ]
+    if result["lost"]:
+        lines.append(
+            f"{len(result['lost'])} shards with {result['lost_samples']:,} images are not in it, "
+            "as listed above. The same command tries them again."
+        )
+    return [*lines, f"Prove it whole: vae verify --store {result['store']}"]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ def main(config: ExportConfig) -> Outcome:
 
     store = LatentStore.open(config.store)
     shards = export_store(store, config.output, config.format)
-    return Outcome({"shards": shards, "samples": len(store), "output": config.output})
+    return Outcome(
+        {"shards": shards, "samples": len(store), "output": config.output},
+        summary=[f"{config.output}: {len(store):,} latents in {shards:,} tars."],
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ def main(config: ModelsConfig) -> Outcome:
 
     result: dict[str, Any] = {}
     if config.lineage is not None:
-        return Outcome(lineage(config.lineage, config.tracking))
+        found = lineage(config.lineage, config.tracking)
+        return Outcome(found, summary=[f"{name:<24}{value}" for name, value in found.items()])
     if config.register is not None:
         result["registered"] = register_folder(
             config.register, config.tracking, config.allow_custom

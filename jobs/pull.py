@@ -10,7 +10,8 @@ def main(config: PullConfig) -> Outcome:
 
     model, digest = pull(config.model, config.output, config.tracking)
     return Outcome(
-        {"path": config.output, "model": model.uri, "version": model.version, "digest": digest}
+        {"path": config.output, "model": model.uri, "version": model.version, "digest": digest},
+        summary=[f"{config.output}: {model.uri}, digest {digest}, checksums verified."],
     )
 
 
