@@ -5,6 +5,8 @@ from typing import Any
 from jobs.command import Outcome, run_job
 from pipeline.config import EncodeConfig
 
+_LOST_SHOWN = 5
+
 
 def main(config: EncodeConfig) -> Outcome:
     """Encodes; too many failed images, or a lost shard, end with `quarantine_exit`."""
@@ -26,9 +28,10 @@ def _summary(result: dict[str, Any]) -> list[str]:
     ]
     if result["lost"]:
         lines.append(
-            f"{len(result['lost'])} shards with {result['lost_samples']:,} images are not in it, "
-            "as listed above. The same command tries them again."
+            f"{len(result['lost'])} shards with {result['lost_samples']:,} images are not in it; "
+            "the same command tries them again:"
         )
+        lines += [f"  {shard}: {reason}" for shard, reason in result["lost"][:_LOST_SHOWN]]
     return [*lines, f"Prove it whole: vae verify --store {result['store']}"]
 
 
