@@ -1,9 +1,13 @@
 """Train a VAE on a packed dataset; run again, it continues."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import TrainConfig
+
+if TYPE_CHECKING:
+    from pipeline.commands.sweep import SweepRow
 
 
 def main(config: TrainConfig) -> Outcome:
@@ -23,18 +27,18 @@ def main(config: TrainConfig) -> Outcome:
     if config.sweep is not None:
         from pipeline.commands.sweep import run_sweep
 
-        result = run_sweep(config)
-        return Outcome(result, summary=_table(result["sweep"]))
+        swept = run_sweep(config)
+        return Outcome(swept.to_json(), summary=_table(swept.rows))
     from pipeline.commands.train import run_training
 
-    return Outcome(run_training(config))
+    return Outcome(run_training(config).to_json())
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _table(rows: Sequence["SweepRow"]) -> list[str]:
     head = f"{'':<20}{'ELBO':>12}{'rate':>12}{'distortion':>12}{'active':>8}"
     return [head] + [
-        f"{row['name']:<20}{_nats(row['elbo'])}{_nats(row['rate'])}{_nats(row['distortion'])}"
-        f"{row['active_units']:8d}"
+        f"{row.name:<20}{_nats(row.elbo)}{_nats(row.rate)}{_nats(row.distortion)}"
+        f"{'-' if row.active_units is None else row.active_units:>8}"
         for row in rows
     ]
 

@@ -3,19 +3,36 @@
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline.config import TrainConfig
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Attempt, Run
 from pipeline.tracking.logs import stored_log
-from pipeline.tracking.reporter import Recorder, Reporter
+from pipeline.tracking.metric_table import MetricsReport
+from pipeline.tracking.recorder import Settled
+from pipeline.tracking.reporter import Recorder, Reporter, Unsettled
 from pipeline.training.loop import Ended, train
 from pipeline.training.step import StepReport
 from pipeline.training.world import World
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How the loop ended on a rank, and, on rank 0, what its reporter had not settled by then."""
+
+    ended: Ended
+    unsettled: Unsettled
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a start ended: as its rank 0 says, and as far as MLflow was told of it."""
+
+    ended: Ended
+    settled: Settled
 
 
 def run_rank(
@@ -24,8 +41,8 @@ def run_rank(
     world: World,
     recorder: Recorder | None,
     drained: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Trains as one rank; returns how it ended, as plain data. Rank 0 has the recorder.
+) -> RankEnd:
+    """Trains as one rank, to the end of the run or of this start. Rank 0 has the recorder.
 
     Once rank 0's `drained` says so, the run ends with a checkpoint, to go on elsewhere.
     """
@@ -45,16 +62,17 @@ def _run_claimed(
     world: World,
     recorder: Recorder | None,
     drained: Callable[[], bool],
-) -> dict[str, Any]:
+) -> RankEnd:
     outbox = Outbox()
-    facts = {
-        "attempt": claim.number,
-        "target_steps": config.steps,
-        "checkpoint_every": config.checkpoint_every,
-        "world_size": world.size,
-    }
+    begun = MetricsReport(
+        start=claim.number,
+        restart=claim.restart,
+        target_steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        world_size=world.size,
+    )
     reporter = (
-        Reporter(recorder, outbox, claim.restart, config.tracking.every_steps, facts)
+        Reporter(recorder, outbox, config.tracking.every_steps, begun)
         if recorder is not None
         else None
     )
@@ -69,5 +87,4 @@ def _run_claimed(
         else:
             reporter.validation(report)
     assert ended is not None, "the loop's last report is always `Ended`"
-    points, snapshot = reporter.settle() if reporter else ([], {})
-    return {**asdict(ended), "points": [p.to_json() for p in points], "snapshot": snapshot}
+    return RankEnd(ended, reporter.settle() if reporter else Unsettled((), begun))

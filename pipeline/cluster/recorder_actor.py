@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.runs.outbox import Point
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import Delivered
 
 
@@ -25,10 +26,10 @@ class ActorRecorder:
         self._newest: Delivered | None = None
 
     def record(
-        self, session: str, points: Sequence[Point], snapshot: dict[str, Any]
+        self, sender: str, points: Sequence[Point], report: MetricsReport
     ) -> Delivered | None:
         """See `Recorder`."""
-        self._calls.append(self._actor.record.remote(session, list(points), snapshot))
+        self._calls.append(self._actor.record.remote(sender, list(points), report))
         done, self._calls = self._ray.wait(
             self._calls, num_returns=len(self._calls), timeout=0, fetch_local=True
         )

@@ -5,6 +5,7 @@ import os
 import tempfile
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.cluster.recorder_actor import ActorRecorder, actor_deaths
 from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError, RunError
-from pipeline.rank import run_rank
+from pipeline.rank import RankEnd, RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
-from pipeline.runs.outbox import Point
 from pipeline.runs.run import Attempt, Run
 from pipeline.tracking.logs import stored_log
 from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import (
     FLUSH_SECONDS,
     RunRecorder,
+    Settled,
     failing,
     mlflow_status,
     recorder_arguments,
@@ -32,7 +33,14 @@ from pipeline.training.world import current_world
 logger = logging.getLogger(__name__)
 
 
-def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FatalError:
+    """What a worker returns where one before it met an error that no restart mends."""
+
+    message: str
+
+
+def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
     """Ray Train workers; the recorder is an actor on the driver's node."""
     with (
         stored_log(run, f"{attempt.number:06d}-driver"),
@@ -68,18 +76,19 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, A
 
         with (
             failing(finish),
-            live_view(config, run, lambda: _ask(recorder.latest) or {}),
+            live_view(run, config.run, config.steps, lambda: _ask(recorder.latest)),
             registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
         ):
-            ended = _until_ended(config, run, attempt, name)
-        points = [Point.from_json(point) for point in ended["points"]]
+            end = _until_ended(config, run, attempt, name)
+        points, report = end.unsettled.points, end.unsettled.report
+        status = mlflow_status(end.ended.reason)
         try:
-            settled = recorder.settle.remote(points, ended["snapshot"], FLUSH_SECONDS)
-            left = ray.get(settled, timeout=2 * FLUSH_SECONDS)
-            run_id = ray.get(recorder.finish.remote(mlflow_status(ended)), timeout=FLUSH_SECONDS)
+            settling = recorder.settle.remote(points, report, FLUSH_SECONDS)
+            left = ray.get(settling, timeout=2 * FLUSH_SECONDS)
+            run_id = ray.get(recorder.finish.remote(status), timeout=FLUSH_SECONDS)
         except (*actor_deaths(), ray.exceptions.GetTimeoutError):
-            return {**ended, "run_id": None}
-        return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
+            return RunEnd(end.ended, Settled(None, points))
+        return RunEnd(end.ended, Settled(run_id, left))
 
 
 def _ask(method: Any) -> Any:
@@ -92,14 +101,14 @@ def _ask(method: Any) -> Any:
         return None
 
 
-def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
+def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> RankEnd:
     """Fits again after what is no failure of the training: a drained node, a dead controller."""
     from ray.train import ControllerError
 
     failures = 0
     while True:
         try:
-            ended = _fit(config, run, attempt, recorder)
+            end = _fit(config, run, attempt, recorder)
         except (ControllerError, *actor_deaths()) as error:
             # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
             failures += 1
@@ -109,12 +118,12 @@ def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str)
             logger.warning("Ray Train's own actors died; its workers start again: %s", said)
             _free_reservations()
             continue
-        if ended["reason"] != "drained":
-            return ended
+        if end.ended.reason != "drained":
+            return end
         logger.info(
             "a node is being taken away: the workers left a checkpoint at step %d and start again "
             "where there is room",
-            ended["step"],
+            end.ended.step,
         )
 
 
@@ -134,7 +143,7 @@ def _free_reservations() -> None:
             ray.util.remove_placement_group(made)
 
 
-def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict[str, Any]:
+def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> RankEnd:
     """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
     import ray
     from ray.train import (
@@ -171,14 +180,14 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> dict
         ),
     )
     try:
-        result: dict[str, Any] = trainer.fit().return_value
+        end: RankEnd | FatalError = trainer.fit().return_value
     except ControllerError:
         raise
     except TrainingFailedError as error:
         raise _cause(error, config) from error
-    if "error" in result:
-        raise RunError(result["error"])
-    return result
+    if isinstance(end, FatalError):
+        raise RunError(end.message)
+    return end
 
 
 def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None:
@@ -192,7 +201,7 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None
     return {"CPU": cores or max(1, share), **({"GPU": 1} if use_gpu else {})}
 
 
-def _ray_worker(loop: dict[str, Any]) -> dict[str, Any]:
+def _ray_worker(loop: dict[str, Any]) -> RankEnd | FatalError:
     """What each Ray Train worker runs; an error of ours ends the run instead of a retry."""
     import ray
     from ray.train.torch import get_device
@@ -203,7 +212,7 @@ def _ray_worker(loop: dict[str, Any]) -> dict[str, Any]:
     # Ray starts the workers again after any exception: what can't get better is not tried again.
     fatal = ray.get(recorder.fatal_error.remote())
     if fatal:
-        return {"error": fatal}
+        return FatalError(fatal)
     try:
         return run_rank(
             config,

@@ -2,98 +2,106 @@
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import RunError, TrackingError
 from pipeline.figures.history import draw_way
+from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
 from pipeline.registry.models import register
 from pipeline.runs.history import read_kl_per_dimension, read_validations
 from pipeline.runs.json_numbers import plain_json
-from pipeline.runs.outbox import Point
+from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Attempt, Run
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_arguments
 
 logger = logging.getLogger(__name__)
 
 
-def conclude(run: Run, attempt: Attempt, ended: dict[str, Any]) -> dict[str, Any]:
+def conclude(run: Run, attempt: Attempt, end: RunEnd) -> TrainingResult:
     """The result of a run that has ended, kept in its folder when it is finished.
 
     Raises `RunError` if another start took the run over.
     """
-    if ended["reason"] == "superseded":
+    if end.ended.reason == "superseded":
         raise RunError(
             f"run {run.url} was started again elsewhere (attempt {run.newest_attempt().number}; "
-            f"this one was {attempt.number}): this process stopped at step {ended['step']} and "
+            f"this one was {attempt.number}): this process stopped at step {end.ended.step} and "
             "wrote nothing more. Follow the other one, or start this command again to take over."
         )
-    run.keep_points([Point.from_json(data) for data in ended["points"]])
-    validations, chosen = ended["validations"], ended["chosen"]
-    result = {
-        "run": run.url,
-        "run_id": ended["run_id"],
-        "reason": ended["reason"],
-        "steps": ended["step"],
-        "samples": ended["images_seen"],
-        "bad_samples": ended["bad_images"],
-        "converged": ended["converged"],
-        "run_seconds": ended["run_seconds"],
-        "elbo": (chosen or ended)["terms"]["elbo"],
-        "chosen_step": chosen["step"] if chosen else ended["step"],
-        "holdout_before": validations[0]["terms"] if validations else None,
-        "holdout_after": chosen["terms"] if chosen else None,
-        "model": None,
-        "model_version": None,
-        "bundle": run.path("bundle") if ended["digest"] else None,
-        "digest": ended["digest"],
-    }
-    # A run that diverged ends too; what is not finite is null.
-    result = {name: plain_json(value) for name, value in result.items()}
-    if ended["reason"] == "done":
+    run.keep_points(end.settled.left)
+    result = result_of(run, end)
+    if result.reason == "done":
         run.finish(result)
     return result
 
 
-def deliver(config: TrainConfig, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def result_of(run: Run, end: RunEnd) -> TrainingResult:
+    """What a start that ended comes to, before anything is registered."""
+    ended = end.ended
+    before = ended.validations[0] if ended.validations else None
+    terms = ended.chosen.terms if ended.chosen else ended.terms
+    # A run that diverged ends too; what is not finite is null.
+    return TrainingResult(
+        run=run.url,
+        run_id=end.settled.run_id,
+        reason=ended.reason,
+        steps=ended.step,
+        samples=ended.images_seen,
+        bad_samples=ended.bad_images,
+        converged=ended.converged,
+        run_seconds=dict(ended.run_seconds.items()),
+        elbo=plain_json(terms["elbo"]),
+        chosen_step=ended.chosen.step if ended.chosen else ended.step,
+        holdout_before=plain_json(before.terms) if before else None,
+        holdout_after=plain_json(ended.chosen.terms) if ended.chosen else None,
+        model=None,
+        model_version=None,
+        bundle=run.path("bundle") if ended.digest else None,
+        digest=ended.digest,
+    )
+
+
+def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:
     """Sends MLflow what it has not got yet of a finished run: points, then the model.
 
     Doing it again does nothing. Raises `TrackingError` if MLflow can't be reached.
     """
-    if result["reason"] != "done":
+    if result.reason != "done":
         return result
     points = run.kept_points()
-    if points or result["run_id"] is None:
+    if points or result.run_id is None:
         recorder = RunRecorder(*recorder_arguments(config, run))
-        recorder.record("kept", points, {})
+        recorder.record("kept", points, MetricsReport())
         left = recorder.flush(FLUSH_SECONDS)
-        result = {**result, "run_id": recorder.finish("FINISHED")}
+        result = replace(result, run_id=recorder.finish("FINISHED"))
         run.keep_points(left)
-        if left or result["run_id"] is None:
+        if left or result.run_id is None:
             raise TrackingError(
-                f"run {run.url} is trained and its bundle is {result['bundle']}, but MLflow at "
+                f"run {run.url} is trained and its bundle is {result.bundle}, but MLflow at "
                 f"{storage.shown(tracking_uri(config.tracking))} can't be reached: "
                 f"{len(left)} points are kept and no model is registered. Start MLflow; the same "
                 "command then sends them."
             )
         run.finish(result)
-    if result["model"] is None and result["elbo"] is None:
+    if result.model is None and result.elbo is None:
         logger.warning("run %s: its ELBO is not finite, so no model is registered", run.url)
         return result
-    if result["model"] is None:
-        _log_figures(config, run, result["run_id"])
-        held = result["holdout_after"]
-        tags = registration_tags(config, run, result["bundle"], held and held["elbo"])
+    if result.model is None:
+        assert result.run_id is not None, "MLflow was reached"
+        assert result.bundle is not None, "a run that is done has one"
+        _log_figures(config, run, result.run_id)
+        elbo = result.holdout_after["elbo"] if result.holdout_after else None
+        tags = registration_tags(config, run, result.bundle, elbo)
         own = config.model.own_classes
-        model = register(
-            result["bundle"], config.tracking, result["run_id"], tags, allow_custom=own
-        )
+        model = register(result.bundle, config.tracking, result.run_id, tags, allow_custom=own)
         alias = f"models:/{model.name}@{config.tracking.alias}"
-        result = {**result, "model": alias, "model_version": model.version}
+        result = replace(result, model=alias, model_version=model.version)
         run.finish(result)
     return result
 

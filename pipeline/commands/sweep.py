@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
 from pipeline.registry.models import point_alias
+from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
@@ -29,7 +31,36 @@ from pipeline.tracking.recorder import recorder_arguments
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(config: TrainConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SweepRow:
+    """One value's run, seen on the hold-out, in nats per image; None where it diverged."""
+
+    name: str
+    value: Any
+    run: str
+    run_id: str | None
+    model_version: int | None
+    elbo: float | None
+    rate: float | None
+    distortion: float | None
+    active_units: int | None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The run with the highest held-out ELBO, a row per value, and the URLs of the figures."""
+
+    best: TrainingResult
+    rows: Sequence[SweepRow]
+    figures: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The best run's result, with the table and the figures."""
+        rows = [asdict(row) for row in self.rows]
+        return {**self.best.to_json(), "sweep": rows, "figures": list(self.figures)}
+
+
+def run_sweep(config: TrainConfig) -> SweepResult:
     """Trains every value's run (again: continues them), compares them on the hold-out.
 
     The table lies in RUN/sweep.json and RUN/rate_distortion.png. The result is that of the run with
@@ -43,7 +74,7 @@ def run_sweep(config: TrainConfig) -> dict[str, Any]:
             f"--sweep {key}: its runs are compared on a hold-out, and there is none beside "
             f"{config.data}. Give --holdout URL."
         )
-    results: dict[TrainConfig, dict[str, Any]] = {}
+    results: dict[TrainConfig, TrainingResult] = {}
     failed = []
     for child, outcome in _run_all(list(children)):
         if isinstance(outcome, PipelineError):
@@ -59,23 +90,19 @@ def run_sweep(config: TrainConfig) -> dict[str, Any]:
     rows = [_row(key, children[child], results[child]) for child in children]
     best = results[max(children, key=lambda child: _elbo_of(results[child]))]
     run = Run.at(config)
-    report = {"key": key, "rows": rows, "best": best["run"]}
+    report = {"key": key, "rows": [asdict(row) for row in rows], "best": best.run}
     storage.publish(run.path("sweep.json"), storage.canonical_json(report))
     points = [
-        RatePoint(row["name"], row["rate"], row["distortion"])
+        RatePoint(row.name, row.rate, row.distortion)
         for row in rows
-        if row["rate"] is not None and row["distortion"] is not None
+        if row.rate is not None and row.distortion is not None
     ]
     figures = [run.path("rate_distortion.png")] if points else []
     for url in figures:
         storage.publish(url, to_png(draw_rate_distortion, points))
-    _track(config, run, [row["run_id"] for row in rows], best)
-    return {
-        **best,
-        "model": best["model"] and f"models:/{config.tracking.model_name}@{config.tracking.alias}",
-        "sweep": rows,
-        "figures": figures,
-    }
+    _track(config, run, [row.run_id for row in rows if row.run_id is not None], best)
+    alias = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
+    return SweepResult(replace(best, model=best.model and alias), rows, figures)
 
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
@@ -90,10 +117,9 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
     return key.replace("-", "_"), values
 
 
-def _elbo_of(result: dict[str, Any]) -> float:
+def _elbo_of(result: TrainingResult) -> float:
     """For choosing the best: a run that diverged has none, and is the last."""
-    elbo = result["elbo"]
-    return -math.inf if elbo is None else float(elbo)
+    return -math.inf if result.elbo is None else result.elbo
 
 
 def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
@@ -117,7 +143,7 @@ def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
 
 def _run_all(
     children: Sequence[TrainConfig],
-) -> Iterator[tuple[TrainConfig, dict[str, Any] | PipelineError]]:
+) -> Iterator[tuple[TrainConfig, TrainingResult | PipelineError]]:
     """Each child's result or error: side by side where a cluster has the room, else in turn."""
     places, workers = _places(children[0]), children[0].max_workers
     if places == 1:
@@ -132,7 +158,7 @@ def _run_all(
             yield started[future], future.result()
 
 
-def _run_one(config: TrainConfig) -> dict[str, Any] | PipelineError:
+def _run_one(config: TrainConfig) -> TrainingResult | PipelineError:
     try:
         return run_training(config)
     except PipelineError as error:
@@ -151,27 +177,28 @@ def _places(config: TrainConfig) -> int:
     return max(1, int(resources.get("CPU", 0)) // cores)
 
 
-def _row(key: str, value: Any, result: dict[str, Any]) -> dict[str, Any]:
-    held = result["holdout_after"]  # None for each term of a run that diverged
+def _row(key: str, value: Any, result: TrainingResult) -> SweepRow:
+    held = result.holdout_after  # None for each term of a run that diverged
     if held is None:
         raise RunError(
-            f"run {result['run']} stopped before it was seen on the hold-out, so the sweep can't "
+            f"run {result.run} stopped before it was seen on the hold-out, so the sweep can't "
             "compare it. The same command goes on with it."
         )
-    return {
-        "name": f"{key.rsplit('.', 1)[-1]} {value}",
-        "value": value,
-        "run": result["run"],
-        "run_id": result["run_id"],
-        "model_version": result["model_version"],
-        "elbo": held["elbo"],
-        "rate": held["kl"],
-        "distortion": None if held["log_likelihood"] is None else -held["log_likelihood"],
-        "active_units": held["active_units"],
-    }
+    log_likelihood, units = held["log_likelihood"], held["active_units"]
+    return SweepRow(
+        name=f"{key.rsplit('.', 1)[-1]} {value}",
+        value=value,
+        run=result.run,
+        run_id=result.run_id,
+        model_version=result.model_version,
+        elbo=held["elbo"],
+        rate=held["kl"],
+        distortion=None if log_likelihood is None else -log_likelihood,
+        active_units=None if units is None else int(units),
+    )
 
 
-def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: dict[str, Any]) -> None:
+def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: TrainingResult) -> None:
     """One parent run in MLflow over the runs of all values; the alias goes to the best one."""
     uri = tracking_uri(config.tracking)
     params = recorder_arguments(config, run)[-1]
@@ -183,7 +210,7 @@ def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: dict[str
                 client.set_tag(run_id, "mlflow.parentRunId", parent.run_id)
             client.log_dict(parent.run_id, storage.read_json(run.path("sweep.json")), "sweep.json")
             parent.set_status("FINISHED")
-            if best["model_version"] is not None:
-                point_alias(config.tracking, best["model_version"])
+            if best.model_version is not None:
+                point_alias(config.tracking, best.model_version)
     except TrackingError as error:
         logger.warning("MLflow has no parent run of this sweep: %s", error)

@@ -7,24 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from pipeline import storage
 from pipeline.cluster.worker_group import train_on_ray
-from pipeline.commands.conclude import conclude, deliver
+from pipeline.commands.conclude import conclude, deliver, result_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import StorageError
-from pipeline.rank import run_rank
+from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.registry.named_models import load_named
-from pipeline.runs.outbox import Point
+from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Attempt, Pins, Run
 from pipeline.tracking.endpoint import refuse_taken
 from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import (
     FLUSH_SECONDS,
     RunRecorder,
+    Settled,
     failing,
     mlflow_status,
     recorder_arguments,
@@ -35,8 +35,8 @@ from pipeline.vae import save_bundle
 logger = logging.getLogger(__name__)
 
 
-def run_training(config: TrainConfig) -> dict[str, Any]:
-    """Trains to the last step and registers the model; returns the job's result.
+def run_training(config: TrainConfig) -> TrainingResult:
+    """Trains to the last step and registers the model.
 
     Starting the same run again continues it, or says that it is finished.
     """
@@ -45,12 +45,12 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     run.open(config, _pins(config, run))
     finished = run.result()
     done = finished is not None and (
-        finished["steps"] >= config.steps or (finished["converged"] and config.patience is not None)
+        finished.steps >= config.steps or (finished.converged and config.patience is not None)
     )
     if not config.max_workers and int(os.environ.get("RANK", "0")) > 0:
         return finished if done and finished else _follow(config, run)
     if done and finished:
-        logger.info("run %s is finished at step %d", run.url, finished["steps"])
+        logger.info("run %s is finished at step %d", run.url, finished.steps)
         return deliver(config, run, finished)
     if config.init is not None:
         _keep_init(config, run)
@@ -58,8 +58,8 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     attempt = run.claim()
     with _stopped_by_sigterm(run):
-        ended = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
-    return deliver(config, run, conclude(run, attempt, ended))
+        end = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
+    return deliver(config, run, conclude(run, attempt, end))
 
 
 @contextmanager
@@ -118,14 +118,15 @@ def _keep_init(config: TrainConfig, run: Run) -> None:
         save_bundle(vae, run.path("init"), vae.metadata)
 
 
-def _follow(config: TrainConfig, run: Run) -> dict[str, Any]:
+def _follow(config: TrainConfig, run: Run) -> TrainingResult:
     """Any rank of torchrun's but the first, which alone claims, tracks and registers."""
     with process_group(config.stall_seconds), _stopped_by_sigterm(run):
         world = current_world()
-        return run_rank(config, Attempt(world.broadcast(0)), world, None)
+        end = run_rank(config, Attempt(world.broadcast(0)), world, None)
+        return result_of(run, RunEnd(end.ended, Settled(None, ())))
 
 
-def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
     """This process, alone or as the first rank of torchrun's."""
     with process_group(config.stall_seconds):
         world = current_world()
@@ -133,14 +134,13 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, An
         recorder = RunRecorder(*recorder_arguments(config, run))
         with (
             failing(recorder.finish),
-            live_view(config, run, recorder.latest),
+            live_view(run, config.run, config.steps, recorder.latest),
             registered_on_the_way(config, run, recorder.run_id),
         ):
-            ended = run_rank(config, attempt, world, recorder)
-        points = [Point.from_json(point) for point in ended["points"]]
-        left = recorder.settle(points, ended["snapshot"], FLUSH_SECONDS)
-        run_id = recorder.finish(mlflow_status(ended))
-        return {**ended, "points": [point.to_json() for point in left], "run_id": run_id}
+            end = run_rank(config, attempt, world, recorder)
+        left = recorder.settle(end.unsettled.points, end.unsettled.report, FLUSH_SECONDS)
+        run_id = recorder.finish(mlflow_status(end.ended.reason))
+        return RunEnd(end.ended, Settled(run_id, left))
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

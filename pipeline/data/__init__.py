@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.data.batch import Batch
     from pipeline.data.dataset import Dataset
-    from pipeline.data.loader import Loader, LoaderStats
+    from pipeline.data.loader import Loader, LoaderStats, LoaderTotals
     from pipeline.data.manifest import Manifest, ShardRecord
     from pipeline.data.preprocess import preprocess_digest, preprocess_image
     from pipeline.data.shard_index import ShardIndex
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "Loader",
     "LoaderStats",
+    "LoaderTotals",
     "Manifest",
     "ShardIndex",
     "ShardRecord",
@@ -33,6 +34,7 @@ _HOMES = {
     "Dataset": "dataset",
     "Loader": "loader",
     "LoaderStats": "loader",
+    "LoaderTotals": "loader",
     "Manifest": "manifest",
     "ShardIndex": "shard_index",
     "ShardRecord": "manifest",

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,21 @@ MAX_LISTED = 1000
 
 
 _SETTINGS = LoaderConfig()
+
+
+@dataclass(frozen=True)
+class LoaderTotals:
+    """What a rank has done up to a moment; `bad` and `retries` are counts by reason."""
+
+    samples: int = 0
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    bytes_fetched: int = 0
+    bad: Mapping[str, int] = field(default_factory=dict)
+    retries: Mapping[str, int] = field(default_factory=dict)
+    cache_hits: int = 0
+    cache_misses: int = 0
+    queued_batches: int = 0
 
 
 @dataclass
@@ -54,19 +69,19 @@ class LoaderStats:
         self.bad_samples += list(errors.items())[:room]
         return errors
 
-    def totals(self) -> dict[str, Any]:
-        """The numbers under the names of the metrics that they feed."""
-        return {
-            "samples_total": self.samples,
-            "fetch_seconds_total": self.fetch_seconds,
-            "decode_seconds_total": self.decode_seconds,
-            "fetched_bytes_total": self.bytes_fetched,
-            "bad_samples_total": dict(self.bad),
-            "retries_total": dict(storage.retry_counts()),
-            "cache_hits_total": self.cache_hits,
-            "cache_misses_total": self.cache_misses,
-            "queued_batches": self.queued_batches,
-        }
+    def totals(self) -> LoaderTotals:
+        """The numbers as they are now; `retries` are the process's."""
+        return LoaderTotals(
+            samples=self.samples,
+            fetch_seconds=self.fetch_seconds,
+            decode_seconds=self.decode_seconds,
+            bytes_fetched=self.bytes_fetched,
+            bad=dict(self.bad),
+            retries=dict(storage.retry_counts()),
+            cache_hits=self.cache_hits,
+            cache_misses=self.cache_misses,
+            queued_batches=self.queued_batches,
+        )
 
 
 class Loader:

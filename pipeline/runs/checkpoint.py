@@ -49,26 +49,15 @@ class Checkpoint:
     skipped_in_a_row: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckpointStats:
-    """What a writer has done; `step` and `bytes` are the last one's."""
+    """What a writer has done so far; `step` and `bytes` are the last one's."""
 
     written: int = 0
     failures: int = 0
     seconds: float = 0.0
     step: int | None = None
     bytes: int | None = None
-
-    def totals(self) -> dict[str, Any]:
-        """The numbers under the names of the metrics that they feed."""
-        found = {
-            "checkpoints_total": self.written,
-            "checkpoint_failures_total": self.failures,
-            "checkpoint_seconds_total": self.seconds,
-            "checkpoint_step": self.step,
-            "checkpoint_bytes": self.bytes,
-        }
-        return {name: value for name, value in found.items() if value is not None}
 
 
 class CheckpointWriter:
@@ -109,7 +98,7 @@ class CheckpointWriter:
             self._failures = 0
         except StorageError as error:
             self._failures += 1
-            self.stats.failures += 1
+            self.stats = replace(self.stats, failures=self.stats.failures + 1)
             if self._failures >= patience:
                 raise
             logger.warning("a checkpoint was not written, the next one is tried: %s", error)
@@ -132,9 +121,13 @@ class CheckpointWriter:
         storage.publish(
             self._run.path("checkpoints", f"step-{step:08d}.json"), storage.canonical_json(receipt)
         )
-        self.stats.written += 1
-        self.stats.seconds += time.perf_counter() - started
-        self.stats.step, self.stats.bytes = step, len(data)
+        self.stats = replace(
+            self.stats,
+            written=self.stats.written + 1,
+            seconds=self.stats.seconds + time.perf_counter() - started,
+            step=step,
+            bytes=len(data),
+        )
         try:
             self._remove_old()
         except StorageError as error:

@@ -16,7 +16,7 @@ RUN/result.json           written last: the run is finished
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import ObjectNotFoundError, RunError
 from pipeline.runs.outbox import Point
+from pipeline.runs.result import TrainingResult
 
 FORMAT = "vae-pipeline/run"
 VERSION = 1
@@ -140,16 +141,16 @@ class Run:
         claim = _read_or_none(self.path("attempts", f"{Attempt(attempt.number).name}.json"))
         return claim.get("began") if claim else None
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> TrainingResult | None:
         """What the finished run ended with; None while it is not finished."""
-        result: dict[str, Any] | None = _read_or_none(self.path("result.json"))
-        return result
+        found = _read_or_none(self.path("result.json"))
+        return None if found is None else TrainingResult.from_json(found)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def finish(self, result: TrainingResult) -> None:
         """Marks the run as finished."""
-        storage.publish(self.path("result.json"), storage.canonical_json(dict(result)))
+        storage.publish(self.path("result.json"), storage.canonical_json(result.to_json()))
 
-    def keep_points(self, points: list[Point]) -> None:
+    def keep_points(self, points: Sequence[Point]) -> None:
         """Stores the points that could not be delivered; none deletes the file."""
         if points:
             data = [point.to_json() for point in points]

@@ -2,13 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import StorageError
+from pipeline.runs.reason import StopReason
 from pipeline.runs.run import Attempt, Run
-
-StopReason = Literal["stopped", "superseded", "drained"]
 
 
 class StopSignal:

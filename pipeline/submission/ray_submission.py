@@ -246,7 +246,8 @@ def result_of(run: Run | None) -> dict[str, Any] | None:
     if run is None:
         return None
     try:
-        return run.result()
+        found = run.result()
+        return None if found is None else found.to_json()
     except StorageError as error:
         logger.warning("the run's folder can't be seen from here: %s", error)
         return None

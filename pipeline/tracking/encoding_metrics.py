@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -22,7 +23,7 @@ from pipeline.encoding.schedule import ShardSchedule
 from pipeline.errors import PipelineError, StorageError
 from pipeline.latents.receipt import ATTEMPTS
 from pipeline.tracking.endpoint import Endpoint, discovery, forget
-from pipeline.tracking.metric_table import ENCODING, OUTCOME
+from pipeline.tracking.metric_table import ENCODING, OUTCOME, EncodingOutcome, EncodingReport
 from pipeline.tracking.version import version
 
 logger = logging.getLogger(__name__)
@@ -43,25 +44,33 @@ class EncodingMetrics:
         with suppress(StorageError):
             storage.publish(self._discovery, self._named)
         self._failed: Counter[str] = Counter()
-        self._totals: dict[str, Any] = {
-            "session": 0, "images": 0, "images_left": images, "failed": self._failed, "shards": 0,
-            "quarantined": 0, "retries": 0, "shard_seconds": 0.0, "bytes": 0,
-            "last_shard_timestamp_seconds": time.time(),
-        }  # fmt: skip
-        self._endpoint.update(self._totals)
+        self._images, self._done, self._left = 0, 0, images
+        self._seconds, self._bytes = 0.0, 0
+        self._endpoint.update(self._report(retries=0, quarantined=0))
 
     def done(self, event: ShardDone, schedule: ShardSchedule) -> None:
         """Counts a finished shard, and what happened to others meanwhile."""
-        receipt, totals = event.receipt, self._totals
+        receipt = event.receipt
         self._failed.update(sample.reason for sample in receipt.failed)
-        totals["images"] += receipt.rows
-        totals["images_left"] -= receipt.samples
-        totals["shards"] += 1
-        totals["shard_seconds"] += event.seconds
-        totals["bytes"] += receipt.bytes
-        totals["last_shard_timestamp_seconds"] = time.time()
-        totals |= {"retries": schedule.retries, "quarantined": len(schedule.quarantined)}
-        self._endpoint.update(totals)
+        self._images += receipt.rows
+        self._left -= receipt.samples
+        self._done += 1
+        self._seconds += event.seconds
+        self._bytes += receipt.bytes
+        self._endpoint.update(self._report(schedule.retries, len(schedule.quarantined)))
+
+    def _report(self, retries: int, quarantined: int) -> EncodingReport:
+        return EncodingReport(
+            images=self._images,
+            failed=self._failed,
+            shards=self._done,
+            quarantined=quarantined,
+            retries=retries,
+            shard_seconds=self._seconds,
+            written_bytes=self._bytes,
+            images_left=self._left,
+            last_shard_timestamp_seconds=time.time(),
+        )
 
     def close(self) -> None:
         """Ends the server; what was asked of it last stays with Prometheus."""
@@ -81,19 +90,19 @@ def told_outcome(store: str, tracking: TrackingConfig) -> Iterator[dict[str, Any
     _tell(store, tracking, _outcome(result, started), keep=bool(result["encoded"]))
 
 
-def _outcome(result: Mapping[str, Any], started: float) -> dict[str, float]:
+def _outcome(result: Mapping[str, Any], started: float) -> EncodingOutcome:
     ended = time.time()
-    outcome = {
-        "ended": ended,
-        "seconds": ended - started,
-        "images": result.get("encoded", 0),
-        "failed": result.get("failed", 0),
-        "lost": len(result.get("lost", ())),
-    }
-    return outcome | ({"succeeded": ended} if result.get("complete") else {})
+    return EncodingOutcome(
+        succeeded=ended if result.get("complete") else None,
+        ended=ended,
+        seconds=ended - started,
+        images=result.get("encoded", 0),
+        failed=result.get("failed", 0),
+        lost=len(result.get("lost", ())),
+    )
 
 
-def _tell(store: str, tracking: TrackingConfig, outcome: dict[str, float], *, keep: bool) -> None:
+def _tell(store: str, tracking: TrackingConfig, outcome: EncodingOutcome, *, keep: bool) -> None:
     """`keep`: also beside the store, where a run that had nothing to do writes nothing."""
     name = storage.shown(store)
     endpoint = Endpoint(OUTCOME, "store", name, version())
@@ -109,11 +118,12 @@ def _tell(store: str, tracking: TrackingConfig, outcome: dict[str, float], *, ke
         return
     place = storage.join(store, ATTEMPTS)
     with suppress(StorageError):
-        if "succeeded" not in outcome:
+        if outcome.succeeded is None:
             url = storage.join(place, "outcome.json")
             before = storage.read_json(url) if storage.exists(url) else {}
-            outcome = {k: v for k, v in before.items() if k == "succeeded"} | outcome
+            outcome = replace(outcome, succeeded=before.get("succeeded"))
             endpoint.update(outcome)
         text = generate_latest(endpoint.registry)
         storage.publish(storage.join(place, "outcome.prom"), text)
-        storage.publish(storage.join(place, "outcome.json"), storage.canonical_json(outcome))
+        known = {name: value for name, value in asdict(outcome).items() if value is not None}
+        storage.publish(storage.join(place, "outcome.json"), storage.canonical_json(known))

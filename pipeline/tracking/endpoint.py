@@ -1,18 +1,19 @@
-"""`/metrics` of one run or one encoding: its registry, fed by snapshots, and its HTTP server."""
+"""`/metrics` of one run or one encoding: its registry, fed by reports, and its HTTP server."""
 
+import math
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
-from pipeline.tracking.metric_table import BUILD, Metric
+from pipeline.tracking.metric import Metric, Report
+from pipeline.tracking.metric_table import BUILD
 
 RELEASE_SECONDS = 10.0
 
@@ -20,7 +21,7 @@ RELEASE_SECONDS = 10.0
 class Endpoint:
     """The metrics `rows` of what `label` names: `Endpoint(TRAINING, "run", "first", version())`.
 
-    The first snapshot that names its session says where counters begin: a continued run shows no
+    The first report of a group of workers says where counters begin: a continued run shows no
     burst. From then on they hold what was gained: steps that are replayed count once, and the
     seconds of a group of workers stay when another one takes its place.
     """
@@ -29,25 +30,28 @@ class Endpoint:
         self.registry = CollectorRegistry()
         self._rows, self._name = rows, name
         self._lock = threading.Lock()
-        self._session: int | None = None
+        self._has_begun = False
         self._seen: dict[tuple[str, int, str | None], float] = {}
         self._server: WSGIServer | None = None
         self._series = {row.name: self._make(row, label) for row in (*rows, BUILD)}
         self._take(BUILD, 0, build, 1.0, begins=False)
 
-    def update(self, snapshot: Mapping[str, Any]) -> None:
-        """Takes a snapshot; keys that are missing leave their metric as it is."""
+    def update(self, report: Report, restart: int | None = 0) -> None:
+        """Takes a report of the worker group `restart` (None: there was none yet).
+
+        What the report does not know leaves its metric as it is. So does what is not finite: one
+        NaN would make each average over an hour NaN, and blind the alerts.
+        """
         with self._lock:
-            session = int(snapshot.get("session", 0))
-            begins = self._session is None and "session" in snapshot
-            if "session" in snapshot:
-                self._session = session
+            begins = not self._has_begun and restart is not None
+            self._has_begun = self._has_begun or begins
             for row in self._rows:
-                value = snapshot.get(row.source)
+                value = getattr(report, row.source)
                 if value is None:
                     continue
                 for label, number in value.items() if row.label else [(None, value)]:
-                    self._take(row, session, label, float(number), begins=begins)
+                    if math.isfinite(number):
+                        self._take(row, restart or 0, label, float(number), begins=begins)
 
     def serve(self, host: str, port: int) -> str:
         """Serves `/metrics` on HOST:PORT (0: a free one); returns where others find it."""
@@ -68,14 +72,14 @@ class Endpoint:
             self._server = None
 
     def _take(
-        self, row: Metric, session: int, label: str | None, number: float, *, begins: bool
+        self, row: Metric, restart: int, label: str | None, number: float, *, begins: bool
     ) -> None:
         series = self._series[row.name]
         child = series.labels(self._name, label) if row.label else series.labels(self._name)
         if isinstance(child, Gauge):
             child.set(number)
             return
-        seen = (row.name, session if row.per_session else 0, label)
+        seen = (row.name, restart if row.per_restart else 0, label)
         known = not begins or row.since_first_start
         gain = number - self._seen.get(seen, 0.0) if known else 0.0
         if begins or gain > 0:

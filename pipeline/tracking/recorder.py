@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,9 +18,10 @@ from pipeline import storage
 from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.errors import StorageError
 from pipeline.runs.outbox import Point
+from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run
 from pipeline.tracking.endpoint import Endpoint, discovery, forget
-from pipeline.tracking.metric_table import TRAINING
+from pipeline.tracking.metric_table import TRAINING, MetricsReport
 from pipeline.tracking.mlflow_client import tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.tracking.version import version
@@ -31,18 +32,37 @@ RETRY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Delivered:
-    """How many of a session's points have arrived in MLflow, as the `recorder` of that id counts.
+    """How many of a sender's points have arrived in MLflow, as the `recorder` of that id counts.
 
     A recorder that took over from a dead one has another id, and counts from 0.
     """
 
     recorder: str
-    session: str
+    sender: str
     points: int
 
 
+@dataclass(frozen=True)
+class Latest:
+    """The newest report of a run, and the problem that there is with MLflow, if any."""
+
+    report: MetricsReport
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a run's tracking ended: MLflow's id of the run, and the points that it has not got.
+
+    Without an id MLflow was never reached.
+    """
+
+    run_id: str | None
+    left: Sequence[Point]
+
+
 class RunRecorder:
-    """Takes points and snapshots at any time; delivers points to MLflow in a thread, in order."""
+    """Takes points and reports at any time; delivers points to MLflow in a thread, in order."""
 
     def __init__(
         self,
@@ -57,13 +77,13 @@ class RunRecorder:
         self._tracked: TrackedRun | None = None
         self._id = uuid.uuid4().hex
         self._queue: deque[tuple[str, Point]] = deque()
-        self._session = ""
+        self._sender = ""
         self._delivered = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._idle = threading.Condition(self._lock)
         self._closed = False
-        self._latest: dict[str, Any] = {}
+        self._report = MetricsReport()
         self._problem: str | None = None
         self._fatal_error: str | None = None
         self.metrics = Endpoint(TRAINING, "run", name, version())
@@ -79,30 +99,26 @@ class RunRecorder:
         """HOST:PORT that serves `/metrics`."""
         return self._address
 
-    def record(
-        self, session: str, points: Sequence[Point], snapshot: Mapping[str, Any]
-    ) -> Delivered:
-        """Takes new points; returns how many points of this session have been delivered so far.
+    def record(self, sender: str, points: Sequence[Point], report: MetricsReport) -> Delivered:
+        """Takes new points; returns how many points of this sender have been delivered so far.
 
-        A session is one worker group with one recorder: its points count from its first call.
+        A sender is one worker group with one recorder: its points count from its first call.
         """
         with self._lock:
-            if session != self._session:
-                self._session, self._delivered = session, 0
-            self._queue.extend((session, point) for point in points)
-            delivered = Delivered(self._id, session, self._delivered)
+            if sender != self._sender:
+                self._sender, self._delivered = sender, 0
+            self._queue.extend((sender, point) for point in points)
+            delivered = Delivered(self._id, sender, self._delivered)
             unsent = len(self._queue)
-        self._latest = {
-            **snapshot,
-            "tracking_unsent_points": unsent,
-            "tracking_failing": int(self._problem is not None),
-        }
-        self.metrics.update(self._latest)
+        self._report = replace(
+            report, unsent_points=unsent, tracking_failing=self._problem is not None
+        )
+        self.metrics.update(self._report, report.restart)
         return delivered
 
-    def latest(self) -> dict[str, Any]:
-        """The newest snapshot, and the `problem` that there is with MLflow, if any."""
-        return {**self._latest, "problem": self._problem}
+    def latest(self) -> Latest:
+        """What is known now, for the live view."""
+        return Latest(self._report, self._problem)
 
     def set_fatal_error(self, message: str) -> None:
         """Remembers an error that restarting the workers can't mend."""
@@ -112,11 +128,9 @@ class RunRecorder:
         """The first error that was set, if any."""
         return self._fatal_error
 
-    def settle(
-        self, points: Sequence[Point], snapshot: Mapping[str, Any], seconds: float
-    ) -> list[Point]:
+    def settle(self, points: Sequence[Point], report: MetricsReport, seconds: float) -> list[Point]:
         """The run's last points, some perhaps delivered before; returns what can't be delivered."""
-        self.record("end", points, snapshot)
+        self.record("end", points, report)
         return self.flush(seconds)
 
     def flush(self, seconds: float) -> list[Point]:
@@ -175,8 +189,8 @@ class RunRecorder:
             self._tracked.log(batch)
             with self._idle:
                 for _ in batch:
-                    session, _point = self._queue.popleft()
-                    self._delivered += session == self._session
+                    sender, _point = self._queue.popleft()
+                    self._delivered += sender == self._sender
                 self._idle.notify_all()
 
 
@@ -205,11 +219,11 @@ def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
     return run.url, config.run, config.tracking, tracking_uri(config.tracking), params
 
 
-def mlflow_status(ended: dict[str, Any]) -> str | None:
+def mlflow_status(reason: Reason) -> str | None:
     """MLflow's word for how a run ended; None for one that another start goes on with."""
-    if ended["reason"] == "superseded":
+    if reason == "superseded":
         return None
-    return "FINISHED" if ended["reason"] == "done" else "KILLED"
+    return "FINISHED" if reason == "done" else "KILLED"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,168 +1,176 @@
-"""From the loop's reports to the recorder: points for MLflow, snapshots for Prometheus."""
+"""From the loop's reports to the recorder: points for MLflow, a metrics report for Prometheus."""
 
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Outbox, Point, Series
+from pipeline.tracking.metric import mlflow_values
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import Delivered
 from pipeline.training.step import StepReport
-from pipeline.training.step_time import parts_of_step, slowest_rank
+from pipeline.training.step_time import Slowest, parts_of_step, slowest_rank
 
 SEND_SECONDS = 2.0
+"""Between two metrics reports: a quarter of what Prometheus asks at most, and cheap."""
 
 
 class Recorder(Protocol):
     """What reports are given to."""
 
     def record(
-        self, session: str, points: Sequence[Point], snapshot: dict[str, Any]
+        self, sender: str, points: Sequence[Point], report: MetricsReport
     ) -> Delivered | None:
         """Takes points, without waiting; returns the newest count that is known, if any."""
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """What a reporter has at the end: points not known to have arrived, and its last report."""
+
+    points: Sequence[Point]
+    report: MetricsReport
 
 
 class Reporter:
     """Rank 0's side: keeps what is not yet delivered in the outbox, which checkpoints hold."""
 
     def __init__(
-        self,
-        recorder: Recorder,
-        outbox: Outbox,
-        worker_group: int,
-        every_steps: int,
-        facts: Mapping[str, int] | None = None,
+        self, recorder: Recorder, outbox: Outbox, every_steps: int, begun: MetricsReport
     ) -> None:
-        """`facts` go into every snapshot as they are."""
-        self._recorder, self._outbox, self._worker_group = recorder, outbox, worker_group
-        self._every_steps = every_steps
+        """`begun`: what is known before the first step, the group of workers (`restart`) too."""
+        self._recorder, self._outbox, self._every_steps = recorder, outbox, every_steps
         self._known_recorder = ""
         self._recorders = 0
         self._acknowledged = 0
         self._sent = 0.0
-        self._snapshot: dict[str, Any] = {
-            **(facts or {}),
-            "session": worker_group,
-            "step_seconds_total": 0.0,
-            "data_wait_seconds_total": 0.0,
-            "part_seconds_total": {},
-        }
+        self._report = begun
         self._loader_before = (0.0, 0.0)
         self._ranks: list[float] = []
 
-    def step(self, report: StepReport) -> None:
+    def step(self, step: StepReport) -> None:
         """Takes the report of one step."""
-        total = self._snapshot
-        if "step" not in total:
-            self._begin(report)
-        total["step_seconds_total"] += report.seconds
-        total["data_wait_seconds_total"] += report.data_wait_seconds
-        self._add_parts(report)
-        total |= {
-            "step": report.step,
-            "epoch": report.epoch,
-            "images": report.images_seen,
-            "images_per_second": report.images / report.seconds,
-            "last_step_timestamp_seconds": time.time(),
-            "terms": _finite({**report.terms, "objective": report.objective, "beta": report.beta}),
-            "gradient_norm": report.gradient_norm,
-            "learning_rate": report.learning_rate,
-            "memory_bytes": _memory_bytes(),
-        }
-        total |= report.loader
-        if report.checkpoints.get("checkpoints_total", 0) > total.get("checkpoints_total", 0):
-            total["checkpoint_timestamp_seconds"] = time.time()
-        total |= report.checkpoints
-        total["run_seconds_total"] = report.run_seconds
-        if report.gpu_share is not None:
-            total["gpu_share"] = report.gpu_share
-        total["nonfinite_steps_total"] = total.get("nonfinite_steps_total", 0) + report.skipped
-        total["bad_images_total"] = total.get("bad_images_total", 0) + report.bad_images
-        if report.step == 1 or report.step % self._every_steps == 0:
-            values = {
-                **report.terms,
-                "objective": report.objective,
-                "beta": report.beta,
-                "gradient_norm": report.gradient_norm,
-                "learning_rate": report.learning_rate,
-                "images_seen": report.images_seen,
-                "images_per_second": report.images / report.seconds,
-                "data_wait_fraction": report.data_wait_seconds / report.seconds,
-            }
-            if report.gpu_share is not None:
-                values["gpu_share"] = report.gpu_share
-            self._add("elbo", report.step, values)
+        if self._report.step is None:
+            self._begin(step)
+        self._report = self._after(step)
+        if step.step == 1 or step.step % self._every_steps == 0:
+            self._log("elbo", step.step)
         self._send_if_due()
 
     def validation(self, validation: Validation) -> None:
         """Takes the report of one pass over the hold-out."""
-        values = {f"holdout_{name}": value for name, value in validation.terms.items()}
-        terms = _finite(validation.terms)
-        self._snapshot["holdout_active_units"] = terms.pop("active_units", None)
-        self._snapshot["holdout_terms"] = terms
-        self._snapshot["holdout_step"] = validation.step
-        self._add("holdout_elbo", validation.step, values)
+        terms = dict(validation.terms)
+        units = terms.pop("active_units", None)
+        self._report = replace(
+            self._report,
+            holdout_terms=terms,
+            holdout_active_units=None if units is None else int(units),
+            holdout_step=validation.step,
+        )
+        self._log("holdout_elbo", validation.step)
         self._send_if_due()
 
-    def _add_parts(self, report: StepReport) -> None:
-        """Of the step's seconds; and each rank's own ones since the last snapshot was sent."""
-        fetched, decoded = (
-            report.loader.get(name, 0.0) for name in ("fetch_seconds_total", "decode_seconds_total")
+    def settle(self) -> Unsettled:
+        """What the recorder's `settle` is given."""
+        return Unsettled(self._outbox.pending(), self._report)
+
+    def _after(self, step: StepReport) -> MetricsReport:
+        """The report up to this step: its numbers, and totals of this group of workers."""
+        before, loader, checkpoints = self._report, step.loader, step.checkpoints
+        slowest = self._slowest(step)
+        has_new = checkpoints.written > (before.checkpoints or 0)
+        return replace(
+            before,
+            images=step.images_seen,
+            step=step.step,
+            epoch=step.epoch,
+            step_seconds=(before.step_seconds or 0.0) + step.seconds,
+            data_wait_seconds=(before.data_wait_seconds or 0.0) + step.data_wait_seconds,
+            data_wait_fraction=step.data_wait_seconds / step.seconds,
+            part_seconds=self._parts(step),
+            slowest_rank=slowest.rank if slowest else before.slowest_rank,
+            slowest_rank_ratio=slowest.ratio if slowest else before.slowest_rank_ratio,
+            gpu_share=step.gpu_share,
+            last_step_timestamp_seconds=time.time(),
+            images_per_second=step.images / step.seconds,
+            terms=_terms(step),
+            gradient_norm=step.gradient_norm,
+            learning_rate=step.learning_rate,
+            nonfinite_steps=(before.nonfinite_steps or 0) + step.skipped,
+            bad_images=(before.bad_images or 0) + step.bad_images,
+            memory_bytes=_memory_bytes(),
+            run_seconds=step.run_seconds,
+            fetch_seconds=loader.fetch_seconds,
+            decode_seconds=loader.decode_seconds,
+            fetched_bytes=loader.bytes_fetched,
+            samples=loader.samples,
+            bad_samples=loader.bad,
+            retries=loader.retries,
+            cache_hits=loader.cache_hits,
+            cache_misses=loader.cache_misses,
+            queued_batches=loader.queued_batches,
+            checkpoints=checkpoints.written,
+            checkpoint_failures=checkpoints.failures,
+            checkpoint_seconds=checkpoints.seconds,
+            checkpoint_bytes=checkpoints.bytes,
+            checkpoint_step=checkpoints.step or before.checkpoint_step,
+            checkpoint_timestamp_seconds=time.time()
+            if has_new
+            else before.checkpoint_timestamp_seconds,
         )
+
+    def _parts(self, step: StepReport) -> dict[str, float]:
+        """Where the seconds of all steps went, by part, with this step's."""
+        now = step.loader.fetch_seconds, step.loader.decode_seconds
+        before, self._loader_before = self._loader_before, now
         parts = parts_of_step(
-            report.seconds,
-            report.data_wait_seconds,
-            report.copy_seconds,
-            fetched - self._loader_before[0],
-            decoded - self._loader_before[1],
-        )
-        self._loader_before = (fetched, decoded)
-        before = self._snapshot["part_seconds_total"]
-        self._snapshot["part_seconds_total"] = {
-            part: before.get(part, 0.0) + seconds for part, seconds in parts.items()
-        }
+            step.seconds, step.data_wait_seconds, step.copy_seconds,
+            now[0] - before[0], now[1] - before[1],
+        )  # fmt: skip
+        totals = self._report.part_seconds
+        return {part: totals.get(part, 0.0) + seconds for part, seconds in parts.items()}
+
+    def _slowest(self, step: StepReport) -> Slowest | None:
+        """By what each rank did by itself since the last report was sent."""
         self._ranks = [
-            sum(pair) for pair in zip_longest(self._ranks, report.rank_seconds, fillvalue=0.0)
+            sum(pair) for pair in zip_longest(self._ranks, step.rank_seconds, fillvalue=0.0)
         ]
-        slowest = slowest_rank(self._ranks)
-        if slowest is not None:
-            self._snapshot |= {"slowest_rank": slowest.rank, "slowest_rank_ratio": slowest.ratio}
+        return slowest_rank(self._ranks)
 
-    def _begin(self, report: StepReport) -> None:
+    def _begin(self, first: StepReport) -> None:
         """Says where this group of workers begins, so that its first step is counted as well."""
-        before = {"step": report.step - 1, "images": report.images_seen - report.images}
-        begun = {**self._snapshot, **before, "checkpoint_step": report.step - 1}
-        self._snapshot["checkpoint_step"] = report.step - 1
-        self._recorder.record(self._session, [], begun)
+        self._report = replace(
+            self._report, checkpoint_step=first.step - 1, step_seconds=0.0, data_wait_seconds=0.0
+        )
+        before = replace(self._report, step=first.step - 1, images=first.images_seen - first.images)
+        self._recorder.record(self._sender, [], before)
 
-    def settle(self) -> tuple[list[Point], dict[str, Any]]:
-        """What is not known to have arrived, and the last snapshot: for the recorder's `settle`."""
-        return self._outbox.pending(), dict(self._snapshot)
-
-    def _add(self, series: Series, step: int, values: dict[str, float]) -> None:
+    def _log(self, series: Series, step: int) -> None:
+        values = mlflow_values(self._report, series)
         # MLflow keeps NaN, and turns infinities into 1.8e308.
         kept = {k: v if math.isfinite(v) else math.nan for k, v in values.items()}
         self._outbox.add(Point(series, step, int(time.time() * 1000), kept))
 
     def _send_if_due(self) -> None:
-        begun = "step" in self._snapshot
-        if not begun or time.monotonic() - self._sent < SEND_SECONDS:
+        has_begun = self._report.step is not None
+        if not has_begun or time.monotonic() - self._sent < SEND_SECONDS:
             return
         self._sent = time.monotonic()
         self._ranks = []
-        points, snapshot = self._outbox.hand_over(), dict(self._snapshot)
-        delivered = self._recorder.record(self._session, points, snapshot)
+        delivered = self._recorder.record(self._sender, self._outbox.hand_over(), self._report)
         if delivered is not None:
             self._note(delivered)
 
     @property
-    def _session(self) -> str:
-        return f"{self._worker_group}.{self._recorders}"
+    def _sender(self) -> str:
+        return f"{self._report.restart}.{self._recorders}"
 
     def _note(self, delivered: Delivered) -> None:
         """Forgets the points that have arrived.
@@ -175,9 +183,15 @@ class Reporter:
             self._known_recorder, self._acknowledged = delivered.recorder, 0
             self._recorders += 1
             self._outbox.take_back()
-        elif delivered.session == self._session:
+        elif delivered.sender == self._sender:
             self._outbox.acknowledge(delivered.points - self._acknowledged)
             self._acknowledged = delivered.points
+
+
+def _terms(step: StepReport) -> dict[str, float]:
+    """The ELBO's terms, and beside them what was optimised."""
+    terms: dict[str, float] = dict(step.terms.items())
+    return terms | {"objective": step.objective, "beta": step.beta}
 
 
 def _memory_bytes() -> int:
@@ -185,7 +199,3 @@ def _memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _finite(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if math.isfinite(value)}

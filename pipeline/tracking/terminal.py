@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.config import WatchConfig
 from pipeline.errors import ObjectNotFoundError, RunError, UnreachableError
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
-from pipeline.training.goodput import productive_share
+from pipeline.training.goodput import STATES, productive_share
 from pipeline.web import ask
 
 _ROOMS = {row.series: "run" for row in TRAINING} | {
@@ -165,7 +165,8 @@ def _row(
 
 def _goodput(now: Numbers) -> str:
     """Of the run's whole life; then what the rest of its time went into."""
-    states = now.series.get("vae_run_seconds_total", {})
+    told = now.series.get("vae_run_seconds_total", {})
+    states = {state: told[state] for state in STATES if state in told}
     share = productive_share(states)
     if share is None:
         return _row("goodput", None, "")

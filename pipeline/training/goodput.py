@@ -40,13 +40,13 @@ class Tally:
     `ended`: as it was asked to; otherwise whoever wrote it lives, or has died since.
     """
 
-    seconds: dict[str, float]
+    seconds: dict[State, float]
     until: float
     step: int = 0
     ended: bool = False
 
 
-def productive_share(seconds: Mapping[str, float]) -> float | None:
+def productive_share(seconds: Mapping[State, float]) -> float | None:
     """The goodput: productive seconds over all but the idle ones; None before there are any."""
     used = sum(seconds.values()) - seconds.get("idle", 0.0)
     return seconds.get("productive", 0.0) / used if used > 0 else None
@@ -101,7 +101,7 @@ class WallClock:
         self.enter("redo" if number <= self._made_before else "productive")
         self._tally.step = max(self._tally.step, number)
 
-    def totals(self) -> dict[str, float]:
+    def totals(self) -> dict[State, float]:
         """The run's seconds by state, since its first start."""
         with self._lock:
             self._pass_on()

@@ -8,7 +8,7 @@ bits at any world size, for the price of sending each micro-batch's gradient.
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from pipeline.vae import ElboTerms, draw_noise, objective_loss
 if TYPE_CHECKING:
     from pipeline.training.state import TrainState
 
-COMPONENTS = ("elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior")
+Component = Literal["elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 """Means over the global batch that every step reports; evaluation adds `log_likelihood_at_mean`."""
 
 

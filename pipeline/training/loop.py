@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.data import Batch, Dataset, Loader
@@ -13,10 +13,11 @@ from pipeline.errors import ConfigError
 from pipeline.runs.checkpoint import Checkpoint, CheckpointWriter
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Outbox, Point
+from pipeline.runs.reason import Reason, StopReason
 from pipeline.runs.run import Attempt, Run
-from pipeline.runs.stop import StopReason, StopSignal
-from pipeline.training.goodput import WallClock
-from pipeline.training.gradients import StepSettings
+from pipeline.runs.stop import StopSignal
+from pipeline.training.goodput import State, WallClock
+from pipeline.training.gradients import Component, StepSettings
 from pipeline.training.holdout import Watch
 from pipeline.training.incidents import Incidents
 from pipeline.training.profile import StepTrace
@@ -29,7 +30,6 @@ from pipeline.training.world import World
 
 logger = logging.getLogger(__name__)
 
-Reason = Literal["done"] | StopReason
 _STOPS: tuple[StopReason, ...] = ("stopped", "superseded", "drained")
 
 
@@ -49,11 +49,11 @@ class Ended:
     step: int
     images_seen: int
     bad_images: int
-    terms: dict[str, float]
-    validations: list[Validation]
+    terms: Mapping[Component, float]
+    validations: tuple[Validation, ...]
     chosen: Validation | None
     digest: str | None
-    run_seconds: dict[str, float]
+    run_seconds: Mapping[State, float]
 
 
 def train(
@@ -128,7 +128,7 @@ def _train(
         images_seen=state.images_seen,
         bad_images=state.bad_images,
         terms=report.terms if report else {},
-        validations=watch.validations,
+        validations=tuple(watch.validations),
         chosen=chosen,
         digest=digest,
         run_seconds=clock.totals(),
@@ -161,7 +161,7 @@ def _completed(
     return replace(
         report,
         loader=loader.stats.totals(),
-        checkpoints=writer.stats.totals(),
+        checkpoints=writer.stats,
         run_seconds=clock.totals(),
         gpu_share=gpu.of(report.images, report.seconds) if gpu else None,
     )

@@ -2,14 +2,16 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.data import Batch
-from pipeline.training.gradients import COMPONENTS, StepSettings, leave_gradients
+from pipeline.data import Batch, LoaderTotals
+from pipeline.runs.checkpoint import CheckpointStats
+from pipeline.training.goodput import State
+from pipeline.training.gradients import COMPONENTS, Component, StepSettings, leave_gradients
 from pipeline.training.state import TrainState
 from pipeline.training.step_counts import Counts
 from pipeline.training.world import World
@@ -29,7 +31,7 @@ class StepReport:
     images: int
     bad_images: int
     images_seen: int
-    terms: dict[str, float]
+    terms: Mapping[Component, float]
     objective: float
     beta: float
     gradient_norm: float
@@ -44,11 +46,11 @@ class StepReport:
     """Of the step before: what each rank did by itself, not waiting for another one."""
     gpu_share: float | None = None
     """Of the GPUs' peak: see `GpuShare`."""
-    loader: dict[str, Any] = field(default_factory=dict)
-    """What this rank's loader has done so far: `LoaderStats.totals`."""
-    checkpoints: dict[str, Any] = field(default_factory=dict)
-    """What this rank has written so far: `CheckpointStats.totals`."""
-    run_seconds: dict[str, float] = field(default_factory=dict)
+    loader: LoaderTotals = field(default_factory=LoaderTotals)
+    """What this rank's loader has done so far."""
+    checkpoints: CheckpointStats = field(default_factory=CheckpointStats)
+    """What this rank has written so far."""
+    run_seconds: Mapping[State, float] = field(default_factory=dict)
     """Where the run's time went so far, in seconds by state: see goodput.py."""
 
 

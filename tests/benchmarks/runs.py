@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import mlflow
 
@@ -23,6 +22,7 @@ from pipeline.config import ModelConfig, TrackingConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
@@ -126,7 +126,7 @@ def one_round(folder: Path, data: str, name: str, *, tracked: bool) -> tuple[flo
         recorder = RunRecorder(run.url, name, TrackingConfig(), uri, {})
         while recorder.run_id() is None:
             time.sleep(0.05)  # MLflow's first connection costs seconds, once a run.
-        reporter = Reporter(recorder, outbox, 1, config.tracking.every_steps)
+        reporter = Reporter(recorder, outbox, config.tracking.every_steps, MetricsReport(restart=1))
     inside, images, began = 0.0, 0, 0.0
     for report in train(config, run, run.claim(), current_world(), outbox):
         if isinstance(report, StepReport):
@@ -138,8 +138,8 @@ def one_round(folder: Path, data: str, name: str, *, tracked: bool) -> tuple[flo
             inside += time.perf_counter() - started if report.step > 20 else 0
     seconds = time.perf_counter() - began
     if reporter:
-        left: Any = recorder.settle(*reporter.settle(), 60)
-        assert left == []
+        last = reporter.settle()
+        assert recorder.settle(last.points, last.report, 60) == []
         recorder.finish("FINISHED")
     return inside / seconds, images / seconds
 

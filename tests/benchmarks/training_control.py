@@ -17,6 +17,7 @@ from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.config import TrackingConfig
 from pipeline.data.order import Order, slots_of
 from pipeline.runs.outbox import Outbox
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RunRecorder
 from pipeline.tracking.reporter import SEND_SECONDS, Reporter
 from pipeline.training.step import StepReport
@@ -60,7 +61,7 @@ def recorder(folder: Path) -> dict[str, float]:
     made = RunRecorder(str(folder / "control"), "control", TrackingConfig(), uri, {})
     while made.run_id() is None:
         time.sleep(0.05)
-    reporter = Reporter(made, Outbox(), 1, TrackingConfig().every_steps)
+    reporter = Reporter(made, Outbox(), TrackingConfig().every_steps, MetricsReport(restart=1))
     before, steps = time.process_time(), 2000
     for step in range(1, steps + 1):
         reporter.step(report_of(step))
@@ -77,7 +78,7 @@ def report_of(step: int) -> StepReport:
     """A step's report, as rank 0 of 256 makes it."""
     return StepReport(
         step=step, epoch=0, images=BATCH, bad_images=0, images_seen=BATCH * step,
-        terms=dict.fromkeys(("elbo", "log_likelihood", "kl"), -1.0), objective=-1.0, beta=1.0,
+        terms={"elbo": -1.0, "log_likelihood": -1.0, "kl": -1.0}, objective=-1.0, beta=1.0,
         gradient_norm=1.0, learning_rate=1e-3, skipped=False, stop_requested=False,
         seconds=0.2, data_wait_seconds=0.0, rank_seconds=(0.1,) * WORKERS,
         run_seconds={"productive": 0.2 * step},

@@ -9,6 +9,7 @@ from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RunRecorder, recorder_arguments
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
@@ -65,7 +66,9 @@ def one_run(config: TrainConfig, *, tracked: bool) -> dict[str, float]:
         recorder = RunRecorder(*recorder_arguments(config, run))
         while recorder.run_id() is None:
             time.sleep(0.05)  # MLflow's first connection costs seconds, once a run.
-        reporter = Reporter(recorder, outbox, 1, TrackingConfig().every_steps)
+        reporter = Reporter(
+            recorder, outbox, TrackingConfig().every_steps, MetricsReport(restart=1)
+        )
     inside = cpu = wall = 0.0
     for report in train(config, run, run.claim(), current_world(), outbox):
         if not isinstance(report, StepReport):

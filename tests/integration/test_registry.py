@@ -21,13 +21,14 @@ from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data import Dataset, load_images
 from pipeline.registry.catalogue import lineage
 from pipeline.registry.promotion import promote
+from pipeline.runs.result import TrainingResult
 from tests.servers.rgw import free_ports
 from tests.support.killing import ROOT
 from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture
-def trained(mlflow_server, tmp_path) -> tuple[TrainConfig, dict]:
+def trained(mlflow_server, tmp_path) -> tuple[TrainConfig, TrainingResult]:
     config = TrainConfig(
         data=str(write_digits(tmp_path, 200)), run="r", storage=str(tmp_path / "runs"), steps=8,
         global_batch_size=32, image_size=8, channels=1, workers=0, evaluate_every=4,
@@ -59,7 +60,7 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
     trained, mlflow_server, tmp_path
 ):
     config, result = trained
-    assert promote(result["model"], config.tracking).version == result["model_version"]
+    assert promote(result.model, config.tracking).version == result.model_version
     vae = pipeline.load_model("models:/vae@champion")
     batch = load_images(Dataset.open(config.data), 5, vae.preprocess)
     with torch.no_grad():
@@ -86,11 +87,11 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
 
     found = lineage("models:/vae@champion", config.tracking)
     assert found["dataset_digest"] == Dataset.open(config.data).digest
-    assert (found["run"], found["run_id"]) == (result["run"], result["run_id"])
+    assert (found["run"], found["run_id"]) == (result.run, result.run_id)
     client = mlflow.MlflowClient(mlflow_server.uri)
-    figures = {item.path for item in client.list_artifacts(result["run_id"], "figures")}
+    figures = {item.path for item in client.list_artifacts(result.run_id, "figures")}
     assert "figures/training_curves.png" in figures
-    artifact = client.download_artifacts(result["run_id"], "figures/kl_per_dimension.json")
+    artifact = client.download_artifacts(result.run_id, "figures/kl_per_dimension.json")
     nats = json.loads(Path(artifact).read_text())["nats"]
     assert len(nats) == 8
-    assert sum(nats) == pytest.approx(result["holdout_after"]["kl"], rel=1e-5)
+    assert sum(nats) == pytest.approx(result.holdout_after["kl"], rel=1e-5)

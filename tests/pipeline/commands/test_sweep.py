@@ -37,30 +37,28 @@ def config(folder: Path, sweep: str) -> TrainConfig:
 def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp_path):
     asked = config(write_digits(tmp_path), "objective.beta=0,1,1000")
     result = run_sweep(asked)
-    rates = [row["rate"] for row in result["sweep"]]
+    rates = [row.rate for row in result.rows]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > rates[-1] + 1
-    for row in result["sweep"]:
-        assert row["elbo"] == pytest.approx(-row["rate"] - row["distortion"], rel=1e-5)
-    best = max(result["sweep"], key=lambda row: row["elbo"])
-    assert (result["run"], result["model_version"]) == (best["run"], best["model_version"])
-    assert resolve(result["model"], asked.tracking).version == best["model_version"]
-    (picture,) = result["figures"]
+    for row in result.rows:
+        assert row.elbo == pytest.approx(-row.rate - row.distortion, rel=1e-5)
+    best = max(result.rows, key=lambda row: row.elbo)
+    assert (result.best.run, result.best.model_version) == (best.run, best.model_version)
+    assert resolve(str(result.best.model), asked.tracking).version == best.model_version
+    (picture,) = result.figures
     assert Image.open(picture).format == "PNG"
     client = mlflow_client(str(asked.tracking.mlflow_uri))
-    parents = {
-        client.get_run(row["run_id"]).data.tags["mlflow.parentRunId"] for row in result["sweep"]
-    }
+    parents = {client.get_run(row.run_id).data.tags["mlflow.parentRunId"] for row in result.rows}
     assert len(parents) == 1
-    assert parents.isdisjoint(row["run_id"] for row in result["sweep"])
-    assert run_sweep(asked)["sweep"] == result["sweep"]
+    assert parents.isdisjoint(row.run_id for row in result.rows)
+    assert run_sweep(asked).rows == result.rows
 
 
 def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_alias(tmp_path):
     asked = config(write_digits(tmp_path), "optimizer.learning_rate=0.003,1e8")
     asked = asked.model_copy(update={"steps": 6, "select": "last"})
     outcome = train_job(asked)
-    calm, wild = outcome.result["sweep"]
+    calm, wild = outcome.result.rows
     assert (wild["elbo"], wild["distortion"], wild["model_version"]) == (None, None, None)
     assert outcome.result["run"] == calm["run"]
     assert resolve(outcome.result["model"], asked.tracking).version == calm["model_version"]

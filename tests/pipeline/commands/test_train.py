@@ -53,13 +53,13 @@ def test_an_append_does_not_disturb_a_run_that_is_continued(dataset, caplog):
     assert len(Dataset.open(str(dataset))) > len(before) == 120
     second = run_training(config(dataset, 14))
     assert f"the run stays with its {len(before)} samples" in caplog.text
-    assert (first["samples"], second["samples"]) == (3 * 20, 14 * 20)
+    assert (first.samples, second.samples) == (3 * 20, 14 * 20)
     # Two epochs of six steps and two more: with the appended images there would be fewer epochs.
-    pins = Run(second["run"]).pins()
+    pins = Run(second.run).pins()
     assert pins is not None
     assert (pins.dataset, pins.holdout) == (before.digest, before.digest)
     # The untrained model's numbers come from a first start, and must be of the same images.
-    assert second["holdout_before"] == first["holdout_before"]
+    assert second.holdout_before == first.holdout_before
 
 
 def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
@@ -94,7 +94,7 @@ def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(datas
 def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
     wild = config(dataset, 6, optimizer={"learning_rate": 1e8}, select="last")
     ended = run_training(wild)
-    assert (ended["reason"], ended["elbo"], ended["model"]) == ("done", None, None)
+    assert (ended.reason, ended.elbo, ended.model) == ("done", None, None)
     assert "not finite, so no model is registered" in caplog.text
     client = MlflowClient(wild.tracking.mlflow_uri, wild.tracking.mlflow_uri)
     assert list(client.search_registered_models()) == []

@@ -28,15 +28,15 @@ def config(tmp_path) -> TrainConfig:
 def test_a_registered_checkpoint_has_its_average_and_its_figures(config):
     result = run_training(config)
     run = Run.at(config)
-    model = registrar.register_checkpoint(config, run, result["run_id"])
+    model = registrar.register_checkpoint(config, run, result.run_id)
     weights = load_model(model.uri, config.tracking).state_dict()
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None
     assert all(torch.equal(weights[name], kept) for name, kept in checkpoint.ema.items())
     tags = version_tags(model, config.tracking)
-    assert float(tags["holdout_elbo"]) == result["holdout_after"]["elbo"]
+    assert float(tags["holdout_elbo"]) == result.holdout_after["elbo"]
     # The run's last checkpoint holds the same weights as its bundle: no second version.
-    assert model.version == result["model_version"]
+    assert model.version == result.model_version
 
 
 def test_while_a_run_goes_on_its_due_checkpoint_is_registered(config, monkeypatch):
@@ -45,9 +45,9 @@ def test_while_a_run_goes_on_its_due_checkpoint_is_registered(config, monkeypatc
     tracking = config.tracking.model_copy(update={"model_name": "on-the-way"})
     going_on = config.model_copy(update={"tracking": tracking})
     deadline, found = time.monotonic() + 120, []
-    with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result["run_id"]):
+    with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result.run_id):
         while not found:
             assert time.monotonic() < deadline
             found = [model for model in list_models(tracking) if model["name"] == "on-the-way"]
-            found = [row for model in found for row in model["versions"] if row["aliases"]]
-    assert [row["digest"] for row in found] == [result["digest"]]
+            found = [row for model in found for row in model["versions"] if row.aliases]
+    assert [row.digest for row in found] == [result.digest]

@@ -11,6 +11,7 @@ import pytest
 from jobs.submit import asked_of, main
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.runs.result import TrainingResult
 from pipeline.submission import kubernetes_submission
 from pipeline.submission.kubernetes import connect
 from pipeline.submission.rayjob import base_template
@@ -190,15 +191,20 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, trai
 
 def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(server, train):
     run = asked_of(train).run
+    result = TrainingResult(
+        run=run.url, run_id="1", reason="done", steps=2, samples=8, bad_samples=0, converged=False,
+        run_seconds={}, elbo=-1.0, chosen_step=2, holdout_before=None, holdout_after=None,
+        model=None, model_version=None, bundle=None, digest=None,
+    )  # fmt: skip
     server.script["first"] = [RUNNING] * 3 + [HEAD_LOST]
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(submit(*train)))
     thread.start()
     while "first" not in server.objects:
         time.sleep(0.01)
-    run.finish({"elbo": -1.0})
+    run.finish(result)
     thread.join()
-    assert (outcomes[0].exit_code, outcomes[0].result["result"]) == (0, {"elbo": -1.0})
+    assert (outcomes[0].exit_code, outcomes[0].result["result"]) == (0, result.to_json())
 
 
 def test_a_runs_name_becomes_one_that_kubernetes_takes(server, train):

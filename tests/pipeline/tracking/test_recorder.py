@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.outbox import Point
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RunRecorder, mlflow_status
 
 
@@ -38,15 +39,15 @@ def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 def test_replayed_points_and_a_second_start_leave_each_point_once(uri, recorder):
     first = recorder(uri)
-    first.record("1", [point(step, 1_000 + step) for step in range(1, 31)], {})
+    first.record("1", [point(step, 1_000 + step) for step in range(1, 31)], MetricsReport())
     assert first.flush(30) == []
     # The workers died and replay from step 20 on, at other times.
-    first.record("2", [point(step, 9_000 + step) for step in range(20, 41)], {})
+    first.record("2", [point(step, 9_000 + step) for step in range(20, 41)], MetricsReport())
     assert first.flush(30) == []
     run_id = first.finish("KILLED")
     second = recorder(uri)
-    second.record("1", [point(step, 99_000 + step) for step in range(35, 51)], {})
-    second.record("1", [point(50, 99_999, "holdout_elbo")], {})
+    second.record("1", [point(step, 99_000 + step) for step in range(35, 51)], MetricsReport())
+    second.record("1", [point(50, 99_999, "holdout_elbo")], MetricsReport())
     assert second.flush(30) == []
     assert second.finish("FINISHED") == run_id
     assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 51)]
@@ -54,23 +55,23 @@ def test_replayed_points_and_a_second_start_leave_each_point_once(uri, recorder)
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
-def test_the_count_of_arrived_points_is_that_of_the_present_session_alone(uri, recorder):
+def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(uri, recorder):
     one = recorder(uri)
-    one.record("1", [point(1, 1), point(2, 2)], {})
+    one.record("1", [point(1, 1), point(2, 2)], MetricsReport())
     one.flush(30)
-    assert one.record("1", [], {}).points == 2
-    assert one.record("2", [point(3, 3)], {}).points == 0
+    assert one.record("1", [], MetricsReport()).points == 2
+    assert one.record("2", [point(3, 3)], MetricsReport()).points == 0
     one.flush(30)
-    assert one.record("2", [], {}).points == 1
+    assert one.record("2", [], MetricsReport()).points == 1
     one.finish("FINISHED")
 
 
 def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost(recorder):
     one = recorder("http://127.0.0.1:9")
     points = [point(step, step) for step in range(1, 6)]
-    assert one.record("1", points, {}).points == 0
+    assert one.record("1", points, MetricsReport()).points == 0
     assert one.flush(0.5) == points
-    assert one.latest()["tracking_unsent_points"] == 5
+    assert one.latest().report.unsent_points == 5
 
 
 def scraped(address: str) -> dict[tuple[str, str], float]:
@@ -86,20 +87,20 @@ def scraped(address: str) -> dict[tuple[str, str], float]:
 def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(uri, recorder):
     one = recorder(uri)
 
-    def snapshot(session: int, step: int, seconds: float) -> dict:
-        return {
-            "session": session, "step": step, "images": 100 * step,
-            "step_seconds_total": seconds, "terms": {"elbo": -float(step)},
-        }  # fmt: skip
+    def report(restart: int, step: int, seconds: float) -> MetricsReport:
+        return MetricsReport(
+            restart=restart, step=step, images=100 * step, step_seconds=seconds,
+            terms={"elbo": -float(step)},
+        )  # fmt: skip
 
-    one.record("1", [], snapshot(1, 0, 0.0))
-    one.record("1", [], snapshot(1, 10, 5.0))
-    one.record("2", [], snapshot(2, 5, 0.0))
-    one.record("2", [], snapshot(2, 6, 1.0))
+    one.record("1", [], report(1, 0, 0.0))
+    one.record("1", [], report(1, 10, 5.0))
+    one.record("2", [], report(2, 5, 0.0))
+    one.record("2", [], report(2, 6, 1.0))
     found = scraped(one.address())
     assert found["vae_train_images_total", ""] == 1000
     assert found["vae_train_step_seconds_total", ""] == 6.0
-    one.record("2", [], snapshot(2, 12, 4.0))
+    one.record("2", [], report(2, 12, 4.0))
     found = scraped(one.address())
     assert found["vae_train_images_total", ""] == 1200
     assert found["vae_train_steps_total", ""] == 12
@@ -126,12 +127,12 @@ def test_the_endpoint_can_be_found_in_the_runs_folder(uri, recorder, tmp_path):
 
 def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(uri, recorder):
     older = recorder(uri)
-    older.record("1", [point(1, 1)], {})
+    older.record("1", [point(1, 1)], MetricsReport())
     older.flush(30)
     newer = recorder(uri)
-    newer.record("1", [point(2, 2)], {})
+    newer.record("1", [point(2, 2)], MetricsReport())
     newer.flush(30)
-    run_id = older.finish(mlflow_status({"reason": "superseded"}))
+    run_id = older.finish(mlflow_status("superseded"))
     (target,) = storage.read_json(newer._discovery)
     assert target["targets"] == [newer.address()]
     client = mlflow.MlflowClient(uri)

@@ -1,14 +1,18 @@
 """Rank 0's side of tracking, with a real recorder that dies and is replaced."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import mlflow
 import pytest
 
 from pipeline.config import TrackingConfig
+from pipeline.data import LoaderTotals
+from pipeline.runs.checkpoint import CheckpointStats
 from pipeline.runs.history import Validation
-from pipeline.runs.outbox import Outbox
+from pipeline.runs.outbox import Outbox, Point
 from pipeline.tracking import reporter as reporting
+from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.step import StepReport
@@ -27,57 +31,57 @@ class Kept:
     """A recorder that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.snapshots: list[dict] = []
+        self.reports: list[MetricsReport] = []
 
-    def record(self, session, points, snapshot) -> None:
-        self.snapshots.append(snapshot)
+    def record(self, sender: str, points: Sequence[Point], report: MetricsReport) -> None:
+        self.reports.append(report)
 
 
 def test_a_continued_run_says_first_where_it_begins(monkeypatch):
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()
-    reporter = Reporter(kept, Outbox(), 1, 1, {"attempt": 2})
+    reporter = Reporter(kept, Outbox(), 1, MetricsReport(restart=1, start=2))
     reporter.validation(Validation(40, 10, {"elbo": -1.0, "active_units": 3}))
     reporter.step(report(41))
-    begun, first = kept.snapshots
-    assert (begun["step"], begun["images"], begun["step_seconds_total"]) == (40, 320, 0.0)
-    assert (first["step"], first["images"], first["step_seconds_total"]) == (41, 328, 0.5)
-    assert first["holdout_terms"] == {"elbo": -1.0}
-    assert (first["holdout_active_units"], first["attempt"]) == (3, 2)
+    begun, first = kept.reports
+    assert (begun.step, begun.images, begun.step_seconds) == (40, 320, 0.0)
+    assert (first.step, first.images, first.step_seconds) == (41, 328, 0.5)
+    assert first.holdout_terms == {"elbo": -1.0}
+    assert (first.holdout_active_units, first.start) == (3, 2)
 
 
 def test_the_parts_of_steps_add_up_to_them_and_the_slowest_rank_is_named(monkeypatch):
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()
-    reporter = Reporter(kept, Outbox(), 1, 1)
+    reporter = Reporter(kept, Outbox(), 1, MetricsReport(restart=1))
     loaders = ((3.0, 1.0), (4.0, 4.0))
     for step, (fetched, decoded) in enumerate(loaders, start=1):
-        told = {"fetch_seconds_total": fetched, "decode_seconds_total": decoded}
+        told = LoaderTotals(fetch_seconds=fetched, decode_seconds=decoded)
         ranks = (0.2, 0.2, 0.5) if step == 2 else ()
         made = replace(report(step), loader=told, copy_seconds=0.15, rank_seconds=ranks)
         reporter.step(made)
-    last = kept.snapshots[-1]
+    last = kept.reports[-1]
     # Of 0.1 s of waiting three quarters, then one quarter, were for bytes.
-    assert last["part_seconds_total"] == pytest.approx(
+    assert last.part_seconds == pytest.approx(
         {"fetch": 0.1, "decode": 0.1, "copy": 0.3, "compute": 0.5}
     )
-    assert sum(last["part_seconds_total"].values()) == pytest.approx(last["step_seconds_total"])
-    assert (last["slowest_rank"], last["slowest_rank_ratio"]) == (2, 2.5)
+    assert sum(last.part_seconds.values()) == pytest.approx(last.step_seconds)
+    assert (last.slowest_rank, last.slowest_rank_ratio) == (2, 2.5)
 
 
 def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(monkeypatch):
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()
-    reporter = Reporter(kept, Outbox(), 1, 1)
+    reporter = Reporter(kept, Outbox(), 1, MetricsReport(restart=1))
     reporter.step(report(1))
-    assert "checkpoint_timestamp_seconds" not in kept.snapshots[-1]
-    assert kept.snapshots[-1]["checkpoint_step"] == 0
-    told = {"checkpoints_total": 1, "checkpoint_step": 1}
+    assert kept.reports[-1].checkpoint_timestamp_seconds is None
+    assert kept.reports[-1].checkpoint_step == 0
+    told = CheckpointStats(written=1, step=1)
     reporter.step(replace(report(2), checkpoints=told))
-    when = kept.snapshots[-1]["checkpoint_timestamp_seconds"]
+    when = kept.reports[-1].checkpoint_timestamp_seconds
     reporter.step(replace(report(3), checkpoints=told))
-    assert kept.snapshots[-1]["checkpoint_timestamp_seconds"] == when
-    assert kept.snapshots[-1]["checkpoint_step"] == 1
+    assert kept.reports[-1].checkpoint_timestamp_seconds == when
+    assert kept.reports[-1].checkpoint_step == 1
 
 
 @pytest.mark.parametrize("delivered_by_the_first", [True, False])
@@ -92,7 +96,7 @@ def test_what_a_dead_recorder_held_is_given_to_the_next_and_arrives_once(
 
     outbox = Outbox()
     first = recorder(uri if delivered_by_the_first else "http://127.0.0.1:9")
-    reporter = Reporter(first, outbox, 1, every_steps=1)
+    reporter = Reporter(first, outbox, 1, MetricsReport(restart=1))
     for step in range(1, 11):
         reporter.step(report(step))
     first.flush(30 if delivered_by_the_first else 0.2)
@@ -102,8 +106,8 @@ def test_what_a_dead_recorder_held_is_given_to_the_next_and_arrives_once(
     second = reporter._recorder = recorder(uri)
     for step in range(12, 21):
         reporter.step(report(step))
-    points, snapshot = reporter.settle()
-    assert second.settle(points, snapshot, 60) == []
+    last = reporter.settle()
+    assert second.settle(last.points, last.report, 60) == []
     history = mlflow.MlflowClient(uri).get_metric_history(second.finish("FINISHED"), "elbo")
     assert [(m.step, m.value) for m in history] == [(n, -float(n)) for n in range(1, 21)]
     first.finish("KILLED")

@@ -14,7 +14,7 @@ import pipeline.tracking.terminal
 from pipeline.config import WatchConfig
 from pipeline.errors import RunError, UnreachableError
 from pipeline.tracking.endpoint import Endpoint, discovery
-from pipeline.tracking.metric_table import ENCODING, TABLE, TRAINING
+from pipeline.tracking.metric_table import ENCODING, TABLE, TRAINING, EncodingReport, MetricsReport
 from pipeline.tracking.terminal import Numbers, Subject, bars, lines_of, look, watch
 from tests.support.killing import ROOT
 
@@ -22,7 +22,7 @@ from tests.support.killing import ROOT
 @pytest.fixture
 def endpoint():
     made = Endpoint(TRAINING, "run", "first", "1")
-    made.update({"session": 1, "images": 0, "step": 0, "step_seconds_total": 0.0})
+    made.update(MetricsReport(images=0, step=0, step_seconds=0.0))
     yield made
     made.close()
 
@@ -88,7 +88,7 @@ def test_a_run_is_found_by_its_folder_and_the_watch_ends_when_it_does(endpoint, 
     place.write_bytes(discovery(address, "run", "first"))
     config = WatchConfig(run="first", storage=str(tmp_path), every_seconds=0.01)
     pictures = watch(config)
-    endpoint.update({"session": 1, "images": 640, "step": 10, "terms": {"elbo": math.nan}})
+    endpoint.update(MetricsReport(images=640, step=10, terms={"elbo": math.nan}))
     picture, _ = next(pictures)
     numbers = picture[Subject("run", "first")]
     assert numbers.of("vae_train_step") == 10
@@ -113,8 +113,8 @@ def test_an_endpoint_that_died_is_an_error_and_no_end(endpoint, tmp_path):
 
 def test_once_prints_one_picture_and_ends(tmp_path):
     made = Endpoint(ENCODING, "store", "s3://b/store", "1")
-    made.update({"session": 0, "images": 0, "images_left": 100, "failed": {"truncated": 0}})
-    made.update({"session": 0, "images": 30, "images_left": 70, "failed": {"truncated": 2}})
+    made.update(EncodingReport(images=0, images_left=100, failed={"truncated": 0}))
+    made.update(EncodingReport(images=30, images_left=70, failed={"truncated": 2}))
     address = made.serve("127.0.0.1", 0)
     command = [sys.executable, "-m", "jobs.watch", "--url", f"http://{address}", "--once"]
     found = subprocess.run(
