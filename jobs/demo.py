@@ -25,6 +25,8 @@ from pipeline.config import (
 )
 
 HOLDOUT = 0.1
+WORKERS = 2
+"""Ray Train workers and encoding actors: the fewest that work together."""
 LATE_IMAGES = 60
 """Digits that are held back at first, and appended at the end."""
 
@@ -56,26 +58,24 @@ def main(config: DemoConfig) -> Outcome:
     kind = "digits" if config.images is None else named_after(Path(config.images))
     folder = new_folder(Path("runs/demo").absolute(), kind)
     dataset, store = str(folder / "dataset"), str(folder / "latents")
-    tracking = TrackingConfig(model_name=f"demo-{kind}")
+    tracking = TrackingConfig(model=f"demo-{kind}@candidate")
     stages = Stages()
 
     images, late = prepare(config, folder)
     packing = PackConfig(source=(str(images),), output=dataset, holdout=HOLDOUT)
     packed = stages.run("pack", lambda: pack.main(packing))
     training = train_config(config, folder, dataset, tracking)
-    cluster: AbstractContextManager[None] = ray_cluster(config.workers)
+    cluster: AbstractContextManager[None] = ray_cluster(WORKERS)
     with cluster:
         trained = stages.run("train", lambda: train.main(training))
         model = f"models:/{tracking.model_name}/{trained['model_version']}"
         evaluating = EvaluateConfig(
-            split_images=16,
             model=trained["run"], data=f"{dataset}/holdout", output=str(folder / "figures"),
-            tracking=tracking,
         )  # fmt: skip
         evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating))
         encoding = EncodeConfig(
-            model=model, data=f"{dataset}/train", output=store, actors=config.workers,
-            columns=("label",), tracking=tracking,
+            model=model, data=f"{dataset}/train", output=store, actors=WORKERS,
+            columns=("label",),
         )  # fmt: skip
         encoded = stages.run("encode", lambda: encode.main(encoding))
         if late:
@@ -151,7 +151,7 @@ def train_config(
         global_batch_size=128 if digits else 32,
         image_size=8 if digits else 64,
         channels=1 if digits else 3,
-        workers=config.workers,
+        workers=WORKERS,
         checkpoint_every=200,
         evaluate_every=200,
         model=ModelConfig() if digits else ModelConfig(latent_channels=64),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.command import Outcome, run_job
-from pipeline.config import ModelsConfig
+from pipeline.config import ModelsConfig, TrackingConfig
 
 
 def main(config: ModelsConfig) -> Outcome:
@@ -13,19 +13,17 @@ def main(config: ModelsConfig) -> Outcome:
 
     result: dict[str, Any] = {}
     if config.lineage is not None:
-        found = lineage(config.lineage, config.tracking)
+        found = lineage(config.lineage)
         return Outcome(found, summary=[f"{name:<24}{value}" for name, value in found.items()])
     if config.register is not None:
         result["registered"] = register_folder(
-            config.register, config.tracking, config.allow_custom
+            config.register, TrackingConfig(model=config.model), config.allow_custom
         ).uri
     if config.promote is not None:
-        result["champion"] = promote(
-            config.promote, config.tracking, config.data, config.allow_custom
-        ).uri
+        result["champion"] = promote(config.promote, config.data, config.allow_custom).uri
     if config.rollback is not None:
-        result["champion"] = roll_back(config.rollback, config.tracking).uri
-    models = list_models(config.tracking)
+        result["champion"] = roll_back(config.rollback).uri
+    models = list_models()
     return Outcome({**result, "models": models}, summary=_table(models))
 
 

@@ -8,7 +8,7 @@ def main(config: PullConfig) -> Outcome:
     """Resolves the URI once, then copies that version."""
     from pipeline.registry.models import pull
 
-    model, digest = pull(config.model, config.output, config.tracking)
+    model, digest = pull(config.model, config.output)
     return Outcome(
         {"path": config.output, "model": model.uri, "version": model.version, "digest": digest},
         summary=[f"{config.output}: {model.uri}, digest {digest}, checksums verified."],

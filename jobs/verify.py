@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.command import Outcome, run_job
-from pipeline.config import VerifyConfig
+from pipeline.config.verify import PROVED_BATCH, VerifyConfig
 
 
 def main(config: VerifyConfig) -> Outcome:
@@ -13,7 +13,7 @@ def main(config: VerifyConfig) -> Outcome:
         from pipeline.packing.verify_dataset import prove_order, verify_dataset
 
         url, problems = config.dataset, verify_dataset(config.dataset)
-        problems += prove_order(config.dataset, config.worlds, config.global_batch_size)
+        problems += prove_order(config.dataset, config.worlds, PROVED_BATCH)
     else:
         from pipeline.latents import verify_store
 

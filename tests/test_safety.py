@@ -360,7 +360,7 @@ def test_a_yaml_that_names_a_python_object_is_refused(refused, marker, tmp_path)
 @pytest.mark.parametrize(
     "flags",
     [("train", "--data", "s3://AKIA:planted@b/d", "--run", "r"),
-     ("train", "--data", "d", "--run", "r", "--tracking.mlflow-uri", "https://me:planted@host"),
+     ("train", "--data", "d", "--run", "r", "--storage", "https://me:planted@host"),
      ("pack", "--source", "https://me:planted@host/x.tar", "--output", "o"),
      ("submit", "--", "python", "-m", "jobs.train", "--data", "s3://a:planted@b", "--run", "r")],
 )  # fmt: skip

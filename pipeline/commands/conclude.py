@@ -84,7 +84,7 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
         if left or result.run_id is None:
             raise TrackingError(
                 f"run {run.url} is trained and its bundle is {result.bundle}, but MLflow at "
-                f"{storage.shown(tracking_uri(config.tracking))} can't be reached: "
+                f"{storage.shown(tracking_uri())} can't be reached: "
                 f"{len(left)} points are kept and no model is registered. Start MLflow; the same "
                 "command then sends them."
             )
@@ -108,7 +108,7 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
 
 def _log_figures(config: TrainConfig, run: Run, run_id: str) -> None:
     """The pictures of the run's way and the last KL per dimension, as artifacts in MLflow."""
-    where = tracking_uri(config.tracking)
+    where = tracking_uri()
     validations = read_validations(run)
     with tempfile.TemporaryDirectory(prefix="vae-figures-") as folder:
         for name, picture in draw_way(run):

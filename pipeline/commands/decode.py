@@ -26,6 +26,10 @@ from pipeline.registry.models import SCHEME, load_model
 from pipeline.vae import VAE
 
 _SHEET_IMAGES = 400
+_BATCH = 64
+"""Latents decoded at a time: the batch that jobs.encode makes them with by default."""
+_SAMPLE_SEED = 0
+"""Chooses the images of `--sample`, the same each time: what failed once can be looked at again."""
 _MEASURED = 10_000
 """Latents, spread over the store, that a direction is made from."""
 _REACH = 3.0
@@ -50,7 +54,7 @@ def run_decoding(config: DecodeConfig) -> dict[str, Any]:
     output = storage.absolute(config.output)
     written = 0
     with Progress("decode", count, "images") as progress:
-        images = _decode(vae, latents, config.batch_size)
+        images = _decode(vae, latents, _BATCH)
         if config.sheet:
             named = list(islice(images, _SHEET_IMAGES))
             columns = config.steps if _walks(config) else math.ceil(math.sqrt(len(named)))
@@ -72,7 +76,7 @@ def run_sample(config: VerifyConfig) -> Reencoded:
     store = LatentStore.open(config.store)
     dataset = Dataset.open(_pointer(store).data, store.snapshot.dataset)
     vae = model_of(store, config)
-    return reencode(vae, dataset, store, config.sample, config.seed)
+    return reencode(vae, dataset, store, config.sample, _SAMPLE_SEED)
 
 
 def model_of(store: LatentStore, config: DecodeConfig | VerifyConfig) -> VAE:
@@ -89,7 +93,7 @@ def model_of(store: LatentStore, config: DecodeConfig | VerifyConfig) -> VAE:
                 "registered model nor a path nor an s3:// URL. If you trust that, give --model."
             )
     try:
-        vae = load_model(uri, config.tracking, config.allow_custom, digest=store.model_digest)
+        vae = load_model(uri, config.allow_custom, digest=store.model_digest)
     except ModelError as error:
         raise ModelError(
             f"{error} The latents of {store.url} were made by {store.model_digest[:16]}. Another "

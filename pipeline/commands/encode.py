@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 16
 """Images whose columns are looked at before an encoding begins."""
+_REPORT_IMAGES = 16
+"""Images that the report decodes again: a sheet that one sees at a glance."""
 
 
 def run_encoding(config: EncodeConfig) -> dict[str, Any]:
@@ -66,9 +68,9 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
 def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     dataset = Dataset.open(config.data)
     # An alias is asked for once: what it means may change while the encoding runs.
-    registered = resolve(config.model, config.tracking) if config.model.startswith(SCHEME) else None
+    registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
-    vae = load_model(model, config.tracking, config.allow_custom).eval()
+    vae = load_model(model, config.allow_custom).eval()
     identity = identity_of(vae, config)
     if config.dry_run:
         plan = plan_encoding(store, dataset, identity, config.limit)
@@ -86,12 +88,11 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
-    if config.report_images:
-        _report(config, vae, dataset, LatentStore(store, snapshot))
+    _report(vae, dataset, LatentStore(store, snapshot))
     pointer = publish(store, snapshot, data=dataset.url, model=model)
     end(store, identity.digest, dataset.digest)
     if registered:
-        note_store(registered, store, config.tracking)
+        note_store(registered, store)
     if plan.todo:
         _keep_attempt(store, identity, report)
     return _result(store, pointer, report) | {
@@ -151,9 +152,11 @@ def _encode(
     store: str,
     plan: EncodePlan,
 ) -> DriveReport:
-    make = partial(_encoder, vae, dataset, identity, store, config.threads)
+    make = partial(_encoder, vae, dataset, identity, store, max(1, int(config.cores)))
     window = _window(config)
-    schedule = ShardSchedule(plan.todo, config.attempts, config.deaths, window)
+    # A worker that dies has more often met a lost node than a bad shard: 10 deaths for 3 tries.
+    deaths = 3 * config.attempts + 1
+    schedule = ShardSchedule(plan.todo, config.attempts, deaths, window)
     images = sum(dataset.shards[number].samples for number in plan.todo)
     with (
         Progress("encode", images, "images") as progress,
@@ -193,18 +196,19 @@ def _encoder(
 
 def _window(config: EncodeConfig) -> int:
     """Shards that one actor works on at a time."""
-    return config.shards_in_flight or min(8, int(config.cores) + 1)
+    # One more than there are cores, while one waits for storage; past 8 only memory grows.
+    return min(8, int(config.cores) + 1)
 
 
 def _on_device(vae: VAE) -> VAE:
     return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _report(config: EncodeConfig, vae: VAE, dataset: Dataset, store: LatentStore) -> None:
+def _report(vae: VAE, dataset: Dataset, store: LatentStore) -> None:
     """The snapshot's report, as JSON, Markdown and pictures; made before the pointer names it."""
     shown = None
     if len(store):
-        shown = reconstruct(_on_device(vae), dataset, store, config.report_images)
+        shown = reconstruct(_on_device(vae), dataset, store, _REPORT_IMAGES)
     report = report_of(store.snapshot, shown)
     files = {
         "report.json": storage.canonical_json(report),

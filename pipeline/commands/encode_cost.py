@@ -16,6 +16,9 @@ from pipeline.latents.identity import Identity
 from pipeline.latents.latent_file import LatentFileWriter
 from pipeline.vae import VAE
 
+PROBE_SECONDS = 30.0
+"""The first batches fill caches and compile kernels: seconds of them; this outweighs that."""
+
 
 @dataclass(frozen=True)
 class _Probed:
@@ -31,7 +34,7 @@ def probe(
     plan: EncodePlan,
     lanes: int,
 ) -> dict[str, Any]:
-    """Encodes `lanes` shards at a time for `probe_seconds`; nothing is written to the store.
+    """Encodes `lanes` shards at a time for `PROBE_SECONDS`; nothing is written to the store.
 
     The rate is this process's; `hours` assumes that every actor has cores or a GPU like it.
     """
@@ -47,7 +50,7 @@ def probe(
     if not plan.todo:
         return result | {"store_bytes": 0, "images_per_second": 0.0, "hours": 0.0, "gpu_hours": 0.0}
     started = time.monotonic()
-    deadline = started + config.probe_seconds
+    deadline = started + PROBE_SECONDS
     with tempfile.TemporaryDirectory(prefix="probe-") as folder, ThreadPoolExecutor(lanes) as pool:
 
         def lane(number: int) -> _Probed:
@@ -79,7 +82,7 @@ def _encode_until(
     options, images = identity.options, 0
     batches = read_shard(
         dataset, dataset.shards[number], vae.preprocess, options.batch_size,
-        options.columns, config.threads,
+        options.columns, max(1, int(config.cores)),
     )  # fmt: skip
     with LatentFileWriter(path, identity) as writer, exact_numerics():
         for batch in batches:

@@ -30,6 +30,10 @@ from pipeline.vae import VAE
 
 _FIRST = 256
 """Images for pictures, for the split of the gap and to find the one nearest to each sample."""
+_SPLIT_IMAGES = 64
+"""First images whose posterior gap is split in two: each takes hundreds of steps of its own."""
+_LATENTS = 10_000
+"""First images whose posteriors are kept, 2 Z h w numbers each, for statistics of the latents."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     if len(dataset) == 0:
         raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
     names = (config.model, *config.compare)
-    loaded = {
-        name: load_named(name, config.storage, config.tracking, config.allow_custom)
-        for name in names
-    }
+    loaded = {name: load_named(name, config.storage, config.allow_custom) for name in names}
     check_comparable({name: vae for name, (vae, _) in loaded.items()})
     models = {name: measure_model(name, *found, config, dataset) for name, found in loaded.items()}
     main = models[config.model]
@@ -97,9 +98,7 @@ def measure_model(
     name: str, vae: VAE, run: FinishedRun | None, config: EvaluateConfig, dataset: Dataset
 ) -> Evaluated:
     """Measures a model on every image, here or on Ray, and finds all numbers."""
-    options = MeasureOptions(
-        config.importance_samples, config.seed, config.batch_size, config.latents
-    )
+    options = MeasureOptions(config.importance_samples, config.seed, config.batch_size, _LATENTS)
     measured = (
         measure_on_ray(vae, config.workers, dataset, options)
         if config.workers
@@ -113,7 +112,7 @@ def measure_model(
             "diverged. Take an earlier checkpoint, or train with a lower --optimizer.learning-rate."
         )
     first = read_first(dataset, vae, _FIRST)
-    finding = FindingOptions(config.seed, config.importance_samples, config.split_images)
+    finding = FindingOptions(config.seed, config.importance_samples, _SPLIT_IMAGES)
     return Evaluated(vae, run, measured, find(vae, measured, first, finding))
 
 

@@ -29,10 +29,9 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
         importance_samples=config.importance_samples,
         seed=config.seed,
         allow_custom=config.allow_custom,
-        tracking=config.tracking,
     )
     dataset = Dataset.open(data)
-    found = load_named(name, config.storage, config.tracking, config.allow_custom)
+    found = load_named(name, config.storage, config.allow_custom)
     model = measure_model(name, *found, evaluation, dataset)
     if model.findings.numbers["images"] < 2:
         raise DatasetError(f"{data}: one image has no intervals to explain. Give --data with more.")

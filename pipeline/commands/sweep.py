@@ -101,7 +101,7 @@ def run_sweep(config: TrainConfig) -> SweepResult:
     for url in figures:
         storage.publish(url, to_png(draw_rate_distortion, points))
     _track(config, run, [row.run_id for row in rows if row.run_id is not None], best)
-    alias = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
+    alias = f"models:/{config.tracking.model}"
     return SweepResult(replace(best, model=best.model and alias), rows, figures)
 
 
@@ -200,7 +200,7 @@ def _row(key: str, value: Any, result: TrainingResult) -> SweepRow:
 
 def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: TrainingResult) -> None:
     """One parent run in MLflow over the runs of all values; the alias goes to the best one."""
-    uri = tracking_uri(config.tracking)
+    uri = tracking_uri()
     params = recorder_arguments(config, run)[-1]
     try:
         with tracking_errors(uri):

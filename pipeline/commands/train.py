@@ -114,7 +114,7 @@ def _keep_init(config: TrainConfig, run: Run) -> None:
     """Copies what --init names into the run, where every worker finds it and nothing moves it."""
     if not storage.exists(run.path("init", "bundle.json")):
         own = config.model.own_classes
-        vae, _ = load_named(str(config.init), config.storage, config.tracking, own)
+        vae, _ = load_named(str(config.init), config.storage, own)
         save_bundle(vae, run.path("init"), vae.metadata)
 
 

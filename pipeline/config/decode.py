@@ -4,17 +4,15 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import AllowCustom, Section, TrackingConfig, Url
+from pipeline.config.sections import A_STORE, LIMIT, MODEL_OF_STORE, AllowCustom, Section, Url
 
 
 class DecodeConfig(Section):
     """`jobs.decode`: latents of a store back to images."""
 
-    store: Url = Field(description="The latent store.")
+    store: Url = Field(description=A_STORE)
     output: Url = Field(description="Where the PNG images go.")
-    model: str | None = Field(
-        None, description="Where the store's model is; None: where it was when it encoded."
-    )
+    model: str | None = Field(None, description=MODEL_OF_STORE)
     keys: tuple[str, ...] = Field((), description="Samples to decode; none: all, up to --limit.")
     interpolate: tuple[str, str] | None = Field(
         None, description="Two keys: a straight walk in --steps between their latents."
@@ -27,10 +25,8 @@ class DecodeConfig(Section):
     )
     steps: int = Field(8, gt=1, description="Images of a walk.")
     sheet: bool = Field(False, description="One contact sheet instead of a file per image.")
-    limit: int | None = Field(None, gt=0, description="At most this many images; None: all.")
-    batch_size: int = Field(64, gt=0, description="Latents decoded at a time.")
+    limit: int | None = Field(None, gt=0, description=LIMIT)
     allow_custom: AllowCustom = ()
-    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -12,4 +12,3 @@ class DemoConfig(Section):
 
     images: str | None = Field(None, description="A folder tree of images; None: digits.")
     steps: int = Field(400, gt=0, description="Training steps.")
-    workers: int = Field(2, ge=1, description="Ray Train workers and encoding actors.")

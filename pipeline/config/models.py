@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.sections import (
     AllowCustom,
+    ModelAlias,
     Section,
-    TrackingConfig,
     Url,
 )
 
@@ -20,6 +20,9 @@ with warnings.catch_warnings():
         """`jobs.models`: list the registry; add, promote, take back or trace a version."""
 
         register: Url | None = Field(None, description="A bundle's or a diffusers VAE's folder.")
+        model: ModelAlias = Field(
+            "vae@candidate", description="With --register: its NAME@ALIAS in the registry."
+        )
         promote: str | None = Field(
             None,
             description="models:/NAME@ALIAS or models:/NAME/VERSION: champion, if it beats it.",
@@ -34,7 +37,6 @@ with warnings.catch_warnings():
             None, description="A version's URI: dataset, run, model and latent stores."
         )
         allow_custom: AllowCustom = ()
-        tracking: TrackingConfig = TrackingConfig()
 
         @model_validator(mode="after")
         def _one_thing(self) -> Self:

@@ -5,12 +5,13 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.sections import (
-    Section,
+    CHECK,
+    PortionConfig,
     Url,
 )
 
 
-class PackConfig(Section):
+class PackConfig(PortionConfig):
     """`jobs.pack`: folders, tars and zips of images become a sharded dataset."""
 
     source: tuple[Url, ...] = Field(
@@ -26,7 +27,7 @@ class PackConfig(Section):
     holdout: float = Field(
         0.0, ge=0, lt=1, description="Share split off by content hash into OUTPUT/holdout."
     )
-    verify: Literal["full", "header"] = Field("full", description="How each image is checked.")
+    verify: Literal["full", "header"] = Field("full", description=CHECK)
     annotations: Url | None = Field(
         None, description="Labels and captions by path: a .csv, .tsv, .jsonl or .parquet table."
     )
@@ -38,20 +39,10 @@ class PackConfig(Section):
         None, gt=0, description="Shorter side after encoding anew, in pixels; None: as it is."
     )
     min_side: int = Field(1, gt=0, description="Images with a shorter side are rejected, pixels.")
-    pixel_limit: int = Field(
-        89_478_485, gt=0, description="Images of more pixels are rejected as bombs."
-    )
     checksum: bool = Field(
         False, description="With --append: compare contents, not sizes and tags of files."
     )
-    limit: int | None = Field(None, gt=0, description="Pack that many inputs at most; None: all.")
-    dry_run: bool = Field(False, description="Say how many, how large and how long, and end.")
-    probe_seconds: float = Field(5, gt=0, description="How long --dry-run inspects, in seconds.")
     workers: int | None = Field(None, gt=0, description="Cores to use; None: all.")
-    bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="Largest share of rejected inputs that still exits with 0."
-    )
-    quarantine_exit: int = Field(3, description="Exit code when the rejected exceed the budget.")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -4,7 +4,6 @@ from pydantic import Field
 
 from pipeline.config.sections import (
     Section,
-    TrackingConfig,
     Url,
 )
 
@@ -14,4 +13,3 @@ class PullConfig(Section):
 
     model: str = Field(description="models:/NAME@ALIAS or models:/NAME/VERSION.")
     output: Url = Field(description="A local folder that is new, empty or holds the same bundle.")
-    tracking: TrackingConfig = TrackingConfig()

@@ -60,6 +60,19 @@ AllowCustom = Annotated[
 LIKELIHOODS_WITH_SIGMA = ("gaussian", "gaussian_fixed", "laplace")
 
 
+# What several jobs are asked for in the same words.
+A_DATASET = "A dataset, as jobs.pack or jobs.index made it."
+A_STORE = "A latent store."
+A_RUN = "A run's name below --storage."
+MODEL_OF_STORE = "Where the store's model is; None: where it was when it encoded."
+LIMIT = "Only the first images, this many (jobs.encode: whole shards); None: all."
+DRY_RUN = "Say images, bytes and time, from a short probe; write nothing."
+REFUSED = "Largest share of refused images that still exits with 0."
+RAY_ADDRESS = "The Ray dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS."
+PRECISION = "Autocast type; auto: bf16 where the hardware has it, else fp32."
+CHECK = "How each image is checked: decoded, or by its header."
+
+
 class PreprocessConfig(Section):
     """How image bytes become a `[C, image_size, image_size]` uint8 tensor; belongs to the model."""
 
@@ -71,6 +84,34 @@ class PreprocessConfig(Section):
     def held_out(self) -> "PreprocessConfig":
         """How images that are judged are read: as they are, also where training crops at random."""
         return self.model_copy(update={"crop": "center"}) if self.crop == "random" else self
+
+
+class RunsConfig(Section):
+    """Where a job finds runs by their names."""
+
+    storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+
+
+class BudgetConfig(Section):
+    """How much may be refused before a job counts as failed."""
+
+    bad_fraction: float = Field(0.01, ge=0, le=1, description=REFUSED)
+    quarantine_exit: int = Field(3, description="Exit code when more were refused than that.")
+
+
+class PortionConfig(BudgetConfig):
+    """What packing and encoding share: how much of the input they take."""
+
+    limit: int | None = Field(None, gt=0, description=LIMIT)
+    dry_run: bool = Field(False, description=DRY_RUN)
+
+
+class MeasurementConfig(RunsConfig):
+    """What measuring a model takes."""
+
+    output: Url | None = Field(None, description="Folder for page and pictures; None: none.")
+    importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
 
 
 class ModelConfig(Section):
@@ -225,7 +266,6 @@ class LoaderConfig(Section):
     threads: int | None = Field(
         None, gt=0, description="Decoding threads of one rank; None: the cores this rank may use."
     )
-    prefetch_batches: int = Field(4, gt=0, description="Decoded batches kept ready per rank.")
     memory_bytes: int = Field(
         512 * 2**20, gt=0, description="Limit on encoded bytes kept open by one rank."
     )
@@ -241,26 +281,68 @@ class LoaderConfig(Section):
     )
 
 
-class TrackingConfig(Section):
-    """MLflow and Prometheus."""
+ModelAlias = Annotated[str, Field(pattern=r"^[^@/:\s]+@[^@/:\s]+$")]
+"""A name in MLflow's model registry and an alias of it: NAME@ALIAS."""
 
-    mlflow_uri: str | None = Field(
-        None,
-        description="MLflow's tracking URI; None: MLFLOW_TRACKING_URI, else sqlite under ./runs.",
+
+class MetricsConfig(Section):
+    """What Prometheus reads while a job lasts."""
+
+    metrics: str = Field(
+        "127.0.0.1:0",
+        pattern=r"^\S+:\d{1,5}$",
+        description="HOST:PORT that /metrics is served on; port 0: a free one.",
     )
+
+    @property
+    def metrics_host(self) -> str:
+        """The address that is listened on."""
+        return self.metrics.rpartition(":")[0]
+
+    @property
+    def metrics_port(self) -> int:
+        """The port; 0: a free one."""
+        return int(self.metrics.rpartition(":")[2])
+
+    @model_validator(mode="after")
+    def _is_a_port(self) -> Self:
+        if self.metrics_port > 65535:
+            raise ValueError(f"metrics {self.metrics}: a port is a number from 0 to 65535")
+        return self
+
+
+class TrackingConfig(MetricsConfig):
+    """What a training leaves in MLflow. Where MLflow is says MLFLOW_TRACKING_URI, for every job."""
+
     experiment: str = Field("vae", description="MLflow experiment.")
-    model_name: str = Field("vae", description="Name in MLflow's model registry.")
-    alias: str = Field("candidate", description="Alias that the newly registered version gets.")
+    model: ModelAlias = Field(
+        "vae@candidate",
+        description="NAME@ALIAS in MLflow's registry: the model that becomes a new version, and "
+        "the alias that then means it.",
+    )
+    every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
     register_every: int | None = Field(
         None,
         gt=0,
         description="Steps between checkpoints that are registered, each time moving the alias to "
         "a model that is half trained; None: the end only.",
     )
-    every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
-    metrics_host: str = Field("127.0.0.1", description="Address that /metrics is served on.")
-    metrics_port: int = Field(0, ge=0, lt=65536, description="Port of /metrics; 0: a free one.")
+
+    @property
+    def model_name(self) -> str:
+        """Name in MLflow's model registry."""
+        return self.model.partition("@")[0]
+
+    @property
+    def alias(self) -> str:
+        """Alias that the newly registered version gets."""
+        return self.model.partition("@")[2]
+
+
+class EncodingTrackingConfig(MetricsConfig):
+    """What an encoding tells Prometheus."""
+
     pushgateway: str | None = Field(
         None,
-        description="http://HOST:9091 of a Prometheus Pushgateway: hears how an encoding ended.",
+        description="http://HOST:9091 of a Prometheus Pushgateway: hears how the encoding ended.",
     )

@@ -4,13 +4,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import Section, Url
+from pipeline.config.sections import A_STORE, Section, Url
 
 
 class StoresConfig(Section):
     """`jobs.stores`: what a latent store holds, and what of it nothing names."""
 
-    output: Url = Field(description="The latent store, as jobs.encode calls it.")
+    output: Url = Field(description=A_STORE)
     gc: bool = Field(False, description="Look for what no snapshot names; nothing is removed.")
     delete: bool = Field(False, description="With --gc: remove it.")
     unfinished: bool = Field(

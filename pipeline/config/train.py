@@ -6,34 +6,28 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.sections import (
-    Crop,
+    A_DATASET,
+    DRY_RUN,
     LoaderConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     PreprocessConfig,
-    Resize,
-    Section,
-    Tail,
+    RunsConfig,
     TrackingConfig,
     Url,
 )
 
 
-class TrainConfig(Section):
+class TrainConfig(PreprocessConfig, RunsConfig):
     """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
 
-    data: Url = Field(
-        description="The dataset, as packed by jobs.pack (its train split, if split)."
-    )
+    data: Url = Field(description=A_DATASET)
     run: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="A stable name: starting it again continues the run.",
     )
-    storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
-    dry_run: bool = Field(
-        False, description="Only tell images, steps, bytes and hours, from a 30-second probe."
-    )
+    dry_run: bool = Field(False, description=DRY_RUN)
     profile: str | None = Field(
         None,
         pattern=r"^\d+:\d+$",
@@ -46,15 +40,10 @@ class TrainConfig(Section):
         1000, gt=0, description="Optimiser steps in all; more continue a finished run."
     )
     global_batch_size: int = Field(256, gt=0, description="Images per step over all workers.")
-    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
-    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
-    crop: Crop = Field("center", description="How a rectangle becomes a square.")
-    resize: Resize = Field("bilinear", description="Filter of the resizing, antialiased.")
     flip: bool = Field(False, description="Mirror every second image, by seed.")
     transform: str | None = Field(
         None, description="Your own augmentation transform(images, seeds), as package.module:name."
     )
-    tail: Tail = Field("pad", description="What happens to an epoch's last, incomplete batch.")
     workers: int | str = Field(
         1,
         description="Ray Train workers; 2..8: as many as there is room for, again whenever nodes "
@@ -94,21 +83,12 @@ class TrainConfig(Section):
         None, description="The part whose weights stay as they are."
     )
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(3, gt=0, description="Newest checkpoints that are kept.")
     holdout: Url | None = Field(
         None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
     )
     evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
     patience: int | None = Field(
         None, gt=0, description="Evaluations without a better ELBO after which training ends."
-    )
-    select: Literal["best", "last"] = Field(
-        "best",
-        description="Weights that the model is made of: of the best evaluation (where the "
-        "objective is the ELBO or a bound) or of the last step.",
-    )
-    nonfinite_limit: int = Field(
-        20, gt=0, description="Steps in a row with a non-finite loss or gradient that end the run."
     )
     max_failures: int = Field(
         3, ge=0, description="Times that Ray replaces dead workers before the run fails."

@@ -4,22 +4,19 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import Section, Url
+from pipeline.config.sections import A_RUN, A_STORE, RunsConfig, Url
 
 
-class WatchConfig(Section):
+class WatchConfig(RunsConfig):
     """`jobs.watch`: live numbers in the terminal, of a run, of an encoding or of all there are."""
 
-    run: str | None = Field(None, description="A run's name below --storage.")
-    storage: Url = Field("runs", description="Where runs are kept.")
-    store: Url | None = Field(None, description="A latent store that is being written.")
+    run: str | None = Field(None, description=A_RUN)
+    store: Url | None = Field(None, description=A_STORE)
     url: str | None = Field(None, description="http://HOST:PORT/metrics of a run or an encoding.")
     prometheus: str | None = Field(
         None, description="http://HOST:9090 of a Prometheus: shows all runs and stores it knows."
     )
     once: bool = Field(False, description="Print one picture, after two looks, and end.")
-    every_seconds: float = Field(2, gt=0, description="Between two looks.")
-    timeout_seconds: float = Field(10, gt=0, description="How long one answer is waited for.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

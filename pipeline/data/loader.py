@@ -26,6 +26,8 @@ MAX_LISTED = 1000
 """Bad samples that are kept by name; all are counted."""
 
 
+PREFETCH_BATCHES = 4
+"""Decoded batches kept ready per rank: a slow object or two then never stops the step."""
 _SETTINGS = LoaderConfig()
 
 
@@ -172,7 +174,7 @@ class Loader:
         """The most bytes of encoded samples and decoded batches that this rank keeps."""
         size = self.preprocess.image_size
         batch = len(self.slots) * self.preprocess.channels * size * size
-        return self._settings.memory_bytes + (self._settings.prefetch_batches + 1) * batch
+        return self._settings.memory_bytes + (PREFETCH_BATCHES + 1) * batch
 
     def __iter__(self) -> Iterator[Batch]:
         self._started = True
@@ -190,11 +192,11 @@ class Loader:
             yield batch
 
     def _fill_queue(self) -> None:
-        """Keeps `prefetch_batches` batches in work, into the next epoch too: no thread rests.
+        """Keeps `PREFETCH_BATCHES` batches in work, into the next epoch too: no thread rests.
 
         What is read in order is read once (evaluation), so then nothing is begun after the end.
         """
-        steps, prefetch = self.order.steps, self._settings.prefetch_batches
+        steps, prefetch = self.order.steps, PREFETCH_BATCHES
         while steps and len(self._waiting) < prefetch:
             ahead = self._next_batch + len(self._waiting)
             if ahead >= steps and not self.order.shuffle:

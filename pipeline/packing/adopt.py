@@ -54,7 +54,7 @@ def adopt(config: IndexConfig) -> PackResult:
     urls = list(_tars(config.source))
     if not urls:
         raise DatasetError(f"{', '.join(config.source)}: holds no .tar. Name tars or their folder.")
-    threads = config.workers or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0))
     adopted: list[AdoptedShard] = []
     with ThreadPoolExecutor(threads) as pool, Progress("indexing", len(urls), "tars") as progress:
         for shard in pool.map(lambda url: adopt_tar(url, config.verify), urls):

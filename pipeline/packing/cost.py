@@ -14,6 +14,9 @@ from pipeline.packing.inspect_image import inspect_image
 from pipeline.packing.ledger import read_ledger, read_state
 from pipeline.packing.pack import make_plan, policy_of
 
+PROBE_SECONDS = 5.0
+"""Hundreds of images even of the large ones; the inputs are like each other."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -36,8 +39,8 @@ class Estimate:
         )
 
 
-def probe(config: PackConfig) -> Estimate:
-    """Inspects the first inputs, in packing order, for `config.probe_seconds`; writes nothing."""
+def probe(config: PackConfig, probe_seconds: float = PROBE_SECONDS) -> Estimate:
+    """Inspects the first inputs, in packing order, for `probe_seconds`; writes nothing."""
     output = storage.absolute(config.output)
     state = read_state(output)
     plan = make_plan(config, output, state, read_ledger(output, state), 1)
@@ -52,7 +55,7 @@ def probe(config: PackConfig) -> Estimate:
         except SampleError as error:
             reasons[error.reason] += 1
         probed += 1
-        if time.monotonic() - start > config.probe_seconds:
+        if time.monotonic() - start > probe_seconds:
             break
     cores = config.workers or len(os.sched_getaffinity(0))
     seconds = (time.monotonic() - start) / max(probed, 1) * len(plan.files) / cores

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import PackConfig
+from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.packing.annotations import Annotation, annotation_of, check_matching, read_annotations
@@ -82,7 +83,7 @@ def policy_of(config: PackConfig) -> ImagePolicy:
     """The part of the config that decides on one image."""
     return ImagePolicy(
         config.verify, config.encoding, config.quality, config.short_side, config.min_side,
-        config.pixel_limit,
+        PIXEL_LIMIT,
     )  # fmt: skip
 
 

@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 _STORE_TAG = "store."
 
 
-def list_models(config: TrackingConfig) -> list[dict[str, Any]]:
+def list_models() -> list[dict[str, Any]]:
     """Every registered model with its versions, the newest first, as plain data."""
-    where = tracking_uri(config)
+    where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
         models = []
@@ -55,7 +55,7 @@ def register_folder(
         vae = load_bundle(bundle, allow_custom)
         known = vae.metadata or {}
         kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
-        where = tracking_uri(config)
+        where = tracking_uri()
         with tracking_errors(where):
             run = TrackedRun(where, config.experiment, f"bundle {url}", url, kept)
             run.set_status("FINISHED")
@@ -63,18 +63,18 @@ def register_folder(
         return register(bundle, config, run.run_id, tags, allow_custom=allow_custom)
 
 
-def lineage(uri: str, config: TrackingConfig) -> dict[str, Any]:
+def lineage(uri: str) -> dict[str, Any]:
     """Dataset -> run -> model -> latent stores, of one version."""
-    model = resolve(uri, config)
-    tags = version_tags(model, config)
+    model = resolve(uri)
+    tags = version_tags(model)
     stores = sorted(value for name, value in tags.items() if name.startswith(_STORE_TAG))
     facts = {name: tags.get(name) for name in _LINEAGE}
     return {"model": model.uri, **facts, "stores": stores}
 
 
-def note_store(model: RegisteredModel, store: str, config: TrackingConfig) -> None:
+def note_store(model: RegisteredModel, store: str) -> None:
     """Remembers at a version that a latent store was made with it; MLflow's absence costs that."""
-    where = tracking_uri(config)
+    where = tracking_uri()
     key = _STORE_TAG + hashlib.sha256(store.encode()).hexdigest()[:16]
     try:
         with tracking_errors(where):

@@ -43,13 +43,13 @@ class RegisteredModel:
         return f"{SCHEME}{self.name}/{self.version}"
 
 
-def resolve(uri: str, config: TrackingConfig) -> RegisteredModel:
+def resolve(uri: str) -> RegisteredModel:
     """The version behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Raises `ModelError` saying which names, aliases or versions there are.
     """
     name, alias, version = _parse(uri)
-    where = tracking_uri(config)
+    where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
         known = client.search_model_versions(f"name = '{name}'")
@@ -77,17 +77,11 @@ def resolve(uri: str, config: TrackingConfig) -> RegisteredModel:
     )
 
 
-def load_model(
-    uri: str,
-    config: TrackingConfig | None = None,
-    allow_custom: Collection[str] = (),
-    *,
-    digest: str | None = None,
-) -> VAE:
+def load_model(uri: str, allow_custom: Collection[str] = (), *, digest: str | None = None) -> VAE:
     """The VAE behind a registry URI, or in a bundle's folder; see `load_bundle` for the rest."""
     if not uri.startswith(SCHEME):
         return load_bundle(uri, allow_custom, digest=digest)
-    with bundle_of(resolve(uri, config or TrackingConfig())) as folder:
+    with bundle_of(resolve(uri)) as folder:
         return load_bundle(str(folder), allow_custom, digest=digest)
 
 
@@ -154,7 +148,7 @@ def register(
 
     A version of the same run and digest is used again: registering twice makes no second one.
     """
-    where = tracking_uri(config)
+    where = tracking_uri()
     client = mlflow_client(where)
     name = config.model_name
     with tracking_errors(where):
@@ -186,9 +180,9 @@ def model_tags(vae: VAE) -> dict[str, str]:
     }
 
 
-def version_tags(model: RegisteredModel, config: TrackingConfig) -> dict[str, str]:
+def version_tags(model: RegisteredModel) -> dict[str, str]:
     """What is known of a version, as `register` and promotion wrote it; and its MLflow run."""
-    where = tracking_uri(config)
+    where = tracking_uri()
     with tracking_errors(where):
         found = mlflow_client(where).get_model_version(model.name, str(model.version))
     return {**found.tags, "run_id": found.run_id or ""}
@@ -196,7 +190,7 @@ def version_tags(model: RegisteredModel, config: TrackingConfig) -> dict[str, st
 
 def point_alias(config: TrackingConfig, version: int) -> None:
     """Lets the config's alias mean `version` of its model."""
-    where = tracking_uri(config)
+    where = tracking_uri()
     with tracking_errors(where):
         mlflow_client(where).set_registered_model_alias(config.model_name, config.alias, version)
 
@@ -232,12 +226,12 @@ def save_pyfunc(bundle_url: str, folder: Path, allow_custom: Collection[str] = (
         )
 
 
-def pull(uri: str, output: str, config: TrackingConfig) -> tuple[RegisteredModel, str]:
+def pull(uri: str, output: str) -> tuple[RegisteredModel, str]:
     """Copies a registered bundle into a folder, checksums verified; returns it and its digest.
 
     The folder may be new, empty, or hold the same bundle already; anything else is refused.
     """
-    model = resolve(uri, config)
+    model = resolve(uri)
     target = Path(output)
     with bundle_of(model) as folder:
         digest = verify_bundle(str(folder))

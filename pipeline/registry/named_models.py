@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import TrackingConfig
 from pipeline.errors import ObjectNotFoundError
 from pipeline.registry.models import SCHEME, load_model
 from pipeline.runs.run import Run
@@ -42,10 +41,10 @@ def finished_run(name: str, runs: str) -> FinishedRun | None:
 
 
 def load_named(
-    name: str, runs: str, tracking: TrackingConfig, allow_custom: Collection[str] = ()
+    name: str, runs: str, allow_custom: Collection[str] = ()
 ) -> tuple[VAE, FinishedRun | None]:
     """The VAE of a registry URI, a bundle's path or a finished run, and that run."""
     found = finished_run(name, runs)
     if found is None:
-        return load_model(name, tracking, allow_custom), None
+        return load_model(name, allow_custom), None
     return load_bundle(found.bundle, allow_custom, digest=found.digest), found

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import TrackingConfig
 from pipeline.data import Dataset
 from pipeline.errors import ModelError
 from pipeline.evaluation.reading import in_order
@@ -35,45 +34,42 @@ class Standing:
 
 
 def promote(
-    uri: str,
-    config: TrackingConfig,
-    data: str | None = None,
-    allow_custom: Collection[str] = (),
+    uri: str, data: str | None = None, allow_custom: Collection[str] = ()
 ) -> RegisteredModel:
     """Makes a version the champion if its held-out ELBO is above the present champion's.
 
     The ELBOs are those of the registry, or, with `data`, measured now on that dataset. Raises
     `ModelError` if it is not better, or if the two numbers are not of the same thing.
     """
-    model = resolve(uri, config)
-    past = _champions(model.name, config)
+    model = resolve(uri)
+    past = _champions(model.name)
     if past and past[-1] == model.version:
         logger.info("%s is the champion already", model.uri)
         return model
-    rival = resolve(f"models:/{model.name}/{past[-1]}", config) if past else None
+    rival = resolve(f"models:/{model.name}/{past[-1]}") if past else None
     for each in filter(None, (model, rival) if data else ()):
-        _measure(each, str(data), config, allow_custom)
-    mine = _standing(model, config)
+        _measure(each, str(data), allow_custom)
+    mine = _standing(model)
     if mine.elbo is None:
         raise ModelError(
             f"{model.uri}: the registry has no held-out ELBO of it. Give --data HOLDOUT to measure."
         )
     if rival is not None:
-        _refuse_unless_better(mine, _standing(rival, config))
-    _crown(model.name, [*past, model.version], config)
+        _refuse_unless_better(mine, _standing(rival))
+    _crown(model.name, [*past, model.version])
     return model
 
 
-def roll_back(name: str, config: TrackingConfig) -> RegisteredModel:
+def roll_back(name: str) -> RegisteredModel:
     """Makes the champion before the present one the champion again."""
-    past = _champions(name, config)
+    past = _champions(name)
     if len(past) < 2:
         raise ModelError(
             f"model {name!r}: there is no champion before {past or 'any'}. Choose one with "
             "--promote."
         )
-    _crown(name, past[:-1], config)
-    return resolve(f"models:/{name}/{past[-2]}", config)
+    _crown(name, past[:-1])
+    return resolve(f"models:/{name}/{past[-2]}")
 
 
 def _refuse_unless_better(mine: Standing, other: Standing) -> None:
@@ -83,7 +79,7 @@ def _refuse_unless_better(mine: Standing, other: Standing) -> None:
             advice = (
                 "Give --data HOLDOUT to measure both on one."
                 if name == "holdout_digest"
-                else "Such numbers are not of the same thing: use another --tracking.model-name."
+                else "Such numbers are not of the same thing: give --tracking.model another name."
             )
             raise ModelError(
                 f"{what} can't be compared: {name} is {value} against {other.terms[name]}. {advice}"
@@ -98,32 +94,30 @@ def _refuse_unless_better(mine: Standing, other: Standing) -> None:
         )
 
 
-def _standing(model: RegisteredModel, config: TrackingConfig) -> Standing:
-    tags = version_tags(model, config)
+def _standing(model: RegisteredModel) -> Standing:
+    tags = version_tags(model)
     # A diverged model's is no number, and as good as none.
     elbo = float(tags.get("holdout_elbo") or "nan")
     terms = {name: tags.get(name) for name in ("holdout_digest", "preprocess", "measure")}
     return Standing(model, elbo if math.isfinite(elbo) else None, terms)
 
 
-def _measure(
-    model: RegisteredModel, data: str, config: TrackingConfig, allow_custom: Collection[str]
-) -> None:
+def _measure(model: RegisteredModel, data: str, allow_custom: Collection[str]) -> None:
     """Measures the exact ELBO on a dataset and writes it to the version's tags."""
-    vae, dataset = load_model(model.uri, config, allow_custom), Dataset.open(data)
+    vae, dataset = load_model(model.uri, allow_custom), Dataset.open(data)
     with closing(in_order(dataset, vae.preprocess, _BATCH)) as loader:
         means = evaluate_elbo(vae, loader, 0, _BATCH).means()
     found = {"holdout_digest": dataset.digest, "holdout_elbo": repr(means["elbo"])}
-    where = tracking_uri(config)
+    where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
         for name, value in {**model_tags(vae), **found}.items():
             client.set_model_version_tag(model.name, str(model.version), name, value)
 
 
-def _champions(name: str, config: TrackingConfig) -> list[int]:
+def _champions(name: str) -> list[int]:
     """The versions that have been champion, in order; the last is the one that the alias means."""
-    where = tracking_uri(config)
+    where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
         model = client.get_registered_model(name)
@@ -134,8 +128,8 @@ def _champions(name: str, config: TrackingConfig) -> list[int]:
     return past
 
 
-def _crown(name: str, champions: list[int], config: TrackingConfig) -> None:
-    where = tracking_uri(config)
+def _crown(name: str, champions: list[int]) -> None:
+    where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
         client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(champions))

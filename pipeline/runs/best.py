@@ -18,7 +18,7 @@ def chooses_best(config: TrainConfig) -> bool:
 
     An objective such as a plain autoencoder's makes the ELBO worse the better it gets.
     """
-    return bool(config.holdout) and config.select == "best" and config.objective.aims_at_elbo
+    return bool(config.holdout) and config.objective.aims_at_elbo
 
 
 def best_of(validations: Sequence[Validation]) -> Validation:

@@ -60,10 +60,15 @@ class CheckpointStats:
     bytes: int | None = None
 
 
+KEPT = 3
+"""Newest checkpoints that stay: one that readers may hold, one below it should the newest be
+damaged, and the newest. The best one's weights are kept apart."""
+
+
 class CheckpointWriter:
     """Writes checkpoints of one run in the background, one at a time, and removes old ones."""
 
-    def __init__(self, run: Run, attempt: Attempt, keep: int) -> None:
+    def __init__(self, run: Run, attempt: Attempt, keep: int = KEPT) -> None:
         self._run, self._attempt, self._keep = run, attempt, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None

@@ -32,9 +32,9 @@ VERSION = 1
 # What may differ when a run is continued; anything else would be another run.
 CHANGEABLE = frozenset(
     {
-        "workers", "steps", "checkpoint_every", "keep_checkpoints", "evaluate_every", "loader",
+        "workers", "steps", "checkpoint_every", "evaluate_every", "loader",
         "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
-        "select", "nonfinite_limit", "dry_run", "profile", "cpus_per_worker",
+        "dry_run", "profile", "cpus_per_worker",
     }
 )  # fmt: skip
 

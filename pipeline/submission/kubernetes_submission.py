@@ -163,10 +163,10 @@ def _advice(command: Sequence[str]) -> Iterator[str]:
     job, flags = command[2:3], " ".join(command)
     if job in (("jobs.encode",), ("jobs.pack",)) and "--quarantine-exit" not in flags:
         yield "without --quarantine-exit 0, KubeRay takes a few bad images for failure, and retries"
-    if job in (("jobs.encode",), ("jobs.train",)) and "--tracking.metrics-port" not in flags:
+    if job in (("jobs.encode",), ("jobs.train",)) and "--tracking.metrics" not in flags:
         yield (
-            "Prometheus sees a job only with --tracking.metrics-host 0.0.0.0 "
-            "--tracking.metrics-port 9464, which the policies and monitors of k8s/ know"
+            "Prometheus sees a job only with --tracking.metrics 0.0.0.0:9464, the port that the "
+            "policies and monitors of k8s/ know"
         )
 
 

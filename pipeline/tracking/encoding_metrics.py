@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import pushadd_to_gateway
 
 from pipeline import storage
-from pipeline.config import TrackingConfig
+from pipeline.config import EncodingTrackingConfig
 from pipeline.encoding.driver import ShardDone
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.errors import PipelineError, StorageError
@@ -35,7 +35,7 @@ JOB = "vae-encode"
 class EncodingMetrics:
     """`/metrics` of one encoding of `images` images."""
 
-    def __init__(self, store: str, tracking: TrackingConfig, images: int) -> None:
+    def __init__(self, store: str, tracking: EncodingTrackingConfig, images: int) -> None:
         name = storage.shown(store)
         self._endpoint = Endpoint(ENCODING, "store", name, version())
         address = self._endpoint.serve(tracking.metrics_host, tracking.metrics_port)
@@ -79,7 +79,7 @@ class EncodingMetrics:
 
 
 @contextmanager
-def told_outcome(store: str, tracking: TrackingConfig) -> Iterator[dict[str, Any]]:
+def told_outcome(store: str, tracking: EncodingTrackingConfig) -> Iterator[dict[str, Any]]:
     """Tells how the block ended, whichever way; it puts the job's result into what it is given."""
     started, result = time.time(), dict[str, Any]()
     try:
@@ -102,7 +102,9 @@ def _outcome(result: Mapping[str, Any], started: float) -> EncodingOutcome:
     )
 
 
-def _tell(store: str, tracking: TrackingConfig, outcome: EncodingOutcome, *, keep: bool) -> None:
+def _tell(
+    store: str, tracking: EncodingTrackingConfig, outcome: EncodingOutcome, *, keep: bool
+) -> None:
     """`keep`: also beside the store, where a run that had nothing to do writes nothing."""
     name = storage.shown(store)
     endpoint = Endpoint(OUTCOME, "store", name, version())

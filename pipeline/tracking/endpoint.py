@@ -60,7 +60,7 @@ class Endpoint:
         except OSError as error:
             raise ConfigError(
                 f"/metrics can't be served on {host}:{port}: {error.strerror or error}. Give "
-                "another --tracking.metrics-port (0: a free one), or --tracking.metrics-host."
+                "--tracking.metrics another HOST:PORT (port 0: a free one)."
             ) from None
         return f"{_own_host(host)}:{self._server.server_port}"
 

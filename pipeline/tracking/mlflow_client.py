@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import TrackingConfig, without_passwords
+from pipeline.config import without_passwords
 from pipeline.errors import TrackingError
 
 DEFAULT_FOLDER = "runs"
@@ -25,9 +25,9 @@ _PATIENCE = {
 }
 
 
-def tracking_uri(config: TrackingConfig) -> str:
-    """The config's URI, else MLFLOW_TRACKING_URI, else sqlite under ./runs (made if missing)."""
-    uri = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else sqlite under ./runs (made if missing)."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         folder = Path(DEFAULT_FOLDER).absolute()
         folder.mkdir(exist_ok=True)

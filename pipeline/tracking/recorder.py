@@ -216,7 +216,7 @@ FLUSH_SECONDS = 60.0
 def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
     """What a `RunRecorder` is made from, here or in an actor."""
     params = _flat(config.model_dump(mode="json", exclude={"tracking"}))
-    return run.url, config.run, config.tracking, tracking_uri(config.tracking), params
+    return run.url, config.run, config.tracking, tracking_uri(), params
 
 
 def mlflow_status(reason: Reason) -> str | None:

@@ -58,15 +58,22 @@ class Numbers:
 
 Picture = dict[Subject, Numbers]
 
+EVERY_SECONDS = 2.0
+"""Between two looks: a step's numbers change about as often, and nobody reads faster."""
+_ANSWER_SECONDS = 10.0
+"""/metrics answers in milliseconds; a Prometheus that evaluates over many series takes seconds."""
+
 
 def look(config: WatchConfig) -> Picture:
     """All subjects there are now. Raises `UnreachableError` for no answer, `RunError` for none."""
     if config.prometheus is not None:
-        return _from_prometheus(config.prometheus.rstrip("/"), config.timeout_seconds)
-    return _from_endpoint(_endpoint(config), config.timeout_seconds)
+        return _from_prometheus(config.prometheus.rstrip("/"), _ANSWER_SECONDS)
+    return _from_endpoint(_endpoint(config), _ANSWER_SECONDS)
 
 
-def watch(config: WatchConfig) -> Iterator[tuple[Picture, list[str]]]:
+def watch(
+    config: WatchConfig, every_seconds: float = EVERY_SECONDS
+) -> Iterator[tuple[Picture, list[str]]]:
     """What there is, again and again until it has ended; with `once`, one time.
 
     The first look of an endpoint is followed by a second: rates need two.
@@ -74,7 +81,7 @@ def watch(config: WatchConfig) -> Iterator[tuple[Picture, list[str]]]:
     history: dict[Subject, deque[float]] = {}
     before = look(config)
     while True:
-        time.sleep(config.every_seconds)
+        time.sleep(every_seconds)
         try:
             now = look(config)
         except (RunError, UnreachableError):

@@ -17,6 +17,10 @@ from pipeline.training.world import World
 
 logger = logging.getLogger(__name__)
 
+_NONFINITE_LIMIT = 20
+"""Steps in a row whose loss or gradient is not finite, after which the run ends: an fp16 scale that
+begins far too high needs about ten; more than that has never come back by itself."""
+
 
 class Incidents:
     """Collects them for one rank; `check` raises alike on every rank."""
@@ -37,7 +41,7 @@ class Incidents:
                 key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid
             ]
             self._write(f"skipped/{report.step:010d}.{self._world.rank}.json", keys)
-        limit = self._config.nonfinite_limit
+        limit = _NONFINITE_LIMIT
         if state.skipped_in_a_row >= limit:
             raise RunError(
                 f"run {self._run.url}: loss or gradient was not finite in {limit} steps in a row, "

@@ -92,7 +92,7 @@ def _train(
     with (
         closing(StepTrace(run, config.profile if world.rank == 0 else None)) as trace,
         closing(make_loader(config, dataset, world, checkpoint)) as loader,
-        closing(CheckpointWriter(run, attempt, config.keep_checkpoints)) as writer,
+        closing(CheckpointWriter(run, attempt)) as writer,
         closing(StopSignal(run, attempt, drained)) as stop,
     ):
         if watch.is_due(0, last=False):
@@ -230,7 +230,7 @@ def make_loader(
         flip=config.flip,
         transform=config.transform,
         seed=config.seed,
-        tail=config.tail,
+        tail="pad",
         rank=world.rank,
         world_size=world.size,
         settings=config.loader,
@@ -238,11 +238,7 @@ def make_loader(
     )
     if loader.steps_per_epoch == 0:
         loader.close()
-        raise ConfigError(
-            f"{config.data}: holds {len(dataset)} samples, no whole batch of "
-            f"{config.global_batch_size}, and --tail drop drops the rest. Give --tail pad, or a "
-            "smaller --global-batch-size."
-        )
+        raise ConfigError(f"{config.data}: holds no images. Name a dataset that has some.")
     if checkpoint:
         loader.load_state_dict(checkpoint.order)
     if world.rank == 0:

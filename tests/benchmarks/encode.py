@@ -104,7 +104,7 @@ def make_model(folder: Path, kind: str, size: int) -> tuple[VAE, str]:
 
 def encode(model: str, data: str, output: Path, limit: int, **options: object) -> float:
     """Images/s of a job between its first finished shard and its last."""
-    given = {"actors": 0, "shards_in_flight": IN_FLIGHT, "report_images": 0, "precision": "fp32"}
+    given = {"actors": 0, "cores": IN_FLIGHT - 1, "precision": "fp32"}
     given |= options
     config = EncodeConfig(model=model, data=data, output=str(output), limit=limit, **given)
     run_encoding(config)
@@ -183,7 +183,7 @@ def memory(folder: Path, data: str, size: int) -> dict:
     output = folder / "memory"
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.encode", "--model", bundle, "--data", data, "--output",
-         str(output), "--actors", "0", "--report-images", "0"],
+         str(output), "--actors", "0"],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -293,7 +293,7 @@ def on_device(folder: Path, data: str, images: int, size: int) -> dict:
     rates, digests = [], []
     for number in range(2):
         output = folder / f"device-{number}"
-        rates.append(encode(bundle, data, output, images, threads=cores, precision="auto"))
+        rates.append(encode(bundle, data, output, images, cores=cores, precision="auto"))
         files = sorted(output.glob("latents/*/*.arrow"))
         digests.append([file_digest(file) for file in files])
     sources = encoded_images(data, images)

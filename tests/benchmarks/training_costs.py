@@ -22,12 +22,12 @@ ROUNDS = 3
 
 def config_of(folder: Path, data: str, name: str, **changes: object) -> TrainConfig:
     """A small convolutional network on images of 64 pixels, in this process."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     values = {
         "data": data, "run": name, "storage": str(folder / "runs"), "workers": 0, "steps": 200,
-        "global_batch_size": 32, "image_size": 64, "precision": "fp32", "tail": "drop",
+        "global_batch_size": 32, "image_size": 64, "precision": "fp32",
         "evaluate_every": 10**9, "checkpoint_every": 10**9,
         "model": {"width": 16, "latent_channels": 16},
-        "tracking": {"mlflow_uri": f"sqlite:///{folder}/mlflow.db"},
     }  # fmt: skip
     return TrainConfig.model_validate(values | changes)
 

@@ -45,7 +45,7 @@ def make_inputs(
 def start(folder: Path, bundle: str, data: str, output: str, *more: str) -> subprocess.Popen:
     return start_job(
         folder, "jobs.encode", "--model", bundle, "--data", data, "--output", output,
-        "--batch-size", "16", "--attempts", "20", "--deaths", "20", *more,
+        "--batch-size", "16", "--attempts", "20", *more,
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
     save_bundle(vae, str(tmp_path / "bundle"), {})
     process = start(
-        tmp_path, str(tmp_path / "bundle"), output, "s", "--actors", "2", "--deaths", "3"
+        tmp_path, str(tmp_path / "bundle"), output, "s", "--actors", "2", "--attempts", "1"
     )
     result = ended_with(process, 3)
     ((_, reason),) = result["lost"]

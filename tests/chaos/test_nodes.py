@@ -135,7 +135,6 @@ def test_the_runs_of_a_sweep_go_side_by_side_where_there_is_room(nodes, s3_serve
     job = start_job(
         tmp_path, "jobs.train", "--data", data, "--holdout", holdout, *TRAIN, "--workers", "1",
         "--storage", runs, "--sweep", "objective.beta=0.5,4",
-        "--tracking.mlflow-uri", f"sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
     result = finish(job)
     assert [row["value"] for row in result["sweep"]] == [0.5, 4]

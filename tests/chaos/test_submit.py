@@ -18,8 +18,9 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture
-def own_head(monkeypatch) -> Iterator[RayHead]:
-    """One that the test may break."""
+def own_head(monkeypatch, tmp_path) -> Iterator[RayHead]:
+    """One that the test may break; its jobs find their MLflow by the environment."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     head = RayHead()
     head.start()
     for name, value in head.environment.items():
@@ -33,7 +34,7 @@ def training(folder: Path, data: Path, run: str, steps: int) -> tuple[str, ...]:
         "--", "python", "-m", "jobs.train", "--data", str(data), "--run", run, "--workers", "1",
         "--storage", str(folder / "runs"), "--steps", str(steps), "--global-batch-size", "64",
         "--image-size", "8", "--channels", "1", "--checkpoint-every", "20",
-        "--tracking.mlflow-uri", f"sqlite:///{folder}/mlflow.db", "--model.kind", "mlp",
+        "--model.kind", "mlp",
         "--model.width", "8",
     )  # fmt: skip
 

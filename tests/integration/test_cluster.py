@@ -34,7 +34,7 @@ pytestmark = pytest.mark.chaos
 SMALL = (
     "--workers", "2", "--steps", "1500", "--global-batch-size", "64", "--image-size", "8",
     "--channels", "1", "--model.kind", "mlp", "--evaluate-every", "500", "--checkpoint-every",
-    "100", "--tracking.model-name", "cluster",
+    "100", "--tracking.model", "cluster@candidate",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class World:
     @property
     def metrics(self) -> tuple[str, ...]:
         """A bucket is no folder that Prometheus could read: the port is a fixed one, as in pods."""
-        return ("--tracking.metrics-port", str(self.metrics_port))
+        return ("--tracking.metrics", f"127.0.0.1:{self.metrics_port}")
 
     def command(self, begin: str) -> list[str]:
         """The README's command that begins so, with this world's places in it."""

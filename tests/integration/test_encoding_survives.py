@@ -36,7 +36,7 @@ def start(inputs, folder: Path, actors: int, threads: int = 1) -> subprocess.Pop
     data, bundle = inputs
     return start_job(
         folder, "jobs.encode", "--model", str(bundle), "--data", str(data),
-        "--output", "s", "--actors", str(actors), "--threads", str(threads),
+        "--output", "s", "--actors", str(actors), "--cores", str(threads),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ TRAIN = (
     "--run", "r", "--workers", "2", "--steps", "1000000", "--global-batch-size", "64",
     "--image-size", "8", "--channels", "1", "--model.kind", "mlp", "--checkpoint-every", "100",
     "--evaluate-every", "100", "--loader.bad-fraction", "1", "--loader.cache-folder", "cache",
-    "--tracking.register-every", "200", "--tracking.model-name", "watched",
+    "--tracking.register-every", "200", "--tracking.model", "watched@candidate",
 )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def _trained(seen: Seen, process: subprocess.Popen, short: Path) -> dict:
 
 
 def picture(seen: Seen, *flags: str) -> str:
-    command = [sys.executable, "-m", "jobs.watch", "--once", "--every-seconds", "1", *flags]
+    command = [sys.executable, "-m", "jobs.watch", "--once", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
         command, cwd=seen.folder, env=environment, capture_output=True, text=True, check=True

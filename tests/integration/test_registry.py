@@ -60,7 +60,7 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
     trained, mlflow_server, tmp_path
 ):
     config, result = trained
-    assert promote(result.model, config.tracking).version == result.model_version
+    assert promote(result.model).version == result.model_version
     vae = pipeline.load_model("models:/vae@champion")
     batch = load_images(Dataset.open(config.data), 5, vae.preprocess)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
         process.wait()
     np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-6)
 
-    found = lineage("models:/vae@champion", config.tracking)
+    found = lineage("models:/vae@champion")
     assert found["dataset_digest"] == Dataset.open(config.data).digest
     assert (found["run"], found["run_id"]) == (result.run, result.run_id)
     client = mlflow.MlflowClient(mlflow_server.uri)

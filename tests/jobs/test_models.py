@@ -15,7 +15,6 @@ from pipeline.config import (
     ModelConfig,
     ModelsConfig,
     PreprocessConfig,
-    TrackingConfig,
 )
 from pipeline.errors import ModelError
 from pipeline.registry.models import RegisteredModel, load_model, version_tags
@@ -35,22 +34,18 @@ def uri(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def tracking(uri, request) -> TrackingConfig:
-    return TrackingConfig(mlflow_uri=uri, model_name=request.node.name[:40])
+def name(uri, request, monkeypatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return request.node.name[:40]
 
 
 @pytest.fixture
-def name(tracking) -> str:
-    return tracking.model_name
-
-
-@pytest.fixture
-def models(tracking):
+def models(name):
     """`jobs.models` with some flags; this test's model beside what was asked for."""
 
     def ask(**asked) -> dict:
-        result = main(ModelsConfig(tracking=tracking, **asked)).result
-        found = [m for m in result.get("models", ()) if m["name"] == tracking.model_name]
+        result = main(ModelsConfig(model=f"{name}@candidate", **asked)).result
+        found = [m for m in result.get("models", ()) if m["name"] == name]
         return {**result, "models": found}
 
     return ask
@@ -112,25 +107,24 @@ def test_an_elbo_of_the_binarised_image_is_never_set_against_one_of_256_levels(
         models(promote=f"models:/{name}/2", data=data)
 
 
-def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, tracking):
+def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, uri):
     for seed in (0, 1):
         models(register=bundle(tmp_path, seed))
     models(promote=f"models:/{name}/1", data=data)
     other = write_digits(tmp_path / "other", 40)
     # Measured alone, as a run does it; a name of its own has no champion to beat yet.
-    apart = tracking.model_copy(update={"model_name": "apart"})
-    main(ModelsConfig(tracking=apart, register=f"{tmp_path}/bundle-1"))
-    main(ModelsConfig(tracking=apart, promote="models:/apart/1", data=str(other)))
-    figures = version_tags(RegisteredModel("apart", 1, ""), tracking)
-    client = mlflow.MlflowClient(tracking.mlflow_uri, tracking.mlflow_uri)
+    main(ModelsConfig(model="apart@candidate", register=f"{tmp_path}/bundle-1"))
+    main(ModelsConfig(promote="models:/apart/1", data=str(other)))
+    figures = version_tags(RegisteredModel("apart", 1, ""))
+    client = mlflow.MlflowClient(uri, uri)
     for tag in ("holdout_digest", "holdout_elbo"):
         client.set_model_version_tag(name, "2", tag, figures[tag])
     with pytest.raises(ModelError, match=r"holdout_digest is .* Give --data HOLDOUT"):
         models(promote=f"models:/{name}/2")
 
 
-def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tmp_path, tracking):
-    client = mlflow.MlflowClient(tracking.mlflow_uri, tracking.mlflow_uri)
+def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tmp_path, uri):
+    client = mlflow.MlflowClient(uri, uri)
     for seed, elbo in ((0, "nan"), (1, "-5.0")):
         models(register=bundle(tmp_path, seed))
         client.set_model_version_tag(name, str(seed + 1), "holdout_elbo", elbo)
@@ -141,25 +135,21 @@ def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tm
 
 
 def test_the_lineage_of_a_version_names_the_stores_that_were_made_with_it(
-    models, name, tmp_path, data, tracking
+    models, name, tmp_path, data
 ):
     models(register=bundle(tmp_path, 0))
     store = str(tmp_path / "store")
-    run_encoding(
-        EncodeConfig(
-            model=f"models:/{name}@candidate", data=data, output=store, actors=0, tracking=tracking
-        )
-    )
+    run_encoding(EncodeConfig(model=f"models:/{name}@candidate", data=data, output=store, actors=0))
     found = models(lineage=f"models:/{name}@candidate")
     assert (found["model"], found["stores"]) == (f"models:/{name}/1", [store])
 
 
-def test_a_diffusers_folder_is_registered_as_a_bundle_of_ours(models, name, tracking, tmp_path):
+def test_a_diffusers_folder_is_registered_as_a_bundle_of_ours(models, name, tmp_path):
     torch.manual_seed(0)
     config = ModelConfig(kind="autoencoder_kl", factor=4, width=32)
     vae = build_vae(config, PreprocessConfig(image_size=16))
     write_diffusers(vae, tmp_path / "theirs")
     assert models(register=str(tmp_path / "theirs"))["registered"] == f"models:/{name}/1"
-    loaded = load_model(f"models:/{name}/1", tracking)
+    loaded = load_model(f"models:/{name}/1")
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     assert torch.equal(loaded.encode(images).mean, vae.eval().encode(images).mean)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.doctor import Check, examine
-from pipeline.config import DoctorConfig, TrackingConfig
+from pipeline.config import DoctorConfig
 
 
 def found(url: str | Path, mlflow: str | None = None, **options) -> dict[str, Check]:
-    tracking = TrackingConfig(mlflow_uri=mlflow)
-    config = DoctorConfig(storage=str(url), tracking=tracking, timeout_seconds=5, **options)
-    return {check.name: check for check in examine(config)}
+    config = DoctorConfig(storage=str(url), **options)
+    with pytest.MonkeyPatch.context() as patched:
+        if mlflow is not None:
+            patched.setenv("MLFLOW_TRACKING_URI", mlflow)
+        return {check.name: check for check in examine(config)}
 
 
 def test_an_empty_folder_is_enough_for_a_healthy_report(tmp_path):

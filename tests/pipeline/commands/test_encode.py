@@ -44,7 +44,6 @@ def world(tmp_path, bundle):
 
         def encode(self, store: str = "store", **options) -> dict:
             given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
-            given = {"report_images": 0, **given}
             return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
 
         def store(self) -> LatentStore:
@@ -99,9 +98,7 @@ def test_a_finished_store_is_recognised_by_one_get_and_nothing_is_written(
 ):
     world.grow(range(60))
     store = f"{s3_server.bucket()}/s"
-    config = EncodeConfig(
-        model=bundle, data=str(tmp_path / "data"), output=store, actors=0, report_images=0
-    )
+    config = EncodeConfig(model=bundle, data=str(tmp_path / "data"), output=store, actors=0)
     assert run_encoding(config)["encoded"] == 60
     seen = len(fault_proxy.requests)
     assert run_encoding(config)["encoded"] == 0
@@ -199,9 +196,10 @@ def test_a_column_that_no_image_has_is_told_before_it_is_null_throughout(world, 
     assert "--columns label:" not in caplog.text
 
 
-def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path):
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.commands.encode_cost.PROBE_SECONDS", 0.2)
     world.grow(range(100))
-    said = world.encode(dry_run=True, probe_seconds=0.2)
+    said = world.encode(dry_run=True)
     assert not (tmp_path / "store").exists()
     dataset = Dataset.open(str(tmp_path / "data"))
     assert (said["images"], said["shards"]) == (100, len(dataset.shards))
@@ -216,13 +214,13 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path):
 
 def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(world, tmp_path):
     world.grow(range(60))
-    result = world.encode(report_images=5)
+    result = world.encode()
     (folder,) = (tmp_path / "store/reports").glob("*/*")
     report = json.loads((folder / "report.json").read_bytes())
     assert (report["samples"], report["complete"]) == (60, True)
     assert report["mean"] == list(world.store().mean)
     found = report["reconstruction"]
-    assert found["images"] == 5
+    assert found["images"] == 16
     assert 0 < found["lowest_psnr"] <= found["psnr"] < 40
     page = (folder / "report.md").read_text()
     assert "| latents | 60 |" in page

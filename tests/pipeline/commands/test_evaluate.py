@@ -57,7 +57,6 @@ def test_the_linear_model_is_measured_as_its_closed_form_says(tmp_path: Path):
         model=str(tmp_path / "linear"),
         data=str(tmp_path / "data"),
         importance_samples=256,
-        split_images=0,
     )
     found = run_evaluation(config)
     dataset = Dataset.open(config.data)

@@ -7,11 +7,16 @@ from PIL import Image
 
 from jobs.train import main as train_job
 from pipeline.commands.sweep import parse_sweep, run_sweep
-from pipeline.config import TrainConfig
+from pipeline.config import ObjectiveConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.registry.models import resolve
-from pipeline.tracking.mlflow_client import mlflow_client
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
 from tests.support.digit_models import pack_digits, write_digits
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_of_its_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def config(folder: Path, sweep: str) -> TrainConfig:
@@ -29,7 +34,6 @@ def config(folder: Path, sweep: str) -> TrainConfig:
             "workers": 0,
             "model": {"kind": "mlp", "latent_channels": 4, "width": 32},
             "optimizer": {"learning_rate": 3e-3},
-            "tracking": {"mlflow_uri": f"sqlite:///{folder}/mlflow.db"},
         }
     )
 
@@ -44,10 +48,10 @@ def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp
         assert row.elbo == pytest.approx(-row.rate - row.distortion, rel=1e-5)
     best = max(result.rows, key=lambda row: row.elbo)
     assert (result.best.run, result.best.model_version) == (best.run, best.model_version)
-    assert resolve(str(result.best.model), asked.tracking).version == best.model_version
+    assert resolve(str(result.best.model)).version == best.model_version
     (picture,) = result.figures
     assert Image.open(picture).format == "PNG"
-    client = mlflow_client(str(asked.tracking.mlflow_uri))
+    client = mlflow_client(tracking_uri())
     parents = {client.get_run(row.run_id).data.tags["mlflow.parentRunId"] for row in result.rows}
     assert len(parents) == 1
     assert parents.isdisjoint(row.run_id for row in result.rows)
@@ -56,12 +60,12 @@ def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp
 
 def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_alias(tmp_path):
     asked = config(write_digits(tmp_path), "optimizer.learning_rate=0.003,1e8")
-    asked = asked.model_copy(update={"steps": 6, "select": "last"})
+    asked = asked.model_copy(update={"steps": 6, "objective": ObjectiveConfig(beta=2)})
     outcome = train_job(asked)
     calm, wild = outcome.result.rows
     assert (wild["elbo"], wild["distortion"], wild["model_version"]) == (None, None, None)
     assert outcome.result["run"] == calm["run"]
-    assert resolve(outcome.result["model"], asked.tracking).version == calm["model_version"]
+    assert resolve(outcome.result["model"]).version == calm["model_version"]
     assert "diverged" in outcome.summary[2]
 
 

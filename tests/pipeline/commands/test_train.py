@@ -3,7 +3,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.commands.train import run_training
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
@@ -11,7 +10,13 @@ from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.packing.pack import pack
 from pipeline.runs.run import Run
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
 from tests.support.digit_models import pack_digits
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_of_its_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.fixture
@@ -31,7 +36,6 @@ def config(dataset: Path, steps: int, **changes: object) -> TrainConfig:
         "channels": 1,
         "workers": 0,
         "model": ModelConfig(kind="mlp", latent_channels=2, width=8),
-        "tracking": {"mlflow_uri": f"sqlite:///{dataset.parent}/mlflow.db"},
     }
     return TrainConfig.model_validate(values | changes)
 
@@ -75,7 +79,7 @@ def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset):
     broken = config(dataset, 2, transform="json:loads")  # takes one argument, gets two
     with pytest.raises(TypeError, match="positional argument"):
         run_training(broken)
-    client = MlflowClient(broken.tracking.mlflow_uri, broken.tracking.mlflow_uri)
+    client = mlflow_client(tracking_uri())
     (found,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
     assert found.info.status == "FAILED"
     assert not (dataset.parent / "runs/pinned/metrics.json").exists()
@@ -85,16 +89,16 @@ def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(datas
     monkeypatch.setattr("pipeline.tracking.endpoint.RELEASE_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        tracking = {**config(dataset, 2).tracking.model_dump(), "metrics_port": port}
+        tracking = {"metrics": f"127.0.0.1:{port}"}
         with pytest.raises(ConfigError, match=f":{port}: Address already in use"):
             run_training(config(dataset, 2, workers=1, tracking=tracking))
     assert not (dataset.parent / "runs/pinned/attempts").exists()
 
 
 def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
-    wild = config(dataset, 6, optimizer={"learning_rate": 1e8}, select="last")
+    wild = config(dataset, 6, optimizer={"learning_rate": 1e8}, objective={"beta": 2})
     ended = run_training(wild)
     assert (ended.reason, ended.elbo, ended.model) == ("done", None, None)
     assert "not finite, so no model is registered" in caplog.text
-    client = MlflowClient(wild.tracking.mlflow_uri, wild.tracking.mlflow_uri)
+    client = mlflow_client(tracking_uri())
     assert list(client.search_registered_models()) == []

@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.config import LoaderConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.cache import ChunkCache, DecodedCache
+from pipeline.data.loader import PREFETCH_BATCHES
 from pipeline.errors import StorageError
 from pipeline.packing.pack import pack
 from tests.support.digit_models import pack_digits
@@ -50,7 +51,7 @@ def test_decoded_images_come_back_bit_by_bit_and_nothing_is_read_twice(data, tmp
     assert all(torch.equal(a, b) for a, b in zip(plain, cached, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     # The second epoch's first batches are begun before the first one's last images are kept.
-    ahead = LoaderConfig().prefetch_batches * 16
+    ahead = PREFETCH_BATCHES * 16
     assert first.stats.cache_hits >= len(dataset) - ahead > 0
     assert second.stats.bytes_fetched == index_bytes(dataset)
 

@@ -19,7 +19,7 @@ def test_only_what_is_not_packed_yet_counts(tmp_path):
 
 def test_the_probe_ends_when_its_time_is_over_and_scales_to_all(tmp_path):
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(30)})
-    estimate = probe(config(source, tmp_path / "out", probe_seconds=1e-9))
+    estimate = probe(config(source, tmp_path / "out"), probe_seconds=1e-9)
     assert (estimate.images, estimate.probed) == (30, 1)
     assert estimate.seconds > 0
 

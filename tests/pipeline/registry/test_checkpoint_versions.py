@@ -16,12 +16,13 @@ from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture
-def config(tmp_path) -> TrainConfig:
+def config(tmp_path, monkeypatch) -> TrainConfig:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return TrainConfig(
         data=str(write_digits(tmp_path, 100)), run="r", storage=str(tmp_path / "runs"), steps=20,
         global_batch_size=16, image_size=8, channels=1, workers=0, checkpoint_every=10,
         evaluate_every=10, model=ModelConfig(kind="linear"),
-        tracking=TrackingConfig(mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db", register_every=10),
+        tracking=TrackingConfig(register_every=10),
     )  # fmt: skip
 
 
@@ -29,11 +30,11 @@ def test_a_registered_checkpoint_has_its_average_and_its_figures(config):
     result = run_training(config)
     run = Run.at(config)
     model = registrar.register_checkpoint(config, run, result.run_id)
-    weights = load_model(model.uri, config.tracking).state_dict()
+    weights = load_model(model.uri).state_dict()
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None
     assert all(torch.equal(weights[name], kept) for name, kept in checkpoint.ema.items())
-    tags = version_tags(model, config.tracking)
+    tags = version_tags(model)
     assert float(tags["holdout_elbo"]) == result.holdout_after["elbo"]
     # The run's last checkpoint holds the same weights as its bundle: no second version.
     assert model.version == result.model_version
@@ -42,12 +43,12 @@ def test_a_registered_checkpoint_has_its_average_and_its_figures(config):
 def test_while_a_run_goes_on_its_due_checkpoint_is_registered(config, monkeypatch):
     monkeypatch.setattr(registrar, "_SECONDS", 0.01)
     result = run_training(config)
-    tracking = config.tracking.model_copy(update={"model_name": "on-the-way"})
+    tracking = config.tracking.model_copy(update={"model": "on-the-way@candidate"})
     going_on = config.model_copy(update={"tracking": tracking})
     deadline, found = time.monotonic() + 120, []
     with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result.run_id):
         while not found:
             assert time.monotonic() < deadline
-            found = [model for model in list_models(tracking) if model["name"] == "on-the-way"]
+            found = [model for model in list_models() if model["name"] == "on-the-way"]
             found = [row for model in found for row in model["versions"] if row.aliases]
     assert [row.digest for row in found] == [result.digest]

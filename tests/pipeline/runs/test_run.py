@@ -23,11 +23,11 @@ def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
     kept = storage.read_json(run.path("run.json"))
-    del kept["config"]["tail"], kept["config"]["optimizer"]["clip_norm"]
+    del kept["config"]["crop"], kept["config"]["optimizer"]["clip_norm"]
     storage.publish(run.path("run.json"), storage.canonical_json(kept))
     run.open(config(tmp_path), Pins("digest", None))
-    with pytest.raises(RunError, match="tail: was 'pad', is 'drop'"):
-        run.open(config(tmp_path, tail="drop"), Pins("digest", None))
+    with pytest.raises(RunError, match="crop: was 'center', is 'stretch'"):
+        run.open(config(tmp_path, crop="stretch"), Pins("digest", None))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import storage
 from pipeline.commands.encode import run_encoding
-from pipeline.config import EncodeConfig, ModelConfig, PreprocessConfig, TrackingConfig
+from pipeline.config import EncodeConfig, EncodingTrackingConfig, ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
 from pipeline.errors import PipelineError
 from pipeline.vae import build_vae, save_bundle
@@ -27,8 +27,8 @@ def world(tmp_path_factory) -> dict[str, str]:
 
 
 def encode(world: dict[str, str], store, pushgateway: str | None = None, **more) -> dict:
-    tracking = TrackingConfig(pushgateway=pushgateway)
-    given = {**world, "actors": 0, "report_images": 0, **more}
+    tracking = EncodingTrackingConfig(pushgateway=pushgateway)
+    given = {**world, "actors": 0, **more}
     return run_encoding(EncodeConfig(output=str(store), tracking=tracking, **given))
 
 

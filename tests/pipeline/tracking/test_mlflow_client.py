@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-from pipeline.config import TrackingConfig
 from pipeline.tracking.mlflow_client import tracking_uri
 
 CLIENT = """
@@ -25,4 +24,4 @@ def test_an_empty_variable_names_no_server(tmp_path, monkeypatch):
     """As of a container whose template had no value for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    assert tracking_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"

@@ -146,8 +146,8 @@ def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri, recorder):
     first = recorder(uri)
     port = int(first.address().rpartition(":")[2])
     with pytest.raises(ConfigError, match=f":{port}: Address already in use. Give another --track"):
-        recorder(uri, metrics_port=port)
+        recorder(uri, metrics=f"127.0.0.1:{port}")
     first.finish("FINISHED")
-    second = recorder(uri, metrics_port=port)
+    second = recorder(uri, metrics=f"127.0.0.1:{port}")
     assert second.address() == first.address()
     second.finish("FINISHED")

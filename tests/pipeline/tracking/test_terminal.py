@@ -86,8 +86,8 @@ def test_a_run_is_found_by_its_folder_and_the_watch_ends_when_it_does(endpoint, 
     (tmp_path / "first").mkdir()
     place = tmp_path / "first/metrics.json"
     place.write_bytes(discovery(address, "run", "first"))
-    config = WatchConfig(run="first", storage=str(tmp_path), every_seconds=0.01)
-    pictures = watch(config)
+    config = WatchConfig(run="first", storage=str(tmp_path))
+    pictures = watch(config, every_seconds=0.01)
     endpoint.update(MetricsReport(images=640, step=10, terms={"elbo": math.nan}))
     picture, _ = next(pictures)
     numbers = picture[Subject("run", "first")]
@@ -104,7 +104,7 @@ def test_an_endpoint_that_died_is_an_error_and_no_end(endpoint, tmp_path):
     address = endpoint.serve("127.0.0.1", 0)
     (tmp_path / "first").mkdir()
     (tmp_path / "first/metrics.json").write_bytes(discovery(address, "run", "first"))
-    pictures = watch(WatchConfig(run="first", storage=str(tmp_path), every_seconds=0.01))
+    pictures = watch(WatchConfig(run="first", storage=str(tmp_path)), every_seconds=0.01)
     next(pictures)
     endpoint.close()
     with pytest.raises(UnreachableError, match=address):
@@ -117,9 +117,7 @@ def test_once_prints_one_picture_and_ends(tmp_path):
     made.update(EncodingReport(images=30, images_left=70, failed={"truncated": 2}))
     address = made.serve("127.0.0.1", 0)
     command = [sys.executable, "-m", "jobs.watch", "--url", f"http://{address}", "--once"]
-    found = subprocess.run(
-        [*command, "--every-seconds", "0.1"], cwd=ROOT, capture_output=True, text=True
-    )
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     made.close()
     assert found.returncode == 0, found.stderr
     assert "s3://b/store: 30 images encoded, 70 left (30%)" in found.stdout

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import ObjectiveConfig
 from pipeline.data import Dataset
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import RunError
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.run import Run
 from pipeline.vae import load_bundle
@@ -117,13 +117,13 @@ def test_what_is_frozen_stays_and_the_rest_moves(data, tmp_path):
 
 def test_a_run_that_only_skips_steps_ends_with_their_keys(data, tmp_path):
     config = train_config(
-        data, tmp_path, "lost", nonfinite_limit=3,
+        data, tmp_path, "lost", steps=30,
         optimizer={"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0},
     )  # fmt: skip
-    with pytest.raises(RunError, match="not finite in 3 steps in a row"):
+    with pytest.raises(RunError, match="not finite in 20 steps in a row"):
         train(config)
     lists = sorted((tmp_path / "lost" / "skipped").glob("*.json"))
-    assert len(lists) == 3
+    assert len(lists) == 20
 
 
 def test_compiling_changes_no_loss_beyond_rounding(data, tmp_path):
@@ -147,9 +147,3 @@ def test_the_order_counts_every_image_once_in_an_epoch(data, tmp_path):
     ended = train(train_config(data, tmp_path, "once", steps=samples // 24))[0]
     seen = list(chain(*ended["keys"]))
     assert len(seen) == len(set(seen)) == samples
-
-
-def test_a_dataset_below_one_batch_of_which_the_rest_is_dropped_is_refused(data, tmp_path):
-    config = train_config(data, tmp_path, "small", tail="drop", global_batch_size=10_000)
-    with pytest.raises(ConfigError, match="no whole batch of 10000, and --tail drop drops"):
-        train(config)
