@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-import torch
-
 from pipeline import storage
 from pipeline.commands.evaluate import Evaluated, draw_all, measure_model
 from pipeline.config import EvaluateConfig, ExplainConfig
@@ -16,6 +14,7 @@ from pipeline.evaluation.mistakes import Diagnosis, Quantity, diagnose, known_sl
 from pipeline.registry.named_models import finished_run, load_named
 from pipeline.runs.history import read_validations
 from pipeline.vae import VAE
+from pipeline.vae.likelihoods import Gaussian
 
 
 def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
@@ -65,9 +64,9 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
 
 
 def deviation(vae: VAE) -> float | None:
-    """The likelihood's one deviation (1 is the whole range), where it has one."""
-    sigma = getattr(vae.likelihood, "sigma", None)
-    return sigma.item() if isinstance(sigma, torch.Tensor) and sigma.numel() == 1 else None
+    """The one scale of all pixels (1 is the whole range), where the likelihood has one."""
+    scale = vae.likelihood.one_scale
+    return None if scale is None else scale.item()
 
 
 def _subject(config: ExplainConfig) -> tuple[str, str, float]:
@@ -100,7 +99,8 @@ def _diagnoses(
         "kl": config.my_kl,
         "log_likelihood": config.my_log_likelihood,
     }
-    slips = known_slips(numbers, model.measured, beta, sigma)
+    is_gaussian = isinstance(model.vae.likelihood, Gaussian)
+    slips = known_slips(numbers, model.measured, beta, sigma if is_gaussian else None)
     return [
         diagnose(quantity, figure, slips, numbers[quantity])
         for quantity, figure in figures.items()

@@ -1,6 +1,7 @@
 """Groups of knobs that several jobs share: preprocessing, model, objective, optimiser, tracking."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -57,7 +58,16 @@ AllowCustom = Annotated[
         "no other is imported, whatever a bundle says."
     ),
 ]
-LIKELIHOODS_WITH_SIGMA = ("gaussian", "gaussian_fixed", "laplace")
+STARTING_SIGMA = {"gaussian": 0.25, "gaussian_fixed": 0.1, "laplace": 0.25}
+"""Where the one scale of each likelihood that has one starts, or stays; 1 is the whole range.
+
+0.25 is the deviation of CIFAR-10's pixels: what a decoder needs that knows the mean alone."""
+NUM_MIXTURES = {"logistic_mixture": 5}
+"""Components per pixel of each likelihood that mixes."""
+
+
+def _listed(defaults: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in defaults.items())
 
 
 # What several jobs are asked for in the same words.
@@ -151,15 +161,25 @@ class ModelConfig(Section):
         None,
         ge=1 / 256,
         le=1,
-        description="Gaussian's and Laplace's deviation, 1 is the whole range: where the learned "
-        "one starts (None: 0.25) or what the fixed one stays at (None: 0.1).",
+        description="The one scale of all pixels, 1 is the whole range: where a learned one "
+        f"starts or a fixed one stays; None: {_listed(STARTING_SIGMA)}.",
     )
     mixtures: int | None = Field(
-        None, gt=0, description="logistic_mixture: components per pixel; None: 5."
+        None, gt=0, description=f"Components per pixel; None: {_listed(NUM_MIXTURES)}."
     )
     posterior: Literal["diagonal", "full"] = Field(
         "diagonal", description="Covariance of q(z|x); full: linear and mlp only."
     )
+
+    @property
+    def starting_sigma(self) -> float:
+        """`sigma`, or its default for a likelihood that has one."""
+        return STARTING_SIGMA[self.likelihood] if self.sigma is None else self.sigma
+
+    @property
+    def num_mixtures(self) -> int:
+        """`mixtures`, or its default for a likelihood that mixes."""
+        return NUM_MIXTURES[self.likelihood] if self.mixtures is None else self.mixtures
 
     @property
     def own_classes(self) -> tuple[str, ...]:
@@ -175,10 +195,12 @@ class ModelConfig(Section):
                 raise ValueError(f"{name} is for {' and '.join(kinds)}, not for {self.kind}")
         if self.kind == "custom" and self.custom is None:
             raise ValueError("kind custom needs custom: package.module:Class")
-        if self.mixtures is not None and self.likelihood != "logistic_mixture":
-            raise ValueError(f"mixtures is for logistic_mixture, not for {self.likelihood}")
-        if self.sigma is not None and self.likelihood not in LIKELIHOODS_WITH_SIGMA:
-            raise ValueError(f"sigma means nothing for {self.likelihood}: leave it out")
+        for knob, known in (("sigma", [*STARTING_SIGMA]), ("mixtures", [*NUM_MIXTURES])):
+            if getattr(self, knob) is not None and self.likelihood not in known:
+                raise ValueError(
+                    f"{knob} means nothing for {self.likelihood}, only for {', '.join(known)}: "
+                    "leave it out"
+                )
         return self
 
 

@@ -31,7 +31,6 @@ def check_comparable(models: Mapping[str, VAE]) -> None:
     Nothing is measured for it.
     """
     (name, first), *others = models.items()
-    likelihood = first.model_config.likelihood
     for other_name, other in others:
         if first.preprocess != other.preprocess:
             raise ConfigError(
@@ -39,11 +38,12 @@ def check_comparable(models: Mapping[str, VAE]) -> None:
                 f"({other.preprocess} against {first.preprocess}). "
                 "Compare models of one preprocessing."
             )
-        other_likelihood = other.model_config.likelihood
-        if (likelihood == "bernoulli") != (other_likelihood == "bernoulli"):
+        ours, theirs = first.likelihood.measure, other.likelihood.measure
+        if ours != theirs:
             raise ConfigError(
-                f"{other_name} ({other_likelihood}) and {name} ({likelihood}) can't be compared: "
-                "Bernoulli scores the binarised image, the others the 256 levels."
+                f"{other_name} ({other.model_config.likelihood}) and {name} "
+                f"({first.model_config.likelihood}) can't be compared: one scores the {theirs}, "
+                f"the other the {ours}."
             )
 
 

@@ -84,7 +84,7 @@ def bound_numbers(vae: VAE, measured: Measured, samples: int) -> dict[str, Any]:
     for name in (*ElboTerms.COMPONENTS, "iwae", "elbo_averaged"):
         numbers[name], numbers[f"{name}_error"] = mean_and_error(measured.column(name))
     gap, error = mean_and_error(measured.column("iwae") - measured.column("elbo_averaged"))
-    bits = vae.model_config.likelihood != "bernoulli"
+    bits = not vae.likelihood.is_binary
     effective = measured.column("effective_samples")
     return numbers | {
         "importance_samples": samples,

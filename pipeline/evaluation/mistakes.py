@@ -75,7 +75,7 @@ def known_slips(
     """Every known slip with its number on this run.
 
     `numbers` as in the evaluation's report, with `pixels` and `likelihood`; `beta`: the objective's
-    weight of the KL; `sigma`: the likelihood's deviation where it has one.
+    weight of the KL; `sigma`: the deviation of a Gaussian likelihood that has one for all pixels.
     """
     kl_slips = _kl_slips(numbers, measured)
     likelihood_slips = _likelihood_slips(numbers, sigma)
@@ -197,7 +197,7 @@ def _likelihood_slips(numbers: Mapping[str, Any], sigma: float | None) -> list[S
             f"Sum over the {pixels:,} pixels and channels, average over images only.",
         ),
     ]
-    if numbers["likelihood"] != "bernoulli":
+    if numbers["bits_per_dim"] is not None:
         found.append(
             (
                 "the density is per unit of [0, 1], not per level: -D ln 256 is missing",
@@ -205,7 +205,7 @@ def _likelihood_slips(numbers: Mapping[str, Any], sigma: float | None) -> list[S
                 "Add -D ln 256, or bits/dim are not of the uint8 image.",
             )
         )
-    if sigma is not None and numbers["likelihood"].startswith("gaussian"):
+    if sigma is not None:
         normalising = 0.5 * math.log(2 * math.pi)
         found += [
             (

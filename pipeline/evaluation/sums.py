@@ -53,7 +53,7 @@ class EvaluationSums:
             dimensions=torch.zeros(3, math.prod(vae.latent_shape), dtype=torch.float64),
             pixels=math.prod(vae.image_shape),
             # Bernoulli scores the binarised image, so its bits are not bits of the uint8 image.
-            has_bits=vae.model_config.likelihood != "bernoulli",
+            has_bits=not vae.likelihood.is_binary,
         )
 
     def __add__(self, other: "EvaluationSums") -> "EvaluationSums":
@@ -163,7 +163,7 @@ def positions_of(batch: "Batch", global_batch_size: int) -> range:
 
 def seen_images(vae: VAE, images: Tensor, noise: Noise) -> Tensor:
     """The uint8 images that the encoder sees in an ELBO: under Bernoulli the binarised ones."""
-    if vae.model_config.likelihood != "bernoulli":
+    if not vae.likelihood.is_binary:
         return images
     return (vae.likelihood.target(images, noise.pixels) * 255).to(torch.uint8)
 

@@ -172,11 +172,10 @@ def register(
 def model_tags(vae: VAE) -> dict[str, str]:
     """A version's tags that follow from the model: digest, and what its ELBO is an ELBO of."""
     preprocess = vae.preprocess.held_out().model_dump(mode="json")
-    likelihood = vae.model_config.likelihood
     return {
         "digest": str(vae.digest),
         "preprocess": json.dumps(preprocess, sort_keys=True),
-        "measure": "binarised image" if likelihood == "bernoulli" else "256 levels",
+        "measure": vae.likelihood.measure,
     }
 
 

@@ -16,14 +16,12 @@ class ImportanceEstimate:
     """Of B images, float64 [B].
 
     `bound` is log (1/K) sum_k w_k in nats, `elbo` the mean of log w_k (the ELBO by samples alone),
-    `effective_samples` (sum w)^2 / sum w^2 in [1, K], and `standard_error` that of `bound` by the
-    delta method, which is too small where few samples carry the weight.
+    and `effective_samples` (sum w)^2 / sum w^2 in [1, K].
     """
 
     bound: Tensor
     elbo: Tensor
     effective_samples: Tensor
-    standard_error: Tensor
     samples: int
 
 
@@ -85,13 +83,9 @@ class _WeightTotals:
         )
 
     def estimate(self, samples: int) -> ImportanceEstimate:
-        effective = self.first.square() / self.second
-        # Var(log mean w) ~ Var(w) / (K mean(w)^2) = (K / effective - 1) / K.
-        relative_variance = (samples / effective - 1).clamp(min=0) / max(1, samples - 1)
         return ImportanceEstimate(
             bound=self.largest + (self.first / samples).log(),
             elbo=self.log_sum / samples,
-            effective_samples=effective,
-            standard_error=relative_variance.sqrt(),
+            effective_samples=self.first.square() / self.second,
             samples=samples,
         )

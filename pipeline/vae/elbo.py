@@ -41,8 +41,6 @@ class ElboTerms:
     """[B, Z*h*w]; sums to `kl`."""
     log_weights: Tensor
     """[B, K]: log p(x, z_k) - log q(z_k|x) of each drawn latent."""
-    clamped: Tensor
-    """[B]: latent dimensions whose log-variance was clamped."""
 
 
 def elbo_terms(
@@ -73,5 +71,4 @@ def elbo_terms(
         log_likelihood_at_mean=conditional[:, count] if repeats > count else None,
         kl_per_dimension=kl_per_dimension,
         log_weights=conditional[:, :count] + log_weights,
-        clamped=posterior.clamped,
     )

@@ -12,7 +12,6 @@ on [0, 1], where level k covers [k/256, (k+1)/256]: -1 and 1 are the centres of 
 
 import abc
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -37,6 +36,8 @@ class Likelihood(nn.Module, abc.ABC):
 
     uses_pixel_noise: ClassVar[bool] = True
     """Whether `target` depends on the uniform noise."""
+    is_binary: ClassVar[bool] = False
+    """Whether what is scored is the binarised image, and not the 256 levels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,6 +47,16 @@ class Likelihood(nn.Module, abc.ABC):
     def num_parameters(self) -> int:
         """Channels that the decoder gives per pixel."""
         return self.channels
+
+    @property
+    def measure(self) -> str:
+        """What log p(x|z) is a probability of: only ELBOs of one measure can be compared."""
+        return "binarised image" if self.is_binary else "256 levels"
+
+    @property
+    def one_scale(self) -> Tensor | None:
+        """The scale that all pixels share, a scalar, 1 is the whole range; None: there is none."""
+        return None
 
     @abc.abstractmethod
     def target(self, images: Tensor, uniforms: Tensor) -> Tensor:
@@ -76,6 +87,8 @@ class Bernoulli(Likelihood):
     A pixel is white with probability level / 255 (Burda et al. 2015: drawn anew each time); images
     of levels 0 and 255 alone stay what they are.
     """
+
+    is_binary: ClassVar[bool] = True
 
     def target(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """1 where uniform < level / 255, else 0."""
@@ -113,6 +126,10 @@ class Continuous(Likelihood):
         """The location, cut to what an image can show."""
         return image_from_position(position(parameters[:, : self.channels]))
 
+
+class Invertible(Continuous):
+    """A density whose cumulative distribution has an inverse in closed form: drawn by it."""
+
     def draw(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """The level on which a draw of the density falls; draws outside go to the nearest."""
         uniforms = uniform_like(parameters[:, : self.channels], generator)
@@ -123,7 +140,7 @@ class Continuous(Likelihood):
         """The inverse cumulative distribution: position for uniforms on (0, 1)."""
 
 
-class ContinuousBernoulli(Continuous):
+class ContinuousBernoulli(Invertible):
     """Density C exp(logit * position) on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
@@ -158,8 +175,8 @@ class ContinuousBernoulli(Continuous):
         return 0.5 * (low + high)
 
 
-class Gaussian(Continuous):
-    """One deviation for all pixels, learned or fixed; 1 is the whole range, at least 1/256."""
+class OneScale(Continuous):
+    """One scale for all pixels, learned or fixed; 1 is the whole range, at least 1/256."""
 
     def __init__(self, channels: int, sigma: float, learned: bool) -> None:
         super().__init__(channels)
@@ -173,8 +190,17 @@ class Gaussian(Continuous):
 
     @property
     def sigma(self) -> Tensor:
-        """The deviation, a scalar, in [1/256, inf)."""
-        return _scale(self.scale)
+        """The scale, a scalar, in [1/256, inf)."""
+        return SMALLEST_SIGMA + (SIGMA_GAIN * self.scale).exp()
+
+    @property
+    def one_scale(self) -> Tensor | None:
+        """`sigma`."""
+        return self.sigma
+
+
+class Gaussian(OneScale, Invertible):
+    """`sigma` is the deviation."""
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         """-(t - m)^2 / (2 sigma^2) - ln sigma - ln(2 pi) / 2 - ln 256, summed."""
@@ -189,7 +215,7 @@ class Gaussian(Continuous):
         return position(parameters) + self.sigma * standard
 
 
-class GaussianPerPixel(Continuous):
+class GaussianPerPixel(Invertible):
     """A deviation for each pixel and channel, from the decoder."""
 
     @property
@@ -215,8 +241,8 @@ class GaussianPerPixel(Continuous):
         return location + sigma * standard
 
 
-class Laplace(Gaussian):
-    """exp(-|t - m| / b) / (2 b) with one learned scale b >= 1/256, stated as `sigma`'s place."""
+class Laplace(OneScale, Invertible):
+    """exp(-|t - m| / b) / (2 b); `sigma` is b."""
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         """-|t - m| / b - ln(2 b) - ln 256, summed."""
@@ -229,28 +255,6 @@ class Laplace(Gaussian):
         """m - b sign(u - 1/2) ln(1 - 2 |u - 1/2|)."""
         centred = uniforms - 0.5
         return position(parameters) - self.sigma * centred.sign() * torch.log1p(-2 * centred.abs())
-
-
-@dataclass(frozen=True)
-class OptimalGaussian:
-    """The Gaussian whose one deviation fits the given images best (Rybkin et al. 2021)."""
-
-    sigma: float
-    log_likelihood: Tensor
-    """[B] nats."""
-
-
-def optimal_gaussian(parameters: Tensor, target: Tensor) -> OptimalGaussian:
-    """For evaluation: sigma*^2 is the mean squared error over everything given, at least 1/256^2.
-
-    The deviation has seen what it scores, so this is no model to train or to compare others with.
-    """
-    squares = (target - position(parameters)).square().flatten(1).sum(1)
-    pixels = target[0].numel()
-    variance = (squares.double().mean() / pixels).clamp(min=SMALLEST_SIGMA**2)
-    constant = 0.5 * (variance.log() + LOG_2PI) + LOG_LEVELS
-    log_likelihood = -0.5 * squares.double() / variance - pixels * constant
-    return OptimalGaussian(float(variance.sqrt()), log_likelihood.to(target.dtype))
 
 
 def position(location: Tensor) -> Tensor:
@@ -285,10 +289,6 @@ def _refuse_grey(target: Tensor) -> None:
             "Bernoulli gives probabilities to 0 and 1 only: on grey values its cross-entropy is no "
             "likelihood (its mass on [0, 1] is 0.43 at p = 0.2). Use continuous_bernoulli."
         )
-
-
-def _scale(raw: Tensor) -> Tensor:
-    return SMALLEST_SIGMA + (SIGMA_GAIN * raw).exp()
 
 
 def _inverse_scale(sigma: float) -> float:

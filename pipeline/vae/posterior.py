@@ -31,8 +31,6 @@ class Posterior(abc.ABC):
 
     mean: Tensor
     log_variance: Tensor
-    clamped: Tensor
-    """[B]: dimensions of each image whose log-variance was cut to `LOG_VARIANCE_RANGE`."""
 
     @abc.abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
@@ -66,7 +64,6 @@ class DiagonalPosterior(Posterior):
 
     mean: Tensor
     log_variance: Tensor
-    clamped: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
         """mean + exp(log_variance / 2) * noise."""
@@ -98,7 +95,6 @@ class FullPosterior(Posterior):
 
     mean: Tensor
     cholesky: Tensor
-    clamped: Tensor
 
     @property
     def log_variance(self) -> Tensor:  # type: ignore[override]
@@ -157,8 +153,7 @@ def posterior_from_moments(
     low, high = LOG_VARIANCE_RANGE
     if kind == "diagonal":
         mean, raw = moments.chunk(2, dim=1)
-        log_variance = raw.clamp(low, high)
-        return DiagonalPosterior(mean, log_variance, _count_clamped(raw))
+        return DiagonalPosterior(mean, raw.clamp(low, high))
     dimensions = math.prod(latent_shape)
     mean, raw, below = torch.split(
         moments.flatten(1), [dimensions, dimensions, dimensions * (dimensions - 1) // 2], dim=1
@@ -166,13 +161,7 @@ def posterior_from_moments(
     rows, columns = torch.tril_indices(dimensions, dimensions, -1, device=moments.device)
     cholesky = torch.diag_embed((0.5 * raw.clamp(low, high)).exp())
     cholesky = cholesky.index_put((torch.arange(len(moments))[:, None], rows, columns), below)
-    return FullPosterior(mean.view(-1, *latent_shape), cholesky, _count_clamped(raw))
-
-
-def _count_clamped(raw: Tensor) -> Tensor:
-    low, high = LOG_VARIANCE_RANGE
-    outside = (raw.detach() < low) | (raw.detach() > high)
-    return outside.flatten(1).sum(1, dtype=torch.float32)
+    return FullPosterior(mean.view(-1, *latent_shape), cholesky)
 
 
 def standard_normal_log_prob(latents: Tensor) -> Tensor:

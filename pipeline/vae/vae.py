@@ -71,7 +71,7 @@ class VAE(nn.Module):
         `at_mean` adds the log-likelihood at the posterior's mean, for a second decoding.
         """
         target = self.likelihood.target(images, noise.pixels.to(self.dtype))
-        if isinstance(self.likelihood, Bernoulli):
+        if self.likelihood.is_binary:
             # The binarised image is the datum: encoder and likelihood see the same one.
             moments = self.network.encode(self._to_input(2 * target - 1))
         else:
@@ -183,14 +183,14 @@ def _likelihood(model: ModelConfig, channels: int) -> Likelihood:
         case "continuous_bernoulli":
             return ContinuousBernoulli(channels)
         case "gaussian":
-            return Gaussian(channels, model.sigma or 0.25, learned=True)
+            return Gaussian(channels, model.starting_sigma, learned=True)
         case "gaussian_fixed":
-            return Gaussian(channels, model.sigma or 0.1, learned=False)
+            return Gaussian(channels, model.starting_sigma, learned=False)
         case "gaussian_per_pixel":
             return GaussianPerPixel(channels)
         case "laplace":
-            return Laplace(channels, model.sigma or 0.25, learned=True)
+            return Laplace(channels, model.starting_sigma, learned=True)
         case "logistic":
             return DiscretisedLogistic(channels)
         case "logistic_mixture":
-            return LogisticMixture(channels, model.mixtures or 5)
+            return LogisticMixture(channels, model.num_mixtures)

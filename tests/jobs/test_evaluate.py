@@ -61,7 +61,8 @@ def test_models_of_different_measures_are_refused_before_an_image_is_read(
     data = shutil.copytree(place / "data", tmp_path / "data")
     for shard in data.rglob("*.tar"):
         shard.unlink()
-    with pytest.raises(ConfigError, match="Bernoulli scores the binarised image"):
+    words = "one scores the binarised image, the other the 256 levels"
+    with pytest.raises(ConfigError, match=words):
         evaluate(place, data=str(data), compare=(str(place / "binary"),))
 
 

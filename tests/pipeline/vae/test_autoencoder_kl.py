@@ -4,7 +4,7 @@ import torch
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError
 from pipeline.vae import build_vae
-from pipeline.vae.autoencoder_kl import AutoencoderKL
+from pipeline.vae.autoencoder_kl import AutoencoderKL, ResnetBlock
 from pipeline.vae.networks import NetworkShape
 
 
@@ -80,18 +80,29 @@ def test_each_factor_shrinks_by_itself_and_comes_back(factor: int, channels: int
         assert network.decode(torch.zeros(1, *network.latent_shape)).shape == (1, 6, 32, 32)
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
+def test_gradient_checkpointing_computes_each_block_again_and_changes_no_gradient() -> None:
     images = torch.rand(1, 3, 16, 16)
-    gradients = []
+    gradients: list[list[torch.Tensor | None]] = []
+    passes: list[int] = []
     for recompute in (False, True):
+        passes.append(0)
         torch.manual_seed(0)
         network = AutoencoderKL(
             NetworkShape(3, 16, 3), factor=4, width=32, gradient_checkpointing=recompute
         )
+
+        def count(*_: object) -> None:
+            passes[-1] += 1
+
+        for block in network.modules():
+            if isinstance(block, ResnetBlock):
+                block.register_forward_hook(count)
         network.decode(network.encode(images)[:, :3]).square().sum().backward()
         gradients.append([weight.grad for weight in network.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+    # What was not kept is computed a second time: each block runs once more.
+    assert passes[1] == 2 * passes[0] > 0
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -96,3 +96,14 @@ def test_a_bundle_from_before_a_knob_existed_still_loads_with_its_own_digest(
     monkeypatch.undo()
     assert "mixtures" not in json.loads((tmp_path / "config.json").read_text())
     assert load_bundle(tmp_path).digest == digest
+
+
+def test_a_folder_of_another_format_is_no_bundle_and_its_format_is_named(tmp_path: Path) -> None:
+    save_bundle(new_vae(), tmp_path)
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "cake"}))
+    with pytest.raises(ModelError, match=r"bundle\.json: no model bundle: its format is not"):
+        load_bundle(tmp_path)
+    path.write_text("[1]")
+    with pytest.raises(ModelError, match=r"bundle\.json: no model bundle"):
+        load_bundle(tmp_path)

@@ -58,3 +58,10 @@ def test_a_network_that_does_not_fit_is_refused_with_its_reason(name: str, messa
 
 def config(name: str) -> ModelConfig:
     return ModelConfig(kind="custom", custom=f"tests.pipeline.vae.test_custom:{name}")
+
+
+def test_a_network_that_has_no_start_at_keeps_its_weights() -> None:
+    vae = build_vae(config("Patches"), PreprocessConfig(image_size=8))
+    before = [weight.clone() for weight in vae.parameters()]
+    vae.start_at(torch.full((3, 8, 8), 0.3))
+    assert all(map(torch.equal, before, vae.parameters()))

@@ -105,3 +105,12 @@ def test_other_networks_and_likelihoods_are_not_written(tmp_path: Path):
     with pytest.raises(ModelError, match="one value per pixel"):
         write_diffusers(small(likelihood="logistic"), tmp_path)
     assert not is_diffusers(str(tmp_path))
+
+
+def test_a_folder_that_lacks_a_weight_is_refused_and_never_filled_with_random_numbers(tmp_path):
+    write_diffusers(small(), tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    for name in ("encoder.conv_in.weight", "decoder.conv_out.bias"):
+        save_file({n: tensor for n, tensor in weights.items() if n != name}, tmp_path / WEIGHTS)
+        with pytest.raises(ModelError, match=rf"missing.*{name}"):
+            read_diffusers(str(tmp_path))

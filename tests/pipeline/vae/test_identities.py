@@ -68,7 +68,7 @@ def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
 
     def posterior_of(values: torch.Tensor) -> DiagonalPosterior:
         mean, log_variance = values.view(2, 1, *vae.latent_shape)
-        return DiagonalPosterior(mean, log_variance, torch.zeros(1))
+        return DiagonalPosterior(mean, log_variance)
 
     def integrand(latents: torch.Tensor, q: DiagonalPosterior) -> torch.Tensor:
         decoded = vae.decode_parameters(latents[0])
@@ -79,7 +79,7 @@ def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
         """[draws, 4]: each draw's own gradient, by giving each its own copy of the parameters."""
         copies = parameters.detach().repeat(draws, 1).requires_grad_()
         means, log_variances = copies.view(draws, 2, *vae.latent_shape).unbind(1)
-        q = DiagonalPosterior(means, log_variances, torch.zeros(draws))
+        q = DiagonalPosterior(means, log_variances)
         function(q).sum().backward()
         assert copies.grad is not None
         return copies.grad

@@ -113,23 +113,11 @@ def test_uniform_density_costs_exactly_eight_bits_per_dim() -> None:
     assert float(-found) / (75 * math.log(2)) == pytest.approx(8, abs=1e-5)
 
 
-def test_optimal_sigma_gives_the_closed_form_of_sigma_vae() -> None:
-    generator = torch.manual_seed(0)
-    target = torch.rand(6, 3, 8, 8, dtype=torch.float64, generator=generator)
-    best = of.optimal_gaussian(torch.zeros_like(target), target)
-    mse = float((target - 0.5).square().mean())
-    assert best.sigma == pytest.approx(math.sqrt(mse), rel=1e-12)
-    per_dim = 0.5 * (math.log(2 * math.pi * mse) + 1) + LN_256
-    assert float(-best.log_likelihood.mean()) / 192 == pytest.approx(per_dim, abs=1e-9)
-
-
 def test_no_deviation_is_below_one_level() -> None:
     tiny = of.Gaussian(1, 1 / 256, learned=True)
     with torch.no_grad():
         tiny.scale.fill_(-50)
     assert float(tiny.sigma.detach()) >= 1 / 256
-    exact = torch.full((2, 1, 3, 3), 0.5)
-    assert of.optimal_gaussian(torch.zeros_like(exact), exact).sigma == pytest.approx(1 / 256)
 
 
 def test_log_sinh_ratio_is_smooth_across_its_series() -> None:
@@ -147,3 +135,12 @@ def test_start_at_gives_the_mean_image_back(name: str) -> None:
     wanted = torch.full((1, 2, 2), 0.3, dtype=torch.float64)
     shown = likelihood.mean(likelihood.start_at(wanted)[None])
     torch.testing.assert_close(shown[0], wanted, rtol=0, atol=2e-3)
+
+
+def test_a_likelihood_says_what_it_measures_and_whether_all_pixels_share_a_scale() -> None:
+    assert of.Bernoulli(1).measure == "binarised image"
+    assert {likelihood.measure for likelihood, _, _ in densities().values()} == {"256 levels"}
+    scales = {name: likelihood.one_scale for name, (likelihood, _, _) in densities().items()}
+    shared = {name: scale.item() for name, scale in scales.items() if scale is not None}
+    expected = {"gaussian": 0.25, "gaussian_narrowest": 1 / 256, "laplace": 0.1}
+    assert shared == pytest.approx(expected)

@@ -119,3 +119,13 @@ def test_geco_lowers_beta_until_the_reconstruction_holds_its_target() -> None:
 def test_knobs_that_make_no_sense_together_fail_at_construction(knobs: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="Value error"):
         ObjectiveConfig(**knobs)
+
+
+@pytest.mark.parametrize("log_likelihood", [math.nan, math.inf, -math.inf])
+def test_a_step_whose_likelihood_is_not_finite_leaves_geco_where_it_is(
+    log_likelihood: float,
+) -> None:
+    geco = ObjectiveConfig(kind="geco", target_bits_per_dim=4.0)
+    state = ObjectiveState(beta=0.5, constraint=0.1)
+    assert state.updated(geco, log_likelihood, 48) == state
+    assert state.updated(geco, -100.0, 48) != state

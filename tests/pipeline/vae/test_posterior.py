@@ -58,11 +58,10 @@ def test_total_kl_is_the_sum_over_dimensions_and_not_their_mean() -> None:
     torch.testing.assert_close(posterior.kl(), (100 * one).expand(2))
 
 
-def test_log_variances_out_of_range_are_cut_and_counted() -> None:
+def test_log_variances_out_of_range_are_cut() -> None:
     raw = torch.zeros(2, 6, 1, 1)
     raw[0, 3:] = torch.tensor([-31.0, 21.0, 3.0]).view(3, 1, 1)
     posterior = posterior_from_moments("diagonal", raw, SHAPE)
-    assert posterior.clamped.tolist() == [2, 0]
     assert posterior.log_variance[0].flatten().tolist() == [-30, 20, 3]
 
 
