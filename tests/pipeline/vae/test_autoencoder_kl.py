@@ -4,7 +4,7 @@ import torch
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError
 from pipeline.vae import build_vae
-from pipeline.vae.autoencoder_kl import AutoencoderKL, ResnetBlock
+from pipeline.vae.autoencoder_kl import AutoencoderKL, DownBlock, UpBlock
 from pipeline.vae.networks import NetworkShape
 
 
@@ -95,8 +95,8 @@ def test_gradient_checkpointing_computes_each_block_again_and_changes_no_gradien
             passes[-1] += 1
 
         for block in network.modules():
-            if isinstance(block, ResnetBlock):
-                block.register_forward_hook(count)
+            if isinstance(block, DownBlock | UpBlock):
+                block.register_forward_pre_hook(count)
         network.decode(network.encode(images)[:, :3]).square().sum().backward()
         gradients.append([weight.grad for weight in network.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
