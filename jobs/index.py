@@ -6,14 +6,15 @@ from pipeline.config import IndexConfig
 
 def main(config: IndexConfig) -> Outcome:
     """Reads each tar once, and commits a manifest that names them where they lie."""
-    from dataclasses import asdict
-
     from pipeline.packing.adopt import adopt
 
     result = adopt(config)
-    over = result.seen > 0 and result.rejected > config.bad_fraction * result.seen
+    over = result.counts.lost() > config.bad_fraction * result.counts.seen
     summary = [f"{result.dataset}: {result.samples} images in {result.shards} adopted tars."]
-    return Outcome(asdict(result), config.quarantine_exit if over else 0, summary)
+    summary += result.counts.summary()
+    if result.rejects_url:
+        summary.append(f"Rejected samples, with reasons: {result.rejects_url}")
+    return Outcome(result.to_json(), config.quarantine_exit if over else 0, summary)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,51 @@ if TYPE_CHECKING:
 
 def main(config: PackConfig) -> Outcome:
     """Packs, and says what became of every input."""
-    from dataclasses import asdict
-
     if config.dry_run:
+        from dataclasses import asdict
+
         from pipeline.packing.cost import probe
 
         estimate = probe(config)
         return Outcome(asdict(estimate), summary=[estimate.summary])
     result = _pack(config)
-    over = result.seen > 0 and result.rejected > config.bad_fraction * result.seen
-    summary = [f"{result.dataset}: {result.samples} images in {result.shards} shards."]
+    over = result.counts.lost(config.ignore) > config.bad_fraction * result.counts.seen
+    code = config.quarantine_exit if over else 0
+    return Outcome(result.to_json(), code, _summary(config, result))
+
+
+def _summary(config: PackConfig, result: "PackResult") -> list[str]:
+    lines = [f"{result.dataset}: {result.samples:,} images in {result.shards} shards."]
+    lines += result.counts.summary()
     if result.rejects_url:
-        summary.append(f"Rejected inputs, with reasons: {result.rejects_url}")
-    return Outcome(asdict(result), config.quarantine_exit if over else 0, summary)
+        lines.append(f"Rejected and ignored inputs, with reasons: {result.rejects_url}")
+    found, table = result.found, result.table
+    if result.samples:
+        lines.append(
+            f"Sides of {found['smallest_side']} to {found['largest_side']} pixels; modes "
+            + ", ".join(f"{mode} {number:,}" for mode, number in found["modes"].items())
+            + "."
+        )
+    if found["num_labels"]:
+        shown = [f"{label} {number:,}" for label, number in list(found["labels"].items())[:5]]
+        more = ", ..." if found["num_labels"] > len(shown) else ""
+        lines.append(f"{found['num_labels']:,} labels: {', '.join(shown)}{more}.")
+    if table.get("rows"):
+        lines.append(
+            f"{table['images']:,} of {result.seen:,} inputs found their row; "
+            f"{table['rows'] - table['met']:,} of {table['rows']:,} rows name no input"
+            + (f" (e.g. {table['example']!r})." if table["example"] else ".")
+        )
+    if result.copies:
+        lines.append(
+            f"{result.copies:,} samples are exact copies of others; --deduplicate keeps one."
+        )
+    if result.holdout is not None and not result.holdout_samples:
+        lines.append(
+            f"The hold-out is EMPTY: {config.holdout:g} of {result.samples:,} images came to none. "
+            "Training will have no held-out measure; pack anew with a larger --holdout."
+        )
+    return lines
 
 
 def _pack(config: PackConfig) -> "PackResult":

@@ -19,6 +19,13 @@ def main(config: StoresConfig) -> Outcome:
         f"{row['failed']} failed, {row['bytes'] / 2**20:.1f} MiB"
         for row in rows
     ]
+    if config.keys:
+        from pipeline.data.keys import path_of
+        from pipeline.latents import LatentStore
+
+        keys = list(LatentStore.open(url).keys)
+        result["keys"] = keys
+        lines += [f"  {key}  {path_of(key)}" for key in keys]
     if config.gc:
         collect = remove_garbage if config.delete else find_garbage
         garbage = collect(url, unfinished=config.unfinished)

@@ -4,6 +4,7 @@ from typing import Any
 
 from jobs.command import Outcome, run_job
 from pipeline.config.verify import PROVED_BATCH, VerifyConfig
+from pipeline.data.keys import path_of
 
 
 def main(config: VerifyConfig) -> Outcome:
@@ -27,9 +28,24 @@ def main(config: VerifyConfig) -> Outcome:
             more = {"reencoded": again.images, "equal": again.equal,
                     "largest_difference": again.largest_difference}  # fmt: skip
     summary = problems or [f"{url}: whole."]
+    if config.keys:
+        keys = _keys(config)
+        more["keys"] = keys
+        summary = [*summary, *(f"  {key}  {path_of(key)}" for key in keys)]
     return Outcome(
         {"ok": not problems, "problems": problems, **more}, 1 if problems else 0, summary
     )
+
+
+def _keys(config: VerifyConfig) -> list[str]:
+    if config.store is not None:
+        from pipeline.latents import LatentStore
+
+        return list(LatentStore.open(config.store).keys)
+    from pipeline.data import Dataset
+
+    assert config.dataset is not None, "the config demands one of both"
+    return list(Dataset.open(config.dataset).keys())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.config import DecodeConfig, VerifyConfig
 from pipeline.data import Dataset
+from pipeline.data.keys import file_name_of
 from pipeline.encoding.reencode import Reencoded, reencode
 from pipeline.errors import ConfigError, ModelError, StoreError
 from pipeline.evaluation.directions import label_direction, principal_axes
@@ -40,7 +41,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Named:
-    """A latent [Z, h, w] float32 and the name of its image, without ending."""
+    """A latent [Z, h, w] float32 and the key of its image, or a name of ours."""
 
     name: str
     latent: Tensor
@@ -64,7 +65,7 @@ def run_decoding(config: DecodeConfig) -> dict[str, Any]:
             progress.advance(written)
         else:
             for name, pixels in images:
-                storage.publish(storage.below(output, f"{name}.png"), png(pixels))
+                storage.publish(storage.below(output, f"{file_name_of(name)}.png"), png(pixels))
                 written += 1
                 progress.advance(1)
     return {"images": written, "output": output, "model_digest": store.model_digest}
@@ -181,9 +182,10 @@ def _direction(store: LatentStore, config: DecodeConfig) -> tuple[Tensor, Tensor
 
 def _by_key(store: LatentStore, key: str) -> Named:
     try:
-        return Named(key, _tensor(store.by_key(key).tensors[_primary(store)]))
+        found = store.by_key(key)
+        return Named(found.key, _tensor(found.tensors[_primary(store)]))
     except KeyError as error:
-        raise ConfigError(f"{error.args[0]}. Keys are the images' paths without ending.") from None
+        raise ConfigError(f"{error.args[0]}") from None
 
 
 def _all(store: LatentStore) -> Iterator[Named]:

@@ -19,3 +19,6 @@ class IndexConfig(BudgetConfig):
     )
     output: Url = Field(description="Where the dataset goes.")
     verify: Literal["full", "header", "none"] = Field("header", description=CHECK)
+    image_extension: str | None = Field(
+        None, description="The image's, where samples have several; None: the plain one, as x.png."
+    )

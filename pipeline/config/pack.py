@@ -12,14 +12,32 @@ from pipeline.config.sections import (
 
 
 class PackConfig(PortionConfig):
-    """`jobs.pack`: folders, tars and zips of images become a sharded dataset."""
+    """`jobs.pack`: folders, archives and tables of images become a sharded dataset."""
 
     source: tuple[Url, ...] = Field(
-        (), description="Folders, tar or zip archives, globs, object-storage prefixes."
+        (),
+        description="Folders, prefixes, globs; tar, zip, Parquet or Arrow files that hold images; "
+        "tables (.csv, .tsv, .jsonl, .parquet) whose rows name them.",
     )
     output: Url = Field(description="Where the dataset goes.")
     append: bool = Field(False, description="Add what an existing dataset has not seen yet.")
-    remove: tuple[str, ...] = Field((), description="Keys to remove (with --append).")
+    remove: tuple[str, ...] = Field(
+        (), description="Paths (or keys) of samples to remove (with --append)."
+    )
+    retry_rejected: bool = Field(
+        False, description="With --append: read only what was rejected or ignored before."
+    )
+    deduplicate: bool = Field(
+        False, description="Of inputs with the same bytes, the first one counts alone."
+    )
+    image_column: str | None = Field(
+        None, description="The column of tables that holds the images; None: the one that does."
+    )
+    below: tuple[Url, ...] = Field(
+        (),
+        description="Prefixes below which the rows of a list may name inputs, besides its own "
+        "folder.",
+    )
     repack: tuple[str, ...] = Field(
         (), description="Damaged shards, as jobs.verify names them, to pack anew (with --append)."
     )
@@ -30,6 +48,9 @@ class PackConfig(PortionConfig):
     verify: Literal["full", "header"] = Field("full", description=CHECK)
     annotations: Url | None = Field(
         None, description="Labels and captions by path: a .csv, .tsv, .jsonl or .parquet table."
+    )
+    unmatched: float = Field(
+        0.25, ge=0, le=1, description="Largest share of images that --annotations may leave out."
     )
     encoding: Literal["keep", "jpeg", "webp"] = Field(
         "keep", description="keep: the original bytes; else each image is encoded anew."
@@ -43,6 +64,11 @@ class PackConfig(PortionConfig):
         False, description="With --append: compare contents, not sizes and tags of files."
     )
     workers: int | None = Field(None, gt=0, description="Cores to use; None: all.")
+    ignore: tuple[str, ...] = Field(
+        (),
+        description="Kinds of inputs that may be ignored, such as .dng or hidden; all others that "
+        "look like images count against bad_fraction.",
+    )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -50,6 +76,8 @@ class PackConfig(PortionConfig):
             raise ValueError("give --source URL (or --remove KEYS)")
         if self.repack and not (self.append and self.source):
             raise ValueError("repack needs --append, and the --source of the images")
+        if self.retry_rejected and not (self.append and self.source):
+            raise ValueError("retry_rejected needs --append, and the --source of the images")
         if self.short_side is not None and self.encoding == "keep":
             raise ValueError("short_side needs --encoding jpeg or webp: kept bytes keep their size")
         return self

@@ -23,6 +23,7 @@ class VerifyConfig(Section):
 
     dataset: Url | None = Field(None, description=A_DATASET)
     store: Url | None = Field(None, description=A_STORE)
+    keys: bool = Field(False, description="Also list the samples: key and path, shard by shard.")
     worlds: tuple[int, ...] = Field(
         (1, 3, 8), description="Numbers of ranks for which the order of a dataset is proved."
     )

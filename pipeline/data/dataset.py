@@ -1,6 +1,6 @@
 """A dataset: a manifest and what it names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -58,6 +58,14 @@ class Dataset:
     def shard_url(self, shard: ShardRecord) -> str:
         """Where a shard lies: inside the dataset, or where it was adopted."""
         return shard.path if "://" in shard.path else storage.join(self.url, shard.path)
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all samples that count, in order; reads every index."""
+        for number, shard in enumerate(self.shards):
+            removed = set(shard.removed)
+            for position, key in enumerate(self.read_index(number).keys):
+                if position not in removed:
+                    yield key
 
     def read_index(self, number: int, read: Callable[[str], bytes] = storage.read) -> ShardIndex:
         """The index of shard `number`, whose bytes `read` gives, checked against the manifest."""

@@ -2,7 +2,8 @@
 
 Decided here, because decoders honestly differ (part of the preprocessing digest):
 
-- Formats: JPEG (with MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000. Others are rejected, also
+- Formats: JPEG (with MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000; HEIF and JPEG XL where the
+  extras `heif` and `jxl` are installed. Others are rejected, also
   those that Pillow could read (DDS, ICNS, FITS, QOI): no archive of photographs holds them.
 - EXIF orientation is applied; an animation gives its first frame; a palette is looked up.
 - Alpha is laid over white: `convert("RGB")` would show whatever colour the hidden pixels have.
@@ -20,6 +21,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.data.image_kinds import EXTRAS, HEAD_BYTES, has_extra, kind_of
 from pipeline.errors import SampleError
 
 PIXEL_LIMIT = 89_478_485
@@ -36,6 +39,7 @@ DECODER_VERSION = 1
 """Raised whenever the same bytes may give other pixels; part of the preprocessing digest."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
+_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED = frozenset((5, 6, 7, 8))
@@ -59,6 +63,8 @@ class ImageHeader:
     width: int
     height: int
     format: str
+    mode: str = ""
+    """Pillow's name for the kind of pixels, as stored: RGB, L, CMYK ..."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class _JpegHeader:
     height: int
     orientation: int
     shrinkable: bool
+    components: int
 
 
 def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
@@ -76,7 +83,7 @@ def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
         _check_pixels(jpeg.width, jpeg.height, pixel_limit)
         turned = jpeg.orientation in _TRANSPOSED
         width, height = (jpeg.height, jpeg.width) if turned else (jpeg.width, jpeg.height)
-        return ImageHeader(width, height, "JPEG")
+        return ImageHeader(width, height, "JPEG", _JPEG_MODES.get(jpeg.components, ""))
     image = _open(data, pixel_limit)
     # Pillow's TIFF plugin states the size after its own turn; its PNG plugin's own getexif() would
     # decode the whole image, for an EXIF chunk behind the pixels.
@@ -87,7 +94,7 @@ def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
     orientation = 1 if exif is None else exif.get(_ORIENTATION_TAG, 1)
     turned = orientation in _TRANSPOSED
     width, height = (image.height, image.width) if turned else (image.width, image.height)
-    return ImageHeader(width, height, image.format or "")
+    return ImageHeader(width, height, image.format or "", image.mode)
 
 
 def decode_image(
@@ -125,7 +132,8 @@ def check_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
         if _decode_jpeg(data, jpeg, 3, 1, "short") is not None:
             return probe_image(data, pixel_limit)
     height, width = _decode_pillow(data, pixel_limit, 3).shape[:2]
-    return ImageHeader(width, height, probe_image(data, pixel_limit).format)
+    header = probe_image(data, pixel_limit)
+    return ImageHeader(width, height, header.format, header.mode)
 
 
 def _check_pixels(width: int, height: int, pixel_limit: int) -> None:
@@ -201,7 +209,9 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 5)
             shrinkable = marker in _DCT_FRAMES
-            return _JpegHeader(width, height, orientation, shrinkable) if width and height else None
+            if not (width and height):
+                return None
+            return _JpegHeader(width, height, orientation, shrinkable, data[position + 9])
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker == 0xDA or length < 2:
             return None
@@ -228,12 +238,16 @@ def _exif_orientation(tiff: bytes) -> int:
 
 
 def _open(data: bytes, pixel_limit: int) -> Image.Image:
-    _silence_libtiff()
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SampleError("bomb", str(error)) from None
     except UnidentifiedImageError:
+        kind = kind_of(data[:HEAD_BYTES])
+        if kind in EXTRAS and not has_extra(kind):
+            raise SampleError(
+                f"needs-{kind}", f"is {kind.upper()}: install vae-pipeline[{kind}] to read it"
+            ) from None
         raise SampleError(
             "not-an-image",
             f"{len(data):,} bytes starting with {data[:8]!r} are no JPEG, PNG, WebP, GIF, BMP, "
@@ -302,6 +316,19 @@ def _sample_error(error: BaseException) -> SampleError:
 
 
 @cache
+def _formats() -> tuple[str, ...]:
+    """Pillow's names of what may be opened here; made ready by the first call."""
+    _silence_libtiff()
+    found = [*_FORMATS]
+    if has_extra("heif"):
+        import_module(EXTRAS["heif"]).register_heif_opener()
+        found.append("HEIF")
+    if has_extra("jxl"):
+        import_module(EXTRAS["jxl"])  # registers itself
+        found.append("JXL")
+    return tuple(found)
+
+
 def _silence_libtiff() -> None:
     """Takes away libtiff's handlers, which print hundreds of lines per hostile file to stderr.
 

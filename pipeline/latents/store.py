@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline import storage
+from pipeline.data.keys import find_key
 from pipeline.errors import StoreError
 from pipeline.latents.latent_file import LatentRows
 from pipeline.latents.shard_rows import ShardRows
@@ -82,13 +83,20 @@ class LatentStore:
         return at, kept + bisect_right([place - n for n, place in enumerate(gone)], kept)
 
     def by_key(self, key: str) -> Latent:
-        """The latent of this key; the first call reads every file's keys, about 150 bytes each.
+        """The latent of this key, or of the image at this path, as people write it.
 
-        Raises `KeyError` for a key that is not there.
+        The first call reads every file's keys, about 150 bytes each. Raises `KeyError` that names
+        near ones for a key that is not there.
         """
-        if key not in self._number_of_key:
-            raise KeyError(f"{self.url}: holds no latent of the key {key!r}")
-        return self[self._number_of_key[key]]
+        try:
+            return self[self._number_of_key[find_key(key, self._number_of_key)]]
+        except KeyError as error:
+            raise KeyError(f"{self.url}: {error.args[0]}") from None
+
+    @property
+    def keys(self) -> Iterator[str]:
+        """All keys, in the store's order."""
+        return (key for batch in self.batches(()) for key in batch.keys)
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -162,8 +170,7 @@ class LatentStore:
 
     @cached_property
     def _number_of_key(self) -> dict[str, int]:
-        keys = (key for batch in self.batches(()) for key in batch.keys)
-        return {key: number for number, key in enumerate(keys)}
+        return {key: number for number, key in enumerate(self.keys)}
 
 
 class LatentDataset(Dataset[dict[str, Any]]):

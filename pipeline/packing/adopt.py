@@ -10,24 +10,25 @@ import os
 import re
 import tarfile
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data.decode import PIXEL_LIMIT
+from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
 from pipeline.errors import DatasetError, SampleError
-from pipeline.packing.archives import BLOCK, check_tar_end
 from pipeline.packing.commit import REJECTS, PackResult
+from pipeline.packing.counts import Counts
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import SIDECARS, index_of
-from pipeline.packing.sources import IMAGE_SUFFIXES
 from pipeline.progress import Progress
+from pipeline.sources.members import BLOCK, tar_headers
 
 _PART_BYTES = 16 * 2**20
 _NO_IMAGE = "no-image"
@@ -40,7 +41,10 @@ class AdoptedShard:
     record: ShardRecord
     index: bytes
     keys: list[str]
+    seen: int
     rejects: list[dict[str, str]]
+    others: Counter[str]
+    """Members that belong to no sample, by what they are; images beside the chosen ones."""
 
 
 def adopt(config: IndexConfig) -> PackResult:
@@ -57,10 +61,17 @@ def adopt(config: IndexConfig) -> PackResult:
     threads = len(os.sched_getaffinity(0))
     adopted: list[AdoptedShard] = []
     with ThreadPoolExecutor(threads) as pool, Progress("indexing", len(urls), "tars") as progress:
-        for shard in pool.map(lambda url: adopt_tar(url, config.verify), urls):
+        extension = config.image_extension
+        for shard in pool.map(lambda url: adopt_tar(url, config.verify, extension), urls):
             adopted.append(shard)
             progress.advance()
+    if not any(shard.seen for shard in adopted):
+        raise DatasetError(f"{', '.join(config.source)}: holds no samples in {len(urls)} tars.")
     _check_keys(adopted)
+    return _commit(output, adopted)
+
+
+def _commit(output: str, adopted: Sequence[AdoptedShard]) -> PackResult:
     current = read_current(output)  # Now: another jobs.index may have committed meanwhile.
     records = tuple(shard.record for shard in adopted)
     _check_current(output, current, records)
@@ -79,9 +90,14 @@ def adopt(config: IndexConfig) -> PackResult:
         manifest = current
     else:
         commit(output, manifest)
-    # A sample without an image is no row of the index, but it was seen.
-    seen = sum(record.samples for record in records)
-    seen += sum(reject["reason"] == _NO_IMAGE for reject in rejects)
+    counts = Counts(
+        seen=sum(shard.seen for shard in adopted),
+        packed=manifest.samples,
+        duplicates=0,
+        reasons=dict(sorted(Counter(reject["reason"] for reject in rejects).items())),
+        ignored={},
+        others=dict(sorted(sum((shard.others for shard in adopted), Counter[str]()).items())),
+    )
     return PackResult(
         dataset=output,
         digest=manifest.digest,
@@ -89,93 +105,142 @@ def adopt(config: IndexConfig) -> PackResult:
         samples=manifest.samples,
         shards=len(records),
         bytes=sum(record.bytes for record in records),
-        seen=seen,
-        added=seen - len(rejects),
-        removed=0,
-        rejected=len(rejects),
-        reasons=dict(Counter(reject["reason"] for reject in rejects)),
+        counts=counts,
+        added=manifest.samples,
         rejects_url=rejects_url if rejects else None,
-        ignored={},
     )
 
 
-def adopt_tar(url: str, verify: str) -> AdoptedShard:
-    """Reads one tar to its end, once."""
+def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedShard:
+    """Reads one tar to its end, once; `extension` is the image's where samples have several."""
     stream = _HashingStream(url)
+    where = storage.shown(url)
     rows: list[dict[str, Any]] = []
     removed: list[int] = []
     rejects: list[dict[str, str]] = []
-    end = 0
-    try:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for sample in _samples(tar, stream.size, url):
-                end = sample["ends"]
-                image = sample.pop("image", None)
-                if image is None:
-                    rejects.append(_reject(url, sample["keys"], _NO_IMAGE, "no image member"))
-                    continue
-                try:
-                    found = _inspect(image, verify)
-                    sample |= {"widths": found.width, "heights": found.height}
-                except SampleError as error:
-                    removed.append(len(rows))
-                    rejects.append(_reject(url, sample["keys"], error.reason, str(error)))
-                rows.append(sample)
-                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-            end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise DatasetError(
-            f"{storage.shown(url)}: can't be read as a tar after byte {end} ({error}). It was cut "
-            "short or is none: copy it again."
-        ) from None
+    others: Counter[str] = Counter()
+    seen = 0
+    for sample in _samples(stream, where, others):
+        seen += 1
+        fault = sample.fault
+        image = None if fault else sample.chosen(extension, where)
+        if image is None:
+            reason, message = fault or (_NO_IMAGE, "no image member")
+            rejects.append(_reject(url, sample.key, reason, message))
+            continue
+        others.update(other.extension for other in sample.images if other is not image)
+        row = sample.row | {
+            "extensions": image.extension, "crc32": zlib.crc32(image.data),
+            "offsets": image.offset, "sizes": len(image.data),
+        }  # fmt: skip
+        try:
+            found = _inspect(image.data, verify)
+            row |= {"widths": found.width, "heights": found.height}
+        except SampleError as error:
+            removed.append(len(rows))
+            rejects.append(_reject(url, sample.key, error.reason, str(error)))
+        rows.append(row)
     stream.drain()
-    check_tar_end(storage.read(url, end, end + 2 * BLOCK), end, url)
     index = index_of(rows).to_bytes()
     name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
     record = ShardRecord(
         url if "://" in url else f"file://{url}", stream.size, stream.sha256, len(rows),
         f"index/{name}.arrow", hashlib.sha256(index).hexdigest(), tuple(removed),
     )  # fmt: skip
-    return AdoptedShard(record, index, [row["keys"] for row in rows], rejects)
+    return AdoptedShard(record, index, [row["keys"] for row in rows], seen, rejects, others)
 
 
-def _samples(tar: tarfile.TarFile, size: int, url: str) -> Iterator[dict[str, Any]]:
-    """Members that follow each other and share a key are one sample, as webdataset groups them."""
-    row: dict[str, Any] = {}
-    for member in tar:
-        if not member.isreg():
-            continue
-        end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-        if end > size:
+@dataclass(frozen=True)
+class _Image:
+    """One image member of a sample."""
+
+    extension: str
+    data: bytes
+    offset: int
+
+
+@dataclass
+class _Sample:
+    """Members that follow each other and share a key."""
+
+    key: str
+    row: dict[str, Any]
+    images: list[_Image] = field(default_factory=list)
+    fault: tuple[str, str] | None = None
+    """Why it can't be used as it lies: reason and message."""
+
+    def chosen(self, extension: str | None, where: str) -> _Image | None:
+        """Its image: the one of that extension, else the plain one, else the only one.
+
+        Raises `DatasetError` where that leaves several.
+        """
+        if extension is not None:
+            wanted = extension.lower().lstrip(".")
+            return next((image for image in self.images if image.extension == wanted), None)
+        plain = [image for image in self.images if "." not in image.extension]
+        left = plain or self.images
+        if len(left) > 1:
             raise DatasetError(
-                f"{storage.shown(url)}: ends inside {member.name}: it was cut short. Copy again."
+                f"{where}: the sample {self.key!r} has several images: "
+                f"{', '.join(image.extension for image in left)}. Say which one to take: "
+                f"--image-extension {left[0].extension}."
             )
-        if member.name.startswith("/") or ".." in member.name.split("/"):
-            raise DatasetError(
-                f"{storage.shown(url)}: the member {member.name!r} leads out of whatever folder "
-                "this is unpacked to. Pack its images anew (jobs.pack), which names them safely."
-            )
+        return left[0] if left else None
+
+
+def _samples(stream: "_HashingStream", where: str, others: Counter[str]) -> Iterator[_Sample]:
+    """Members as webdataset groups them; what is no file is a sample that can't be used."""
+    sample: _Sample | None = None
+    for base, member in tar_headers(stream, 0, stream.size, where):  # type: ignore[arg-type]
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
-        key = f"{folder}/{stem}" if folder else stem
-        if not stem or not extension:
+        if member.isdir() or not stem or not extension:
+            others["folders" if member.isdir() else "without key"] += 1
             continue
-        if row and row["keys"] != key:
-            yield row
-            row = {}
-        row = row or {"keys": key, "starts": member.offset}
-        row["ends"] = end
-        extension = extension.lower()
-        if extension in SIDECARS:
-            row |= {f"{extension}_offsets": member.offset_data, f"{extension}_sizes": member.size}
-        elif PurePosixPath(f"x.{extension}").suffix in IMAGE_SUFFIXES and "image" not in row:
-            file = tar.extractfile(member)
-            assert file is not None, "a regular member has bytes"
-            image = file.read()
-            row |= {"image": image, "extensions": extension, "crc32": zlib.crc32(image)}
-            row |= {"offsets": member.offset_data, "sizes": member.size}
-    if row:
-        yield row
+        _check_member(member, base, stream.size, where)
+        key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
+        if sample is not None and sample.key != _utf8(key):
+            yield sample
+            sample = None
+        if sample is None:
+            sample = _Sample(_utf8(key), {"keys": key, "starts": base + member.offset})
+            if _utf8(key) != key:
+                sample.fault = ("name", "its name is not UTF-8: rename it, or jobs.pack its images")
+        _add_member(sample, stream, base, member, extension)
+    if sample is not None:
+        yield sample
+
+
+def _add_member(
+    sample: _Sample, stream: "_HashingStream", base: int, member: tarfile.TarInfo, extension: str
+) -> None:
+    offset = base + member.offset_data
+    sample.row["ends"] = offset + -(-member.size // BLOCK) * BLOCK
+    image = PurePosixPath(f"x.{extension}").suffix in IMAGE_SUFFIXES
+    if not member.isreg() or member.issparse():
+        if image:
+            kind = "sparse" if member.isreg() else "link"
+            sample.fault = (kind, f"{member.name} is a {kind}: jobs.pack reads it, a copy it makes")
+        return
+    if extension in SIDECARS:
+        sample.row |= {f"{extension}_offsets": offset, f"{extension}_sizes": member.size}
+    elif image:
+        stream.seek(offset)
+        sample.images.append(_Image(extension, stream.read(member.size), offset))
+
+
+def _check_member(member: tarfile.TarInfo, base: int, size: int, where: str) -> None:
+    if member.isreg() and not member.issparse() and base + member.offset_data + member.size > size:
+        raise DatasetError(f"{where}: ends inside {member.name}: it was cut short. Copy again.")
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise DatasetError(
+            f"{where}: the member {member.name!r} leads out of whatever folder "
+            "this is unpacked to. Pack its images anew (jobs.pack), which names them safely."
+        )
+
+
+def _utf8(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _inspect(image: bytes, verify: str) -> PackedImage:
@@ -241,28 +306,55 @@ def expand_braces(url: str) -> list[str]:
 
 
 class _HashingStream(io.RawIOBase):
-    """An object read from its beginning to its end in ranged parts, hashed on the way."""
+    """An object read from its beginning to its end in ranged parts, hashed on the way.
+
+    It can be moved forward, and back within the last two parts.
+    """
 
     def __init__(self, url: str) -> None:
-        self._url, self._position, self._part = url, 0, memoryview(b"")
+        self._url, self._at, self._read_to = url, 0, 0
+        self._parts: deque[tuple[int, memoryview]] = deque(maxlen=2)
         self.size = storage.stat(url).size
         self._hash = hashlib.sha256()
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a byte; what lies between is read when it is asked for."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """The next byte's position."""
+        return self._at
+
     def read(self, size: int = -1) -> bytes:
-        if not self._part:
-            stop = min(self.size, self._position + _PART_BYTES)
-            self._part = memoryview(storage.read(self._url, self._position, stop))
-            self._hash.update(self._part)
-            self._position += len(self._part)
-        taken, self._part = self._part[:size], self._part[size:]
-        return bytes(taken)
+        """Bytes from here on, as many as asked for unless the object ends."""
+        end = self.size if size < 0 else min(self._at + size, self.size)
+        pieces = []
+        while self._at < end:
+            while self._read_to <= self._at:
+                self._read_part()
+            start, part = next(p for p in self._parts if p[0] <= self._at < p[0] + len(p[1]))
+            piece = part[self._at - start : end - start]
+            pieces.append(piece)
+            self._at += len(piece)
+        return b"".join(pieces)
+
+    def _read_part(self) -> None:
+        stop = min(self.size, self._read_to + _PART_BYTES)
+        part = memoryview(storage.read(self._url, self._read_to, stop))
+        if not part:
+            raise DatasetError(f"{storage.shown(self._url)}: became shorter while it was read.")
+        self._hash.update(part)
+        self._parts.append((self._read_to, part))
+        self._read_to += len(part)
 
     def drain(self) -> None:
         """Reads what is left, for the checksum."""
-        self._part = memoryview(b"")
-        while self.read(_PART_BYTES):
-            pass
+        while self._read_to < self.size:
+            self._read_part()
 
     @property
     def sha256(self) -> str:
+        """Of all that was read."""
         return self._hash.hexdigest()

@@ -1,8 +1,9 @@
 """The end of a pack: receipts become manifests, then the ledger, then the pointer to it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from pipeline import storage
 from pipeline.data.manifest import (
@@ -14,27 +15,33 @@ from pipeline.data.manifest import (
     write_manifest,
 )
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.packing.counts import Counts, counted
+from pipeline.packing.inventory import Inventory
 from pipeline.packing.ledger import (
     STATE,
     LedgerRow,
     PackState,
     create_state,
-    read_ledger,
+    ledger_rows,
     read_state,
     state_to_bytes,
     without,
     write_ledger,
 )
 from pipeline.packing.plan import Plan, remove_plan
-from pipeline.packing.sources import SourceFile
 from pipeline.packing.unit import UnitReceipt, UnitRow
+from pipeline.sources.source_file import SourceFile
 
 REJECTS = "rejects.jsonl"
 
 
 @dataclass(frozen=True)
 class PackResult:
-    """What a pack ended with; counts of samples are of the whole dataset, `seen` of this call."""
+    """What a pack ended with.
+
+    `samples`, `shards`, `bytes`, `copies` and the last ones are of the whole dataset, the law's
+    numbers of what the sources hold now, `added` and `removed` of this call.
+    """
 
     dataset: str
     digest: str
@@ -42,16 +49,44 @@ class PackResult:
     samples: int
     shards: int
     bytes: int
-    seen: int
-    added: int
-    removed: int
-    rejected: int
-    reasons: Mapping[str, int]
-    rejects_url: str | None
-    ignored: Mapping[str, int]
-    """Files below the sources whose suffix is no image's, by suffix; "hidden" for dot files."""
+    counts: Counts
+    added: int = 0
+    removed: int = 0
+    rejects_url: str | None = None
     holdout: str | None = None
     holdout_samples: int = 0
+    copies: int = 0
+    """Samples of which another one has exactly the same bytes as they were before packing."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """Sides in pixels, modes, labels with their numbers of images."""
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """Of the annotations: how many rows, how many of them name an input, how many are named."""
+
+    @property
+    def seen(self) -> int:
+        """Inputs that the sources hold."""
+        return self.counts.seen
+
+    @property
+    def rejected(self) -> int:
+        """Inputs that are not good."""
+        return self.counts.rejected
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """Of the rejected ones."""
+        return self.counts.reasons
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """Inputs that were not opened, by kind."""
+        return self.counts.ignored
+
+    def to_json(self) -> dict[str, Any]:
+        """The result of the job: the law's numbers stand beside the rest."""
+        values = asdict(self)
+        law = values.pop("counts")
+        return {**values, **law, "rejected": self.rejected}
 
 
 def commit_generation(
@@ -59,45 +94,32 @@ def commit_generation(
     plan: Plan,
     receipts: Sequence[UnitReceipt],
     state: PackState | None,
-    ledger: Mapping[str, LedgerRow],
+    inventory: Inventory,
 ) -> PackResult:
     """Writes manifests and ledger, then creates the state that names them: from then on all counts.
 
     Raises `DatasetError` if another pack has committed this generation with other content.
     """
-    units = list(plan.units())
-    rows: dict[str, LedgerRow] = {}
-    for unit, receipt in zip(units, receipts, strict=True):
-        for file, row in zip(plan.files[unit], receipt.rows, strict=True):
-            rows[file.key] = _ledger_row(file, row, receipt, ledger.get(file.key))
-    for key in plan.removals:
-        old = ledger[key]
-        rows[key] = _replaced(old, split="", shard="", position=-1, reason="removed", message="")
-    merged = {**ledger, **rows}
-    dead: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for key, now in rows.items():
-        before = ledger.get(key)
-        if before is not None and before.shard and before.shard != now.shard:
-            dead[before.split][before.shard].add(before.position)
-    if not any(row.shard for row in merged.values()) and state is None:
-        _write_rejects(output, merged.values())
+    merger = _Merger(plan, receipts, inventory)
+    path = write_ledger(output, plan.generation, merger.rows(), inventory.folder)
+    if not inventory.number("COUNT(*)") and state is None:
+        write_rejects(output, inventory)
         remove_plan(output, plan.generation)
         raise DatasetError(
-            f"{output}: none of the {len(plan.files)} inputs can be used; "
+            f"{output}: none of the {plan.files} inputs can be used; "
             f"{storage.join(output, REJECTS)} lists each with its reason."
         )
     manifests = {
-        split: _write_split(output, split, receipts, dead[split], state)
+        split: _write_split(output, split, receipts, merger.dead[split], state)
         for split in (("train", "holdout") if plan.request["options"]["holdout"] else ("",))
     }
-    path = write_ledger(output, plan.generation, rows.values())
     sources = sorted({*(state.sources if state else ()), *plan.request["sources"]})
     state = PackState(
         plan.generation, plan.request["options"], tuple(sources), plan.classes,
         (*(state.ledgers if state else ()), path), manifests,
     )  # fmt: skip
     committed = create_state(output, state)
-    newest, ledger = publish_newest(output, state if committed else None, merged)
+    newest = publish_newest(output, state if committed else None, inventory)
     remove_plan(output, plan.generation)
     if not committed:
         raise DatasetError(
@@ -105,31 +127,79 @@ def commit_generation(
             "that changed in between; nothing of it was touched. Run the same command again: it "
             "packs what is missing."
         )
-    statuses = Counter[str](row.status for receipt in receipts for row in receipt.rows)
-    return present_result(output, newest, ledger, plan, statuses, rows.values())
+    return present_result(output, newest, inventory, plan, merger)
 
 
-def publish_newest(
-    output: str, state: PackState | None, ledger: Mapping[str, LedgerRow]
-) -> tuple[PackState, Mapping[str, LedgerRow]]:
-    """Makes all that is read first name the newest state; that state, and its ledger.
+class _Merger:
+    """Makes the ledger's rows of a generation, and finds the samples that no longer count."""
 
-    `ledger` is that of `state`. A pack that slept may replace what a later one wrote; but whoever
-    writes looks for a newer state afterwards, so that whoever writes last writes the newest.
+    def __init__(self, plan: Plan, receipts: Sequence[UnitReceipt], inventory: Inventory) -> None:
+        self._plan, self._receipts, self._inventory = plan, receipts, inventory
+        self.dead: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(
+            lambda: defaultdict(set)
+        )
+        """Positions that no longer count, by split and shard."""
+        self.statuses: Counter[str] = Counter()
+        """What became of the inputs that were read, by "STATUS:REASON"."""
+        self.added = 0
+
+    def rows(self) -> Iterator[LedgerRow]:
+        """In the plan's order, then what is removed; each is in the inventory when it is given."""
+        for number, receipt in enumerate(self._receipts):
+            unit = self._plan.unit(number)
+            for file, found in zip(unit.files, receipt.rows, strict=True):
+                before = self._inventory.row(file.key)
+                row = _ledger_row(file, found, receipt, before)
+                if row.status == "packed" and self._is_duplicate(row, before):
+                    self.dead[row.split][row.shard].add(row.position)
+                    row = replace(row, status="duplicate", split="", shard="", position=-1)
+                self._take(row, before)
+                self.statuses[f"{row.status}:{row.reason}"] += 1
+                self.added += found.status == "packed" and row.status == "packed"
+                yield row
+        for key in self._plan.removals:
+            old = self._inventory.row(key)
+            assert old is not None, "only what is there is removed"
+            row = replace(
+                old, split="", shard="", position=-1, status="removed", reason="", message=""
+            )
+            self._take(row, old)
+            yield row
+
+    def _is_duplicate(self, row: LedgerRow, before: LedgerRow | None) -> bool:
+        return bool(
+            self._plan.request["deduplicate"]
+            and not (before is not None and before.shard == row.shard)
+            and self._inventory.copy_of(row.sha256, row.key)
+        )
+
+    def _take(self, row: LedgerRow, before: LedgerRow | None) -> None:
+        if before is not None and before.shard and before.shard != row.shard:
+            self.dead[before.split][before.shard].add(before.position)
+        self._inventory.put((row,))
+
+
+def publish_newest(output: str, state: PackState | None, inventory: Inventory) -> PackState:
+    """Makes all that is read first name the newest state; that state, of which the inventory is.
+
+    The inventory is that of `state`. A pack that slept may replace what a later one wrote; but
+    whoever writes looks for a newer state afterwards: who writes last writes the newest.
     """
     written = None
     while (newest := read_state(output)) != written:
         assert newest is not None, "whoever publishes has seen a state"
         if newest != state:
-            state, ledger = newest, read_ledger(output, newest)
-        _write_rejects(output, ledger.values())
+            state = newest
+            inventory.forget_ledger()
+            inventory.put(ledger_rows(output, newest))
+        write_rejects(output, inventory)
         for split, digest in newest.manifests.items():
             url = _split_url(output, split)
             _replace(storage.join(url, POINTER), pointer_to(read_generation(url, digest)))
         _replace(storage.join(output, STATE), state_to_bytes(newest))
         written = newest
     assert written is not None, "the loop wrote once at least"
-    return written, ledger
+    return written
 
 
 def _replace(url: str, data: bytes) -> None:
@@ -147,21 +217,15 @@ def _split_url(output: str, split: str) -> str:
 
 
 def present_result(
-    output: str,
-    state: PackState,
-    ledger: Mapping[str, LedgerRow],
-    plan: Plan,
-    statuses: Mapping[str, int] | None = None,
-    rows: Iterable[LedgerRow] = (),
+    output: str, state: PackState, inventory: Inventory, plan: Plan, merger: _Merger | None = None
 ) -> PackResult:
-    """The result from what is committed; without `statuses`, of a call that changed nothing."""
+    """The result from what is committed; without `merger`, of a call that changed nothing."""
     split = bool(state.options["holdout"])
     url = storage.join(output, "train") if split else output
     manifest = read_current(url)
     held = read_current(storage.join(output, "holdout")) if split else None
     assert manifest is not None, "a state is written after the manifests"
-    rejected = [row for row in ledger.values() if _is_rejected(row)]
-    now = statuses or {}
+    statuses = merger.statuses if merger is not None else Counter[str]()
     return PackResult(
         dataset=url,
         digest=manifest.digest,
@@ -169,26 +233,41 @@ def present_result(
         samples=manifest.samples,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
-        seen=sum(now.values()),
-        added=now.get("packed", 0),
+        counts=counted(statuses + Counter(plan.known), plan.seen, plan.others),
+        added=merger.added if merger is not None else 0,
         removed=len(plan.removals),
-        rejected=now.get("rejected", 0) if statuses is not None else len(rejected),
-        reasons=dict(
-            Counter(
-                row.reason
-                for row in (rows if statuses is not None else rejected)
-                if _is_rejected(row)
-            )
-        ),
-        rejects_url=storage.join(output, REJECTS) if rejected else None,
-        ignored=dict(sorted(plan.ignored.items())),
+        rejects_url=storage.join(output, REJECTS) if inventory.number("COUNT(*)", _LOST) else None,
         holdout=storage.join(output, "holdout") if split else None,
         holdout_samples=held.samples if held else 0,
+        copies=inventory.number("COUNT(*) - COUNT(DISTINCT sha256)"),
+        found=_found(inventory),
+        table=plan.table,
     )
 
 
-def _is_rejected(row: LedgerRow) -> bool:
-    return row.reason not in ("", "removed")
+_LOST = "status IN ('rejected', 'ignored')"
+_MOST_LABELS = 100
+"""Of which the result tells how many images each has: the most frequent ones."""
+
+
+def _found(inventory: Inventory) -> dict[str, Any]:
+    """What the samples are: sides in pixels, modes, labels."""
+    labels = Counter({label: n for label, n in inventory.tally("label").items() if label})
+    sides = {
+        name: inventory.number(expression)
+        for name, expression in (
+            ("smallest_side", "MIN(MIN(width, height))"),
+            ("largest_side", "MAX(MAX(width, height))"),
+            ("smallest_pixels", "MIN(width * height)"),
+            ("largest_pixels", "MAX(width * height)"),
+        )
+    }
+    return {
+        **sides,
+        "modes": {mode: n for mode, n in inventory.tally("mode").items() if mode},
+        "num_labels": len(labels),
+        "labels": dict(labels.most_common(_MOST_LABELS)),
+    }
 
 
 def _ledger_row(
@@ -196,25 +275,22 @@ def _ledger_row(
 ) -> LedgerRow:
     if row.status == "same":
         assert before is not None, "only content that is known can be the same"
-        return _replaced(before, url=file.url, size=file.size, etag=file.etag)
+        return replace(before, url=file.url, size=file.size, etag=file.etag)
     shard = receipt.shards[row.split].path if row.status == "packed" else ""
     return LedgerRow(
         file.key, file.url, file.path, file.size, file.etag, row.sha256, row.split, shard,
-        row.position, row.reason, row.message,
+        row.position, row.status, row.reason, row.message, row.label, row.width, row.height,
+        row.mode,
     )  # fmt: skip
 
 
-def _replaced(row: LedgerRow, **changes: str | int) -> LedgerRow:
-    return replace(row, **changes)  # type: ignore[arg-type]
-
-
-def _write_rejects(output: str, rows: Iterable[LedgerRow]) -> None:
+def write_rejects(output: str, inventory: Inventory) -> None:
+    """Lists what was rejected or ignored, with the reason; no file where there is nothing."""
     lines = [
         storage.canonical_json(
             {"path": row.path, "url": row.url, "reason": row.reason, "message": row.message}
         )
-        for row in sorted(rows, key=lambda row: row.key)
-        if _is_rejected(row)
+        for row in inventory.rows(_LOST)
     ]
     url = storage.join(output, REJECTS)
     if lines:
@@ -236,9 +312,9 @@ def _write_split(
     else:
         before = read_current(url)  # of a version that kept no digests
     old = before.shards if before else ()
-    new = [r.shards[split] for r in receipts if split in r.shards]
     present = {shard.path for shard in old}
-    shards = (*without(old, dead), *(shard for shard in new if shard.path not in present))
+    new = [r.shards[split] for r in receipts if split in r.shards]
+    shards = without((*old, *(shard for shard in new if shard.path not in present)), dead)
     if before is not None and shards == before.shards:
         return before.digest
     generation, parent = (before.generation + 1, before.digest) if before else (1, None)

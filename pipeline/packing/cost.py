@@ -11,8 +11,11 @@ from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.errors import SampleError
 from pipeline.packing.inspect_image import inspect_image
-from pipeline.packing.ledger import read_ledger, read_state
+from pipeline.packing.inventory import open_inventory
+from pipeline.packing.ledger import ledger_rows, read_state
 from pipeline.packing.pack import make_plan, policy_of
+from pipeline.packing.plan import Plan
+from pipeline.sources.tables import read_table_row
 
 PROBE_SECONDS = 5.0
 """Hundreds of images even of the large ones; the inputs are like each other."""
@@ -28,7 +31,8 @@ class Estimate:
     probed: int
     rejected_in_probe: int
     reasons: Mapping[str, int]
-    ignored: Mapping[str, int]
+    others: Mapping[str, int]
+    """Files that are no images, by suffix."""
 
     @property
     def summary(self) -> str:
@@ -43,13 +47,20 @@ def probe(config: PackConfig, probe_seconds: float = PROBE_SECONDS) -> Estimate:
     """Inspects the first inputs, in packing order, for `probe_seconds`; writes nothing."""
     output = storage.absolute(config.output)
     state = read_state(output)
-    plan = make_plan(config, output, state, read_ledger(output, state), 1)
+    with open_inventory() as inventory:
+        inventory.put(ledger_rows(output, state))
+        return _probe(config, make_plan(config, state, inventory, 1))
+
+
+def _probe(config: PackConfig, plan: Plan) -> Estimate:
     reasons: Counter[str] = Counter()
     start = time.monotonic()
     probed = 0
-    for file in plan.files:
+    for file in plan.inputs():
+        if file.status:
+            continue
         try:
-            data = file.read()
+            data = read_table_row(file, config.image_column).data if file.row_group else file.read()
             hashlib.sha256(data).hexdigest()
             inspect_image(data, policy_of(config))
         except SampleError as error:
@@ -58,13 +69,13 @@ def probe(config: PackConfig, probe_seconds: float = PROBE_SECONDS) -> Estimate:
         if time.monotonic() - start > probe_seconds:
             break
     cores = config.workers or len(os.sched_getaffinity(0))
-    seconds = (time.monotonic() - start) / max(probed, 1) * len(plan.files) / cores
+    seconds = (time.monotonic() - start) / max(probed, 1) * plan.files / cores
     return Estimate(
-        images=len(plan.files),
-        bytes=sum(file.size for file in plan.files),
+        images=plan.files,
+        bytes=plan.size,
         seconds=round(seconds, 3),
         probed=probed,
         rejected_in_probe=sum(reasons.values()),
         reasons=dict(reasons),
-        ignored=dict(plan.ignored),
+        others=dict(plan.others),
     )

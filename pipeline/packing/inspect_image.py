@@ -9,7 +9,14 @@ from PIL import Image
 from pipeline.data.decode import check_image, decode_image, probe_image
 from pipeline.errors import SampleError
 
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "DIB": "bmp"}
+_EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "TIFF": "tif",
+    "JPEG2000": "jp2",
+    "DIB": "bmp",
+    "HEIF": "heic",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class PackedImage:
     extension: str
     width: int
     height: int
+    mode: str = ""
+    """Of the original, as Pillow names it."""
 
 
 def inspect_image(data: bytes, policy: ImagePolicy) -> PackedImage:
@@ -43,21 +52,46 @@ def inspect_image(data: bytes, policy: ImagePolicy) -> PackedImage:
             "small", f"{header.width}x{header.height}, the shorter side is below {policy.min_side}"
         )
     if policy.encoding != "keep":
-        return _encode(data, policy)
+        return _encode(data, policy, header.mode)
     extension = _EXTENSIONS.get(header.format, header.format.lower())
-    return PackedImage(data, extension, header.width, header.height)
+    return PackedImage(data, extension, header.width, header.height, header.mode)
 
 
-def _encode(data: bytes, policy: ImagePolicy) -> PackedImage:
+def _encode(data: bytes, policy: ImagePolicy, mode: str) -> PackedImage:
     image = Image.fromarray(decode_image(data, policy.pixel_limit))
     short = min(image.size)
     if policy.short_side is not None and short > policy.short_side:
         scale = policy.short_side / short
         size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
         image = image.resize(size, Image.Resampling.LANCZOS)
+    name, most = _HELD[policy.encoding]
+    if max(image.size) > most:
+        raise SampleError(
+            "unsupported",
+            f"{image.width} x {image.height}: {name} holds at most {most:,} pixels a side",
+        )
+    try:
+        encoded = _encoded(image, policy)
+    except (OSError, ValueError, MemoryError) as error:
+        raise SampleError(
+            "unsupported", f"{image.width} x {image.height}: can't be encoded as {name}: {error}"
+        ) from None
+    return PackedImage(encoded, _EXTENSIONS.get(name.upper(), "webp"), *image.size, mode)
+
+
+# libwebp's WEBP_MAX_DIMENSION; libjpeg's JPEG_MAX_DIMENSION.
+_HELD = {"jpeg": ("JPEG", 65_500), "webp": ("WebP", 16_383)}
+
+
+def _encoded(image: Image.Image, policy: ImagePolicy) -> bytes:
     buffer = io.BytesIO()
-    if policy.encoding == "jpeg":
+    if policy.encoding == "webp":
+        image.save(buffer, "WEBP", quality=policy.quality)
+        return buffer.getvalue()
+    try:
         image.save(buffer, "JPEG", quality=policy.quality, optimize=True)
-        return PackedImage(buffer.getvalue(), "jpg", *image.size)
-    image.save(buffer, "WEBP", quality=policy.quality)
-    return PackedImage(buffer.getvalue(), "webp", *image.size)
+    except OSError:
+        # Noise does not fit the buffer that Pillow reckons for the two passes of `optimize`.
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=policy.quality)
+    return buffer.getvalue()

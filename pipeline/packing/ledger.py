@@ -8,8 +8,10 @@ packs creates; all that names a current state is derived from it.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +22,7 @@ from pipeline.errors import DatasetError, ObjectNotFoundError
 
 STATE = "pack.json"
 FORMAT = "vae-pipeline/pack"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,16 @@ class LedgerRow:
     split: str
     shard: str
     position: int
+    status: str
+    """packed, rejected, ignored, duplicate, removed: what counts is `packed`."""
     reason: str
-    """Why it was rejected, `removed`, or "" for a sample that counts."""
+    """Why it was rejected, or under which kind it was ignored."""
     message: str
+    label: str
+    width: int
+    height: int
+    mode: str
+    """As Pillow names it: RGB, L, RGBA, CMYK ..."""
 
 
 @dataclass(frozen=True)
@@ -96,49 +105,55 @@ def state_to_bytes(state: PackState) -> bytes:
 
 
 def read_ledger(output: str, state: PackState | None) -> dict[str, LedgerRow]:
-    """The newest row of each key."""
-    rows: dict[str, LedgerRow] = {}
+    """The newest row of each key, all in memory."""
+    return {row.key: row for row in ledger_rows(output, state)}
+
+
+def ledger_rows(output: str, state: PackState | None) -> Iterator[LedgerRow]:
+    """All rows, generation by generation: of several with one key, the last counts."""
     for path in state.ledgers if state else ():
         url = storage.join(output, path)
         try:
-            found = rows_from_bytes(storage.read(url))
+            yield from rows_from_bytes(storage.read(url))
         except (pa.ArrowException, TypeError) as error:
             raise DatasetError(
                 f"{url}: is no whole table of what was packed ({error}). Restore it, or pack anew "
                 "into another --output."
             ) from None
-        rows |= {row.key: row for row in found}
-    return rows
 
 
-def write_ledger(output: str, generation: int, rows: Iterable[LedgerRow]) -> str:
-    """Writes a generation's rows; the table's path below `output`."""
-    data = rows_to_bytes(rows)
-    path = f"ledger/{generation:06d}-{hashlib.sha256(data).hexdigest()[:12]}.arrow"
-    storage.publish(storage.join(output, path), data)
+def write_ledger(output: str, generation: int, rows: Iterable[LedgerRow], folder: Path) -> str:
+    """Writes a generation's rows, first into `folder`; the table's path below `output`."""
+    table = folder / "ledger.arrow"
+    with pa.OSFile(str(table), "wb") as file:
+        _write_rows(file, rows)
+    with table.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    path = f"ledger/{generation:06d}-{digest[:12]}.arrow"
+    storage.publish(storage.join(output, path), table)
     return path
 
 
-def rows_to_bytes(rows: Iterable[LedgerRow]) -> bytes:
-    """An Arrow IPC file."""
-    rows = list(rows)
-    columns = {
-        field.name: [getattr(row, field.name) for row in rows] for field in fields(LedgerRow)
-    }
-    whole = {"size", "position"}
-    schema = pa.schema([(name, pa.int64() if name in whole else pa.string()) for name in columns])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pa.table(columns, schema))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+_NAMES = [field.name for field in fields(LedgerRow)]
+_WHOLE = {"size", "position", "width", "height"}
+_SCHEMA = pa.schema([(name, pa.int64() if name in _WHOLE else pa.string()) for name in _NAMES])
+_BATCH_ROWS = 50_000
 
 
-def rows_from_bytes(data: bytes) -> list[LedgerRow]:
-    """From what `rows_to_bytes` gave."""
+def _write_rows(sink: Any, rows: Iterable[LedgerRow]) -> None:
+    rows = iter(rows)
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            columns = [[getattr(row, name) for row in batch] for name in _NAMES]
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+
+
+def rows_from_bytes(data: bytes) -> Iterator[LedgerRow]:
+    """From what `write_ledger` wrote, a batch at a time."""
     with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-        columns = reader.read_all().to_pydict()
-    return [LedgerRow(*values) for values in zip(*columns.values(), strict=True)]
+        for number in range(reader.num_record_batches):
+            columns = reader.get_batch(number).to_pydict()
+            yield from (LedgerRow(*values) for values in zip(*columns.values(), strict=True))
 
 
 def without(

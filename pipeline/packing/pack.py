@@ -2,19 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.decode import PIXEL_LIMIT
+from pipeline.data.keys import find_key
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, ObjectNotFoundError
-from pipeline.packing.annotations import Annotation, annotation_of, check_matching, read_annotations
-from pipeline.packing.archives import forget_unpacked
 from pipeline.packing.commit import (
     PackResult,
     commit_generation,
@@ -22,17 +24,32 @@ from pipeline.packing.commit import (
     publish_newest,
 )
 from pipeline.packing.inspect_image import ImagePolicy
-from pipeline.packing.ledger import LedgerRow, PackState, read_ledger, read_state
+from pipeline.packing.inventory import Choice, Inventory, TableCounts, open_inventory
+from pipeline.packing.ledger import PackState, ledger_rows, read_state
 from pipeline.packing.leftovers import find_leftovers, remove_leftovers
-from pipeline.packing.plan import Plan, check_request, claim, find_plan, remove_plan
-from pipeline.packing.sources import Listing, SourceFile, is_matching, list_sources
+from pipeline.packing.plan import (
+    Plan,
+    PlannedInputs,
+    check_request,
+    claim,
+    find_plan,
+    remove_plan,
+    write_inputs,
+)
 from pipeline.packing.unit import UnitJob, UnitReceipt, pack_unit, receipt_url
 from pipeline.progress import Progress
+from pipeline.sources.annotations import read_annotations
+from pipeline.sources.archives import forget_unpacked
+from pipeline.sources.listing import Listing, is_matching, list_sources
+from pipeline.sources.source_file import SourceFile
+from pipeline.sources.tables import read_table_row
 
 # Measured on 2 cores: threads of one process check photographs at 0.92 of bare decoding, processes
 # at 0.77, with half a second to start. Above some 4 cores Python's lock would bind the threads.
 _THREADS_SUFFICE = 4
 _WORTH_PROCESSES = 128 * 2**20
+_MOST_SUBMITTED = 2048
+"""Units handed to an executor at once: their inputs are in memory until they are done."""
 
 
 def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
@@ -48,6 +65,11 @@ def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
 
 
 def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
+    with open_inventory() as inventory:
+        return _pack_with(config, executor, inventory)
+
+
+def _pack_with(config: PackConfig, executor: Executor | None, inventory: Inventory) -> PackResult:
     output = storage.absolute(config.output)
     leftovers = find_leftovers(output)
     # Asked for in this order: whoever packs creates the state first.
@@ -56,25 +78,25 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
     )
     state = read_state(output)
     _check_output(config, output, state, is_dataset)
-    ledger = read_ledger(output, state)
+    inventory.put(ledger_rows(output, state))
     generation = (state.generation if state else 0) + 1
-    plan = find_plan(output, generation)
+    plan = find_plan(output, generation, inventory.folder)
     if plan is not None:
         check_request(plan, request_of(config), output)
     else:
-        plan = make_plan(config, output, state, ledger, generation)
+        plan = make_plan(config, state, inventory, generation)
         if not plan.files and not plan.removals:
-            assert state is not None, "a first pack without files has raised already"
-            return present_result(output, *publish_newest(output, state, ledger), plan)
+            if state is None:
+                raise DatasetError(f"{output}: there is nothing to pack: {plan.seen} inputs seen.")
+            return present_result(output, publish_newest(output, state, inventory), inventory, plan)
         plan = claim(output, plan)
         if read_state(output) != state:
             # Another pack committed the generation, and removed its plan, while this one listed.
             remove_plan(output, generation)
             return _pack(config, executor)
         check_request(plan, request_of(config), output)
-    jobs = _jobs(config, output, plan, executor)
-    receipts = _run_units(jobs, config, executor, len(plan.files))
-    result = commit_generation(output, plan, receipts, state, ledger)
+    receipts = _run_units(_Jobs(config, output, plan, executor), config, executor)
+    result = commit_generation(output, plan, receipts, state, inventory)
     remove_leftovers(leftovers)
     return result
 
@@ -100,6 +122,10 @@ def request_of(config: PackConfig) -> dict[str, Any]:
         "repack": list(config.repack),
         "annotations": config.annotations,
         "limit": config.limit,
+        "deduplicate": config.deduplicate,
+        "retry_rejected": config.retry_rejected,
+        "image_column": config.image_column,
+        "below": list(config.below),
         "shard_bytes": config.shard_bytes,
         "options": options_of(config),
     }
@@ -135,174 +161,204 @@ def _check_output(
 
 
 def make_plan(
-    config: PackConfig,
-    output: str,
-    state: PackState | None,
-    ledger: Mapping[str, LedgerRow],
-    generation: int,
+    config: PackConfig, state: PackState | None, inventory: Inventory, generation: int
 ) -> Plan:
-    """Lists the sources and plans what the dataset has not seen; nothing is written yet."""
-    listing = list_sources(config.source) if config.source else Listing()
-    files = listing.files
-    _check_same_origin(files, ledger)
-    anew = {key for key, row in ledger.items() if row.shard and row.shard in config.repack}
-    fresh = [
-        file for file in files if config.checksum or file.key in anew or not _is_known(file, ledger)
-    ]
+    """Lists the sources and plans what the dataset has not seen; nothing is stored yet."""
+    listing = Listing(image_column=config.image_column, below=config.below)
+    with Progress("listing", None, "inputs") as progress:
+        for source in config.source:
+            inventory.list_inputs(source, _shown(list_sources((source,), listing), progress))
+    known = Counter({("ignored", "replaced"): inventory.settle()})
+    told = _tell(config, inventory)
+    choice = Choice(config.checksum, config.retry_rejected, config.repack, config.image_column)
     if state is not None and not (config.append or config.remove):
-        _check_unchanged(files, fresh, ledger, output)
-        fresh = []
-    unknown = [key for key in config.remove if key not in ledger or not ledger[key].shard]
-    if unknown and not _all_removed(config.remove, ledger):
-        raise DatasetError(
-            f"{output}: has no sample with the key {unknown[0]!r} ({len(unknown)} such keys in "
-            "--remove). Keys are paths below the source, without suffix, dots written as %2E."
-        )
-    if config.limit is not None:
-        fresh = fresh[: config.limit]
-    rows: Mapping[str, Annotation] = {}
-    if config.annotations:
-        rows = read_annotations(config.annotations)
-        check_matching(rows, (file.path for file in fresh), config.annotations)
-    unit_bytes = int(config.shard_bytes / (1 - config.holdout))
-    known = tuple("" if f.key in anew else _known_content(f, ledger) for f in fresh)
-    removals = tuple(key for key in config.remove if key not in unknown)
-    classes = _classes(state, files, rows)
+        _check_unchanged(inventory, choice, storage.absolute(config.output))
+        inputs = PlannedInputs(0, 0, 0, "")
+        known += inventory.unread()
+    else:
+        known += inventory.known(choice)
+        fresh = islice(inventory.fresh(choice), config.limit)
+        unit_bytes = int(config.shard_bytes / (1 - config.holdout))
+        inputs = write_inputs(inventory.folder / "planned.arrow", fresh, unit_bytes)
+    known["ignored", "limit"] += listing.seen - known.total() - inputs.files
     return Plan(
-        generation, request_of(config), classes, removals, unit_bytes, tuple(fresh), known,
-        listing.ignored,
+        generation, request_of(config), _classes(state, inventory), _removals(config, inventory),
+        **vars(inputs), seen=listing.seen,
+        known={f"{status}:{reason}": n for (status, reason), n in sorted(known.items()) if n},
+        others=dict(sorted(listing.others.items())),
+        table=asdict(told), path=inventory.folder / "planned.arrow",
     )  # fmt: skip
 
 
-def _all_removed(keys: Sequence[str], ledger: Mapping[str, LedgerRow]) -> bool:
-    return all(key in ledger and (ledger[key].shard or ledger[key].reason) for key in keys)
-
-
-def _is_known(file: SourceFile, ledger: Mapping[str, LedgerRow]) -> bool:
-    row = ledger.get(file.key)
-    return row is not None and bool(file.etag) and (row.size, row.etag) == (file.size, file.etag)
-
-
-def _known_content(file: SourceFile, ledger: Mapping[str, LedgerRow]) -> str:
-    """The content as seen before; "" for a key that was removed: a file written since is new."""
-    row = ledger.get(file.key)
-    return row.sha256 if row is not None and row.reason != "removed" else ""
-
-
-def _check_same_origin(files: Sequence[SourceFile], ledger: Mapping[str, LedgerRow]) -> None:
+def _shown(files: Iterable[SourceFile], progress: Progress) -> Iterator[SourceFile]:
     for file in files:
-        row = ledger.get(file.key)
-        if row is not None and (row.path != file.path):
-            raise DatasetError(
-                f"{file.place}: would get the key {file.key!r}, which {row.path} has already. "
-                "Rename it, or pack it into another dataset."
-            )
+        progress.advance()
+        yield file
 
 
-def _check_unchanged(
-    files: Sequence[SourceFile],
-    fresh: Sequence[SourceFile],
-    ledger: Mapping[str, LedgerRow],
-    output: str,
-) -> None:
-    """Without --append a dataset is only compared: the same inputs again are no error."""
-    changed = [
-        file
-        for file in fresh
-        if file.key not in ledger
-        or hashlib.sha256(file.read()).hexdigest() != ledger[file.key].sha256
-    ]
-    gone = {row.key for row in ledger.values() if row.reason != "removed"}
-    gone -= {file.key for file in files}
-    if changed or gone:
-        example = changed[0].path if changed else next(iter(sorted(gone)))
+def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
+    """What the table of annotations says, told to the inputs, and how much of it met."""
+    if not config.annotations:
+        return TableCounts()
+    told = inventory.tell(read_annotations(config.annotations), config.annotations)
+    images = inventory.inputs()
+    url = storage.shown(config.annotations)
+    if images and not told.met:
         raise DatasetError(
-            f"{output}: holds another dataset than these sources ({len(changed)} files are new or "
-            f"changed, {len(gone)} of its keys are not among them; e.g. {example}). Add --append "
-            "to let it grow, or give another --output."
+            f"{url}: none of its {told.rows} rows names an image of the sources. It names "
+            f"{told.example or 'nothing'!r}, the first image is {inventory.first_path()!r}: paths "
+            "are relative to the source."
+        )
+    if images - told.images > config.unmatched * images:
+        raise DatasetError(
+            f"{url}: names {told.images} of {images} images; {told.rows - told.met} of its "
+            f"{told.rows} rows name none (e.g. {told.example!r}). Mend it, or allow a larger share "
+            f"than --unmatched {config.unmatched:g} to have no row."
+        )
+    return told
+
+
+def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
+    """The keys to remove, from keys or paths as people write them."""
+    keys = _Keys(inventory)
+    found = []
+    for asked in config.remove:
+        try:
+            key = find_key(asked, keys)
+        except KeyError as error:
+            raise DatasetError(
+                f"{storage.absolute(config.output)}: --remove: {error.args[0]}"
+            ) from None
+        row = inventory.row(key)
+        # Asked for once more after it was done, it is done.
+        if row is not None and row.status != "removed" and key not in found:
+            found.append(key)
+    return tuple(found)
+
+
+class _Keys:
+    """The ledger's keys, as a collection that is not in memory."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
+    def __contains__(self, key: object) -> bool:
+        return self._inventory.row(str(key)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return self._inventory.keys()
+
+    def __len__(self) -> int:
+        return self._inventory.number("COUNT(*)")
+
+
+def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
+    """Without --append a dataset is only compared: the same inputs again are no error."""
+    changed, example = 0, ""
+    for file, _ in inventory.fresh(choice):
+        row = inventory.row(file.key)
+        if row is None or _content_of(file, choice) != row.sha256:
+            changed, example = changed + 1, example or file.path
+    gone = inventory.gone()
+    if changed or gone:
+        raise DatasetError(
+            f"{output}: holds another dataset than these sources ({changed} files are new or "
+            f"changed, {len(gone)} of its keys are not among them; e.g. {example or gone[0]}). Add "
+            "--append to let it grow, or give another --output."
         )
 
 
-def _classes(
-    state: PackState | None, files: Sequence[SourceFile], annotations: Mapping[str, Annotation]
-) -> dict[str, int]:
+def _content_of(file: SourceFile, choice: Choice) -> str:
+    if file.status:
+        return ""
+    data = read_table_row(file, choice.image_column).data if file.row_group else file.read()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _classes(state: PackState | None, inventory: Inventory) -> dict[str, int]:
     """Class numbers: labels that are numbers stand for themselves, others count up as sorted.
 
     A number once given stays; labels that come later get the next ones.
     """
     classes = dict(state.classes) if state else {}
-    labels = {file.label for file in files if file.label is not None}
-    labels |= {row.label for row in annotations.values() if row.label}
-    new = sorted(labels - classes.keys())
+    new = sorted(inventory.labels() - classes.keys())
     if all(label.isdecimal() and str(int(label)) == label for label in [*new, *classes]):
         return {**classes, **{label: int(label) for label in new}}
     following = max(classes.values(), default=-1) + 1
     return {**classes, **{label: following + n for n, label in enumerate(new)}}
 
 
-def _jobs(config: PackConfig, output: str, plan: Plan, executor: Executor | None) -> list[UnitJob]:
-    rows: Mapping[str, Annotation] = {}
-    if config.annotations:
-        rows = read_annotations(config.annotations)
-    units = list(plan.units())
-    cores = config.workers or len(os.sched_getaffinity(0))
-    # Two threads per core: units differ in length, and the last ones must not leave cores idle.
-    threads = min(cores, -(-2 * cores // _processes(config, len(units), plan.files)))
-    if executor is not None:
-        threads = 2  # its cores are others', one for each unit
-    return [
-        UnitJob(
-            output, plan.generation, plan.digest, number, plan.files[unit], plan.known[unit],
-            tuple(annotation_of(rows, file.path) for file in plan.files[unit]),
-            plan.classes, policy_of(config), config.holdout, threads,
-        )
-        for number, unit in enumerate(units)
-    ]  # fmt: skip
+class _Jobs:
+    """The units of a plan as jobs, each made when it is asked for."""
+
+    def __init__(
+        self, config: PackConfig, output: str, plan: Plan, executor: Executor | None
+    ) -> None:
+        self.plan = plan
+        self._config, self._output = config, output
+        cores = config.workers or len(os.sched_getaffinity(0))
+        # Two threads per core: units differ in length, and the last must not leave cores idle.
+        self._threads = min(cores, -(-2 * cores // _processes(config, plan.units, plan.size)))
+        if executor is not None:
+            self._threads = 2  # its cores are others', one for each unit
+
+    def __getitem__(self, number: int) -> UnitJob:
+        unit, config, plan = self.plan.unit(number), self._config, self.plan
+        return UnitJob(
+            self._output, plan.generation, plan.digest, number, unit.files, unit.known,
+            plan.classes, policy_of(config), config.holdout, self._threads, config.image_column,
+        )  # fmt: skip
 
 
-def _processes(config: PackConfig, units: int, files: Sequence[SourceFile]) -> int:
+def _processes(config: PackConfig, units: int, size: int) -> int:
     """How many processes to run units in; 1: in this one, one after the other, by threads."""
     cores = config.workers or len(os.sched_getaffinity(0))
-    small = sum(file.size for file in files) < _WORTH_PROCESSES
-    return 1 if small or cores <= _THREADS_SUFFICE else max(1, min(cores, units))
+    return 1 if size < _WORTH_PROCESSES or cores <= _THREADS_SUFFICE else max(1, min(cores, units))
 
 
-def _run_units(
-    jobs: Sequence[UnitJob], config: PackConfig, executor: Executor | None, files: int
-) -> list[UnitReceipt]:
+def _run_units(jobs: _Jobs, config: PackConfig, executor: Executor | None) -> list[UnitReceipt]:
     """All receipts in order; units that have one are not run again."""
+    plan, output = jobs.plan, storage.absolute(config.output)
     receipts: dict[int, UnitReceipt] = {}
-    for job in jobs:
+    for number in range(plan.units):
+        url = receipt_url(output, plan.generation, plan.digest, number)
         try:
-            url = receipt_url(job)
-            receipts[job.number] = UnitReceipt.from_json(storage.read_json(url), url)
+            receipts[number] = UnitReceipt.from_json(storage.read_json(url), url)
         except ObjectNotFoundError:
             continue
-    left = [job for job in jobs if job.number not in receipts]
-    processes = _processes(config, len(left), [file for job in left for file in job.files])
+    left = [number for number in range(plan.units) if number not in receipts]
+    size = plan.size * len(left) // max(plan.units, 1)
+    processes = _processes(config, len(left), size)
     done = sum(len(receipt.rows) for receipt in receipts.values())
-    with Progress("packing", files, "images", done) as progress:
+    with Progress("packing", plan.files, "images", done) as progress:
         if executor is not None:
-            receipts |= _run_on(executor, left, progress)
+            receipts |= _run_on(executor, jobs, left, progress)
         elif processes == 1:
-            receipts |= {job.number: pack_unit(job, progress) for job in left}
+            receipts |= {number: pack_unit(jobs[number], progress) for number in left}
         else:
             # spawn: forking a process that has threads (s3fs, torch) can hang the child.
             context = get_context("spawn")
             with ProcessPoolExecutor(processes, mp_context=context) as pool:
-                receipts |= _run_on(pool, left, progress)
-    return [receipts[job.number] for job in jobs]
+                receipts |= _run_on(pool, jobs, left, progress)
+    return [receipts[number] for number in range(plan.units)]
 
 
 def _run_on(
-    executor: Executor, jobs: Sequence[UnitJob], progress: Progress
+    executor: Executor, jobs: _Jobs, numbers: Sequence[int], progress: Progress
 ) -> dict[int, UnitReceipt]:
-    running = {executor.submit(pack_unit, job): job for job in jobs}
+    running: dict[Future[UnitReceipt], int] = {}
     receipts: dict[int, UnitReceipt] = {}
+    waiting = iter(numbers)
     try:
-        for future in as_completed(running):
-            receipts[running[future].number] = future.result()
-            progress.advance(len(running[future].files))
+        while True:
+            for number in islice(waiting, _MOST_SUBMITTED - len(running)):
+                running[executor.submit(pack_unit, jobs[number])] = number
+            if not running:
+                return receipts
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number = running.pop(future)
+                receipts[number] = future.result()
+                progress.advance(len(receipts[number].rows))
     except BrokenProcessPool:
         raise DatasetError(
             "a packing process died (killed, or out of memory: fewer --workers need less). Run "
@@ -311,4 +367,3 @@ def _run_on(
     finally:
         for future in running:
             future.cancel()
-    return receipts

@@ -5,18 +5,21 @@ the next append.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import DatasetError, ObjectNotFoundError
-from pipeline.packing.sources import SourceFile
+from pipeline.sources.source_file import SourceFile
 
 # A tar's own share of a sample: headers of image, json and cls, their padding, and the json.
 _SAMPLE_OVERHEAD = 3584
@@ -24,65 +27,159 @@ _SAMPLE_OVERHEAD = 3584
 
 @dataclass(frozen=True)
 class Plan:
-    """What one generation adds: files with what is known of their content, and keys to remove."""
+    """What one generation adds: inputs with what is known of their content, and keys to remove.
+
+    The inputs are a table of their own, a record batch for each unit, of which a copy lies at
+    `path` on this machine: however many there are, few are in memory.
+    """
 
     generation: int
     request: Mapping[str, Any]
     """Sources and options as given: another request may not go on with this plan."""
     classes: Mapping[str, int]
     removals: tuple[str, ...]
-    unit_bytes: int
-    files: tuple[SourceFile, ...]
-    known: tuple[str, ...]
-    ignored: Mapping[str, int]
-    """Files that can't be images, by suffix: counted, never opened."""
+    files: int
+    units: int
+    size: int
+    """Bytes of the inputs, as listed."""
+    sha256: str
+    """Of the table."""
+    seen: int
+    """Inputs that the sources listed, also those that are not in the table."""
+    known: Mapping[str, int]
+    """Listed inputs that are not read, by "STATUS:REASON" as the ledger has it."""
+    others: Mapping[str, int]
+    """Files that are no images by name or first bytes, by suffix; folders, links."""
+    table: Mapping[str, Any]
+    """What `TableCounts` holds of the annotations."""
+    path: Path
 
     @cached_property
     def digest(self) -> str:
         """In the receipts' names: a plan that was given up leaves none to the one in its place."""
-        return hashlib.sha256(_to_bytes(self)).hexdigest()[:12]
+        return hashlib.sha256(self.header()).hexdigest()[:12]
 
-    def units(self) -> Iterator[slice]:
-        """Slices of `files` of about `unit_bytes` each, from the listing alone."""
-        start, size = 0, 0
-        for number, file in enumerate(self.files):
+    def header(self) -> bytes:
+        """What is stored beside the table."""
+        values = {name: value for name, value in vars(self).items() if name not in _NOT_STORED}
+        return storage.canonical_json(values)
+
+    def unit(self, number: int) -> "PlannedUnit":
+        """The inputs of one unit."""
+        with pa.memory_map(str(self.path)) as file:
+            columns = pa.ipc.open_file(file).get_batch(number).to_pydict()
+        known = columns.pop("known")
+        files = tuple(SourceFile(*values) for values in zip(*columns.values(), strict=True))
+        return PlannedUnit(number, files, tuple(known))
+
+    def inputs(self) -> Iterator[SourceFile]:
+        """All inputs in packing order."""
+        for number in range(self.units):
+            yield from self.unit(number).files
+
+
+_NOT_STORED = ("path", "digest")
+
+
+@dataclass(frozen=True)
+class PlannedUnit:
+    """The inputs of a unit, and of each its content as packed before (SHA-256), or ""."""
+
+    number: int
+    files: tuple[SourceFile, ...]
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedInputs:
+    """What `write_inputs` wrote."""
+
+    files: int
+    units: int
+    size: int
+    sha256: str
+
+
+def write_inputs(
+    path: Path, inputs: Iterable[tuple[SourceFile, str]], unit_bytes: int
+) -> PlannedInputs:
+    """Writes the table: units of about `unit_bytes` each, from the listing alone."""
+    files = units = total = size = 0
+    batch: list[tuple[SourceFile, str]] = []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for file, known in inputs:
             needed = file.size + _SAMPLE_OVERHEAD
-            if number > start and size + needed > self.unit_bytes:
-                yield slice(start, number)
-                start, size = number, 0
-            size += needed
-        if start < len(self.files):
-            yield slice(start, len(self.files))
+            if batch and size + needed > unit_bytes:
+                writer.write_batch(_record(batch))
+                batch, size, units = [], 0, units + 1
+            batch.append((file, known))
+            size, files, total = size + needed, files + 1, total + file.size
+        if batch:
+            writer.write_batch(_record(batch))
+            units += 1
+    with path.open("rb") as written:
+        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+    return PlannedInputs(files, units, total, sha256)
+
+
+_NAMES = [field.name for field in fields(SourceFile)]
+_SCHEMA = pa.schema(
+    [
+        (name, pa.int64() if name in ("size", "offset") else pa.string())
+        for name in [*_NAMES, "known"]
+    ]
+)
+
+
+def _record(batch: list[tuple[SourceFile, str]]) -> pa.RecordBatch:
+    columns = [[getattr(file, name) for file, _ in batch] for name in _NAMES]
+    return pa.record_batch([*columns, [known for _, known in batch]], schema=_SCHEMA)
 
 
 def plan_url(output: str, generation: int) -> str:
     """Where a generation's plan lies until it is committed."""
-    return storage.join(output, "plans", f"{generation:06d}.arrow")
+    return storage.join(output, "plans", f"{generation:06d}.json")
+
+
+def _table_url(output: str, plan: Plan) -> str:
+    return storage.join(output, "plans", f"{plan.generation:06d}", f"{plan.sha256[:12]}.arrow")
 
 
 def claim(output: str, plan: Plan) -> Plan:
     """Stores the plan, or finds the unfinished one of the same request that is there already."""
-    url = plan_url(output, plan.generation)
-    if storage.create_if_absent(url, _to_bytes(plan)):
+    # The table first: a plan whose header is there is whole.
+    storage.publish(_table_url(output, plan), plan.path)
+    if storage.create_if_absent(plan_url(output, plan.generation), plan.header()):
         return plan
-    found = find_plan(output, plan.generation)
+    found = find_plan(output, plan.generation, plan.path.parent)
     if found is None:
         return claim(output, plan)
     return found
 
 
-def find_plan(output: str, generation: int) -> Plan | None:
-    """The unfinished plan of a generation, if there is one."""
+def find_plan(output: str, generation: int, folder: Path) -> Plan | None:
+    """The unfinished plan of a generation, if there is one; its table is copied into `folder`."""
     url = plan_url(output, generation)
     try:
-        return _from_bytes(storage.read(url), generation)
+        values = json.loads(storage.read(url))
+        plan = Plan(
+            **{**values, "removals": tuple(values["removals"])}, path=folder / "found.arrow"
+        )
+        url = _table_url(output, plan)
+        with plan.path.open("wb") as file:
+            shutil.copyfileobj(io.BufferedReader(storage.StorageFile(url), 2**23), file, 2**23)
+        with plan.path.open("rb") as copied:
+            found = hashlib.file_digest(copied, "sha256").hexdigest()
+        if found != plan.sha256:
+            raise ValueError(f"sha256 {found[:12]}")  # noqa: TRY301  # told below with the rest
     except ObjectNotFoundError:
         return None
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{url}: is no whole plan of a pack ({error}). Delete it, and run the same command "
-            "again."
+            f"{url}: is no whole plan of a pack ({error}). Delete "
+            f"{plan_url(output, generation)}, and run the same command again."
         ) from None
+    return plan
 
 
 def check_request(plan: Plan, request: Mapping[str, Any], output: str) -> None:
@@ -104,35 +201,3 @@ def remove_plan(output: str, generation: int) -> None:
         for info in list(storage.list_objects(storage.join(output, "plans", f"{generation:06d}"))):
             storage.delete(info.url)
     storage.delete(plan_url(output, generation))
-
-
-def _to_bytes(plan: Plan) -> bytes:
-    names = [field.name for field in fields(SourceFile)]
-    columns = [[getattr(file, name) for file in plan.files] for name in names]
-    whole = {"size", "offset"}
-    schema = pa.schema(
-        [(name, pa.int64() if name in whole else pa.string()) for name in [*names, "known"]]
-    )
-    beside = [field.name for field in fields(Plan) if field.name not in ("files", "known")]
-    header = {name: getattr(plan, name) for name in beside}
-    schema = schema.with_metadata({"plan": json.dumps(header, sort_keys=True)})
-    arrays = [pa.array(c, t) for c, t in zip([*columns, plan.known], schema.types, strict=True)]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _from_bytes(data: bytes, generation: int) -> Plan:
-    with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-        table = reader.read_all()
-    header = json.loads(table.schema.metadata[b"plan"])
-    columns = table.to_pydict()
-    known = columns.pop("known")
-    return Plan(
-        generation, header["request"], header["classes"], tuple(header["removals"]),
-        header["unit_bytes"],
-        tuple(SourceFile(*values) for values in zip(*columns.values(), strict=True)), tuple(known),
-        header["ignored"],
-    )  # fmt: skip

@@ -8,19 +8,20 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError, StorageError
-from pipeline.packing.annotations import Annotation
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import Sample, ShardWriter
-from pipeline.packing.sources import SourceFile
 from pipeline.progress import Progress
+from pipeline.sources.annotations import Annotation
+from pipeline.sources.source_file import SourceFile
+from pipeline.sources.tables import TableRow, read_table_row
 
-Status = Literal["packed", "same", "rejected"]
+Status = Literal["packed", "same", "rejected", "ignored"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class UnitJob:
     files: tuple[SourceFile, ...]
     known: tuple[str, ...]
     """The content's SHA-256 as packed before, or "": the same again is not packed again."""
-    annotations: tuple[Annotation | None, ...]
     classes: Mapping[str, int]
     policy: ImagePolicy
     holdout: float
     """Share of the content hashes that goes to the split `holdout`; 0: one dataset, no splits."""
     threads: int
+    image_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ class UnitRow:
     position: int = -1
     reason: str = ""
     message: str = ""
+    label: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """A row, and what becomes a sample, if the input is good."""
+
+    row: UnitRow
+    image: PackedImage | None = None
+    annotation: Annotation = Annotation()  # noqa: RUF009  # frozen
 
 
 @dataclass(frozen=True)
@@ -85,10 +99,9 @@ class UnitReceipt:
             ) from None
 
 
-def receipt_url(job: UnitJob) -> str:
-    """Where a unit's receipt lies until its generation is committed."""
-    name = f"{job.number:06d}-{job.plan}.json"
-    return storage.join(job.output, "plans", f"{job.generation:06d}", name)
+def receipt_url(output: str, generation: int, plan: str, number: int) -> str:
+    """Where a unit's receipt lies until its generation is committed; `plan` is its digest."""
+    return storage.join(output, "plans", f"{generation:06d}", f"{number:06d}-{plan}.json")
 
 
 def pack_unit(job: UnitJob, progress: Progress | None = None) -> UnitReceipt:
@@ -106,12 +119,13 @@ def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
     rows: list[UnitRow] = []
     with ExitStack() as cleanup:
         writers: dict[str, _SplitWriter] = {}
-        for number, (row, image) in enumerate(_inspected(job)):
-            if image is not None:
+        for file, found in zip(job.files, _inspected(job), strict=True):
+            row = found.row
+            if found.image is not None:
                 if row.split not in writers:
                     writers[row.split] = cleanup.enter_context(_SplitWriter(job, row.split))
-                position = writers[row.split].add(_sample(job, number, image))
-                row = UnitRow("packed", row.sha256, row.split, position)
+                position = writers[row.split].add(_sample(job, file, found))
+                row = replace(row, position=position)
             rows.append(row)
             if progress is not None:
                 progress.advance()
@@ -121,7 +135,7 @@ def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
 
 def _agreed(receipt: UnitReceipt, job: UnitJob) -> UnitReceipt:
     """The receipt that counts: a twin's, where that was there first (a source may have changed)."""
-    url = receipt_url(job)
+    url = receipt_url(job.output, job.generation, job.plan, job.number)
     if storage.create_if_absent(url, storage.canonical_json(receipt.to_json())):
         return receipt
     try:
@@ -130,10 +144,10 @@ def _agreed(receipt: UnitReceipt, job: UnitJob) -> UnitReceipt:
         return receipt
 
 
-def _inspected(job: UnitJob) -> Iterator[tuple[UnitRow, PackedImage | None]]:
+def _inspected(job: UnitJob) -> Iterator[_Inspected]:
     """Rows in order, inspected by threads (decoding and hashing release the GIL)."""
     window = 4 * job.threads
-    waiting: deque[Future[tuple[UnitRow, PackedImage | None]]] = deque()
+    waiting: deque[Future[_Inspected]] = deque()
     with ThreadPoolExecutor(job.threads) as pool:
         for file, known in zip(job.files, job.known, strict=True):
             waiting.append(pool.submit(_inspect, job, file, known))
@@ -143,17 +157,41 @@ def _inspected(job: UnitJob) -> Iterator[tuple[UnitRow, PackedImage | None]]:
             yield waiting.popleft().result()
 
 
-def _inspect(job: UnitJob, file: SourceFile, known: str) -> tuple[UnitRow, PackedImage | None]:
+def _inspect(job: UnitJob, file: SourceFile, known: str) -> _Inspected:
+    if file.status:
+        return _Inspected(UnitRow(file.status, reason=file.reason, message=file.message))
     sha256 = ""
     try:
-        data = file.read()
-        sha256 = hashlib.sha256(data).hexdigest()
+        read = _read(job, file)
+        sha256 = hashlib.sha256(read.data).hexdigest()
         if sha256 == known:
-            return UnitRow("same", sha256), None
-        image = inspect_image(data, job.policy)
+            return _Inspected(UnitRow("same", sha256))
+        image = inspect_image(read.data, job.policy)
     except SampleError as error:
-        return UnitRow("rejected", sha256, reason=error.reason, message=str(error)), None
-    return UnitRow("packed", sha256, split_of(sha256, job.holdout)), image
+        return _Inspected(UnitRow("rejected", sha256, reason=error.reason, message=str(error)))
+    row = UnitRow(
+        "packed", sha256, split_of(sha256, job.holdout), label=_label(file, read) or "",
+        width=image.width, height=image.height, mode=image.mode,
+    )  # fmt: skip
+    return _Inspected(row, image, read.annotation)
+
+
+def _read(job: UnitJob, file: SourceFile) -> TableRow:
+    """The bytes, and what a table says of them: the one that holds them, or one beside."""
+    beside = Annotation.from_text(file.annotation)
+    if not file.row_group:
+        return TableRow(file.read(), beside)
+    row = read_table_row(file, job.image_column)
+    if not file.annotation:
+        return row
+    within = row.annotation
+    others = {**within.others, **beside.others}
+    caption = within.caption if beside.caption is None else beside.caption
+    return TableRow(row.data, Annotation(beside.label or within.label, caption, others))
+
+
+def _label(file: SourceFile, read: TableRow) -> str | None:
+    return read.annotation.label or file.label
 
 
 def split_of(sha256: str, holdout: float) -> str:
@@ -163,22 +201,21 @@ def split_of(sha256: str, holdout: float) -> str:
     return "holdout" if int(sha256[:13], 16) / 16**13 < holdout else "train"
 
 
-def _sample(job: UnitJob, number: int, image: PackedImage) -> Sample:
-    file, annotation = job.files[number], job.annotations[number]
-    label = file.label
-    metadata: dict[str, Any] = {}
-    if annotation is not None:
-        metadata |= annotation.others
-        label = annotation.label or label
-    metadata["path"] = file.path
+def _sample(job: UnitJob, file: SourceFile, found: _Inspected) -> Sample:
+    image, annotation = found.image, found.annotation
+    assert image is not None, "only good inputs become samples"
+    label = annotation.label or file.label
+    metadata: dict[str, Any] = {**annotation.others, "path": file.path}
     if label is not None:
         metadata["label"] = label
-    caption = annotation.caption if annotation else None
-    if caption is not None:
-        metadata["caption"] = caption
+    captions = annotation.caption
+    if captions is not None:
+        metadata["caption"] = captions
+    text = captions[0] if isinstance(captions, list) and captions else captions
     return Sample(
         file.key, image.extension, image.data, image.width, image.height, metadata,
-        job.classes.get(label) if label is not None else None, caption,
+        job.classes.get(label) if label is not None else None,
+        text if isinstance(text, str) else None,
     )  # fmt: skip
 
 

@@ -119,15 +119,17 @@ def exists(url: str) -> bool:
     return True
 
 
-def list_objects(url: str) -> Iterator[ObjectInfo]:
+def list_objects(url: str, *, dangling: bool = False) -> Iterator[ObjectInfo]:
     """Every object below a folder or prefix, recursively, sorted by URL; none is an error.
 
-    Reads the listing page by page, so that any number of objects needs little memory.
+    Reads the listing page by page, so that any number of objects needs little memory. `dangling`:
+    also local links that lead to nothing, with the size -1 and no tag.
     """
     found = False
     for info in _list(url):
-        found = True
-        yield info
+        if info.size >= 0 or dangling:
+            found = True
+            yield info
     if not found and not ((path := local_path(url)) is not None and path.is_dir()):
         raise ObjectNotFoundError(f"{shown(url)}: does not exist, or holds nothing. Check the URL.")
 
@@ -135,7 +137,10 @@ def list_objects(url: str) -> Iterator[ObjectInfo]:
 def _list(url: str) -> Iterator[ObjectInfo]:
     if (path := local_path(url)) is not None:
         for name, status in local.walk(path):
-            yield ObjectInfo(name, status.st_size, local.version(status))
+            if status is None:
+                yield ObjectInfo(name, -1, None)
+            else:
+                yield ObjectInfo(name, status.st_size, local.version(status))
     elif protocol(url) in ("s3", "s3a"):
         for name, size, etag, _ in s3.list_keys(url):
             yield ObjectInfo(name, size, etag)

@@ -81,19 +81,53 @@ def delete(path: Path) -> None:
         raise explain(error, path, "deleting") from None
 
 
-def walk(root: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
     """Every file below `root` in the order of their paths, as S3 lists keys; links are followed.
 
-    `above`: the real paths of the folders that led here, to which no link may lead back.
+    A link that leads to nothing has no status. Folders may lie as deep as a path is long.
     """
-    real = os.path.realpath(root)
-    if real in above:
-        raise StorageError(
-            f"{root}: leads back to {real}, in which it lies, so that a listing would never end. "
-            "Remove that link."
-        )
+    # Each open folder: what is left of it, and which folders led to it, to which no link may lead.
+    first = _identity(root)
+    open_folders = [(iter(_sorted_entries(root)), first)]
+    above = {first: root}
+    while open_folders:
+        entries, identity = open_folders[-1]
+        entry = next(entries, None)
+        if entry is None:
+            open_folders.pop()
+            del above[identity]
+            continue
+        try:
+            if entry.is_dir():
+                folder = Path(entry.path)
+                inside = _identity(folder)
+                if inside in above:
+                    raise StorageError(
+                        f"{folder}: leads back to {above[inside]}, in which it lies, so that a "
+                        "listing would never end. Remove that link."
+                    )
+                above[inside] = folder
+                open_folders.append((iter(_sorted_entries(folder)), inside))
+                continue
+            status: os.stat_result | None = entry.stat()
+        except FileNotFoundError:  # removed since, or a dangling link
+            if not entry.is_symlink():
+                continue
+            status = None
+        yield entry.path, status
+
+
+def _identity(folder: Path) -> tuple[int, int]:
     try:
-        with os.scandir(root) as entries:
+        status = folder.stat()
+    except OSError as error:
+        raise explain(error, folder, "listing") from None
+    return status.st_dev, status.st_ino
+
+
+def _sorted_entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
             found = [
                 (f"{entry.name}/" if entry.is_dir() else entry.name, entry)
                 for entry in entries
@@ -101,15 +135,8 @@ def walk(root: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat
             ]
     except OSError as error:
         # A link to itself can't even be looked at: the system's error names it, not the folder.
-        raise explain(error, Path(error.filename or root), "listing") from None
-    for name, entry in sorted(found, key=lambda pair: os.fsencode(pair[0])):
-        if name.endswith("/"):
-            yield from walk(Path(entry.path), (*above, real))
-            continue
-        try:
-            yield entry.path, entry.stat()
-        except FileNotFoundError:  # removed since, or a dangling link
-            continue
+        raise explain(error, Path(error.filename or folder), "listing") from None
+    return [entry for _, entry in sorted(found, key=lambda pair: os.fsencode(pair[0]))]
 
 
 def unfinished(root: Path) -> Iterator[tuple[str, os.stat_result]]:

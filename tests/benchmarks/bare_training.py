@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
 from pipeline.data.preprocess import preprocess_into
-from pipeline.packing.sources import IMAGE_SUFFIXES
+from pipeline.sources.listing import IMAGE_SUFFIXES
 from pipeline.vae import VAE, Noise, build_vae
 
 AHEAD, WARM_UP = 4, 10

@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.config import PackConfig
 from pipeline.data.dataset import Dataset
 from pipeline.packing import pack as in_process
-from pipeline.packing.sources import IMAGE_SUFFIXES
 from pipeline.packing.verify_dataset import verify_dataset
+from pipeline.sources.listing import IMAGE_SUFFIXES
 from tests.support.killing import ROOT, kill_all, start_job, tree
 
 NASTY = ROOT.parent / "shared/data/nasty"

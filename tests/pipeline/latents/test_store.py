@@ -46,7 +46,7 @@ def test_by_number_by_key_and_in_batches_it_is_the_same_latent(store):
 def test_what_is_not_there_is_an_error(store):
     with pytest.raises(IndexError, match="holds 56 latents"):
         store[56]
-    with pytest.raises(KeyError, match="no latent of the key 'nobody'"):
+    with pytest.raises(KeyError, match="there is no 'nobody'"):
         store.by_key("nobody")
 
 

@@ -76,11 +76,11 @@ def test_what_another_index_committed_meanwhile_is_not_lost(tmp_path, monkeypatc
     output = str(tmp_path / "dataset")
     indexed = adopt_tar
 
-    def while_another_commits(url, verify):
+    def while_another_commits(url, *how):
         with monkeypatch.context() as once:
             once.setattr("pipeline.packing.adopt.adopt_tar", indexed)
             adopt(IndexConfig(source=(first, second), output=output))
-        return indexed(url, verify)
+        return indexed(url, *how)
 
     monkeypatch.setattr("pipeline.packing.adopt.adopt_tar", while_another_commits)
     with pytest.raises(DatasetError, match=r"holds another dataset"):

@@ -16,7 +16,7 @@ STEPS = (
     "_write_split",
     "write_ledger",
     "create_state",
-    "_write_rejects",
+    "write_rejects",
     "_replace",
     "remove_plan",
 )
@@ -46,7 +46,7 @@ def test_a_commit_that_dies_at_any_step_is_finished_by_the_next_call(
     result = pack(config(source, tmp_path / "out", append=True) if _is_done(tmp_path) else change)
     found = contents(result.dataset)
     assert {key: image for key, (image, *_) in found.items()} == {
-        "0": png(60), "1": png(1), "2": png(2), "3": png(3), "4": png(4), "7": png(7),
+        f"{n}%2Epng": png(seed) for n, seed in ((0, 60), (1, 1), (2, 2), (3, 3), (4, 4), (7, 7))
     }  # fmt: skip
     lines = [json.loads(line) for line in storage.read(result.rejects_url).splitlines()]
     assert [(line["path"], line["reason"]) for line in lines] == [("bad.png", "not-an-image")]
@@ -63,13 +63,13 @@ def test_the_ledger_says_where_each_key_is_or_why_it_is_not(tmp_path):
     output = str(tmp_path / "out")
     pack(config(source, output, append=True, remove=("c",)))
     rows = read_ledger(output, read_state(output))
-    assert {key: row.reason for key, row in rows.items()} == {
-        "a": "", "b": "not-an-image", "c": "removed",
+    assert {row.path: (row.status, row.reason) for row in rows.values()} == {
+        "a.png": ("packed", ""), "b.png": ("rejected", "not-an-image"), "c.png": ("removed", ""),
     }  # fmt: skip
     dataset = Dataset.open(output)
     record = dataset.shards[0]
-    assert rows["a"].shard == record.path
-    assert dataset.read_index(0).keys[rows["a"].position] == "a"
+    assert rows["a%2Epng"].shard == record.path
+    assert dataset.read_index(0).keys[rows["a%2Epng"].position] == "a%2Epng"
     assert len(dataset) == 1
 
 

@@ -63,8 +63,8 @@ def test_every_image_is_packed_with_its_label_and_its_path(tmp_path):
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out"))
     found = contents(result.dataset)
     assert {meta["path"]: image for image, meta, _ in found.values()} == images
-    assert found["3/2"][1]["label"] == "3"
-    assert found["3/2"][2] == b"3"
+    assert found["3/2%2Epng"][1]["label"] == "3"
+    assert found["3/2%2Epng"][2] == b"3"
 
 
 def test_stock_webdataset_reads_the_shards(tmp_path):
@@ -76,8 +76,8 @@ def test_stock_webdataset_reads_the_shards(tmp_path):
     stock = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")
     seen = {sample["__key__"]: sample for sample in stock}
     assert len(seen) == 40
-    assert seen["cats/5"]["cls"] == 0
-    assert np.array_equal(seen["cats/5"]["png"], np.asarray(Image.open(io.BytesIO(png(5)))))
+    assert seen["cats/5%2Epng"]["cls"] == 0
+    assert np.array_equal(seen["cats/5%2Epng"]["png"], np.asarray(Image.open(io.BytesIO(png(5)))))
 
 
 def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path):
@@ -151,7 +151,7 @@ def test_folder_tar_zip_and_glob_are_packed_together(tmp_path):
     sources = [str(tmp_path / name) for name in ("folder", "globbed/*.png", "t.tar", "z.zip")]
     found = contents(pack(config(sources, tmp_path / "out")).dataset)
     assert {key: image for key, (image, *_) in found.items()} == {
-        "f": png(0), "g": png(1), "%2E%2E/up/t": png(2), "etc/z": png(3),
+        "f%2Epng": png(0), "g%2Epng": png(1), "%2E%2E/up/t%2Epng": png(2), "etc/z%2Epng": png(3),
     }  # fmt: skip
 
 
@@ -181,11 +181,11 @@ def test_labels_and_captions_come_from_a_table(tmp_path, suffix):
     else:
         parquet.write_table(pa.Table.from_pylist(rows), table)
     found = contents(pack(config(source, tmp_path / "out", annotations=table)).dataset)
-    assert {key: meta["label"] for key, (_, meta, _) in found.items()} == {
-        "0": "a", "1": "b", "2": "a",
+    assert {meta["path"]: meta["label"] for _, meta, _ in found.values()} == {
+        "0.png": "a", "1.png": "b", "2.png": "a",
     }  # fmt: skip
-    assert found["1"][1]["caption"] == "image 1"
-    assert found["1"][2] == b"1"
+    assert found["1%2Epng"][1]["caption"] == "image 1"
+    assert found["1%2Epng"][2] == b"1"
 
 
 def test_a_table_that_meets_no_image_is_refused_before_anything_is_written(tmp_path):
@@ -202,7 +202,7 @@ def test_reencoding_keeps_the_shape_and_the_short_side(tmp_path):
     dataset = Dataset.open(pack(config(source, tmp_path / "out", **options)).dataset)
     index = dataset.read_index(0)
     sizes = dict(zip(index.keys, zip(index.widths, index.heights, strict=True), strict=True))
-    assert sizes == {"a": (50, 25), "b": (20, 30)}
+    assert sizes == {"a%2Epng": (50, 25), "b%2Epng": (20, 30)}
     assert index.extensions == ["jpg", "jpg"]
 
 
@@ -232,7 +232,8 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(tmp_pa
     [
         ("pack.json", b'{"format": "vae-pipeline/pack", "version": 1}'),
         ("ledger/000001-*.arrow", b"half of it"),
-        ("plans/000002.arrow", b""),
+        ("plans/000002.json", b"{}"),
+        ("plans/000002/*.arrow", b""),
         ("plans/000002/000000-*.json", b"{}"),
     ],
 )
@@ -265,15 +266,30 @@ def test_an_append_does_not_touch_what_a_run_has_open(tmp_path):
     assert len(opened) == 1
 
 
-def test_a_key_that_two_files_claim_is_an_error_that_names_both(tmp_path):
-    source = write(tmp_path / "in", {"a.png": png(0), "a.jpg": png(1)})
-    with pytest.raises(DatasetError, match=r"a\.(png|jpg) and .*a\.(png|jpg)"):
-        pack(config(source, tmp_path / "out"))
+def test_files_that_differ_by_their_suffix_alone_all_go_in_in_whichever_generation(tmp_path):
+    source = write(tmp_path / "in", {"a.png": png(0), "a": png(2)})
+    grown = pack(config(source, tmp_path / "grown"))
+    write(tmp_path / "in", {"a.jpg": png(1), "a.PNG": png(3)})
+    once = contents(pack(config(source, tmp_path / "once")).dataset)
+    grown = contents(pack(config(source, tmp_path / "grown", append=True)).dataset)
+    assert {meta["path"]: image for image, meta, _ in once.values()} == {
+        "a.png": png(0), "a.jpg": png(1), "a": png(2), "a.PNG": png(3),
+    }  # fmt: skip
+    assert {key: image for key, (image, *_) in grown.items()} == {
+        key: image for key, (image, *_) in once.items()
+    }
+
+
+def test_two_sources_that_give_one_path_are_an_error_that_names_both(tmp_path):
+    sources = [write(tmp_path / name, {"a.png": png(0)}) for name in ("one", "two")]
+    with pytest.raises(DatasetError, match=r"one/a\.png and .*two/a\.png"):
+        pack(config(sources, tmp_path / "out"))
 
 
 def test_a_file_that_lies_in_two_sources_is_refused_and_not_packed_twice(tmp_path):
     source = write(tmp_path / "in", {"a/1.png": png(1), "b/2.png": png(2)})
-    with pytest.raises(DatasetError, match=r"1\.png: lies in two of the sources.*'a/1' and as '1'"):
+    words = r"1\.png: lies in two of the sources.*'a/1.png' and as '1.png'"
+    with pytest.raises(DatasetError, match=words):
         pack(config([source, f"{source}/a"], tmp_path / "out"))
     assert pack(config([source, source], tmp_path / "out")).samples == 2
 

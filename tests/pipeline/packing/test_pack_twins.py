@@ -19,7 +19,7 @@ from tests.pipeline.packing.test_pack import png
 from tests.support.killing import tree
 
 WRITES = ("publish", "create_if_absent", "delete")
-GROWN = {"0": png(50), "2": png(2), "3": png(3), "bad": png(51)}
+GROWN = {"0%2Epng": png(50), "2%2Epng": png(2), "3%2Epng": png(3), "bad%2Epng": png(51)}
 
 
 def sources_at(root: str) -> PackConfig:
@@ -34,7 +34,7 @@ def sources_at(root: str) -> PackConfig:
 def grow(packing: PackConfig) -> None:
     """The next generation: one sample removed with its whole shard, one changed, one mended."""
     for name in ("0", "3", "bad"):
-        storage.publish(f"{packing.source[0]}/{name}.png", GROWN[name])
+        storage.publish(f"{packing.source[0]}/{name}.png", GROWN[f"{name}%2Epng"])
     storage.delete(f"{packing.source[0]}/1.png")
     assert pack(packing.model_copy(update={"remove": ("1",)})).removed == 1
 
@@ -105,7 +105,7 @@ def check_grown(packing: PackConfig) -> None:
     assert (state.generation, len(state.ledgers)) == (2, 2)
     assert not storage.exists(f"{output}/rejects.jsonl")
     assert storage.read_json(f"{output}/pack.json")["generation"] == 2
-    assert not storage.exists(f"{output}/plans/000001.arrow")
+    assert not storage.exists(f"{output}/plans/000001.json")
 
 
 def test_a_twin_that_sleeps_before_any_of_its_writes_undoes_nothing_of_the_next_generation(
@@ -136,7 +136,7 @@ def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path
             storage.publish(f"{packing.source[0]}/{n}.png", png(50 + n))
 
     told = 0
-    for sleeps_at in count(2):  # before its first write it has no plan, and packs the change
+    for sleeps_at in count(3):  # before its second write it has no plan, and packs the change
         packing, committed = sources_at(str(tmp_path / str(sleeps_at))), list[dict[str, str]]()
         slept, ended = overtaken(packing, sleeps_at, change)
         if not slept:
@@ -144,9 +144,9 @@ def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path
         told += "another pack finished generation 1 first" in ended
         after = lasting(packing)
         assert {name: after.get(name) for name in committed[0]} == committed[0]
-        assert images(packing.output) == {str(n): png(n) for n in range(3)}
+        assert images(packing.output) == {f"{n}%2Epng": png(n) for n in range(3)}
         assert pack(packing).added == 3
-        assert images(packing.output) == {str(n): png(50 + n) for n in range(3)}
+        assert images(packing.output) == {f"{n}%2Epng": png(50 + n) for n in range(3)}
     assert told
 
 
@@ -168,7 +168,7 @@ def test_what_a_twin_left_behind_that_died_after_a_late_write_is_mended_by_the_n
     grow(packing)
     storage.publish(f"{slow.dataset}/{before}", old)
     again = pack(packing)
-    assert (again.samples, again.seen) == (4, 0)
+    assert (again.samples, again.seen, again.added) == (4, 4, 0)
     check_grown(packing)
 
 
@@ -199,8 +199,8 @@ def test_a_plan_that_was_given_up_by_deleting_it_leaves_nothing_to_the_next_one(
         Sleeper(patch, f"{packing.output}/ledger/000001.json", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pack(packing)
-    storage.delete(f"{packing.output}/plans/000001.arrow")
+    storage.delete(f"{packing.output}/plans/000001.json")
     for n in range(4):
         storage.publish(f"{packing.source[0]}/{n}.png", png(60 + n))
     result = pack(packing)
-    assert images(result.dataset) == {str(n): png(60 + n) for n in range(4)}
+    assert images(result.dataset) == {f"{n}%2Epng": png(60 + n) for n in range(4)}

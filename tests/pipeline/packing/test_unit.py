@@ -1,16 +1,17 @@
 import hashlib
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 
 from pipeline import storage
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import StorageError
-from pipeline.packing.annotations import Annotation
 from pipeline.packing.inspect_image import ImagePolicy
-from pipeline.packing.sources import SourceFile
 from pipeline.packing.unit import UnitJob, UnitReceipt, pack_unit, receipt_url, split_of
+from pipeline.sources.annotations import Annotation
+from pipeline.sources.source_file import SourceFile
 from tests.pipeline.packing.test_pack import png, write
 
 POLICY = ImagePolicy("full", "keep", 90, None, 1, 10**6)
@@ -26,9 +27,10 @@ def job(tmp_path) -> UnitJob:
         for name, content in data.items()
     )
     known = ("", hashlib.sha256(png(2)).hexdigest(), "", "")
-    annotations = (None, None, None, Annotation("seven", "a caption", {"year": 1999}))
+    said = Annotation("seven", "a caption", {"year": 1999}).to_text()
+    files = (*files[:3], replace(files[3], annotation=said))
     return UnitJob(
-        str(tmp_path / "out"), 1, "plan", 0, files, known, annotations, {"a": 0, "seven": 7},
+        str(tmp_path / "out"), 1, "plan", 0, files, known, {"a": 0, "seven": 7},
         POLICY, 0.0, 2,
     )  # fmt: skip
 
@@ -44,7 +46,7 @@ def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
 
 def test_the_receipt_is_written_last_and_read_back_as_it_was(job):
     receipt = pack_unit(job)
-    stored = storage.read_json(receipt_url(job))
+    stored = storage.read_json(receipt_url(job.output, 1, "plan", 0))
     assert UnitReceipt.from_json(stored, "receipt") == receipt
 
 
@@ -52,12 +54,12 @@ def test_labels_captions_and_other_columns_lie_beside_the_image(job):
     record = pack_unit(job).shards[""]
     with tarfile.open(f"{job.output}/{record.path}") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
-    assert members["b/4.txt"] == b"a caption"
-    assert members["b/4.cls"] == b"7"
-    assert json.loads(members["b/4.json"]) == {
+    assert members["b/4%2Epng.txt"] == b"a caption"
+    assert members["b/4%2Epng.cls"] == b"7"
+    assert json.loads(members["b/4%2Epng.json"]) == {
         "path": "b/4.png", "label": "seven", "caption": "a caption", "year": 1999,
     }  # fmt: skip
-    assert members["a/1.cls"] == b"0"
+    assert members["a/1%2Epng.cls"] == b"0"
 
 
 def test_the_record_holds_the_checksums_of_shard_and_index(job):
@@ -66,7 +68,7 @@ def test_the_record_holds_the_checksums_of_shard_and_index(job):
     assert (hashlib.sha256(shard).hexdigest(), len(shard)) == (record.sha256, record.bytes)
     url = f"{job.output}/{record.index_path}"
     index = ShardIndex.from_bytes(storage.read(url), record.index_sha256, url)
-    assert index.keys == ["a/1", "b/4"]
+    assert index.keys == ["a/1%2Epng", "b/4%2Epng"]
     for n, content in enumerate((png(1), png(4))):
         assert shard[index.offsets[n] :][: index.sizes[n]] == content
 
@@ -92,7 +94,7 @@ def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch)
     words = "writing a shard failed: No space left on device. See to it, and run the same command"
     with pytest.raises(StorageError, match=words):
         pack_unit(job)
-    assert not storage.exists(receipt_url(job))
+    assert not storage.exists(receipt_url(job.output, 1, "plan", 0))
     (left,) = storage.list_objects(job.output)
     sha256 = hashlib.sha256(storage.read(left.url)).hexdigest()
     assert left.url == f"{job.output}/shards/001-000000-{sha256[:12]}.tar"

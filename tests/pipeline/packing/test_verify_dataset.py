@@ -5,6 +5,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.dataset import Dataset
+from pipeline.data.keys import path_of
 from pipeline.data.order import Order
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import prove_order, verify_dataset
@@ -30,7 +31,7 @@ def test_one_flipped_bit_names_the_sample_and_its_source(dataset):
     storage.publish(url, bytes(data))
     problems = verify_dataset(dataset.url)
     assert index.keys[3] in problems[0]
-    assert sum(f"/{index.keys[3]}.bmp" in line for line in problems) == 1
+    assert sum(f"/{path_of(index.keys[3])}" in line for line in problems) == 1
 
 
 def test_a_short_copy_a_missing_shard_and_a_changed_index_are_found(dataset):

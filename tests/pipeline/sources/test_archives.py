@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DatasetError, SampleError
-from pipeline.packing import archives
-from pipeline.packing.archives import forget_unpacked, members_of, read_tar_member, read_zip_member
-from pipeline.packing.sources import list_sources
+from pipeline.sources import archives
+from pipeline.sources.archives import MemberPlace, forget_unpacked, members_of, read_member
+from pipeline.sources.listing import list_sources
 
 FILES = {"a/one.png": b"1" * 700, "two.jpg": b"22", "empty.png": b""}
 
@@ -49,11 +49,15 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def place(member) -> MemberPlace:
+    return MemberPlace(member.offset, member.member, member.inner, member.size)
+
+
 def contents(url: str) -> dict[str, bytes]:
     return {
-        member.name: read_tar_member(url, member.etag, member.offset, member.size)
+        member.name: read_member(url, member.etag, place(member))
         for member in members_of(url, "tag")
-        if member.name != "folder"
+        if member.kind == "file" and member.name != "folder"
     }
 
 
@@ -90,7 +94,7 @@ def test_who_has_an_unpacked_tar_open_reads_on_when_another_pack_removes_it(tmp_
     for file in archives._folder().iterdir():
         file.unlink()
     one = found["a/one.png"]
-    assert read_tar_member(str(path), "tag", one.offset, one.size) == FILES["a/one.png"]
+    assert read_member(str(path), "tag", place(one)) == FILES["a/one.png"]
 
 
 def test_the_end_of_another_pack_leaves_what_is_being_unpacked(tmp_path, monkeypatch):
@@ -98,9 +102,9 @@ def test_the_end_of_another_pack_leaves_what_is_being_unpacked(tmp_path, monkeyp
     path.write_bytes(gzip.compress(tar(FILES)))
     unpack = archives._unpack
 
-    def while_another_ends(url, target):
+    def while_another_ends(*what):
         forget_unpacked()
-        unpack(url, target)
+        unpack(*what)
 
     monkeypatch.setattr(archives, "_unpack", while_another_ends)
     assert contents(str(path)) == FILES
@@ -127,7 +131,7 @@ def test_the_end_of_another_pack_between_making_the_folder_and_using_it_costs_no
 def test_a_compressed_tar_is_a_source_as_a_plain_one_is(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/x.tar.gz").write_bytes(gzip.compress(tar(FILES)))
-    files = list_sources([str(tmp_path / "in")]).files
+    files = list(list_sources([str(tmp_path / "in")]))
     assert {file.path: file.read() for file in files} == {
         f"x/{name}": data for name, data in FILES.items()
     }
@@ -138,8 +142,8 @@ def test_a_zip_s_member_is_read_by_name_and_a_damaged_one_is_rejected(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"stored bytes")
     (member,) = members_of(str(path), "tag")
-    assert read_zip_member(str(path), member.name, member.size) == b"stored bytes"
+    assert read_member(str(path), "tag", place(member)) == b"stored bytes"
     path.write_bytes(path.read_bytes().replace(b"stored", b"stoRed"))
     with pytest.raises(SampleError) as raised:
-        read_zip_member(str(path), member.name, member.size)
+        read_member(str(path), "tag", place(member))
     assert raised.value.reason == "archive"

@@ -1,0 +1,148 @@
+"""What is an image: by its name, and by its first bytes where the name says nothing or lies."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import PurePosixPath
+from typing import Literal
+
+HEAD_BYTES = 64
+"""So many first bytes tell every kind."""
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jif", ".jp2",
+        ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".png", ".tif", ".tiff", ".webp",
+    )
+)  # fmt: skip
+"""Of the formats that are always read."""
+
+EXTRAS = {"heif": "pillow_heif", "jxl": "pillow_jxl"}
+"""Extras of this package, and the module of the Pillow plugin that each brings."""
+_EXTRA_OF_SUFFIX = {
+    ".heic": "heif", ".heics": "heif", ".heif": "heif", ".heifs": "heif", ".hif": "heif",
+    ".jxl": "jxl",
+}  # fmt: skip
+_RAW_SUFFIXES = frozenset(
+    (
+        ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25",
+        ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf", ".raw",
+        ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+    )
+)  # fmt: skip
+_UNREAD_SUFFIXES = frozenset(
+    (
+        ".ai", ".bpg", ".cur", ".dcm", ".dds", ".emf", ".eps", ".exr", ".fit", ".fits", ".flif",
+        ".hdr", ".icns", ".ico", ".jbig2", ".jng", ".jxr", ".mng", ".nii", ".pbm", ".pcx", ".pfm",
+        ".pgm", ".pic", ".pict", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".ras", ".sgi", ".svg",
+        ".svgz", ".tga", ".wbmp", ".wdp", ".wmf", ".xbm", ".xcf", ".xpm",
+    )
+)  # fmt: skip
+_UNREAD_ARCHIVES = frozenset(
+    (".7z", ".arj", ".cab", ".cbr", ".cpio", ".iso", ".lha", ".lz4", ".rar", ".squashfs", ".z")
+)
+
+Verdict = Literal["image", "ignored", "beside"]
+
+
+def kind_of(head: bytes) -> str | None:
+    """jpeg, png, gif, webp, bmp, tiff, avif, jp2, heif or jxl; None for anything else."""
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    # A bitmap's own header says its length: 12 (OS/2) to 124 (version 5).
+    if (
+        head[:2] == b"BM"
+        and head[6:10] == bytes(4)
+        and head[14:15] in b"\x0c\x28\x34\x38\x40\x6c\x7c"
+    ):
+        return "bmp" if len(head) > 18 and head[15:18] == bytes(3) else None
+    if head[4:8] == b"ftyp":
+        length = min(max(int.from_bytes(head[:4], "big"), 16), len(head))
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        if brands & {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}:
+            return "heif"
+    return None
+
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "jp2"),
+    (b"\xff\x4f\xff\x51", "jp2"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "jxl"),
+    (b"\xff\x0a", "jxl"),
+)
+_SUFFIX_OF_KIND = {"heif": ".heic", "jxl": ".jxl"}
+
+
+@cache
+def has_extra(extra: str) -> bool:
+    """Whether the plugin of `heif` or `jxl` is installed."""
+    return find_spec(EXTRAS[extra]) is not None
+
+
+def needs_head(path: str) -> bool:
+    """Whether the name alone does not settle what this is."""
+    suffix = PurePosixPath(path).suffix.lower()
+    extra = _EXTRA_OF_SUFFIX.get(suffix)
+    return suffix not in IMAGE_SUFFIXES and not (extra and has_extra(extra))
+
+
+def judge(path: str, head: Callable[[], bytes]) -> tuple[Verdict, str]:
+    """What a file is: an image that can be read, one that can't, or something beside images.
+
+    The second is the kind under which it is counted: a suffix. `head` gives its first bytes, and is
+    called only where the name does not settle it.
+    """
+    suffix = PurePosixPath(path).suffix.lower()
+    if not needs_head(path):
+        return "image", suffix
+    kind = kind_of(head())
+    # Raw files are TIFFs by their first bytes.
+    if kind is not None and not (kind == "tiff" and suffix in _RAW_SUFFIXES):
+        if kind not in EXTRAS or has_extra(kind):
+            return "image", suffix
+        return "ignored", _SUFFIX_OF_KIND[kind]
+    if suffix in _EXTRA_OF_SUFFIX or suffix in _RAW_SUFFIXES | _UNREAD_SUFFIXES | _UNREAD_ARCHIVES:
+        return "ignored", suffix
+    return "beside", suffix
+
+
+def cure_of(kind: str) -> str:
+    """What to do about inputs ignored or rejected under `kind`; "" where nothing is to be said."""
+    extra = _EXTRA_OF_SUFFIX.get(kind) or kind.removeprefix("needs-")
+    if extra in EXTRAS:
+        return f"install vae-pipeline[{extra}]"
+    if kind in _RAW_SUFFIXES:
+        return f"develop them to JPEG or PNG, or --ignore {kind}"
+    if kind in _UNREAD_ARCHIVES:
+        return "unpack them, or pack them as .zip or .tar"
+    if kind in _UNREAD_SUFFIXES:
+        return f"convert them to PNG, or --ignore {kind}"
+    return _CURES.get(kind, "")
+
+
+_CURES = {
+    "archive": "unpack those archives anew",
+    "bomb": "raise --pixel-limit",
+    "changed": "run the same command again",
+    "dangling": "restore what those links lead to",
+    "encrypted": "unpack them with their password",
+    "hidden": "rename them, or --ignore hidden",
+    "missing": "copy them again",
+    "name": "rename them in UTF-8 (convmv)",
+    "nested": "unpack the archives inside archives inside archives",
+    "outside": "name their prefix with --below",
+    "small": "lower --min-side",
+    "truncated": "copy them again",
+    "unsupported": "convert them to PNG or JPEG",
+}

@@ -1,0 +1,92 @@
+"""The law of packing: every input that the sources hold ends in exactly one of four ways."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.data.image_kinds import cure_of
+
+# Nothing of these is lost: a later member of the same name, `--remove`, `--limit`, an input that
+# `--retry-rejected` leaves for the next append.
+_NO_LOSS = frozenset(("replaced", "removed", "limit", "new"))
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Counts:
+    """seen = packed + duplicates + rejected + ignored: of what the sources hold now.
+
+    `seen` is every file and archive member that could be an image, by name or first bytes, and
+    every row of a table. `packed` ones are samples that count, of whichever generation.
+    """
+
+    seen: int
+    packed: int
+    duplicates: int
+    """Left out by `--deduplicate`: another sample has the same bytes."""
+    reasons: Mapping[str, int]
+    """Rejected ones."""
+    ignored: Mapping[str, int]
+    """By kind: a suffix that is not read, `hidden`, `replaced` ..."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """No inputs: files that are no images, by suffix; folders; links that were followed."""
+
+    def __post_init__(self) -> None:
+        accounted = self.packed + self.duplicates + self.rejected + sum(self.ignored.values())
+        assert self.seen == accounted, f"the law of packing: {self}"
+
+    @property
+    def rejected(self) -> int:
+        """Looked at, and not good."""
+        return sum(self.reasons.values())
+
+    def lost(self, allowed: Collection[str] = ()) -> int:
+        """Rejected inputs, and ignored ones that look like images, but for the kinds `allowed`."""
+        fine = {kind.lower() for kind in allowed} | _NO_LOSS
+        return self.rejected + sum(n for kind, n in self.ignored.items() if kind not in fine)
+
+    def summary(self) -> list[str]:
+        """For people: the law in one line, then the largest losses, each with its cure."""
+        ignored = sum(self.ignored.values())
+        lines = [
+            f"{self.seen:,} seen = {self.packed:,} packed + {self.duplicates:,} duplicates + "
+            f"{self.rejected:,} rejected + {ignored:,} ignored."
+        ]
+        lines += _told("Rejected", self.reasons) + _told("Ignored", self.ignored)
+        if self.others:
+            lines.append(f"Beside them: {_listed(self.others)}.")
+        return lines
+
+
+def counted(found: Mapping[str, int], seen: int, others: Mapping[str, int]) -> Counts:
+    """From numbers by "STATUS:REASON"."""
+    by_status: dict[str, Counter[str]] = {
+        name: Counter() for name in ("packed", "duplicate", "rejected", "ignored")
+    }
+    for name, number in found.items():
+        status, _, reason = name.partition(":")
+        if status == "removed":
+            status, reason = "ignored", "removed"
+        by_status[status][reason] += number
+    return Counts(
+        seen, by_status["packed"].total(), by_status["duplicate"].total(),
+        dict(sorted(by_status["rejected"].items())), dict(sorted(by_status["ignored"].items())),
+        dict(sorted(others.items())),
+    )  # fmt: skip
+
+
+def _told(what: str, found: Mapping[str, int]) -> list[str]:
+    most = Counter(found).most_common(_SHOWN)
+    lines = [
+        f"  {what}: {number:,} {kind or 'without suffix'}" + (f": {cure}" if cure else "")
+        for kind, number in most
+        for cure in (cure_of(kind),)
+    ]
+    left = sum(found.values()) - sum(number for _, number in most)
+    return [*lines, f"  {what}: {left:,} for other reasons"] if left else lines
+
+
+def _listed(found: Mapping[str, int]) -> str:
+    most = Counter(found).most_common(_SHOWN)
+    more = ["..."] if len(found) > _SHOWN else []
+    return ", ".join([f"{number:,} {kind or 'without suffix'}" for kind, number in most] + more)

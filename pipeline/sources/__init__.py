@@ -1,0 +1,1 @@
+"""From what people have (folders, archives, tables) to inputs, each named and counted."""

@@ -1,0 +1,134 @@
+"""Labels and captions from a table beside the images: CSV, JSON lines, Parquet or Arrow.
+
+One column names the image (its path below the source, with or without suffix); `label` (or `class`)
+and `caption` (or `text`) mean what they say, and any other column goes into the sample's json.
+"""
+
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline import storage
+from pipeline.data.keys import without_suffix
+from pipeline.errors import DatasetError
+from pipeline.sources.table_rows import Row, read_rows
+
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "image", "key", "url", "uri", "image_url")
+LABEL_COLUMNS = ("label", "class")
+CAPTION_COLUMNS = ("caption", "text")
+TEXT_COLUMNS = frozenset((*PATH_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS))
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a table says of one image; of several captions the first stands alone as text, too."""
+
+    label: str | None = None
+    caption: str | list[str] | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_text(self) -> str:
+        """JSON; `from_text` is its inverse."""
+        return json.dumps([self.label, self.caption, dict(self.others)], ensure_ascii=False)
+
+    @staticmethod
+    def from_text(text: str) -> "Annotation":
+        """From what `to_text` gave; "" says nothing."""
+        return Annotation(*json.loads(text)) if text else Annotation()
+
+
+@dataclass(frozen=True)
+class AnnotationRow:
+    """One row of a table: which image it means, as written there, and what it says."""
+
+    path: str
+    annotation: Annotation
+
+
+def read_annotations(url: str) -> Iterator[AnnotationRow]:
+    """The rows of a table in order. Raises `DatasetError` for one that can't be used."""
+    for row in read_rows(url, TEXT_COLUMNS):
+        columns = {name.lower(): name for name in row}
+        path_column = _first(columns, PATH_COLUMNS)
+        if path_column is None:
+            raise DatasetError(
+                f"{storage.shown(url)}: has the columns {', '.join(row)}; one of "
+                f"{', '.join(PATH_COLUMNS)} must name the image."
+            )
+        path = text_of(row[path_column])
+        if path is not None:
+            rest = {name: value for name, value in row.items() if name != path_column}
+            yield AnnotationRow(path, annotation_of(rest))
+
+
+def annotation_of(row: Row) -> Annotation:
+    """What the columns of a row say of its image."""
+    columns = {name.lower(): name for name in row}
+    label, caption = _first(columns, LABEL_COLUMNS), _first(columns, CAPTION_COLUMNS)
+    captions = row.get(caption) if caption else None
+    others = {name: value for name, value in row.items() if name not in (label, caption)}
+    return Annotation(
+        text_of(row.get(label)) if label else None,
+        [text for text in map(text_of, captions) if text is not None]
+        if isinstance(captions, list)
+        else text_of(captions),
+        _plain(others),
+    )
+
+
+def normal(path: str) -> str:
+    """One spelling of a path: NFC, `/` between its parts, nothing before the first of them."""
+    path = unicodedata.normalize("NFC", path).replace("\\", "/").removeprefix("file://")
+    return (
+        PurePosixPath("/".join(part for part in path.split("/") if part != "."))
+        .as_posix()
+        .lstrip("/")
+    )
+
+
+def spellings(path: str, url: str, root: str) -> Iterator[str]:
+    """What a table may call an image at `path` below `root`, the likeliest first."""
+    folder = root.rstrip("/").rpartition("/")[2]
+    for whole in (path, f"{folder}/{path}", url):
+        yield normal(whole)
+        yield without_suffix(normal(whole))
+
+
+def _first(columns: Mapping[str, str], names: Iterable[str]) -> str | None:
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def text_of(value: Any) -> str | None:
+    """A cell as text, None for an empty one."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """Values that JSON can hold; absent ones and bytes are left out, others become text."""
+    kept = {name: _jsonable(value) for name, value in row.items() if not isinstance(value, bytes)}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_jsonable(each) for each in value]
+    if isinstance(value, dict):
+        plain = {
+            str(name): _jsonable(each)
+            for name, each in value.items()
+            if not isinstance(each, bytes)
+        }
+        return plain or None
+    return None if isinstance(value, bytes) else str(value)

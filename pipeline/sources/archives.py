@@ -1,0 +1,304 @@
+"""Images inside tar and zip archives, compressed tars too: listed, and read one by one.
+
+A compressed tar can't be read from its middle, so it is unpacked once, into this machine's
+temporary folder, where all processes of a pack find it; `forget_unpacked` removes it.
+"""
+
+import bz2
+import fcntl
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline import storage
+from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError
+from pipeline.sources.members import (
+    SPARSE,
+    ZIP_ERRORS,
+    ArchiveMember,
+    tar_members,
+    where_of,
+    zip_members,
+)
+
+COMPRESSED_SUFFIXES = (
+    ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.lzma", ".tar.zst",
+    ".tzst",
+)  # fmt: skip
+ARCHIVE_SUFFIXES = (".tar", ".zip", *COMPRESSED_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class MemberPlace:
+    """Where a member's bytes are; the fields of `ArchiveMember` that say so."""
+
+    offset: int
+    member: str
+    inner: str
+    size: int
+
+
+_SPARE_BYTES = 2**30
+"""Unpacking leaves that much of the disk free: a small archive may claim to hold terabytes."""
+
+
+def is_archive(url: str) -> bool:
+    """By its suffix."""
+    return url.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def without_archive_suffix(path: str) -> str:
+    """`a/b.tar.gz` as `a/b`: the folder that an archive stands for."""
+    suffix = next(each for each in ARCHIVE_SUFFIXES if path.lower().endswith(each))
+    return path[: -len(suffix)]
+
+
+def members_of(url: str, etag: str, inner: str = "") -> Iterator[ArchiveMember]:
+    """All members of an archive, or of the archive `inner` in it, which `inner_of` names.
+
+    Raises `DatasetError` for an archive that is not whole.
+    """
+    where = where_of(url, _name_of(inner))
+    if _is_zip(url, inner):
+        yield from zip_members(_open_zip(url, etag, inner))
+        return
+    with _tar_file(url, etag, inner) as file:
+        stop = file.seek(0, io.SEEK_END)
+        yield from tar_members(file, 0, stop, etag, where)
+
+
+def members_inside(url: str, etag: str, member: ArchiveMember) -> Iterator[ArchiveMember]:
+    """The members of an archive that is itself the `member` of the archive at `url`.
+
+    A plain tar in a tar is read where it lies; any other is unpacked first.
+    """
+    where = where_of(url, member.name)
+    if member.offset >= 0 and not member.member and member.name.lower().endswith(".tar"):
+        with _tar_file(url, etag, "") as file:
+            stop = member.offset + member.size
+            yield from tar_members(file, member.offset, stop, etag, where)
+        return
+    inner = inner_of(member)
+    yield from (replace(found, inner=inner) for found in members_of(url, etag, inner))
+
+
+def inner_of(member: ArchiveMember) -> str:
+    """A text that finds an archive's member again: offset, size, what it is, name."""
+    return f"{member.offset}:{member.size}:{member.member}:{member.name}"
+
+
+def _name_of(inner: str) -> str:
+    return inner.split(":", 3)[3] if inner else ""
+
+
+def read_member(url: str, etag: str, place: MemberPlace) -> bytes:
+    """A member's bytes; as a slice: fewer where a tar ends before.
+
+    Raises `SampleError` where a zip's or a sparse member can't be had whole.
+    """
+    if place.inner or place.offset < 0:
+        etag = storage.stat(url).etag or ""  # a zip's members have tags of their own
+    if place.member == SPARSE and place.offset >= 0:
+        return _read_sparse(url, etag, place)
+    if place.member:
+        return _read_zip_member(url, etag, place)
+    if place.inner or _is_compressed(url):
+        return os.pread(_unpacked(url, etag, place.inner).fileno(), place.size, place.offset)
+    return storage.read(url, place.offset, place.offset + place.size)
+
+
+def _read_sparse(url: str, etag: str, place: MemberPlace) -> bytes:
+    try:
+        with _tar_file(url, etag, place.inner) as file:
+            file.seek(place.offset)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                info = tar.next()
+                found = tar.extractfile(info) if info is not None else None
+                return found.read() if found is not None else b""
+    except tarfile.TarError as error:
+        raise SampleError("archive", f"sparse member: {error}") from None
+
+
+def _read_zip_member(url: str, etag: str, place: MemberPlace) -> bytes:
+    try:
+        archive = _open_zip(url, etag, place.inner)
+        if archive.getinfo(place.member).flag_bits & 1:
+            raise SampleError("encrypted", "is encrypted: unpack the archive with its password")
+        with archive.open(place.member) as file:
+            data = file.read(place.size + 1)  # no more than it says: a bomb may lie about its size
+    except (KeyError, ObjectNotFoundError) as error:
+        raise SampleError("missing", str(error)) from None
+    except ZIP_ERRORS as error:
+        raise SampleError("archive", f"{type(error).__name__}: {error}") from None
+    if len(data) != place.size:
+        raise SampleError(
+            "archive", f"unpacks to more or less than the {place.size} bytes it states"
+        )
+    return data
+
+
+def forget_unpacked() -> None:
+    """Removes what this machine has unpacked; who has it open reads on.
+
+    While another pack unpacks, all is left to that one's end.
+    """
+    _unpacked.cache_clear()
+    try:
+        handle = os.open(_folder(), os.O_RDONLY)
+    except OSError:  # There is none, or it is another user's.
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(_folder(), ignore_errors=True)
+    except OSError:  # In use.
+        pass
+    finally:
+        os.close(handle)
+
+
+@lru_cache(maxsize=4)
+def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
+    """A zip open for random access; one that changes is opened anew."""
+    try:
+        if inner:
+            return zipfile.ZipFile(os.fdopen(os.dup(_unpacked(url, etag, inner).fileno()), "rb"))
+        return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
+    except zipfile.BadZipFile as error:
+        where = where_of(url, _name_of(inner))
+        raise DatasetError(f"{where}: can't be read ({error}). Is it whole?") from None
+
+
+def _is_zip(url: str, inner: str) -> bool:
+    return (_name_of(inner) or url).lower().endswith(".zip")
+
+
+def _is_compressed(url: str) -> bool:
+    return url.lower().endswith(COMPRESSED_SUFFIXES)
+
+
+def _tar_file(url: str, etag: str, inner: str) -> BinaryIO:
+    if not inner and not _is_compressed(url):
+        return io.BufferedReader(storage.StorageFile(url), 2**20)
+    return os.fdopen(os.dup(_unpacked(url, etag, inner).fileno()), "rb")
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"vae-pipeline-unpacked-{os.getuid()}"
+
+
+def _hold_folder() -> int:
+    """A handle on the folder; until it is closed, no other pack's end removes the folder."""
+    folder = _folder()
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            if folder.stat().st_uid != os.getuid():
+                raise DatasetError(f"{folder}: belongs to another user. Remove it, or set TMPDIR.")
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # Another pack's end removed it just now.
+            continue
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            return handle
+        os.close(handle)
+
+
+@lru_cache(maxsize=64)
+def _unpacked(url: str, etag: str, inner: str) -> BinaryIO:
+    """A tar without its compression, or an archive in an archive, open for `os.pread`.
+
+    The first process that needs it unpacks, others wait for that one.
+    """
+    held = _hold_folder()
+    try:
+        path = _folder() / f"{hashlib.sha256(f'{url} {etag} {inner}'.encode()).hexdigest()}.tar"
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                part = path.with_suffix(".part")
+                try:
+                    _unpack(url, etag, inner, part)
+                    part.replace(path)
+                except (OSError, EOFError, lzma.LZMAError, zlib.error, SampleError) as error:
+                    where = where_of(url, _name_of(inner))
+                    raise DatasetError(
+                        f"{where}: can't be unpacked ({error}). Is it whole?"
+                    ) from None
+                finally:
+                    part.unlink(missing_ok=True)
+            return path.open("rb")
+    finally:
+        os.close(held)
+
+
+def _unpack(url: str, etag: str, inner: str, target: Path) -> None:
+    with _plain_stream(url, etag, inner) as source, target.open("wb") as file:
+        while piece := source.read(2**22):
+            if shutil.disk_usage(target.parent).free < _SPARE_BYTES + len(piece):
+                raise DatasetError(
+                    f"{storage.shown(url)}: does not fit unpacked into {target.parent}, with 1 GiB "
+                    "to spare. Set TMPDIR to a larger disk, or unpack it yourself."
+                )
+            file.write(piece)
+
+
+def _plain_stream(url: str, etag: str, inner: str) -> Any:
+    """The bytes of a tar without its compression; of an archive in an archive likewise."""
+    if not inner:
+        return _decompressing(url, io.BufferedReader(storage.StorageFile(url), 2**23))
+    offset, _, member, name = inner.split(":", 3)
+    if int(offset) < 0:
+        archive = _open_zip(url, etag, "")
+        if archive.getinfo(member).flag_bits & 1:
+            raise SampleError("encrypted", "is encrypted: unpack the archive with its password")
+        raw: Any = archive.open(member)
+    else:
+        file = _tar_file(url, etag, "")
+        file.seek(int(offset))
+        if member == SPARSE:
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # read on by the caller
+            raw = tar.extractfile(tar.next())  # type: ignore[arg-type]
+        else:
+            raw = io.BufferedReader(_Section(file, int(inner.split(":", 2)[1])))
+    return _decompressing(name, raw)
+
+
+class _Section(io.RawIOBase):
+    """The next `size` bytes of a file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
+
+
+def _decompressing(name: str, raw: Any) -> Any:
+    name = name.lower()
+    if name.endswith((".bz2", ".tbz", ".tbz2")):
+        return bz2.open(raw)
+    if name.endswith((".xz", ".txz", ".lzma")):
+        return lzma.open(raw)
+    if name.endswith((".zst", ".tzst")):
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+    return gzip.open(raw) if name.endswith((".gz", ".tgz")) else raw

@@ -1,0 +1,179 @@
+"""Tables as rows, a batch at a time: CSV, TSV, JSON lines, Parquet, Arrow; text stays text."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DatasetError
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+ARROW_SUFFIXES = (".parquet", ".arrow", ".feather")
+_BATCH_ROWS = 4096
+_MOST_FIELD_BYTES = 2**24
+"""Of one cell: a caption or an embedding written as text."""
+
+Row = Mapping[str, Any]
+
+
+def is_table(url: str) -> bool:
+    """By its suffix: one whose rows may hold images."""
+    return url.lower().endswith(ARROW_SUFFIXES)
+
+
+def is_list(url: str) -> bool:
+    """By its suffix: one whose rows may name images."""
+    return url.lower().endswith((*TEXT_SUFFIXES, *ARROW_SUFFIXES))
+
+
+def read_rows(url: str, texts: Collection[str]) -> Iterator[Row]:
+    """Each row as a dictionary, in order; columns named in `texts` (in lower case) stay text.
+
+    Raises `DatasetError` for a table that can't be read.
+    """
+    import pyarrow as pa
+
+    suffix = PurePosixPath(url).suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv"):
+            yield from _read_csv(url, "\t" if suffix == ".tsv" else ",", texts)
+        elif suffix in (".jsonl", ".ndjson"):
+            yield from _read_jsonl(url)
+        elif suffix in ARROW_SUFFIXES:
+            for batch in _arrow_batches(url):
+                yield from batch.rename_columns([n.strip() for n in batch.schema.names]).to_pylist()
+        else:
+            raise DatasetError(
+                f"{storage.shown(url)}: is none of .csv, .tsv, .jsonl, .parquet, .arrow."
+            )
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{storage.shown(url)}: {_encoding_of(url)} at byte {error.start} of a piece "
+            f"({error.object[error.start : error.start + 4]!r}). Save it as UTF-8."
+        ) from None
+    except (pa.ArrowException, csv.Error) as error:
+        raise DatasetError(f"{storage.shown(url)}: can't be read as a table: {error}.") from None
+
+
+def _encoding_of(url: str) -> str:
+    head = storage.read(url, 0, 4)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "is UTF-16, not UTF-8,"
+    return "is not UTF-8 (ISO 8859-1 or Windows-1252?)"
+
+
+def _text_file(url: str) -> io.TextIOWrapper:
+    raw = io.BufferedReader(storage.StorageFile(url), 2**20)
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="strict")
+
+
+def _read_csv(url: str, delimiter: str, texts: Collection[str]) -> Iterator[Row]:
+    """Twice through the file: a column is of numbers only if each of its cells is one."""
+    kinds = _column_kinds(_csv_rows(url, delimiter), texts)
+    for row in _csv_rows(url, delimiter):
+        yield {
+            name: None if text == "" else kinds.get(name, str)(text) for name, text in row.items()
+        }
+
+
+def _csv_rows(url: str, delimiter: str) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(_MOST_FIELD_BYTES)
+    with _text_file(url) as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        if len(set(header)) != len(header):
+            raise DatasetError(f"{storage.shown(url)}: its header names a column twice: {header}.")
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DatasetError(
+                    f"{storage.shown(url)}: line {reader.line_num} has {len(cells)} cells, the "
+                    f"header {len(header)} ({', '.join(header)}). Quote what holds a {delimiter!r}."
+                )
+            yield dict(zip(header, cells, strict=True))
+
+
+def _column_kinds(
+    rows: Iterable[dict[str, str]], texts: Collection[str]
+) -> dict[str, Callable[[str], Any]]:
+    """int or float where every cell is how Python writes such a number: `00` and `1.10` are not."""
+    kinds: dict[str, Callable[[str], Any]] = {}
+    for number, row in enumerate(rows):
+        if number == 0:
+            kinds = {name: int for name in row if name.lower() not in texts}
+        for name, kind in list(kinds.items()):
+            text = row[name]
+            if text == "" or (kind is int and _is_int(text)):
+                continue
+            if _is_int(text) or _is_float(text):
+                kinds[name] = float
+            else:
+                del kinds[name]
+    return kinds
+
+
+def _is_int(text: str) -> bool:
+    return text.removeprefix("-").isdecimal() and str(int(text)) == text and len(text) < 19
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return repr(float(text)) == text.lower() and text.lower() not in ("nan", "inf", "-inf")
+    except ValueError:
+        return False
+
+
+def _read_jsonl(url: str) -> Iterator[Row]:
+    with _text_file(url) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DatasetError(
+                    f"{storage.shown(url)}: line {number} is no JSON ({error})."
+                ) from None
+            if not isinstance(row, dict):
+                raise DatasetError(f"{storage.shown(url)}: line {number} is no JSON object.")
+            yield {name.strip(): value for name, value in row.items()}
+
+
+def _arrow_batches(url: str) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    if url.lower().endswith(".parquet"):
+        with parquet.ParquetFile(open_arrow(url)) as file:
+            yield from file.iter_batches(_BATCH_ROWS)
+        return
+    for _, batch in arrow_batches(url):
+        yield batch
+
+
+def open_arrow(url: str) -> Any:
+    """A file that pyarrow reads: mapped memory where it is local, else ranged reads."""
+    import pyarrow as pa
+
+    path = storage.local_path(url)
+    if path is not None and path.is_file() and path.stat().st_size:
+        return pa.memory_map(str(path))
+    return pa.PythonFile(io.BufferedReader(storage.StorageFile(url), 2**20), "r")
+
+
+def arrow_batches(url: str) -> Iterator[tuple[int, Any]]:
+    """Each record batch of an Arrow file or stream, with its number."""
+    import pyarrow as pa
+
+    with open_arrow(url) as file:
+        try:
+            reader = pa.ipc.open_file(file)
+        except pa.ArrowInvalid:
+            file.seek(0)
+            yield from enumerate(pa.ipc.open_stream(file))
+            return
+        for number in range(reader.num_record_batches):
+            yield number, reader.get_batch(number)
