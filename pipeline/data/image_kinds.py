@@ -133,7 +133,7 @@ def cure_of(kind: str) -> str:
 
 _CURES = {
     "archive": "unpack those archives anew",
-    "bomb": "raise --pixel-limit",
+    "bomb": "scale them down first",
     "changed": "run the same command again",
     "dangling": "restore what those links lead to",
     "encrypted": "unpack them with their password",

@@ -49,10 +49,10 @@ def probe(config: PackConfig, probe_seconds: float = PROBE_SECONDS) -> Estimate:
     state = read_state(output)
     with open_inventory() as inventory:
         inventory.put(ledger_rows(output, state))
-        return _probe(config, make_plan(config, state, inventory, 1))
+        return _probe(config, make_plan(config, state, inventory, 1), probe_seconds)
 
 
-def _probe(config: PackConfig, plan: Plan) -> Estimate:
+def _probe(config: PackConfig, plan: Plan, probe_seconds: float) -> Estimate:
     reasons: Counter[str] = Counter()
     start = time.monotonic()
     probed = 0
