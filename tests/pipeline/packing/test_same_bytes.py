@@ -1,7 +1,7 @@
 """Bytes that no release may change without saying so: shards, and the order that they are read in.
 
-The digests were taken from commit 5c84cd1, whose keys had no suffix: members are renamed so. The images are bitmaps made of integers alone, so that
-no encoder's version is part of them.
+The digests were taken from commit 5c84cd1, whose keys had no suffix: members are renamed so.
+The images are bitmaps made of integers alone, so that no encoder's version is part of them.
 """
 
 import hashlib
