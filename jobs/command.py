@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypedDict
 
+from jobs.help import COMMON, help_text
 from pipeline.config import Section, without_passwords
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.log_lines import log_to_stderr
@@ -45,6 +45,9 @@ def run_job(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     program = f"python -m {_module_name()}"
     arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(_split(arguments)[0]):
+        print(help_text(config_type, program))
+        return
     try:
         values, output = parse_flags(config_type, arguments, program)
         log_to_stderr(output.log_format, quiet=output.quiet)
@@ -75,7 +78,7 @@ def _print(outcome: Outcome, output: "Output") -> None:
     sys.stdout.flush()
 
 
-OUTPUT_FLAGS = ("--config", "--print-config", "--json", "--quiet", "--log-format")
+OUTPUT_FLAGS = tuple(flag.split()[0] for flag, _ in COMMON)
 """The flags that every job has beside its own."""
 
 
@@ -96,6 +99,8 @@ def parse_flags(
 
     What follows a `--` is the field `command`.
     """
+    import tyro  # 0.3 s that --help has no use for
+
     arguments, command = _split(arguments)
     flags = tyro.cli(
         _flag_type(config_type, with_file=True),
@@ -144,23 +149,22 @@ def _module_name() -> str:
     return spec.name if spec is not None else "jobs"
 
 
+_COMMON_KINDS: Mapping[str, Any] = {
+    "config": str, "print_config": bool, "json": bool, "quiet": bool,
+    "log_format": Literal["text", "json"],
+}  # fmt: skip
+
+
 def _flag_type(config_type: type[BaseModel], with_file: bool = False) -> Any:
     """A TypedDict in which every key may be missing, so that only flags that were given count."""
+    import tyro
+
     keys: dict[str, Any] = {}
     if with_file:
-        keys["config"] = Annotated[str, tyro.conf.arg(help="A YAML file with the same keys.")]
-        keys["print_config"] = Annotated[
-            bool, tyro.conf.arg(help="Write the effective YAML to stdout, and end.")
-        ]
-        keys["json"] = Annotated[
-            bool, tyro.conf.arg(help="End with the result as a line of JSON, on a terminal too.")
-        ]
-        keys["quiet"] = Annotated[
-            bool, tyro.conf.arg(help="No progress and no notes: warnings and errors alone.")
-        ]
-        keys["log_format"] = Annotated[
-            Literal["text", "json"], tyro.conf.arg(help="Log lines for people, or a JSON each.")
-        ]
+        told = {flag.split()[0]: said for flag, said in COMMON}
+        for name, common in _COMMON_KINDS.items():
+            said = told[f"--{name.replace('_', '-')}"]
+            keys[name] = Annotated[common, tyro.conf.arg(help=said)]
     for name, info in config_type.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -1,6 +1,6 @@
 """The knobs of `jobs.encode`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,20 @@ from pipeline.config.sections import (
 
 class EncodeConfig(PortionConfig):
     """`jobs.encode`: a dataset becomes a latent store, exactly once."""
+
+    first: ClassVar[tuple[str, ...]] = (
+        "model",
+        "data",
+        "output",
+        "actors",
+        "gpus",
+        "batch_size",
+        "dtype",
+        "content",
+        "columns",
+        "limit",
+        "dry_run",
+    )
 
     model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
     data: Url = Field(description=A_DATASET)

@@ -1,6 +1,6 @@
 """The knobs of `jobs.pack`."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,19 @@ from pipeline.config.sections import (
 
 class PackConfig(PortionConfig):
     """`jobs.pack`: folders, archives and tables of images become a sharded dataset."""
+
+    first: ClassVar[tuple[str, ...]] = (
+        "source",
+        "output",
+        "append",
+        "holdout",
+        "annotations",
+        "verify",
+        "encoding",
+        "shard_bytes",
+        "limit",
+        "dry_run",
+    )
 
     source: tuple[Url, ...] = Field(
         (),

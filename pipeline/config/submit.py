@@ -1,6 +1,6 @@
 """The knobs of `jobs.submit`."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,19 @@ class SubmitConfig(Section):
     The same command joins the job where it runs already. Ends with 0 succeeded, 1 failed, 2 wrong
     usage, 3 finished with quarantine, 4 lost, 5 stopped.
     """
+
+    first: ClassVar[tuple[str, ...]] = (
+        "command",
+        "id",
+        "detach",
+        "status",
+        "logs",
+        "stop",
+        "list",
+        "kubernetes",
+        "gpus",
+        "dry_run",
+    )
 
     command: tuple[str, ...] = Field((), description="What to run: all that follows `--`.")
     address: str | None = Field(

@@ -1,7 +1,7 @@
 """What `jobs.train` is asked for."""
 
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,21 @@ from pipeline.config.sections import (
 
 class TrainConfig(PreprocessConfig, RunsConfig):
     """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
+
+    first: ClassVar[tuple[str, ...]] = (
+        "data",
+        "run",
+        "storage",
+        "steps",
+        "global_batch_size",
+        "image_size",
+        "workers",
+        "holdout",
+        "checkpoint_every",
+        "evaluate_every",
+        "init",
+        "dry_run",
+    )
 
     data: Url = Field(description=A_DATASET)
     run: str = Field(
