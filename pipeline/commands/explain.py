@@ -10,7 +10,7 @@ from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.evaluation.explanation import explain, render
 from pipeline.evaluation.health import check_health
-from pipeline.evaluation.mistakes import Diagnosis, Quantity, diagnose, known_slips
+from pipeline.evaluation.mistakes import Diagnosis, diagnose, known_slips
 from pipeline.registry.named_models import finished_run, load_named
 from pipeline.runs.history import read_validations
 from pipeline.vae import VAE
@@ -94,15 +94,9 @@ def _diagnoses(
     beta: float,
     sigma: float | None,
 ) -> list[Diagnosis]:
-    figures: dict[Quantity, float | None] = {
-        "elbo": config.my_elbo,
-        "kl": config.my_kl,
-        "log_likelihood": config.my_log_likelihood,
-    }
     is_gaussian = isinstance(model.vae.likelihood, Gaussian)
     slips = known_slips(numbers, model.measured, beta, sigma if is_gaussian else None)
     return [
         diagnose(quantity, figure, slips, numbers[quantity])
-        for quantity, figure in figures.items()
-        if figure is not None
+        for quantity, figure in config.figures.items()
     ]

@@ -1,8 +1,9 @@
 """The knobs of `jobs.explain`."""
 
-from typing import Self
+import math
+from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.sections import (
     A_RUN,
@@ -10,6 +11,9 @@ from pipeline.config.sections import (
     MeasurementConfig,
     Url,
 )
+
+Quantity = Literal["elbo", "kl", "log_likelihood"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
 class ExplainConfig(MeasurementConfig):
@@ -23,12 +27,31 @@ class ExplainConfig(MeasurementConfig):
     beta: float | None = Field(
         None, ge=0, description="Weight of the KL in training; None: the run's, 1 for a model."
     )
-    my_elbo: float | None = Field(None, description="An ELBO you got elsewhere, nats per image.")
-    my_kl: float | None = Field(None, description="A KL you got elsewhere, nats per image.")
-    my_log_likelihood: float | None = Field(
-        None, description="An E log p(x|z) you got elsewhere, nats per image."
+    mine: tuple[str, ...] = Field(
+        (),
+        description="Figures you got elsewhere, in nats per image, to be diagnosed: elbo=-90.1 "
+        "kl=20 log_likelihood=-70.",
     )
     allow_custom: AllowCustom = ()
+
+    @property
+    def figures(self) -> dict[Quantity, float]:
+        """Those of `mine`, by quantity."""
+        told = dict(each.split("=", 1) for each in self.mine)
+        return {name: float(told[name]) for name in QUANTITIES if name in told}
+
+    @field_validator("mine")
+    @classmethod
+    def _of_known_quantities(cls, mine: tuple[str, ...]) -> tuple[str, ...]:
+        for each in mine:
+            name, _, value = each.partition("=")
+            try:
+                known = name in QUANTITIES and math.isfinite(float(value))
+            except ValueError:
+                known = False
+            if not known:
+                raise ValueError(f"{each!r}: give {' or '.join(QUANTITIES)}=NUMBER")
+        return mine
 
     @model_validator(mode="after")
     def _run_or_model(self) -> Self:

@@ -82,7 +82,7 @@ LIMIT = "Only the first images, this many (jobs.encode: whole shards); None: all
 DRY_RUN = "Say images, bytes and time, from a short probe; write nothing."
 REFUSED = "Largest share of refused images that still exits with 0."
 RAY_ADDRESS = "The Ray dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS."
-PRECISION = "Autocast type; auto: bf16 where the hardware has it, else fp32."
+PRECISION = "Type of the network's arithmetic; auto: bf16 where the hardware has it, else fp32."
 CHECK = "How each image is checked: decoded, or by its header."
 
 

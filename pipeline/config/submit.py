@@ -27,6 +27,13 @@ class SubmitConfig(Section):
         "dry_run",
     )
 
+    cpus: ClassVar[float] = 0.0
+    """Cores that a job's driver asks Ray for: none, so it fits beside the workers it waits for."""
+    timeout_seconds: ClassVar[float] = 30.0
+    """How long one answer is waited for: a head under load takes seconds to list its jobs."""
+    stop_seconds: ClassVar[float] = 120.0
+    """How long a stopped training may take: a step, and a checkpoint over a slow line."""
+
     command: tuple[str, ...] = Field((), description="What to run: all that follows `--`.")
     address: str | None = Field(
         None,
@@ -46,7 +53,6 @@ class SubmitConfig(Section):
     ship: Url | None = Field(
         None, description="Folder whose files the job runs with; None: the image's own code."
     )
-    cpus: float = Field(0, ge=0, description="Cores that the job's driver asks for, not workers.")
     kubernetes: bool = Field(
         False,
         description="As a RayJob with a cluster of its own: a copy of the cluster's template.",
@@ -74,11 +80,7 @@ class SubmitConfig(Section):
     lost_seconds: float = Field(
         300, gt=0, description="A job whose head does not answer for so long is lost."
     )
-    stop_seconds: float = Field(
-        120, gt=0, description="With --stop: how long a training may take for its checkpoint."
-    )
     poll_seconds: float = Field(2, gt=0, description="Between two looks at the job.")
-    timeout_seconds: float = Field(30, gt=0, description="How long one answer is waited for.")
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:
@@ -88,8 +90,8 @@ class SubmitConfig(Section):
         only = [self.gpus, self.image, self.namespace, self.context, self.dry_run or None]
         if not self.kubernetes and any(each is not None for each in only):
             raise ValueError("gpus, image, namespace, context and dry_run need --kubernetes")
-        if self.kubernetes and (self.ship is not None or self.address or self.cpus):
-            raise ValueError("--kubernetes runs the image's code: leave out ship, address and cpus")
+        if self.kubernetes and (self.ship is not None or self.address):
+            raise ValueError("--kubernetes runs the image's code: leave out ship and address")
         if not self.list and not self.command and not (any(asked) and self.id):
             raise ValueError(
                 "give the job's command after --, such as -- python -m jobs.train --data URL "

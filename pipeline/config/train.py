@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pipeline.config.sections import (
     A_DATASET,
     DRY_RUN,
+    PRECISION,
     LoaderConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -79,8 +80,7 @@ class TrainConfig(PreprocessConfig, RunsConfig):
     seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
         "auto",
-        description="Autocast type; auto: bf16 where the hardware has it, else fp32. fp16 scales "
-        "gradients; fp64 also keeps weights in float64, for checks.",
+        description=PRECISION,
     )
     micro_batch_size: int | None = Field(
         None, gt=0, description="Images per forward pass of a worker; None: all of its share."

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from pipeline.config.explain import Quantity
 from pipeline.evaluation.rows import Measured
-
-Quantity = Literal["elbo", "kl", "log_likelihood"]
 
 _TOLERANCE = 0.003
 """Relative: one draw of z per image leaves about 0.2% on an ELBO of a thousand images."""

@@ -102,7 +102,7 @@ def test_rays_list_of_jobs_holds_no_secret_and_no_environment(to_head, tmp_path,
 
 def test_a_dashboard_that_hangs_for_a_while_is_waited_for(to_head, tmp_path, monkeypatch):
     marker = tmp_path / "marker"
-    process = submit(tmp_path, "--timeout-seconds", "5", *python(sleeping(marker)))
+    process = submit(tmp_path, *python(sleeping(marker)))
     until(marker.exists, process, tmp_path)
     # Its port then takes connections and never answers.
     assert to_head.send(signal.SIGSTOP, "dashboard.py")

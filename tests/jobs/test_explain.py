@@ -28,7 +28,9 @@ def explain(place: Path, model: str = "vae", **knobs: object) -> dict[str, Any]:
 def test_explain_writes_the_page_names_the_slip_and_gives_every_number(place: Path):
     measured = evaluate(place)
     averaged = measured["kl"] / measured["latent_dimensions"]
-    result = explain(place, output=str(place / "page"), my_elbo=-measured["elbo"], my_kl=averaged)
+    result = explain(
+        place, output=str(place / "page"), mine=(f"elbo={-measured['elbo']}", f"kl={averaged}")
+    )
     assert "sign is flipped" in result["slips"]["elbo"][0]
     assert "averaged over dimensions" in result["slips"]["kl"][0]
     assert result["answers"]["elbo"]["elbo"] == measured["elbo"]
@@ -47,3 +49,9 @@ def test_explain_tells_a_collapsed_model_so(place: Path):
 def test_explain_wants_a_run_or_a_model_and_not_both(place: Path):
     with pytest.raises(ValidationError, match="and not both"):
         explain(place, run="x")
+
+
+@pytest.mark.parametrize("wrong", ["elbow=1", "kl", "kl=many", "elbo=nan"])
+def test_a_figure_of_no_known_quantity_is_refused(wrong):
+    with pytest.raises(ValueError, match="give elbo or kl or log_likelihood=NUMBER"):
+        ExplainConfig(run="r", mine=("kl=3", wrong))

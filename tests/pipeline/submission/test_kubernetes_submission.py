@@ -184,7 +184,7 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, trai
     submit(*train, detach=True)
     server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
     run = asked_of(train).run
-    assert submit(*train, stop=True, stop_seconds=60).result["status"] == "STOPPED"
+    assert submit(*train, stop=True).result["status"] == "STOPPED"
     assert Path(run.path("STOP")).exists()
     assert "first" in server.objects
 
