@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.cluster.node_drain import node_is_drained
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.cluster.recorder_actor import ActorRecorder, actor_deaths
 from pipeline.config import TrainConfig
@@ -219,21 +220,11 @@ def _ray_worker(loop: dict[str, Any]) -> RankEnd | FatalError:
             Attempt(loop["attempt"]),
             world,
             ActorRecorder(recorder) if world.rank == 0 else None,
-            _node_is_drained,
+            node_is_drained,
         )
     except PipelineError as error:
         ray.get(recorder.set_fatal_error.remote(str(error)))
         raise
-
-
-def _node_is_drained() -> bool:
-    """Whether Ray has told this worker that the node of one of its group is being taken away.
-
-    Ray's public `get_preemption_info` is a collective of 2.5 ms; ours goes with the step's own sum.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _cause(error: Exception, config: TrainConfig) -> PipelineError:

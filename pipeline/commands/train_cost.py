@@ -1,20 +1,33 @@
 """`jobs.train --dry-run`: what a run would cost, from a short probe of its own steps."""
 
+import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
+from pipeline.registry.named_models import load_named
 from pipeline.runs.run import Run
-from pipeline.training.gradients import StepSettings
-from pipeline.training.loop import make_loader
-from pipeline.training.restore import autocast_dtype, numerics, restore
+from pipeline.training.batches import training_loader, without_end
+from pipeline.training.restore import Init, numerics, restore
+from pipeline.training.settings import settings_of
 from pipeline.training.step import train_step
-from pipeline.training.world import World, current_world
+from pipeline.training.world import current_world
+from pipeline.vae import save_bundle
 
 PROBE_SECONDS = 30.0
 _WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Probed:
+    """How long some steps took."""
+
+    seconds: float
+    steps: int
 
 
 def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> dict[str, Any]:
@@ -26,8 +39,8 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> dict[s
     dataset = Dataset.open(config.data)
     workers = max(1, config.max_workers)
     single = config.model_copy(update={"global_batch_size": config.global_batch_size // workers})
-    seconds, steps = _probe(single, dataset, probe_seconds)
-    per_step = seconds / steps
+    probed = _probe(single, dataset, probe_seconds)
+    per_step = probed.seconds / probed.steps
     epochs = config.steps * config.global_batch_size / len(dataset)
     hours = config.steps * per_step / 3600
     return {
@@ -40,30 +53,43 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> dict[s
         "seconds_per_step": per_step,
         "hours": hours,
         "worker_hours": hours * workers,
-        "probed_steps": steps,
+        "probed_steps": probed.steps,
     }
 
 
-def _probe(config: TrainConfig, dataset: Dataset, probe_seconds: float) -> tuple[float, int]:
-    """Seconds that some steps took after a warm-up, and how many they were."""
-    world: World = current_world()
-    settings = StepSettings(
-        config.objective, config.seed, config.optimizer.clip_norm, autocast_dtype(config, world),
-        config.micro_batch_size, config.exact,
-    )  # fmt: skip
+def _probe(config: TrainConfig, dataset: Dataset, probe_seconds: float) -> Probed:
+    """Some steps after a warm-up."""
+    world = current_world()
+    settings = settings_of(config, world)
     # A run that nobody will ever start has no checkpoint to go on from.
     nowhere = Run(f"{Run.at(config).url}.dry-run")
-    with numerics(config), closing(make_loader(config, dataset, world, None)) as loader:
-        state, _ = restore(config, nowhere, world, dataset)
+    with (
+        _init_of(config) as init,
+        numerics(settings.state),
+        closing(training_loader(dataset, settings.batches, world, None)) as loader,
+    ):
+        state, _ = restore(replace(settings.state, init=init), nowhere, world, dataset)
         started, steps = time.perf_counter(), -_WARM_UP_STEPS
-        while True:
-            for batch in loader:
-                train_step(
-                    state, batch, world, settings, rate=1e-9, stop=False, data_wait_seconds=0.0
-                )
-                steps += 1
-                if steps == 0:
-                    started = time.perf_counter()
-                elapsed = time.perf_counter() - started
-                if steps > 0 and (elapsed > probe_seconds or steps >= config.steps):
-                    return elapsed, steps
+        for batch in without_end(loader):
+            train_step(
+                state, batch, world, settings.step, rate=1e-9, stop=False, data_wait_seconds=0.0
+            )
+            steps += 1
+            if steps == 0:
+                started = time.perf_counter()
+            elapsed = time.perf_counter() - started
+            if steps > 0 and (elapsed > probe_seconds or steps >= config.steps):
+                break
+    return Probed(elapsed, steps)
+
+
+@contextmanager
+def _init_of(config: TrainConfig) -> Iterator[Init | None]:
+    """What --init names, in a folder of its own: the run that would keep it does not exist."""
+    if config.init is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="vae-init-") as folder:
+        vae, _ = load_named(config.init, config.storage, config.model.own_classes)
+        save_bundle(vae, folder, vae.metadata)
+        yield Init(config.init, folder)

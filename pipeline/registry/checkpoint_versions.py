@@ -9,9 +9,10 @@ from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError
 from pipeline.registry.models import RegisteredModel, model_tags, register
 from pipeline.runs.checkpoint import newest_checkpoint, newest_step
+from pipeline.runs.facts import RunFacts
 from pipeline.runs.run import Run
 from pipeline.tracking.version import git_revision
-from pipeline.vae import build_vae, load_bundle, save_bundle
+from pipeline.vae import build_vae, load_bundle, optimised, save_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,20 @@ def register_checkpoint(config: TrainConfig, run: Run, run_id: str) -> Registere
     assert checkpoint is not None, "a receipt was seen"
     vae = build_vae(config.model, config.preprocess)
     vae.load_state_dict(checkpoint.ema)
-    held = [found for found in checkpoint.validations if found["step"] == checkpoint.step]
-    terms = held[-1]["terms"] if held else None
+    held = [found for found in checkpoint.validations if found.step == checkpoint.step]
     url = run.path("bundles", f"step-{checkpoint.step:08d}")
-    facts = {"run": config.run, "steps": checkpoint.step, "images_seen": checkpoint.images_seen}
-    save_bundle(vae, url, {**facts, "beta": config.objective.beta, "holdout": terms})
-    tags = registration_tags(config, run, url, terms and terms["elbo"])
+    pins = run.pins()
+    assert pins is not None, "a run with a checkpoint was opened"
+    facts = RunFacts(
+        run=config.run,
+        dataset_digest=pins.dataset,
+        holdout_data=config.holdout,
+        objective=optimised(config.objective, checkpoint.step, checkpoint.objective),
+        steps=checkpoint.step,
+        images_seen=checkpoint.images_seen,
+    )
+    save_bundle(vae, url, facts.to_json(held[-1].terms if held else None))
+    tags = registration_tags(config, run, url, held[-1].elbo if held else None)
     tags["steps"] = str(checkpoint.step)
     return register(url, config.tracking, run_id, tags, allow_custom=config.model.own_classes)
 

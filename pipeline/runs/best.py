@@ -2,28 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
-from pipeline.config import TrainConfig
+from pipeline.runs.facts import RunFacts
 from pipeline.runs.history import Validation
-from pipeline.runs.json_numbers import plain_json
 from pipeline.runs.run import Run
 from pipeline.vae import VAE, load_bundle, save_bundle
 
 logger = logging.getLogger(__name__)
 
 
-def chooses_best(config: TrainConfig) -> bool:
-    """Whether the run ends with its best validation's weights: only where the ELBO is the aim.
-
-    An objective such as a plain autoencoder's makes the ELBO worse the better it gets.
-    """
-    return bool(config.holdout) and config.objective.aims_at_elbo
-
-
 def best_of(validations: Sequence[Validation]) -> Validation:
     """The one with the highest ELBO, the first of equals."""
-    return max(validations, key=lambda validation: validation.terms["elbo"])
+    return max(validations, key=lambda validation: validation.elbo)
 
 
 def keep_if_best(run: Run, validations: Sequence[Validation], averaged: VAE) -> None:
@@ -32,27 +22,28 @@ def keep_if_best(run: Run, validations: Sequence[Validation], averaged: VAE) -> 
         save_bundle(averaged, run.path("best"), {"step": validations[-1].step})
 
 
-def has_converged(config: TrainConfig, validations: Sequence[Validation]) -> bool:
+def has_converged(patience: int | None, validations: Sequence[Validation]) -> bool:
     """Whether the last `patience` validations have all been no better than an earlier one."""
-    if config.patience is None or len(validations) <= config.patience:
+    if patience is None or len(validations) <= patience:
         return False
     best = validations.index(best_of(validations))
-    return len(validations) - 1 - best >= config.patience
+    return len(validations) - 1 - best >= patience
 
 
 def save_final(
-    config: TrainConfig,
     run: Run,
     averaged: VAE,
     validations: Sequence[Validation],
-    metadata: dict[str, Any],
+    facts: RunFacts,
+    *,
+    keeps_best: bool,
 ) -> tuple[str, Validation | None]:
     """Writes RUN/bundle, from the best or from the last weights; its digest and its validation."""
     chosen, vae = (validations[-1] if validations else None), averaged
-    if chosen and chooses_best(config):
+    if chosen and keeps_best:
         chosen = best_of(validations)
         if chosen is not validations[-1]:
-            vae = load_bundle(run.path("best"), config.model.own_classes)
+            vae = load_bundle(run.path("best"), averaged.model_config.own_classes)
             if (vae.metadata or {}).get("step") != chosen.step:
                 logger.warning(
                     "RUN/best holds the weights of step %s, which a start that died had validated: "
@@ -61,7 +52,7 @@ def save_final(
                     chosen.step,
                 )
                 chosen, vae = validations[-1], averaged
-    facts = (
-        {"holdout": plain_json(chosen.terms), "step": chosen.step} if chosen else {"holdout": None}
-    )
-    return save_bundle(vae, run.path("bundle"), metadata | facts), chosen
+    metadata = facts.to_json(chosen.terms if chosen else None)
+    if chosen:
+        metadata["step"] = chosen.step
+    return save_bundle(vae, run.path("bundle"), metadata), chosen

@@ -12,8 +12,9 @@ import io
 import json
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pickle import UnpicklingError  # torch's refusal of `weights_only`; nothing is unpickled here
 from typing import Any
 
@@ -21,7 +22,10 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, RunError, StorageError
+from pipeline.runs.history import Validation
+from pipeline.runs.outbox import Point
 from pipeline.runs.run import Attempt, Run
+from pipeline.vae import ObjectiveState
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +45,33 @@ class Checkpoint:
     model: dict[str, Any]
     ema: dict[str, Any]
     optimizer: dict[str, Any]
-    objective: dict[str, float]
+    objective: ObjectiveState
     order: dict[str, Any]
-    points: list[dict[str, Any]]
-    validations: list[dict[str, Any]]
+    points: tuple[Point, ...]
+    validations: tuple[Validation, ...]
     scaler: dict[str, Any] = field(default_factory=dict)
     skipped_in_a_row: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
+    """The last step's, in nats per image: a start with no step left ends with them."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Tensors and plain data alone, as torch reads them with `weights_only`."""
+        return {
+            **vars(self),
+            "objective": self.objective.to_json(),
+            "points": [point.to_json() for point in self.points],
+            "validations": [asdict(validation) for validation in self.validations],
+        }
+
+    @staticmethod
+    def from_plain(data: Mapping[str, Any]) -> "Checkpoint":
+        """The inverse of `to_plain`."""
+        records = {
+            "objective": ObjectiveState.from_json(data["objective"]),
+            "points": tuple(Point.from_json(point) for point in data["points"]),
+            "validations": tuple(Validation(**each) for each in data["validations"]),
+        }
+        return Checkpoint(**{**data, **records})
 
 
 @dataclass(frozen=True)
@@ -117,7 +142,7 @@ class CheckpointWriter:
             return  # The loop stops at its next look; nothing of ours may count any more.
         started = time.perf_counter()
         buffer = io.BytesIO()
-        torch.save({"version": VERSION, **vars(checkpoint)}, buffer)
+        torch.save({"version": VERSION, **checkpoint.to_plain()}, buffer)
         step, data = checkpoint.step, buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         name = f"step-{step:08d}-{digest[:12]}.pt"
@@ -215,4 +240,4 @@ def _load(run: Run, receipt: dict[str, Any]) -> Checkpoint:
     version = content.pop("version")
     if version != VERSION:
         raise RunError(f"{url}: is version {version}, this program reads version {VERSION}")
-    return Checkpoint(**content)
+    return Checkpoint.from_plain(content)

@@ -27,6 +27,11 @@ class Validation:
     images: int
     terms: dict[str, float]
 
+    @property
+    def elbo(self) -> float:
+        """By which looks are compared."""
+        return self.terms["elbo"]
+
 
 @dataclass(frozen=True)
 class HeldOut:

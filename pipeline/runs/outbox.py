@@ -1,13 +1,14 @@
 """Metric points on their way to MLflow: nothing is forgotten before it is known to have arrived."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Series = Literal["elbo", "holdout_elbo"]
 """What a point measures, by the metric that each of its points has: training or the hold-out."""
+SERIES: tuple[Series, ...] = get_args(Series)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Outbox:
     def add(self, point: Point) -> None:
         """Appends a point."""
         self._points.append(point)
+
+    def take_over(self, points: Iterable[Point]) -> None:
+        """Appends the points that waited when a checkpoint was made."""
+        self._points.extend(points)
 
     def hand_over(self) -> list[Point]:
         """The points not handed over before; they stay here until they are acknowledged."""

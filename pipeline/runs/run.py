@@ -1,7 +1,9 @@
 """A run's folder: its identity, who may write to it, and whether it is finished.
 
 RUN/run.json              what the run is: config and datasets' digests, written once
-RUN/attempts/000002.json  one per start; the highest number owns the run
+RUN/attempts/000002.000.json  one per start; the highest number owns the run
+RUN/attempts/000002.001.json  one per group of workers within that start
+RUN/STOP                  whoever leaves it ends the start that runs; the next one removes it
 RUN/checkpoints/          see checkpoint.py
 RUN/points.json           metric points that MLflow has not got yet
 RUN/metrics.json          where /metrics is served, for Prometheus's file discovery
@@ -11,6 +13,10 @@ RUN/history/              the hold-out's numbers and some images at each validat
 RUN/init/                 the bundle that it began with, where --init named one
 RUN/best/                 the weights of the best validation so far
 RUN/bad_samples/, skipped/  see incidents.py
+RUN/bundles/              checkpoints that were registered on the way, see checkpoint_versions.py
+RUN/profile/              traces of steps, where --profile asked for them
+RUN/ray/                  Ray Train's own notes of a start, on local storage only
+RUN/sweep.json, rate_distortion.png  of a sweep: its runs side by side (they have folders beside it)
 RUN/bundle/               the finished model
 RUN/result.json           written last: the run is finished
 """

@@ -9,8 +9,8 @@ misspelt one is a type error. Units, signs and stems are those of the code.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.runs.goodput import State
 from pipeline.tracking.metric import Logged, Metric, counter, gauge, metric, rows_of
-from pipeline.training.goodput import State
 
 
 @dataclass(frozen=True)

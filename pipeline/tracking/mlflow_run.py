@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.runs.outbox import Point
+from pipeline.runs.outbox import SERIES, Point
 from pipeline.tracking.mlflow_client import artifact_location, mlflow_client
 
 RUN_TAG = "vae.run"
@@ -26,11 +26,8 @@ class TrackedRun:
 
         self._metric, self._param, self._tag = Metric, Param, RunTag
         self._client = mlflow_client(uri)
+        self._last = dict.fromkeys(SERIES, -1)
         self.run_id = self._find_or_create(experiment, name, run_url, uri, params)
-        self._last = {
-            series: max((p.step for p in self._history(series)), default=-1)
-            for series in ("elbo", "holdout_elbo")
-        }
 
     def log(self, points: Sequence[Point]) -> None:
         """Logs points in order; those of steps that MLflow has already are skipped."""
@@ -59,10 +56,6 @@ class TrackedRun:
         else:
             self._client.set_terminated(self.run_id, status)
 
-    def _history(self, metric: str) -> list[Any]:
-        history: list[Any] = self._client.get_metric_history(self.run_id, metric)
-        return history
-
     def _find_or_create(
         self, experiment: str, name: str, run_url: str, uri: str, params: Mapping[str, str]
     ) -> str:
@@ -79,6 +72,11 @@ class TrackedRun:
             run_id: str = runs[0].info.run_id
             self.run_id = run_id
             self.set_status("RUNNING")
+            # A run comes with the newest value of each metric, and its step; the history of a
+            # metric would be all of its points, 10^5 in a long run.
+            for newest in runs[0].data.to_proto().metrics:
+                if newest.key in self._last:
+                    self._last[newest.key] = newest.step
             # A start that was killed between making the run and this left it without any.
             self._log_params(run_id, {k: params[k] for k in params.keys() - runs[0].data.params})
             return run_id

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from pipeline.progress import Progress
 from pipeline.runs.checkpoint import newest_step
+from pipeline.runs.goodput import productive_share
 from pipeline.runs.run import Run
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import Latest
-from pipeline.training.goodput import productive_share
 
 logger = logging.getLogger(__name__)
 

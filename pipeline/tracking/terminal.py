@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline import storage
 from pipeline.config import WatchConfig
 from pipeline.errors import ObjectNotFoundError, RunError, UnreachableError
+from pipeline.runs.goodput import STATES, productive_share
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
-from pipeline.training.goodput import STATES, productive_share
 from pipeline.web import ask
 
 _ROOMS = {row.series: "run" for row in TRAINING} | {

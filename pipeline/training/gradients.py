@@ -8,7 +8,6 @@ bits at any world size, for the price of sending each micro-batch's gradient.
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import ObjectiveConfig
 from pipeline.data import Batch
 from pipeline.errors import RunError
+from pipeline.training.state import COMPONENTS, TrainState
 from pipeline.training.step_counts import Counts
 from pipeline.training.world import World
 from pipeline.vae import ElboTerms, draw_noise, objective_loss
-
-if TYPE_CHECKING:
-    from pipeline.training.state import TrainState
-
-Component = Literal["elbo", "log_likelihood", "kl", "entropy_q", "cross_entropy_q_prior"]
-COMPONENTS: tuple[Component, ...] = get_args(Component)
-"""Means over the global batch that every step reports; evaluation adds `log_likelihood_at_mean`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class StepSettings:
 
 
 def leave_gradients(
-    state: "TrainState", batch: Batch, world: World, settings: StepSettings, counts: Counts
+    state: TrainState, batch: Batch, world: World, settings: StepSettings, counts: Counts
 ) -> tuple[Tensor, float]:
     """Leaves the gradient of the global mean; returns the global sums (see `_sums`) and beta.
 
@@ -73,7 +66,7 @@ def leave_gradients(
 
 
 def _leave_in_order(
-    state: "TrainState", batch: Batch, world: World, settings: StepSettings, counts: Counts
+    state: TrainState, batch: Batch, world: World, settings: StepSettings, counts: Counts
 ) -> tuple[Tensor, float]:
     """The same, added in the order of slots; the ranks' micro-batches are of equal number."""
     size = settings.micro_batch_size
@@ -133,7 +126,7 @@ class _Passed:
 
 
 def _forward(
-    state: "TrainState", model: nn.Module, part: Batch, world: World, settings: StepSettings
+    state: TrainState, model: nn.Module, part: Batch, world: World, settings: StepSettings
 ) -> _Passed:
     step, chosen = state.step + 1, settings.objective
     valid = part.valid.to(world.device)
@@ -150,7 +143,7 @@ def _forward(
     return _Passed(loss, _sums(terms, objective.loss_per_image, valid), objective.beta)
 
 
-def _backward(state: "TrainState", passed: _Passed, weight: float) -> None:
+def _backward(state: TrainState, passed: _Passed, weight: float) -> None:
     """Adds `weight` times the gradient of the part's summed loss."""
     loss = passed.loss * weight
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own

@@ -7,8 +7,7 @@ RUN/skipped/STEP.RANK.json          the keys of a batch whose loss or gradient w
 import logging
 
 from pipeline import storage
-from pipeline.config import TrainConfig
-from pipeline.data import Batch
+from pipeline.data import Batch, Dataset
 from pipeline.errors import RunError, StorageError
 from pipeline.runs.run import Attempt, Run
 from pipeline.training.state import TrainState
@@ -26,10 +25,11 @@ class Incidents:
     """Collects them for one rank; `check` raises alike on every rank."""
 
     def __init__(
-        self, config: TrainConfig, run: Run, attempt: Attempt, world: World, images: int
+        self, run: Run, attempt: Attempt, world: World, dataset: Dataset, bad_fraction: float
     ) -> None:
-        self._config, self._run, self._attempt, self._world = config, run, attempt, world
-        self._images = images
+        """`bad_fraction`: the part of the dataset's images that may be bad before the run ends."""
+        self._run, self._attempt, self._world = run, attempt, world
+        self._dataset, self._bad_fraction = dataset, bad_fraction
         self._reasons: dict[str, str] = {}
         self._published = 0
 
@@ -49,13 +49,13 @@ class Incidents:
                 f"batches lie in {self._run.path('skipped')}. Try a smaller "
                 "--optimizer.learning-rate, --precision fp32, or look at those images."
             )
-        loader = self._config.loader
-        seen = max(self._images, state.images_seen + state.bad_images)
-        if state.bad_images > loader.bad_fraction * seen:
+        budget = self._bad_fraction
+        seen = max(len(self._dataset), state.images_seen + state.bad_images)
+        if state.bad_images > budget * seen:
             self.publish()
             raise RunError(
-                f"{self._config.data}: {state.bad_images} samples up to step {state.step} could "
-                f"not be read, more than --loader.bad-fraction {loader.bad_fraction} of {seen}. "
+                f"{self._dataset.url}: {state.bad_images} samples up to step {state.step} could "
+                f"not be read, more than --loader.bad-fraction {budget} of {seen}. "
                 f"They are listed in {self._run.path('bad_samples')}; `python -m jobs.verify "
                 "--dataset` says which shards to pack again. Or raise the budget."
             )

@@ -2,35 +2,63 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import TrainConfig
+from pipeline.config import ModelConfig, OptimizerConfig, PreprocessConfig
 from pipeline.data import Dataset, load_images
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.runs.run import Run
-from pipeline.training.ema import Ema
-from pipeline.training.state import TrainState, make_optimizer
+from pipeline.training.state import COMPONENTS, Ema, TrainState, make_optimizer
 from pipeline.training.world import World
-from pipeline.vae import VAE, ObjectiveState, build_vae, load_bundle
+from pipeline.vae import VAE, build_vae, load_bundle
 from pipeline.vae.start import freeze, start_from
 
 STARTING_IMAGES = 256
 """First training images whose mean the untrained decoder is set to."""
 
 
+Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+
+
+@dataclass(frozen=True)
+class Init:
+    """The model that `--init` called `name`, as a bundle."""
+
+    name: str
+    bundle: str
+
+
+@dataclass(frozen=True)
+class StateSettings:
+    """Of what model and optimiser are made, and what they begin with."""
+
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    optimizer: OptimizerConfig
+    seed: int
+    precision: Precision
+    init: Init | None
+    freeze: Literal["encoder", "decoder"] | None
+    compile: bool
+    exact: bool
+    deterministic: bool
+
+
 @contextmanager
-def numerics(config: TrainConfig) -> Iterator[None]:
+def numerics(settings: StateSettings) -> Iterator[None]:
     """The process's settings for a run: deterministic kernels, and one thread where it is `exact`.
 
     How many threads share a sum decides its last bits.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    if config.deterministic or config.exact:
+    if settings.deterministic or settings.exact:
         torch.use_deterministic_algorithms(True)
-    if config.exact:
+    if settings.exact:
         torch.set_num_threads(1)
     try:
         yield
@@ -40,27 +68,27 @@ def numerics(config: TrainConfig) -> Iterator[None]:
 
 
 def restore(
-    config: TrainConfig, run: Run, world: World, dataset: Dataset
+    settings: StateSettings, run: Run, world: World, dataset: Dataset
 ) -> tuple[TrainState, Checkpoint | None]:
     """The state at the newest checkpoint, or the initial one: it follows from seed and dataset."""
     checkpoint = newest_checkpoint(run) if world.rank == 0 else None
     step = world.broadcast(checkpoint.step if checkpoint else 0)
     if world.rank != 0 and step:
         checkpoint = newest_checkpoint(run, step)
-    torch.manual_seed(config.seed)
-    vae = build_vae(config.model, config.preprocess).to(world.device)
-    if config.precision == "fp64":
+    torch.manual_seed(settings.seed)
+    vae = build_vae(settings.model, settings.preprocess).to(world.device)
+    if settings.precision == "fp64":
         vae.double()
     if checkpoint is None:
-        _begin(vae, config, run, dataset)
-    if config.freeze:
-        freeze(vae, config.freeze)
+        _begin(vae, settings, dataset)
+    if settings.freeze:
+        freeze(vae, settings.freeze)
     state = TrainState(
         vae,
-        _trained_module(config, vae, world),
-        Ema(vae, config.optimizer.ema_decay),
-        make_optimizer(config.optimizer, vae),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16"),
+        _trained_module(settings, vae, world),
+        Ema(vae, settings.optimizer.ema_decay),
+        make_optimizer(settings.optimizer, vae),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=settings.precision == "fp16"),
     )
     if checkpoint:
         vae.load_state_dict(checkpoint.model)
@@ -71,34 +99,37 @@ def restore(
         state.images_seen = checkpoint.images_seen
         state.bad_images = checkpoint.bad_images
         state.skipped_in_a_row = checkpoint.skipped_in_a_row
-        state.objective = ObjectiveState.from_json(checkpoint.objective)
+        state.objective = checkpoint.objective
+        state.terms = {name: checkpoint.terms[name] for name in COMPONENTS if checkpoint.terms}
     return state, checkpoint
 
 
-def autocast_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The type that the networks compute in; None: that of the weights, without autocast.
 
     `auto` is bf16 on CUDA and on CPUs with avx512_bf16 or amx: elsewhere bf16 is 12 times slower.
     """
-    match config.precision:
+    match precision:
         case "fp32" | "fp64":
             return None
         case "fp16":
             return torch.float16
         case "bf16":
             return torch.bfloat16
-    is_fast = world.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    is_fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if is_fast else None
 
 
-def _begin(vae: VAE, config: TrainConfig, run: Run, dataset: Dataset) -> None:
+def _begin(vae: VAE, settings: StateSettings, dataset: Dataset) -> None:
     """Weights of `--init`, or a decoder that says the mean image.
 
     Measured on the mlp with Bernoulli pixels, MNIST, 1,500 steps: a held-out ELBO of -124.2 with
     the mean image, -170.9 without.
     """
-    if config.init:
-        start_from(vae, load_bundle(run.path("init"), config.model.own_classes), config.init)
+    if settings.init:
+        start_from(
+            vae, load_bundle(settings.init.bundle, settings.model.own_classes), settings.init.name
+        )
         return
     batch = load_images(dataset, STARTING_IMAGES, vae.preprocess)
     good = batch.images[batch.valid]
@@ -107,10 +138,10 @@ def _begin(vae: VAE, config: TrainConfig, run: Run, dataset: Dataset) -> None:
         vae.start_at(mean.float().to(next(vae.parameters()).device))
 
 
-def _trained_module(config: TrainConfig, vae: VAE, world: World) -> nn.Module:
+def _trained_module(settings: StateSettings, vae: VAE, world: World) -> nn.Module:
     """What a step calls: the model itself, compiled if asked, and wrapped for the other ranks."""
-    module: nn.Module = torch.compile(vae) if config.compile else vae  # type: ignore[assignment]
-    if world.size == 1 or config.exact:
+    module: nn.Module = torch.compile(vae) if settings.compile else vae  # type: ignore[assignment]
+    if world.size == 1 or settings.exact:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)

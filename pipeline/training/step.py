@@ -10,9 +10,9 @@ from torch import nn
 
 from pipeline.data import Batch, LoaderTotals
 from pipeline.runs.checkpoint import CheckpointStats
-from pipeline.training.goodput import State
-from pipeline.training.gradients import COMPONENTS, Component, StepSettings, leave_gradients
-from pipeline.training.state import TrainState
+from pipeline.runs.goodput import State
+from pipeline.training.gradients import StepSettings, leave_gradients
+from pipeline.training.state import COMPONENTS, Component, TrainState
 from pipeline.training.step_counts import Counts
 from pipeline.training.world import World
 
@@ -90,7 +90,7 @@ def train_step(
     state.images_seen += images
     state.bad_images += bad_images
     *terms_of, loss_mean = (sums / max(1, images)).tolist()
-    means = dict(zip(COMPONENTS, terms_of, strict=True))
+    means = state.terms = dict(zip(COMPONENTS, terms_of, strict=True))
     state.objective = state.objective.updated(
         settings.objective, means["log_likelihood"], math.prod(state.vae.image_shape)
     )

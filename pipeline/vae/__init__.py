@@ -4,7 +4,13 @@ from pipeline.vae.bounds import ImportanceEstimate, importance_estimate
 from pipeline.vae.bundle import bundle_digest, load_bundle, save_bundle, verify_bundle
 from pipeline.vae.elbo import ElboTerms
 from pipeline.vae.noise import Noise, draw_noise
-from pipeline.vae.objectives import ObjectiveState, ObjectiveTerms, objective_loss
+from pipeline.vae.objectives import (
+    ObjectiveState,
+    ObjectiveTerms,
+    Optimised,
+    objective_loss,
+    optimised,
+)
 from pipeline.vae.posterior import Posterior
 from pipeline.vae.vae import VAE, build_vae
 
@@ -15,6 +21,7 @@ __all__ = [
     "Noise",
     "ObjectiveState",
     "ObjectiveTerms",
+    "Optimised",
     "Posterior",
     "build_vae",
     "bundle_digest",
@@ -22,6 +29,7 @@ __all__ = [
     "importance_estimate",
     "load_bundle",
     "objective_loss",
+    "optimised",
     "save_bundle",
     "verify_bundle",
 ]

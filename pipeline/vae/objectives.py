@@ -60,6 +60,46 @@ class ObjectiveState:
         return ObjectiveState(**values)
 
 
+@dataclass(frozen=True)
+class Optimised:
+    """What a training maximised, as its bundle tells it; None where the kind has no such number.
+
+    `beta` is the KL's weight in the last step's loss: after the warm-up the configured one, with
+    geco the learned one. iwae's bound weighs no KL. `full_beta`: what a warm-up leads to.
+    """
+
+    kind: str
+    beta: float | None
+    samples: int
+    full_beta: float | None = None
+    free_nats: float | None = None
+    target_bits_per_dim: float | None = None
+
+    def to_json(self) -> dict[str, str | float | int]:
+        """The numbers that there are."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def optimised(config: ObjectiveConfig, step: int, state: ObjectiveState) -> Optimised:
+    """What was optimised up to `step`, after which the objective had learned `state`."""
+    beta: float | None = beta_at(config, max(1, step))
+    match config.kind:
+        case "geco":
+            beta = state.beta
+        case "iwae":
+            beta = None
+        case "autoencoder":
+            beta = 0.0
+    return Optimised(
+        kind=config.kind,
+        beta=beta,
+        samples=config.samples,
+        full_beta=None if config.warmup == "none" else config.beta,
+        free_nats=config.free_nats,
+        target_bits_per_dim=config.target_bits_per_dim,
+    )
+
+
 def objective_loss(
     config: ObjectiveConfig, terms: ElboTerms, step: int, state: ObjectiveState | None = None
 ) -> ObjectiveTerms:

@@ -10,8 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PreprocessConfig
 from pipeline.data import Batch
 from pipeline.data.order import slots_of
-from pipeline.training.ema import Ema
-from pipeline.training.state import TrainState, make_optimizer
+from pipeline.training.state import Ema, TrainState, make_optimizer
 from pipeline.training.step import StepReport, StepSettings, train_step
 from pipeline.training.world import current_world, leave_process_group
 from pipeline.vae import VAE, build_vae

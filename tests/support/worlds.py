@@ -14,6 +14,7 @@ from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Attempt, Pins, Run
 from pipeline.training import loop
 from pipeline.training.step import StepReport
+from pipeline.training.stepper import Made, Stepper
 from pipeline.training.world import current_world, leave_process_group
 
 
@@ -62,19 +63,19 @@ def _threads() -> list[str]:
 
 def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
     keys: list[list[str]] = []
-    taken = loop._next_step
+    make = Stepper.make
 
-    def noted(*arguments: Any) -> Any:
-        batch, report = taken(*arguments)
-        keys.append(list(batch.keys))
-        return batch, report
+    def noted(self: Stepper, *, stop: bool) -> Made:
+        made = make(self, stop=stop)
+        keys.append(list(made.batch.keys))
+        return made
 
-    loop._next_step = noted
+    Stepper.make = noted
     try:
         world = current_world(torch.device("cpu"))
         reports = list(loop.train(config, run, attempt, world, Outbox()))
     finally:
-        loop._next_step = taken
+        Stepper.make = make
     ended = reports[-1]
     assert isinstance(ended, loop.Ended)
     steps = [report for report in reports if isinstance(report, StepReport)]
@@ -84,6 +85,7 @@ def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
         "keys": keys,
         "digest": ended.digest,
         "step": ended.step,
+        "terms": dict(ended.terms),
         "converged": ended.converged,
         "run_seconds": ended.run_seconds,
         "seconds": [report.seconds for report in steps],

@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.train_cost import dry_run
+from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
+from pipeline.errors import ConfigError
+from pipeline.vae import build_vae, save_bundle
 from tests.support.digit_models import pack_digits
 from tests.support.worlds import train, train_config
 
@@ -23,6 +26,24 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):
     assert cost["hours"] == pytest.approx(1000 * cost["seconds_per_step"] / 3600)
     assert cost["worker_hours"] == pytest.approx(2 * cost["hours"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(data, tmp_path):
+    vae = build_vae(
+        ModelConfig(kind="mlp", latent_channels=2, width=16),
+        PreprocessConfig(image_size=8, channels=1),
+    )
+    save_bundle(vae, tmp_path / "given", {})
+    runs = tmp_path / "runs"
+    config = train_config(data, runs, "planned", init=str(tmp_path / "given"))
+    assert dry_run(config, probe_seconds=0.1)["probed_steps"] > 0
+    assert not runs.exists()
+    other = train_config(
+        data, runs, "planned", init=str(tmp_path / "given"),
+        model={"kind": "mlp", "latent_channels": 3, "width": 16},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="given"):
+        dry_run(other, probe_seconds=0.1)
 
 
 def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data, tmp_path):

@@ -1,14 +1,14 @@
 import copy
-from pathlib import Path
 
 import torch
 
+from pipeline.config import ObjectiveConfig
 from pipeline.runs.best import keep_if_best, save_final
+from pipeline.runs.facts import RunFacts
 from pipeline.runs.history import Validation
 from pipeline.runs.run import Run
-from pipeline.vae import VAE
+from pipeline.vae import VAE, ObjectiveState, optimised
 from tests.support.digit_models import digits_vae
-from tests.support.worlds import train_config
 
 
 def vae_of(weight: float) -> VAE:
@@ -20,8 +20,9 @@ def vae_of(weight: float) -> VAE:
 
 def saved(run: Run, validations: list[Validation]) -> tuple[str, int]:
     """The digest of what a run ends with, whose last weights are all 4, and its step."""
-    config = train_config(Path("data"), Path(run.url), "best", holdout="holdout")
-    digest, chosen = save_final(config, run, vae_of(4.0), validations, {})
+    objective = optimised(ObjectiveConfig(), 4, ObjectiveState())
+    facts = RunFacts("best", "0", "holdout", objective, steps=4, images_seen=40)
+    digest, chosen = save_final(run, vae_of(4.0), validations, facts, keeps_best=True)
     assert chosen is not None
     return digest, chosen.step
 

@@ -9,7 +9,10 @@ import torch
 
 from pipeline.errors import AccessDeniedError, RunError
 from pipeline.runs.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from pipeline.runs.history import Validation
+from pipeline.runs.outbox import Point
 from pipeline.runs.run import Attempt, Run
+from pipeline.vae import ObjectiveState
 
 FIRST = Checkpoint(
     step=1,
@@ -18,10 +21,10 @@ FIRST = Checkpoint(
     model={"weight": torch.arange(4.0)},
     ema={"weight": torch.zeros(4)},
     optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
-    objective={"beta": 1.0, "constraint": 0.0},
+    objective=ObjectiveState(2.0, 0.5),
     order={"seed": 0},
-    points=[],
-    validations=[],
+    points=(Point("elbo", 1, 1000, {"elbo": -1.0}),),
+    validations=(Validation(1, 10, {"elbo": -2.0}),),
 )
 
 
@@ -46,6 +49,8 @@ def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path):
     assert found is not None
     assert torch.equal(found.model["weight"], torch.arange(4.0))
     assert found.images_seen == 10
+    assert (found.points, found.validations) == (FIRST.points, FIRST.validations)
+    assert found.objective == FIRST.objective
 
 
 def test_only_the_newest_are_kept(tmp_path):

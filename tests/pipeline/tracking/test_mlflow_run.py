@@ -1,7 +1,10 @@
 import hashlib
+import math
 
 from mlflow import MlflowClient
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from pipeline.runs.outbox import Point
 from pipeline.tracking.mlflow_run import DIGEST_TAG, RUN_TAG, TrackedRun
 
 
@@ -17,3 +20,23 @@ def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(t
     found = TrackedRun(uri, "vae", "r", url, {"steps": "20", "seed": "4"})
     assert found.run_id == run_id
     assert client.get_run(run_id).data.params == {"steps": "10", "seed": "4"}
+
+
+def test_a_start_finds_the_last_step_without_a_metrics_whole_history(tmp_path, monkeypatch):
+    uri, url = f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/run"
+    first = TrackedRun(uri, "vae", "r", url, {})
+    first.log([Point("elbo", step, 1_000 - step, {"elbo": -1.0}) for step in (1, 2, 30, 4)])
+    first.log([Point("holdout_elbo", 20, 5, {"holdout_elbo": math.nan})])
+    asked = []
+    monkeypatch.setattr(
+        SqlAlchemyStore, "get_metric_history", lambda *each, **_: asked.append(each)
+    )
+    second = TrackedRun(uri, "vae", "r", url, {})
+    assert asked == []
+    monkeypatch.undo()
+    second.log([Point("elbo", step, 9, {"elbo": -2.0}) for step in (29, 30, 31)])
+    second.log([Point("holdout_elbo", step, 9, {"holdout_elbo": -3.0}) for step in (20, 21)])
+    history = MlflowClient(uri).get_metric_history(second.run_id, "elbo")
+    assert sorted(point.step for point in history if point.value == -2.0) == [31]
+    held = MlflowClient(uri).get_metric_history(second.run_id, "holdout_elbo")
+    assert sorted(point.step for point in held) == [20, 21]

@@ -99,6 +99,28 @@ def test_an_autoencoder_is_not_judged_by_its_elbo(data, tmp_path):
         data, tmp_path, "plain", holdout=str(data), objective=ObjectiveConfig(kind="autoencoder")
     )
     assert train(config)[0]["chosen"] == 12
+    metadata = load_bundle(Run.at(config).path("bundle")).metadata
+    assert metadata["objective"] == {"kind": "autoencoder", "beta": 0.0, "samples": 1}
+
+
+def test_a_bundle_tells_the_kl_weight_that_geco_ended_with(data, tmp_path):
+    aim = ObjectiveConfig(kind="geco", target_bits_per_dim=0.5)
+    config = train_config(data, tmp_path, "geco", objective=aim)
+    train(config)
+    told = load_bundle(Run.at(config).path("bundle")).metadata["objective"]
+    checkpoint = newest_checkpoint(Run.at(config))
+    assert told["beta"] == checkpoint.objective.beta != 1
+    assert (told["kind"], told["target_bits_per_dim"]) == ("geco", 0.5)
+
+
+def test_a_start_that_finds_all_steps_made_ends_the_run_with_the_last_ones_terms(data, tmp_path):
+    """As when a start was killed between its last checkpoint and its result."""
+    config = train_config(data, tmp_path, "late", steps=6)
+    ended = train(config)[0]
+    again = train(config)[0]
+    assert again["losses"] == []
+    assert again["terms"] == ended["terms"] != {}
+    assert again["digest"] == ended["digest"]
 
 
 def test_what_is_frozen_stays_and_the_rest_moves(data, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from pipeline.config import ModelConfig, ObjectiveConfig, PreprocessConfig
 from pipeline.errors import ModelError
 from pipeline.vae import ElboTerms, ObjectiveState, build_vae, draw_noise, objective_loss
-from pipeline.vae.objectives import beta_at
+from pipeline.vae.objectives import beta_at, optimised
 
 
 def terms(samples: int = 1) -> ElboTerms:
@@ -129,3 +129,28 @@ def test_a_step_whose_likelihood_is_not_finite_leaves_geco_where_it_is(
     state = ObjectiveState(beta=0.5, constraint=0.1)
     assert state.updated(geco, log_likelihood, 48) == state
     assert state.updated(geco, -100.0, 48) != state
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"beta": 4.0}, {"kind": "beta", "beta": 4.0, "samples": 1}),
+        (
+            {"beta": 4.0, "warmup": "linear", "warmup_steps": 40},
+            {"kind": "beta", "beta": 1.0, "samples": 1, "full_beta": 4.0},
+        ),
+        (
+            {"kind": "free_bits", "free_nats": 0.5},
+            {"kind": "free_bits", "beta": 1.0, "samples": 1, "free_nats": 0.5},
+        ),
+        (
+            {"kind": "geco", "target_bits_per_dim": 3.0},
+            {"kind": "geco", "beta": 0.25, "samples": 1, "target_bits_per_dim": 3.0},
+        ),
+        ({"kind": "iwae", "samples": 8}, {"kind": "iwae", "samples": 8}),
+        ({"kind": "autoencoder"}, {"kind": "autoencoder", "beta": 0.0, "samples": 1}),
+    ],
+)
+def test_a_bundle_is_told_what_was_optimised_and_the_kl_weight_of_the_last_step(knobs, told):
+    config = ObjectiveConfig.model_validate(knobs)
+    assert optimised(config, 10, ObjectiveState(beta=0.25)).to_json() == told

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from pipeline.training.ema import Ema
+from pipeline.training.state import Ema
 
 
 def test_the_average_of_bfloat16_weights_moves_although_each_step_is_below_their_resolution():

@@ -1,0 +1,80 @@
+"""What a run's config means to each part of training: the one place that opens it."""
+
+from dataclasses import dataclass
+
+from pipeline.config import OptimizerConfig, TrainConfig
+from pipeline.runs.run import Run
+from pipeline.training.batches import BatchSettings
+from pipeline.training.gradients import StepSettings
+from pipeline.training.holdout import HoldOutSettings
+from pipeline.training.restore import Init, StateSettings, autocast_dtype
+from pipeline.training.world import World
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A training, by the parts that read it."""
+
+    name: str
+    data: str
+    holdout: str | None
+    steps: int
+    checkpoint_every: int
+    profile: str | None
+    optimizer: OptimizerConfig
+    state: StateSettings
+    step: StepSettings
+    batches: BatchSettings
+    looks: HoldOutSettings
+    bad_fraction: float
+
+
+def settings_of(config: TrainConfig, world: World) -> TrainSettings:
+    """The settings on this rank: `precision` auto depends on its device."""
+    return TrainSettings(
+        name=config.run,
+        data=config.data,
+        holdout=config.holdout,
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        # Every rank makes the same steps: one trace tells of them.
+        profile=config.profile if world.rank == 0 else None,
+        optimizer=config.optimizer,
+        state=StateSettings(
+            model=config.model,
+            preprocess=config.preprocess,
+            optimizer=config.optimizer,
+            seed=config.seed,
+            precision=config.precision,
+            # Kept there by the first start, where every worker finds it and nothing moves it.
+            init=Init(config.init, Run.at(config).path("init")) if config.init else None,
+            freeze=config.freeze,
+            compile=config.compile,
+            exact=config.exact,
+            deterministic=config.deterministic,
+        ),
+        step=StepSettings(
+            objective=config.objective,
+            seed=config.seed,
+            clip_norm=config.optimizer.clip_norm,
+            autocast=autocast_dtype(config.precision, world.device),
+            micro_batch_size=config.micro_batch_size,
+            exact=config.exact,
+        ),
+        batches=BatchSettings(
+            preprocess=config.preprocess,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            flip=config.flip,
+            transform=config.transform,
+            stall_seconds=config.stall_seconds,
+            loader=config.loader,
+        ),
+        looks=HoldOutSettings(
+            every_steps=config.evaluate_every,
+            patience=config.patience,
+            # An objective such as a plain autoencoder's makes the ELBO worse the better it gets.
+            keeps_best=config.objective.aims_at_elbo,
+        ),
+        bad_fraction=config.loader.bad_fraction,
+    )

@@ -1,0 +1,60 @@
+"""When and why the loop stops: decided here alone, alike on all ranks, and told by one word."""
+
+from dataclasses import dataclass
+
+from pipeline.runs.reason import Reason, StopReason
+from pipeline.runs.run import Attempt, Run
+from pipeline.runs.stop import StopSignal
+from pipeline.training.holdout import HoldOut
+from pipeline.training.step import StepReport
+from pipeline.training.world import World
+
+_ASKED: tuple[StopReason, ...] = ("stopped", "superseded", "drained")
+"""Sent between ranks by their place in this list."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A run of `steps` steps, whose hold-out or whose `signal` may end it before.
+
+    Every rank calls these methods at the same points, for they hold messages between ranks.
+    """
+
+    steps: int
+    run: Run
+    attempt: Attempt
+    world: World
+    holdout: HoldOut
+    signal: StopSignal
+
+    @property
+    def is_wished(self) -> bool:
+        """Rank 0's wish, of which all ranks learn in the next step's report."""
+        return self.world.rank == 0 and self.signal.requested
+
+    def at_start(self, step: int) -> Reason | None:
+        """Why no step is to be made after `step` ones of earlier starts; None: there are more."""
+        return "done" if self._is_complete(step) else None
+
+    def after(self, report: StepReport) -> Reason | None:
+        """Why that step was the last one of this start; None: the run goes on."""
+        asked = self._asked() if report.stop_requested else None
+        # Whoever was replaced writes nothing more, the last step's model neither.
+        if asked != "superseded" and self._is_complete(report.step):
+            return "done"
+        return asked
+
+    def at_end(self, reason: Reason) -> Reason:
+        """The last word, before the model is written: another start may own the run by now."""
+        if reason != "done":
+            return reason
+        is_replaced = self.world.broadcast(int(self.run.newest_attempt() > self.attempt))
+        return "superseded" if is_replaced else "done"
+
+    def _is_complete(self, step: int) -> bool:
+        return step >= self.steps or self.holdout.has_converged
+
+    def _asked(self) -> StopReason:
+        # Rank 0 alone was asked: only its answer is the truth.
+        mine = _ASKED.index(self.signal.reason()) if self.world.rank == 0 else 0
+        return _ASKED[self.world.broadcast(mine)]
