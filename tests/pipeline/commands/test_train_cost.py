@@ -5,7 +5,7 @@ import pytest
 from pipeline.commands.train_cost import dry_run
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ModelError
 from pipeline.vae import build_vae, save_bundle
 from tests.support.digit_models import pack_digits
 from tests.support.worlds import train, train_config
@@ -42,7 +42,7 @@ def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(data, tmp
         data, runs, "planned", init=str(tmp_path / "given"),
         model={"kind": "mlp", "latent_channels": 3, "width": 16},
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="given"):
+    with pytest.raises(ModelError, match="given"):
         dry_run(other, probe_seconds=0.1)
 
 
