@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help install demo test chaos servers image clean
+.PHONY: help install demo test check lint chaos servers image clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -13,11 +13,13 @@ install: $(STAMP)  ## make .venv with the tested versions; nothing happens when 
 
 # Named after what was installed: a change of either file installs again.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Installing into $(VENV) (about a minute) ..."
+	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --constraint constraints.txt uv
+	@uv=$$(command -v uv || echo $(BIN)/uv); VIRTUAL_ENV=$(CURDIR)/$(VENV) $$uv pip install --quiet \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -25,12 +27,19 @@ IMAGES ?=
 demo: install  ## from images to a registered VAE and a verified latent store; IMAGES=DIR for yours
 	@$(BIN)/python -m jobs.demo $(if $(IMAGES),--images "$(IMAGES)")
 
-test: install  ## every check: lint, types, import rules, unit and integration tests
+# A file's tests stay together; a worker has its own servers, and takes the long files first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+test: lint  ## every check: lint, types, import rules, unit and integration tests
+	$(BIN)/python -m pytest $(PARALLEL)
+
+check: lint  ## the quick checks: lint, types, import rules, tests without servers and processes
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not chaos and not process and not slow'
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
 
 chaos: install  ## the long fault tests; their results table is tests/chaos/README.md
 	$(BIN)/python -m pytest -m chaos tests/chaos tests/integration

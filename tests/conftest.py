@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -14,7 +15,47 @@ from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer
 from tests.servers.prometheus import missing_programs as prometheus_missing
 
+# As the jobs have it: a thread that waits for the next layer sleeps, instead of spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+_SERVERS = {"_s3_process", "_mlflow_process", "postgres", "prometheus"}
+_STARTERS = {
+    "multiprocessing", "ray", "subprocess", "torch.multiprocessing", "pipeline.commands.train",
+    *(f"tests.support.{name}" for name in ("killing", "submitting", "warm", "watching", "worlds")),
+}  # fmt: skip
 _USERS_OWN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "WORLD_SIZE", "RANK")
+
+
+def pytest_configure() -> None:
+    """Of workers side by side (`pytest -n`), each computes with one thread."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `make check` leaves out; puts the longest first.
+
+    Workers take whole files in this order, and should end together.
+    """
+    for item in items:
+        if _starts_processes(item):
+            item.add_marker("process")
+    longest = ("tests/integration/", "tests/pipeline/training/", "tests/jobs/")
+    items.sort(key=lambda item: not item.nodeid.startswith(longest))
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    """Whether a test takes a server or runs whole jobs, or its file knows what starts processes."""
+    jobs = ("tests/benchmarks/", "tests/integration/", "tests/jobs/", "tests/pipeline/commands/")
+    if _SERVERS & set(getattr(item, "fixturenames", ())) or item.nodeid.startswith(jobs):
+        return True
+    known = vars(getattr(item, "module", None) or pytest).values()
+    return any(
+        getattr(value, "__module__", None) in _STARTERS or value.__name__ in _STARTERS
+        for value in known
+        if isinstance(value, ModuleType | FunctionType | type)
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

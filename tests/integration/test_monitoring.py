@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from pipeline.tracking.metric_table import OUTCOME
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.prometheus import PrometheusServer, missing_programs
 from tests.servers.rgw import SECRET_KEY
+from tests.support import warm
 from tests.support.killing import ROOT, descendants, finish, kill_all, start_job
 
 # A minute on an idle machine; on a loaded one, two.
@@ -221,11 +221,8 @@ def _trained(seen: Seen, process: subprocess.Popen, short: Path) -> dict:
 
 
 def picture(seen: Seen, *flags: str) -> str:
-    command = [sys.executable, "-m", "jobs.watch", "--once", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(
-        command, cwd=seen.folder, env=environment, capture_output=True, text=True, check=True
-    )
+    found = warm.run(seen.folder, "jobs.watch", "--once", *flags)
+    assert found.returncode == 0, found.stderr
     return found.stdout
 
 
@@ -271,9 +268,7 @@ def complaints(seen: Seen) -> None:
         ("no mlflow", away, ("jobs.models",)),
         ("doctor", away | wrong, ("jobs.doctor", "--storage", seen.texts["bucket"])),
     ):
-        command = [sys.executable, "-m", *arguments]
-        known = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        found = subprocess.run(command, cwd=seen.folder, env=known, capture_output=True, text=True)
+        found = warm.run(seen.folder, *arguments, **environment)
         assert found.returncode == 1, found.stderr
         seen.texts[name] = found.stdout + found.stderr
 

@@ -1,10 +1,9 @@
 """The demo as a user starts it, then its model and its store as a consumer reads them."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,22 +12,10 @@ import torch
 
 import pipeline
 from pipeline.latents import LatentStore
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+from tests.support.warm import run
 
 
-def result_of(process: subprocess.CompletedProcess) -> dict:
+def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -7,6 +7,7 @@ import pytest
 from jobs.command import merge, parse_flags, validate
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
+from tests.support import warm
 
 ROOT = Path(__file__).parent.parent.parent
 JOBS = sorted(
@@ -123,7 +124,7 @@ def test_print_config_writes_yaml_that_gives_the_same_config(tmp_path):
 def test_bad_input_gets_one_message_and_its_exit_code_and_no_traceback(
     tmp_path, arguments, code, message
 ):
-    found = run(*arguments, cwd=tmp_path)
+    found = warm.run(tmp_path, *arguments)
     assert found.returncode == code, found.stderr
     assert message in found.stderr
     assert "Traceback" not in found.stderr

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from pipeline.data import Dataset
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.packing.pack import pack
 from pipeline.vae import save_bundle
+from tests.support import warm
 from tests.support.digit_models import digits_vae, write_digits
 
 
@@ -29,10 +28,8 @@ def evaluate(place: Path, model: str = "vae", **knobs: object) -> dict[str, Any]
 
 
 def test_the_command_ends_with_one_json_line_that_holds_the_contracts_keys(place: Path):
-    command = [sys.executable, "-m", "jobs.evaluate", "--model", place / "vae", "--data"]
-    ended = subprocess.run(
-        [*command, place / "data"], capture_output=True, text=True, check=False, timeout=300
-    )
+    command = ("jobs.evaluate", "--model", str(place / "vae"), "--data", str(place / "data"))
+    ended = warm.run(place, *command)
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout.splitlines()[-1])
     contract = "elbo log_likelihood kl bits_per_dim iwae posterior_gap active_units figures"

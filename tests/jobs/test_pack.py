@@ -1,15 +1,14 @@
 import json
 import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
+from tests.support import warm
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=120
-    )
+    return warm.run(warm.ROOT, *arguments)
 
 
 @pytest.fixture

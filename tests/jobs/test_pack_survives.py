@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.packing import pack as in_process
 from pipeline.packing.verify_dataset import verify_dataset
 from pipeline.sources.listing import IMAGE_SUFFIXES
+from tests.support import warm
 from tests.support.killing import ROOT, kill_all, start_job, tree
 
 NASTY = ROOT.parent / "shared/data/nasty"
@@ -26,10 +26,7 @@ NASTY = ROOT.parent / "shared/data/nasty"
 
 def pack(*arguments: str) -> tuple[int, dict, str]:
     """Exit code, result and stderr of `python -m jobs.pack`."""
-    found = subprocess.run(
-        [sys.executable, "-m", "jobs.pack", *arguments],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
+    found = warm.run(ROOT, "jobs.pack", *arguments)
     lines = found.stdout.splitlines()
     return found.returncode, json.loads(lines[-1]) if lines else {}, found.stderr
 

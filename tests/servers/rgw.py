@@ -1,6 +1,8 @@
 """A real S3 server for tests: Ceph's gateway over a monitor and an in-memory store, on loopback."""
 
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -193,14 +195,24 @@ def _until_it_answers(server: S3Server) -> None:
             return
 
 
+# Below those that the kernel gives to clients (32768 and up): nothing takes one meanwhile. Each
+# worker of `pytest -n` has 3,000 of its own, no two calls give the same.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+_NEXT = itertools.count(random.randrange(3000))
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports of loopback on which nothing listens, each given once."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 20000 + 3000 * _WORKER + next(_NEXT) % 3000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found
 
 
 def _run(folder: Path, *command: str) -> None:

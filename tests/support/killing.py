@@ -5,23 +5,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.warm import ROOT, WarmJob
 
 
-def start_job(folder: Path, *arguments: str) -> subprocess.Popen:
+def start_job(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`python -m ARGUMENTS` in `folder`, in a process group of its own; stderr goes to `log`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "log").open("a"),
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    with (folder / "log").open("a") as log:
+        return WarmJob(
+            arguments, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True,
+            start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
 
 
 def finish(process: subprocess.Popen) -> dict:

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from pipeline.config import ObjectiveConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.registry.models import resolve
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
+from tests.support import warm
 from tests.support.digit_models import pack_digits, write_digits
 
 
@@ -91,9 +90,9 @@ def test_a_wrong_knob_or_value_is_refused_before_anything_trains(tmp_path, sweep
 
 def test_a_sweep_without_a_holdout_is_refused_before_anything_trains(tmp_path):
     data = pack_digits(tmp_path)
-    command = [sys.executable, "-m", "jobs.train", "--data", data, "--run", "weights", "--storage"]
-    command += [tmp_path / "runs", "--workers", "0", "--sweep", "objective.beta=0.5,1"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command = ("jobs.train", "--data", str(data), "--run", "weights", "--storage")
+    knobs = ("--workers", "0", "--sweep", "objective.beta=0.5,1")
+    ended = warm.run(tmp_path, *command, str(tmp_path / "runs"), *knobs)
     assert (ended.returncode, ended.stdout) == (2, "")
     (error,) = ended.stderr.splitlines()
     assert error.startswith("ConfigError: --sweep objective.beta: ")

@@ -4,8 +4,6 @@ import inspect
 import json
 import math
 import re
-import subprocess
-import sys
 from collections import deque
 
 import pytest
@@ -16,7 +14,7 @@ from pipeline.errors import RunError, UnreachableError
 from pipeline.tracking.endpoint import Endpoint, discovery
 from pipeline.tracking.metric_table import ENCODING, TABLE, TRAINING, EncodingReport, MetricsReport
 from pipeline.tracking.terminal import Numbers, Subject, bars, lines_of, look, watch
-from tests.support.killing import ROOT
+from tests.support import warm
 
 
 @pytest.fixture
@@ -116,8 +114,7 @@ def test_once_prints_one_picture_and_ends(tmp_path):
     made.update(EncodingReport(images=0, images_left=100, failed={"truncated": 0}))
     made.update(EncodingReport(images=30, images_left=70, failed={"truncated": 2}))
     address = made.serve("127.0.0.1", 0)
-    command = [sys.executable, "-m", "jobs.watch", "--url", f"http://{address}", "--once"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = warm.run(tmp_path, "jobs.watch", "--url", f"http://{address}", "--once")
     made.close()
     assert found.returncode == 0, found.stderr
     assert "s3://b/store: 30 images encoded, 70 left (30%)" in found.stdout

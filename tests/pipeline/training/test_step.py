@@ -21,6 +21,7 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
 def test_gradients_on_two_ranks_equal_those_of_one_process(two_ranks, micro):
     # 7 images on 2 ranks, with masked samples: 3 and 4 slots, 2 and 2 of them valid.

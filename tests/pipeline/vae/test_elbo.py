@@ -139,6 +139,7 @@ def test_every_form_of_the_elbo_agrees(positions: Tensor) -> None:
         torch.testing.assert_close(form, terms.elbo, rtol=0, atol=1e-8, msg=name)
 
 
+@pytest.mark.slow
 def test_training_a_linear_vae_reaches_the_maximum_of_ppca(positions: Tensor) -> None:
     torch.manual_seed(0)
     model = optimum("diagonal")

@@ -93,6 +93,7 @@ def test_the_memory_format_of_images_changes_no_moment_beyond_rounding(kind: str
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [

@@ -172,6 +172,7 @@ def both_precisions(kind: str, likelihood: str, steps: int, **knobs: object) -> 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "likelihood", "steps", "knobs"),
     [
