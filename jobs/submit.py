@@ -6,88 +6,55 @@ import os
 import shlex
 import sys
 import typing
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, parse_flags, run_job, validate
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.submission.kubernetes_jobs import KubernetesJobs
+    from pipeline.submission.place import Place, Request
+    from pipeline.submission.verdict import Verdict
 
 
 def main(config: SubmitConfig) -> Outcome:
     """Does the one thing that was asked for, else submits and follows."""
-    if config.kubernetes:
-        return _on_kubernetes(config)
-    from pipeline.submission import ray_submission as submission
-    from pipeline.submission.ray_jobs_api import RayJobs
+    from pipeline.submission import follower
 
-    address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    jobs = RayJobs(address, config.timeout_seconds)
+    place = _place(config)
     if config.list:
-        found = [asdict(job) for job in jobs.jobs()]
-        rows = [f"{job['id']:<32}{job['status']:<12}{job['entrypoint']}" for job in found]
-        return Outcome({"jobs": found}, summary=rows)
-    asked = asked_of(config.command) if config.command else None
+        jobs = place.jobs()
+        rows = [f"{job.id:<48}{job.status:<12}{job.entrypoint}" for job in jobs]
+        return Outcome({"jobs": [asdict(job) for job in jobs]}, summary=rows)
+    request = _request(config, place)
     if config.logs:
-        for text in submission.logs(config, jobs, asked):
+        for text in follower.logs(place, request):
             sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-        return Outcome({"submission_id": config.id or (asked and asked.base)})
+        return Outcome({"submission_id": config.id or request.base})
     if config.status:
-        verdict = submission.status(config, jobs, asked)
+        verdict = follower.status(place, request)
     elif config.stop:
-        verdict = submission.stop(config, jobs, asked)
-        return Outcome(_result(verdict))
+        verdict = follower.stop(config, place, request)
+        # What was asked for is that it ends.
+        return _told(verdict, 0 if verdict.status == "STOPPED" else verdict.exit_code)
+    elif config.dry_run:
+        return _dry_run(config, request)
     else:
-        assert asked is not None, "the config has a command"
-        verdict = submission.submit(config, jobs, asked)
-    return Outcome(_result(verdict), verdict.exit_code)
+        verdict = follower.submit(config, place, request)
+    return _told(verdict, verdict.exit_code)
 
 
-def _on_kubernetes(config: SubmitConfig) -> Outcome:
-    """The same, with a RayJob for each job."""
-    from pipeline.submission import kubernetes_submission as submission
-    from pipeline.submission.kubernetes import connect
-
-    jobs = connect(config.context, config.namespace, config.timeout_seconds)
-    if config.list:
-        found = jobs.jobs()
-        rows = [f"{job.name:<48}{job.status:<12}{job.entrypoint}" for job in found]
-        return Outcome({"jobs": [asdict(job) for job in found]}, summary=rows)
-    asked = asked_of(config.command) if config.command else None
-    if config.logs:
-        for text in submission.logs(config, jobs, asked):
-            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-        return Outcome({"submission_id": submission.name_of(config, asked)})
-    if config.status:
-        verdict = submission.status(config, jobs, asked)
-    elif config.stop:
-        return Outcome(_result(submission.stop(config, jobs, asked)))
-    else:
-        assert asked is not None, "the config has a command"
-        if config.dry_run:
-            return _shown(submission.dry_run(config, jobs, asked))
-        verdict = submission.submit(config, jobs, asked)
-    return Outcome(_result(verdict), verdict.exit_code)
-
-
-def _shown(rayjob: dict[str, Any]) -> Outcome:
-    import yaml
-
-    text = yaml.safe_dump(rayjob, sort_keys=False, width=100)
-    name = rayjob["metadata"]["name"]
-    result = {"submission_id": name, "status": "DRY_RUN", "rayjob": rayjob}
-    return Outcome(result, summary=text.splitlines())
-
-
-def asked_of(command: tuple[str, ...]) -> Any:
-    """The command with its id and its run; raises `ConfigError` for flags that its job refuses."""
+def request_of(command: tuple[str, ...]) -> "Request":
+    """What a command runs; raises `ConfigError` for flags that its job refuses."""
     from pipeline import storage
     from pipeline.runs.run import Run
-    from pipeline.submission.ray_submission import Asked
+    from pipeline.submission.place import Request
 
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:8]
     if command[1:2] != ("-m",) or not command[2:] or not command[2].startswith("jobs."):
-        return Asked(command, f"job-{digest}", None)
+        return Request(command, f"job-{digest}")
     module = command[2]
     if importlib.util.find_spec(module) is None or module == "jobs.command":
         raise ConfigError(f"{module}: there is no such job. `python -m jobs` lists them.")
@@ -96,21 +63,69 @@ def asked_of(command: tuple[str, ...]) -> Any:
     config = validate(config_type, values)
     if not isinstance(config, TrainConfig):
         workers = (config.actors or None) if isinstance(config, EncodeConfig) else None
-        return Asked(command, f"{module.removeprefix('jobs.')}-{digest}", None, workers)
+        return Request(command, f"{module.removeprefix('jobs.')}-{digest}", workers=workers)
     # A relative path is one of the head's, which can't be seen from here.
     local = storage.local_path(config.storage)
     seen = local is None or local.is_absolute()
     run = Run.at(config) if seen else None
-    return Asked(command, f"train-{config.run}", run, config.max_workers or None)
+    return Request(command, f"train-{config.run}", run, config.max_workers or None)
 
 
-def _result(verdict: Any) -> dict[str, Any]:
-    return {
+def _place(config: SubmitConfig) -> "Place":
+    if config.kubernetes:
+        return _kubernetes(config)
+    from pipeline.submission.ray_jobs import RayJobs
+
+    address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    return RayJobs(address, config.timeout_seconds, config.ship, config.cpus)
+
+
+def _kubernetes(config: SubmitConfig) -> "KubernetesJobs":
+    from pipeline.submission.api_server import ApiServer
+    from pipeline.submission.kubernetes_jobs import KubernetesJobs
+
+    server = ApiServer(config.context, config.namespace, config.timeout_seconds)
+    return KubernetesJobs(server, config)
+
+
+def _request(config: SubmitConfig, place: "Place") -> "Request":
+    """What is meant: by the command, or, where an id is all there is, by what that job runs."""
+    if config.command:
+        return replace(request_of(config.command), id=config.id)
+    assert config.id is not None, "the config has an id or a command"
+    job = place.job(config.id)
+    if job is None:
+        raise ClusterError(
+            f"{place.address} knows no job {config.id}. --list shows those it knows."
+        )
+    command = tuple(shlex.split(job.entrypoint))
+    try:
+        return replace(request_of(command), id=config.id)
+    except (ConfigError, SystemExit):  # It was submitted with another version of this package.
+        from pipeline.submission.place import Request
+
+        return Request(command, config.id, id=config.id)
+
+
+def _dry_run(config: SubmitConfig, request: "Request") -> Outcome:
+    import yaml
+
+    rayjob = _kubernetes(config).dry_run(request)
+    text = yaml.safe_dump(rayjob, sort_keys=False, width=100)
+    result = {
+        "submission_id": rayjob["metadata"]["name"], "status": "DRY_RUN", "rayjob": rayjob,
+    }  # fmt: skip
+    return Outcome(result, summary=text.splitlines())
+
+
+def _told(verdict: "Verdict", exit_code: int) -> Outcome:
+    result = {
         "submission_id": verdict.id,
         "status": verdict.status,
         "message": verdict.message,
         "result": verdict.result,
     }
+    return Outcome(result, exit_code)
 
 
 if __name__ == "__main__":

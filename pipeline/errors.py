@@ -67,5 +67,9 @@ class UnreachableError(PipelineError):
     """A server that was named does not answer, or something else answers in its place."""
 
 
+class NotNowError(PipelineError):
+    """A server refuses for now what it would grant later: it starts, or a quota is full."""
+
+
 class ClusterError(PipelineError):
     """A Ray cluster or Kubernetes refused what was asked."""

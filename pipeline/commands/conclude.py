@@ -36,6 +36,7 @@ def conclude(run: Run, attempt: Attempt, end: RunEnd) -> TrainingResult:
         )
     run.keep_points(end.settled.left)
     result = result_of(run, end)
+    run.end(attempt, result)
     if result.reason == "done":
         run.finish(result)
     return result

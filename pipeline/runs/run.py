@@ -18,6 +18,7 @@ RUN/profile/              traces of steps, where --profile asked for them
 RUN/ray/                  Ray Train's own notes of a start, on local storage only
 RUN/sweep.json, rate_distortion.png  of a sweep: its runs side by side (they have folders beside it)
 RUN/bundle/               the finished model
+RUN/ended.json            how the newest start that came to an end did: its number and result
 RUN/result.json           written last: the run is finished
 """
 
@@ -155,6 +156,21 @@ class Run:
     def finish(self, result: TrainingResult) -> None:
         """Marks the run as finished."""
         storage.publish(self.path("result.json"), storage.canonical_json(result.to_json()))
+
+    def end(self, attempt: Attempt, result: TrainingResult) -> None:
+        """Says how a start ended, finished or not: who waits for it elsewhere reads it here."""
+        ended = {"attempt": attempt.number, "result": result.to_json()}
+        storage.publish(self.path("ended.json"), storage.canonical_json(ended))
+
+    def ended(self) -> TrainingResult | None:
+        """How the newest start ended; None while it goes on, or if it died."""
+        ended = _read_or_none(self.path("ended.json"))
+        if ended is None:
+            return self.result()
+        if ended["attempt"] != self.newest_attempt().number:
+            return None
+        result = TrainingResult.from_json(ended["result"])
+        return self.result() if result.reason == "done" else result
 
     def keep_points(self, points: Sequence[Point]) -> None:
         """Stores the points that could not be delivered; none deletes the file."""

@@ -1,7 +1,11 @@
 """One job as a RayJob: a copy of a template of k8s/base, the one source of such manifests.
 
-In a cluster, the templates are the suspended RayJobs `train` and `encode`, as `kubectl apply -k`
-left them, with that cluster's node selectors, tolerations and images; elsewhere, the files.
+In a cluster, the templates are the RayJobTemplates `train` and `encode`, as `kubectl apply -k` left
+them, with that cluster's node selectors, tolerations and images; elsewhere, the files. They are of
+a kind that no controller knows, so that neither KubeRay nor a queue can start one.
+
+What KubeRay or the API server refuses is theirs to say: the creation is tried by a server-side dry
+run, and `ValidationFailed` ends a job. Here stands what neither of them would: see `_refuse`.
 """
 
 import copy
@@ -17,16 +21,18 @@ import yaml
 
 import pipeline
 from pipeline.errors import ConfigError
-from pipeline.submission.rayjob_rules import broken_rules
 
 GPU = "nvidia.com/gpu"
-TEMPLATES = ("train", "encode")
-"""The names of the suspended RayJobs that others are copied from."""
+NAME_CHARACTERS = 47
+"""Of a RayJob's name at most: KubeRay appends to it, and would fail the job only once it is there.
+MaxRayJobNameLength in its constant.go."""
+_QUEUE = "kueue.x-k8s.io/queue-name"
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _BASE = Path(pipeline.__file__).parent.parent / "k8s" / "base"
 
 
 def template_name(command: Sequence[str]) -> str:
-    """The RayJob that `command` is copied from: `train`, or `encode` for every other job."""
+    """Whose copy `command` runs as: `train`, or `encode` for every other job."""
     return "train" if "jobs.train" in command else "encode"
 
 
@@ -56,17 +62,16 @@ def render_rayjob(
 ) -> dict[str, Any]:
     """A RayJob called `name` that runs `command`, ready to be created.
 
-    `template` is a RayJob read from the cluster; None: the file. `workers` (ranks or actors) get a
-    pod each, or as many pods as have a GPU for each; where there are `gpus`, one GPU each, up to
-    `gpus_per_node` in a pod, with as many times the cores and the memory. None leaves image, pods
-    and GPUs as the template has them. Raises `ConfigError` for what KubeRay would refuse.
+    `template` is a RayJobTemplate read from the cluster; None: the file. `workers` (ranks or
+    actors) get a pod each, or as many pods as have a GPU for each; where there are `gpus`, one GPU
+    each, up to `gpus_per_node` in a pod, with as many times the cores and the memory. None leaves
+    image, pods and GPUs as the template has them. Raises `ConfigError` for what must not be made.
     """
     start = base_template(template_name(command)) if template is None else template
     metadata = {"name": name, "labels": dict(start["metadata"].get("labels", {}))}
     if namespace is not None:
         metadata["namespace"] = namespace
     spec = copy.deepcopy(dict(start["spec"]))
-    spec.pop("suspend", None)
     spec["entrypoint"] = shlex.join(command)
     cluster = spec["rayClusterSpec"]
     (group,) = cluster["workerGroupSpecs"]
@@ -76,19 +81,32 @@ def render_rayjob(
         _set_gpus(group, gpus, gpus_per_node)
     elif workers:
         _set_pods(group, ceil(workers / _gpus_of(group)))
+    if _QUEUE in metadata["labels"]:
+        _fix_size(cluster, group)
     if image is not None:
         for each in (cluster["headGroupSpec"], group):
             each["template"]["spec"]["containers"][0]["image"] = image
-    job = {
-        "apiVersion": start["apiVersion"],
-        "kind": start["kind"],
-        "metadata": metadata,
-        "spec": spec,
-    }
-    broken = broken_rules(job)
-    if broken:
-        raise ConfigError("\n  ".join([f"RayJob {name}, KubeRay would refuse it:", *broken]))
-    return job
+    _refuse(name, spec)
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
+
+
+def _refuse(name: str, spec: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for what a server would take, and ends badly."""
+    if len(name) > NAME_CHARACTERS or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the RayJob's name {name!r}: give at most {NAME_CHARACTERS} lower-case letters, "
+            "digits and -, beginning with a letter"
+        )
+    if spec.get("submissionMode") != "HTTPMode":
+        raise ConfigError(
+            "the template's submissionMode is not HTTPMode: the others take the end of a log "
+            "stream for the job's (kuberay#4921). Apply the overlay again."
+        )
+    if spec["rayClusterSpec"].get("authOptions", {}).get("mode") != "token":
+        raise ConfigError(
+            "the template's authOptions.mode is not token: anyone who reaches the dashboard could "
+            "run code. Apply the overlay again."
+        )
 
 
 def _set_pods(group: dict[str, Any], pods: int) -> None:
@@ -96,6 +114,13 @@ def _set_pods(group: dict[str, Any], pods: int) -> None:
     if group["minReplicas"] == group["maxReplicas"]:
         group["replicas"] = group["minReplicas"] = pods
     group["maxReplicas"] = pods
+
+
+def _fix_size(cluster: dict[str, Any], group: dict[str, Any]) -> None:
+    """All pods from the start: Kueue admits what is asked for, and refuses an autoscaler."""
+    cluster.pop("enableInTreeAutoscaling", None)
+    cluster.pop("autoscalerOptions", None)
+    group["replicas"] = group["minReplicas"] = group["maxReplicas"]
 
 
 def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:

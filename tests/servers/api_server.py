@@ -1,18 +1,20 @@
-"""A stand-in for Kubernetes' API server: RayJobs over HTTPS, with tokens, rights and strictness.
+"""A stand-in for Kubernetes' API server: one namespace over HTTPS, with tokens, rights, strictness.
 
 No real one can be installed where the tests run. It knows what the submission rests on: names that
-only one object has, unknown fields refused, preconditions of a deletion, and the verbs that a Role
-allows. What KubeRay would do is told by `script`.
+only one object has, unknown fields refused, preconditions of a deletion, and the rights that the
+Role `submitter` gives, read from k8s/base. What KubeRay would do is told by `script`.
 """
 
 import copy
 import datetime
 import ipaddress
 import json
+import re
 import ssl
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,40 +29,60 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 TOKEN = "a-token-of-the-tests"
-VERBS = ("get", "list", "create", "delete")
-_PREFIX = "/apis/ray.io/v1/namespaces/vae/rayjobs"
+_ACCOUNTS = Path(__file__).parents[2] / "k8s/base/accounts.yaml"
+_PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[a-z0-9.-]+))/(?P<version>v\w+)/namespaces/(?P<namespace>[a-z0-9-]+)"
+    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
+)
+
+
+def submitters_rights() -> dict[str, list[str]]:
+    """Verbs by resource, of the Role that submitters are given."""
+    items = yaml.safe_load_all(_ACCOUNTS.read_text())
+    (role,) = [item for item in items if item["kind"] == "Role"]
+    return {name: rule["verbs"] for rule in role["rules"] for name in rule["resources"]}
 
 
 @dataclass
 class ApiServer:
-    """Serves `objects` below one namespace; `script` is what each look at a RayJob finds next.
+    """Serves `objects`, the RayJobs; `script` is what each look at one of them finds next.
 
-    Each creation takes the first of `lives` as its script, if any is left.
+    Each creation takes the first of `lives` as its script, if any is left. `others` are the other
+    objects, by resource. `refuse_with` answers all with that refusal, `refuse_creation` creations
+    with (code, reason, message).
     """
 
     folder: Path
-    verbs: Sequence[str] = VERBS
+    rights: dict[str, list[str]] = field(default_factory=submitters_rights)
     validator: Any = None
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
-    script: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    lives: list[list[dict[str, str]]] = field(default_factory=list)
+    others: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    script: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lives: list[list[dict[str, Any]]] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=lambda: {TOKEN})
     refuse_with: str | None = None
+    refuse_creation: tuple[int, str, str] | None = None
+    is_ready: bool = True
     refused: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, item: dict[str, Any]) -> None:
         """Creates an object behind everyone's back."""
+        item, kind = copy.deepcopy(item), item["kind"]
         with self._lock:
-            self._add(copy.deepcopy(item))
+            if kind == "RayJob":
+                self._add(item)
+            else:
+                self.others[f"{kind.lower()}s"].append(item)
 
-    def kubeconfig(self, token: str = TOKEN) -> Path:
-        """A file for kubectl."""
+    def kubeconfig(self, token: str = TOKEN, **user: Any) -> Path:
+        """A file for clients; `user` replaces the token, as an exec plugin does."""
         cluster = {"server": self.url, "certificate-authority": str(self.folder / "ca.crt")}
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "clusters": [{"name": "test", "cluster": cluster}],
-            "users": [{"name": "test", "user": {"token": token}}],
+            "users": [{"name": "test", "user": user or {"token": token}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         }  # fmt: skip
         path = self.folder / "kubeconfig"
@@ -75,18 +97,51 @@ class ApiServer:
 
     def answer(self, method: str, path: str, body: Any, token: str) -> tuple[int, Any]:
         asked = urlsplit(path)
-        query, name = parse_qs(asked.query), asked.path.removeprefix(_PREFIX).strip("/")
-        if token != f"Bearer {TOKEN}":
-            return _refusal(401, "Unauthorized", "no such token")
+        if asked.path == "/readyz":
+            return (200, "ok") if self.is_ready else (500, "[-]poststarthook/rbac/bootstrap-roles")
+        query, found = parse_qs(asked.query), _PATH.fullmatch(asked.path)
+        if token.partition(" ")[2] not in self.tokens:
+            return _refusal(401, "Unauthorized", "Unauthorized")
+        if found is None:
+            return 404, "404 page not found"
+        name, resource = found["name"] or "", found["resource"]
         verb = {"GET": "get" if name else "list", "POST": "create", "DELETE": "delete"}[method]
-        if not asked.path.startswith(_PREFIX) or verb not in self.verbs:
-            return _refusal(403, "Forbidden", f"you may not {verb} {asked.path}")
+        allowed = verb in self.rights.get(resource, ()) and found["namespace"] == "vae"
+        if not allowed or not self.is_ready:
+            self.refused += 1
+            return _refusal(
+                403, "Forbidden",
+                f'{resource} is forbidden: User "tests" cannot {verb} resource "{resource}" in API '
+                f'group "{found["group"] or ""}" in the namespace "{found["namespace"]}"',
+            )  # fmt: skip
         if self.refuse_with is not None:
             self.refused += 1
             return _refusal(503, self.refuse_with, "try again later")
         with self._lock:
             self.requests.append((method, path))
+            if resource != "rayjobs":
+                return self._other(resource, name, query)
+            if verb == "create" and self.refuse_creation is not None:
+                self.refused += 1
+                return _refusal(*self.refuse_creation)
             return getattr(self, f"_{verb}")(name, query, body)
+
+    def _other(self, resource: str, name: str, query: Any) -> tuple[int, Any]:
+        if resource == "workloads" and resource not in self.others:
+            return 404, "404 page not found"  # Kueue is not installed.
+        items = self.others[resource]
+        if name:
+            for item in items:
+                if item["metadata"]["name"] == name:
+                    return 200, item
+            return _refusal(404, "NotFound", f'{resource} "{name}" not found')
+        for selector in query.get("labelSelector", ()):
+            key, _, value = selector.partition("=")
+            items = [i for i in items if i["metadata"].get("labels", {}).get(key) == value]
+        for selector in query.get("fieldSelector", ()):
+            key, _, value = selector.partition("=")
+            items = [item for item in items if item.get(key) == value]
+        return 200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}
 
     def _get(self, name: str, _query: Any, _body: Any) -> tuple[int, Any]:
         item = self.objects.get(name)
@@ -166,26 +221,17 @@ def _refusal(code: int, reason: str, message: str) -> tuple[int, dict[str, Any]]
 def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
-            data = self.sent()
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             body = json.loads(data) if data else None
             token = self.headers.get("Authorization", "")
             code, answer = server.answer(self.command, self.path, body, token)
-            data = json.dumps(answer).encode()
+            text = isinstance(answer, str)
+            data = answer.encode() if text else json.dumps(answer).encode()
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/plain" if text else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
-
-        def sent(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            parts = []  # kubectl's way
-            while length := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(length))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
 
         do_GET = do_POST = do_DELETE = handle_any  # noqa: N815
 

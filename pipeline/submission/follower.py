@@ -1,0 +1,295 @@
+"""Submit, follow, stop, and say how a job is: the same at every place.
+
+A job is followed by its status: the end of a log stream says nothing of it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pipeline import storage
+from pipeline.config import SubmitConfig
+from pipeline.errors import ClusterError, ConfigError, NotNowError, StorageError, UnreachableError
+from pipeline.runs.run import Run
+from pipeline.submission.log_tail import LogTail
+from pipeline.submission.narrator import Narrator
+from pipeline.submission.place import Job, Place, Request
+from pipeline.submission.verdict import Verdict, end_of, left_in, verdict
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PASSING = (UnreachableError, NotNowError)
+
+
+@dataclass
+class Silence:
+    """Since when a place has not answered, and whether that is still borne."""
+
+    limit_seconds: float
+    since: float | None = None
+
+    def bears(self, error: Exception) -> bool:
+        """False once it has lasted too long."""
+        if self.since is None:
+            logger.warning("%s; the job may well go on. Waiting.", str(error).rstrip("."))
+            self.since = time.monotonic()
+        return time.monotonic() - self.since <= self.limit_seconds
+
+    def ends(self, place: Place) -> None:
+        """The place has answered."""
+        if self.since is not None:
+            logger.info("%s answers again", place.address)
+        self.since = None
+
+
+def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
+    """Starts the job, unless the same one runs already, and follows it to its end."""
+    for advice in place.advice(request):
+        logger.warning(advice)
+    before = end_of(request.run)
+    if before.hidden:
+        logger.warning(
+            "the run's folder can't be seen from here, so whether the training was stopped before "
+            "its last step won't be told, and --stop will cost the steps since its last "
+            "checkpoint: %s",
+            before.hidden,
+        )
+    lost: Verdict | None = None
+    for left in range(config.resubmit_on_head_loss, -1, -1):
+        try:
+            name = _start_or_join(config, place, request)
+        except PASSING:
+            if lost is None:
+                raise
+            return lost
+        if config.detach:
+            return Verdict(name, "SUBMITTED", f"follow it with --status --id {name}")
+        lost = follow(config, place, request, name, before.result)
+        if lost.status != "LOST" or left == 0:
+            return lost
+        logger.warning("%s: %s; it is submitted again, %d times more", name, lost.message, left)
+    raise AssertionError("the loop returns in its last round")
+
+
+def follow(
+    config: SubmitConfig,
+    place: Place,
+    request: Request,
+    name: str,
+    before: Mapping[str, Any] | None,
+) -> Verdict:
+    """Looks at the job until it has ended, however long its place is away.
+
+    `before` is what a training's folder said of its end when it was submitted.
+    """
+    tail, narrator, silence = LogTail(place), Narrator(place), Silence(config.lost_seconds)
+    while True:
+        try:
+            job = place.job(name)
+            if job is None:
+                return left_in(request.run, name, before) or _gone(place, name)
+            narrator.tell(job)
+            tail.show(job)
+            silence.ends(place)
+            if job.has_ended:
+                return verdict(job, tail.result, request.run)
+        # What was granted a moment ago and is refused now is no wrong usage: an API server that
+        # starts refuses everything until it has read who may do what (seen: for 7 s).
+        except (*PASSING, ClusterError, ConfigError) as error:
+            ended = left_in(request.run, name, before)
+            if ended is not None:
+                return ended
+            if not silence.bears(error):
+                return Verdict(name, "LOST", f"no answer for {config.lost_seconds:g} s: {error}")
+        time.sleep(config.poll_seconds)
+
+
+def status(place: Place, request: Request) -> Verdict:
+    """How the job is now; of a training whose cluster is gone, what its folder says."""
+    try:
+        job = _found(place, request)
+    except (UnreachableError, ClusterError) as error:
+        if request.run is None:
+            raise
+        name = request.id or request.base
+        found = left_in(request.run, name, None)
+        if found is not None:
+            return found
+        if isinstance(error, ClusterError):
+            raise
+        return Verdict(name, "LOST", f"{error} Its run's folder says of no end yet.")
+    if job.has_ended:
+        return _ended(place, request, job)
+    return Verdict(job.id, job.status, place.why_waiting(job) or job.message)
+
+
+def stop(config: SubmitConfig, place: Place, request: Request) -> Verdict:
+    """Ends the job: a training by its `STOP` first, which costs no step, then by its place."""
+    job = _found(place, request)
+    if job.has_ended:
+        ended = _ended(place, request, job)
+        return replace(ended, message=f"it had ended before: {ended.message}")
+    lost = ""
+    if request.run is not None and job.status == "RUNNING":
+        lost = "; the steps since its last checkpoint are lost"
+        if _asked_to_stop(request.run, job):
+            now = _awaited(config, place, job)
+            if now is not None and now.has_ended:
+                return _ended(place, request, now)
+            logger.warning("%s did not end within %g s", job.id, config.stop_seconds)
+    place.end(job)
+    now = _awaited(config, place, job)
+    if now is None:
+        gone = _gone(place, job.id)
+        return replace(gone, message=f"{gone.message}{lost}")
+    if not now.has_ended:
+        raise ClusterError(
+            f"{job.id} is {now.status} still, {config.stop_seconds:g} s after {place.address} was "
+            "asked to end it. Look at its node, where the driver may hang in the kernel, or, on "
+            "Kubernetes, at the RayJob's finalizers and at KubeRay's operator."
+        )
+    ended = _ended(place, request, now)
+    return ended if ended.result else replace(ended, message=f"{ended.message}{lost}")
+
+
+def logs(place: Place, request: Request) -> Iterator[str]:
+    """What the job printed; where that is not to be had, what a training's folder has of it."""
+    problem: Exception | None = None
+    output = None
+    try:
+        output = place.output(_found(place, request))
+    except (UnreachableError, ClusterError) as error:
+        problem = error
+    if output is not None and output.whole:
+        yield output.text
+        return
+    newest = request.run.newest_attempt().number if request.run else 0
+    if request.run is not None and newest:
+        if problem is not None:
+            logger.warning("%s From the run's own folder:", problem)
+        yield from logs_in(request.run, newest)
+    if output is not None and output.text:
+        yield f"==> the end of what the driver printed <==\n{output.text}"
+    elif not newest:
+        raise problem or ClusterError(
+            f"{place.address} keeps of {request.id or request.base} only the end of what a failed "
+            "job printed, and has none"
+            + ("; its run was never begun." if request.run else ".")
+            + " While its cluster lives, its head has all of it: "
+            "/tmp/ray/session_latest/logs/job-driver-*"
+        )
+
+
+def logs_in(run: Run, attempt: int) -> Iterator[str]:
+    """What driver and ranks of one of a training's starts left in its folder."""
+    for item in storage.list_objects(run.path("logs")):
+        name = item.url.rsplit("/", 1)[-1]
+        if name.startswith(f"{attempt:06d}"):
+            yield f"==> {name} <==\n{storage.read(item.url).decode(errors='replace')}"
+
+
+def _start_or_join(config: SubmitConfig, place: Place, request: Request) -> str:
+    """The id of the job that runs this: one that does already, or a new one.
+
+    A request whose answer was lost may have arrived: under the same name it can't begin twice.
+    """
+    while True:
+        newest = _patiently(config, place, lambda: place.find(request))
+        if newest is not None and not newest.has_ended:
+            return _joined(request, newest)
+        name = place.free_id(request, newest)
+        if newest is not None and newest.id == name:
+            logger.info("%s has ended (%s), and makes room", name, newest.status)
+            _make_room(config, place, newest)
+        if _patiently(config, place, lambda: place.start(request, name)):  # noqa: B023 - called here
+            logger.info("submitted to %s as %s: %s", place.address, name, request.entrypoint)
+            return name
+        other = _patiently(config, place, lambda: place.job(name))  # noqa: B023 - called here
+        if other is not None:
+            return _joined(request, other)
+
+
+def _joined(request: Request, job: Job) -> str:
+    if job.entrypoint != request.entrypoint:
+        raise ConfigError(
+            f"{job.id} is {job.status}, and is another command: {job.entrypoint}. "
+            "Stop it first, or give another --id."
+        )
+    logger.info("%s is there already, and is followed", job.id)
+    return job.id
+
+
+def _make_room(config: SubmitConfig, place: Place, job: Job) -> None:
+    _patiently(config, place, lambda: place.forget(job))
+    deadline = time.monotonic() + config.stop_seconds
+    while (now := _patiently(config, place, lambda: place.job(job.id))) and now.uid == job.uid:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{job.id} is still there {config.stop_seconds:g} s after its deletion. On "
+                f"Kubernetes, look at its finalizers: kubectl get rayjob {job.id} -o yaml"
+            )
+        time.sleep(min(config.poll_seconds, 1))
+
+
+def _patiently(config: SubmitConfig, place: Place, ask: Callable[[], T]) -> T:
+    """What `ask` returns, asked again while the place is away or refuses for now."""
+    silence = Silence(config.lost_seconds)
+    while True:
+        try:
+            answer = ask()
+        except PASSING as error:
+            if not silence.bears(error):
+                raise
+            time.sleep(config.poll_seconds)
+        else:
+            silence.ends(place)
+            return answer
+
+
+def _asked_to_stop(run: Run, job: Job) -> bool:
+    try:
+        storage.publish(run.path("STOP"), b"jobs.submit --stop\n")
+    except StorageError as error:
+        logger.warning("%s can't be asked for a last checkpoint from here: %s", job.id, error)
+        return False
+    logger.info("%s is asked to leave a last checkpoint and end", job.id)
+    return True
+
+
+def _awaited(config: SubmitConfig, place: Place, job: Job) -> Job | None:
+    """The job once it has ended, or after `stop_seconds`; None once it is gone."""
+    deadline = time.monotonic() + config.stop_seconds
+    now: Job | None = job
+    while time.monotonic() < deadline:
+        now = _patiently(config, place, lambda: place.job(job.id))
+        if now is None or now.uid != job.uid:
+            return None
+        if now.has_ended:
+            return now
+        time.sleep(config.poll_seconds)
+    return now
+
+
+def _gone(place: Place, name: str) -> Verdict:
+    if place.gone == "LOST":
+        return Verdict(name, "LOST", f"{place.address} knows it no more: its head was replaced")
+    return Verdict(name, "STOPPED", "it was deleted, with its cluster")
+
+
+def _found(place: Place, request: Request) -> Job:
+    job = place.find(request)
+    if job is None:
+        raise ClusterError(
+            f"{place.address} knows no job {request.id or request.base}. --list shows those it "
+            "knows."
+        )
+    return job
+
+
+def _ended(place: Place, request: Request, job: Job) -> Verdict:
+    tail = LogTail(place)
+    tail.read(job)
+    return verdict(job, tail.result, request.run)

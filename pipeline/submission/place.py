@@ -1,0 +1,118 @@
+"""What a job is to the place that it runs at: one protocol for Ray's job API and Kubernetes."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pipeline.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which job is meant, and what it runs.
+
+    `id` is what --id says; without one, ids begin with `base`. `run` is a training's folder, where
+    it can be seen from here. `workers` are its ranks or actors; None: it was not asked for any.
+    """
+
+    command: tuple[str, ...]
+    base: str
+    run: Run | None = None
+    workers: int | None = None
+    id: str | None = None
+
+    @property
+    def entrypoint(self) -> str:
+        """As a shell splits it."""
+        return shlex.join(self.command)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a place says of a job now.
+
+    `uid` tells it from a later job of the same id. `status` is Ray's word where Ray has one, else
+    that of the cluster around it. `message` is the place's sentence, `output_end` the end of what
+    the job has printed, where the place keeps that beside it. `exit_code` is the driver's.
+    Of the `tries` that the place makes by itself, `failed_tries` have failed.
+    """
+
+    id: str
+    uid: str
+    status: str
+    entrypoint: str
+    has_ended: bool
+    was_lost: bool = False
+    exit_code: int | None = None
+    message: str = ""
+    output_end: str = ""
+    tries: int = 1
+    failed_tries: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a job has printed; not `whole` where the place keeps the end of it alone."""
+
+    text: str
+    whole: bool
+
+
+class Place(Protocol):
+    """Where jobs run. Names are locks: two jobs of one id never run at once.
+
+    All methods raise `UnreachableError` for no answer, `NotNowError` for a refusal that passes by
+    itself, `ConfigError` for credentials that don't do, `ClusterError` for any other refusal.
+    """
+
+    address: str
+    """As messages name it."""
+    gone: Literal["LOST", "STOPPED"]
+    """What has become of a job that this place no longer knows."""
+
+    def find(self, request: Request) -> Job | None:
+        """The newest job that is meant; None: there is none."""
+        ...
+
+    def job(self, name: str) -> Job | None:
+        """One job; None where this place knows none of that id."""
+        ...
+
+    def jobs(self) -> list[Job]:
+        """All that this place remembers."""
+        ...
+
+    def free_id(self, request: Request, newest: Job | None) -> str:
+        """The id of a new start; that of an ended job, if that has to make room."""
+        ...
+
+    def advice(self, request: Request) -> Sequence[str]:
+        """What is rarely meant at this place."""
+        ...
+
+    def start(self, request: Request, name: str) -> bool:
+        """False if there is a job of this id already."""
+        ...
+
+    def end(self, job: Job) -> None:
+        """Asks for the end of this very job; nothing where it has ended."""
+        ...
+
+    def forget(self, job: Job) -> None:
+        """Removes this very job, which has ended, so that its id is free."""
+        ...
+
+    def output(self, job: Job) -> Output:
+        """What the job has printed so far."""
+        ...
+
+    def why_waiting(self, job: Job) -> str:
+        """What a job that does not run yet waits for; "" where that can't be told."""
+        ...
+
+
+def said_and_printed(message: str) -> tuple[str, str]:
+    """Ray's sentence on a job, and the last lines of its output that Ray adds to a failure."""
+    said, _, printed = message.partition(", last available logs")
+    return said, printed.partition(":\n")[2]

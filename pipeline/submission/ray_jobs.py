@@ -1,0 +1,162 @@
+"""A Ray cluster's own job API over plain HTTP, as a place to run jobs."""
+
+import json
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import storage
+from pipeline.errors import ClusterError, ConfigError, UnreachableError
+from pipeline.submission.place import Job, Output, Request, said_and_printed
+from pipeline.submission.working_tree import packed
+from pipeline.web import Answer, ask, ray_token
+
+_ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+_LOST = frozenset({"JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"})
+"""Ray's `error_type` of a driver that went with its node: nobody saw how it ended."""
+
+
+class RayJobs:
+    """The jobs of the cluster whose dashboard is at `address`: the place `Place` of that name.
+
+    Ray keeps what has ended, so new starts get the next of BASE-1, BASE-2, ...; one of a given name
+    has to make room. `ship` is a folder whose files the jobs run with, `cpus` what a driver takes.
+    """
+
+    gone: Literal["LOST", "STOPPED"] = (
+        "LOST"  # Nobody deletes what runs: another head has taken the address.
+    )
+
+    def __init__(
+        self, address: str, seconds: float = 30.0, ship: str | None = None, cpus: float = 0
+    ) -> None:
+        self.address, self._seconds = address.rstrip("/"), seconds
+        self._ship, self._cpus = ship, cpus
+        token = ray_token()
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def find(self, request: Request) -> Job | None:
+        """The job of the id, else that of the highest number."""
+        if request.id is not None:
+            return self.job(request.id)
+        numbered = self._numbered(request.base)
+        return numbered[max(numbered)] if numbered else None
+
+    def job(self, name: str) -> Job | None:
+        """One job; None where this cluster knows none of that id."""
+        answer = self._ask("GET", f"/api/jobs/{urllib.parse.quote(name)}")
+        if answer.status == 404:
+            return None
+        return _job(self._checked(answer).json())
+
+    def jobs(self) -> list[Job]:
+        """Every submitted job that the cluster remembers, oldest first."""
+        found = self._checked(self._ask("GET", "/api/jobs/")).json()
+        submitted = [each for each in found if each.get("submission_id")]
+        return [_job(each) for each in sorted(submitted, key=lambda j: j.get("start_time") or 0)]
+
+    def free_id(self, request: Request, newest: Job | None) -> str:
+        """The id, else the next number."""
+        if request.id is not None:
+            return request.id
+        number = int(newest.id.rpartition("-")[2]) if newest is not None else 0
+        return f"{request.base}-{number + 1}"
+
+    def advice(self, request: Request) -> Sequence[str]:
+        """None: nothing here differs from one's own machine."""
+        return ()
+
+    def start(self, request: Request, name: str) -> bool:
+        """Submits a job; False if there is one of this id."""
+        package = self._uploaded(Path(self._ship)) if self._ship else None
+        asked = {
+            "entrypoint": request.entrypoint,
+            "submission_id": name,
+            "runtime_env": {"working_dir": package} if package else {},
+            "entrypoint_num_cpus": self._cpus or None,
+        }
+        answer = self._ask("POST", "/api/jobs/", json.dumps(asked).encode())
+        if answer.status >= 400 and b"already exists" in answer.body:
+            return False
+        self._checked(answer)
+        return True
+
+    def end(self, job: Job) -> None:
+        """SIGTERM to the driver, and SIGKILL 3 s later, unless Ray was told otherwise."""
+        self._checked(self._ask("POST", f"/api/jobs/{urllib.parse.quote(job.id)}/stop"))
+
+    def forget(self, job: Job) -> None:
+        """Ray then knows no more of the job, its log excepted."""
+        answer = self._ask("DELETE", f"/api/jobs/{urllib.parse.quote(job.id)}")
+        if answer.status != 404:
+            self._checked(answer)
+
+    def output(self, job: Job) -> Output:
+        """Everything that the driver has printed so far."""
+        answer = self._checked(self._ask("GET", f"/api/jobs/{urllib.parse.quote(job.id)}/logs"))
+        return Output(str(answer.json()["logs"]), whole=True)
+
+    def why_waiting(self, job: Job) -> str:
+        """Ray's own sentence on a job that is pending."""
+        return job.message if job.status == "PENDING" else ""
+
+    def _numbered(self, base: str) -> dict[int, Job]:
+        form = re.compile(rf"{re.escape(base)}-(\d+)")
+        return {int(m[1]): job for job in self.jobs() if (m := form.fullmatch(job.id))}
+
+    def _uploaded(self, folder: Path) -> str:
+        """Puts a zip of the folder's files beside the cluster's state, unless it is there."""
+        name, data = packed(folder)
+        path = f"/api/packages/gcs/{name}"
+        if self._ask("GET", path).status == 404:
+            self._checked(self._ask("PUT", path, data))
+        return f"gcs://{name}"
+
+    def _ask(self, method: str, path: str, data: bytes | None = None) -> Answer:
+        headers = {"Content-Type": "application/json"} if method == "POST" else {}
+        answer = ask(
+            method, self.address + path, data, headers=self._headers | headers,
+            seconds=self._seconds,
+        )  # fmt: skip
+        if answer.status in (401, 403):
+            raise ConfigError(
+                f"{storage.shown(self.address)} refuses the token ({answer.status}: {answer.text})."
+                " Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own."
+            )
+        # A dashboard whose head is gone answers 500 to what it is asked: that says nothing of a
+        # job. To a job that is sent, 500 may be a verdict on it.
+        if answer.status in (502, 503, 504) or (answer.status >= 500 and method == "GET"):
+            raise UnreachableError(
+                f"{storage.shown(self.address)}: {answer.status} {_last(answer)}"
+            )
+        return answer
+
+    def _checked(self, answer: Answer) -> Answer:
+        if answer.status >= 400:
+            raise ClusterError(
+                f"Ray at {storage.shown(self.address)} says {answer.status}: {_last(answer)}"
+            )
+        return answer
+
+
+def _last(answer: Answer) -> str:
+    """The last line of a traceback is the one that says it."""
+    lines = answer.body.decode(errors="replace").strip().splitlines() or [""]
+    return lines[-1][:500]
+
+
+def _job(found: Mapping[str, Any]) -> Job:
+    said, output_end = said_and_printed(found.get("message") or "")
+    return Job(
+        id=found["submission_id"] or found["job_id"],
+        uid="",
+        status=found["status"],
+        entrypoint=found["entrypoint"],
+        has_ended=found["status"] in _ENDED,
+        was_lost=found.get("error_type") in _LOST,
+        exit_code=found.get("driver_exit_code"),
+        message=said,
+        output_end=output_end,
+    )

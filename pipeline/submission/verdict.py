@@ -1,0 +1,119 @@
+"""What has become of a job: its place's word, its exit code, and what a training's folder says."""
+
+import itertools
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import StorageError
+from pipeline.runs.run import Run
+from pipeline.submission.place import Job
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "QUARANTINED": 3, "LOST": 4, "STOPPED": 5}
+_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
+_CAUSE_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a job is or ended; `result` is its result's JSON, if that could be read.
+
+    `job_exit_code` is the driver's, where it is known.
+    """
+
+    id: str
+    status: str
+    message: str = ""
+    result: Mapping[str, Any] | None = None
+    job_exit_code: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 for what still goes on, too. A job's own 2 (wrong usage) stays 2."""
+        if self.status == "FAILED" and self.job_exit_code == 2:
+            return 2
+        return EXIT_CODES.get(self.status, 0)
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How the newest start of a training ended, by its folder.
+
+    `result` is None while it has not ended, or where that can't be seen from here, for the reason
+    `hidden`.
+    """
+
+    result: Mapping[str, Any] | None = None
+    hidden: str = ""
+
+
+def end_of(run: Run | None) -> RunEnd:
+    """How a training ended; nothing for any other job."""
+    if run is None:
+        return RunEnd()
+    try:
+        return RunEnd(run.ended())
+    except StorageError as error:
+        return RunEnd(hidden=str(error))
+
+
+def verdict(job: Job, printed: Mapping[str, Any] | None, run: Run | None) -> Verdict:
+    """What a job that has ended came to; `printed` is the result in its own output, if known."""
+    if job.was_lost:
+        return left_in(run, job.id, None) or Verdict(job.id, "LOST", job.message)
+    if job.status == "FAILED":
+        state = "QUARANTINED" if job.exit_code == 3 else "FAILED"
+        cause = cause_of(job.output_end) or job.message
+        # Ray says 0 where the driver could not even begin.
+        message = f"exit code {job.exit_code}: {cause}" if job.exit_code else cause
+        return Verdict(job.id, state, message, printed, job.exit_code)
+    if job.status != "SUCCEEDED":
+        return Verdict(job.id, job.status, job.message, printed or end_of(run).result)
+    end = RunEnd(printed) if printed is not None else end_of(run)
+    if end.hidden:
+        return Verdict(
+            job.id,
+            "SUCCEEDED",
+            f"{job.message} Whether it made its last step or was stopped before can't be seen from "
+            f"here: {end.hidden}",
+        )
+    return _of_result(job.id, job.message, end.result)
+
+
+def left_in(run: Run | None, name: str, before: Mapping[str, Any] | None) -> Verdict | None:
+    """A training that has ended since says so in its folder, whatever became of its cluster.
+
+    `before` is what the folder said when the job was submitted.
+    """
+    result = end_of(run).result
+    if result is None or result == before:
+        return None
+    return _of_result(name, "its run's folder says so; its cluster does not answer", result)
+
+
+def _of_result(name: str, message: str, result: Mapping[str, Any] | None) -> Verdict:
+    """Of a driver that ended well; a training's may have been told to, before its last step."""
+    reason = (result or {}).get("reason", "done")
+    if result is None or reason == "done":
+        return Verdict(name, "SUCCEEDED", message, result)
+    return Verdict(
+        name,
+        "STOPPED",
+        f"{reason} at step {result.get('steps')}, where it left a checkpoint: the same command "
+        "goes on from there",
+        result,
+    )
+
+
+def cause_of(output: str) -> str:
+    """The last error that a job's output names, with the indented lines below it; "" for none."""
+    lines = output.splitlines()
+    for at in reversed(range(len(lines))):
+        if _ERROR.match(lines[at]):
+            below = itertools.takewhile(lambda line: line.startswith(" "), lines[at + 1 :])
+            return "\n".join([lines[at], *below])[:_CAUSE_CHARACTERS]
+    return ""
