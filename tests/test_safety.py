@@ -26,7 +26,7 @@ from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
 from pipeline.packing.shard_writer import Sample, ShardWriter
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.run import Run
-from pipeline.submission.ray_jobs_api import RayJobs
+from pipeline.submission.ray_jobs import RayJobs
 from pipeline.vae import build_vae, bundle, save_bundle
 from tests.support.small_store import encode, small_dataset, small_vae
 

@@ -210,6 +210,7 @@ def _start_or_join(config: SubmitConfig, place: Place, request: Request) -> str:
         other = _patiently(config, place, lambda: place.job(name))  # noqa: B023 - called here
         if other is not None:
             return _joined(request, other)
+        time.sleep(config.poll_seconds)  # It was deleted at once.
 
 
 def _joined(request: Request, job: Job) -> str:

@@ -100,11 +100,11 @@ class KubernetesJobs:
 
     def _rendered(self, request: Request, name: str) -> dict[str, Any]:
         """A copy of the cluster's own template, so with the patches of its overlay."""
-        name = template_name(request.command)
-        template = self._server.get(TEMPLATES, name)
+        wanted = template_name(request.command)
+        template = self._server.get(TEMPLATES, wanted)
         if template is None:
             raise ClusterError(
-                f"{self.address}, has no template {name}: apply an overlay of k8s/ to it"
+                f"{self.address}, has no template {wanted}: apply an overlay of k8s/ to it"
             )
         return self._copy(template, request, name)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.submission.ray_jobs_api import RayJobs
+from pipeline.submission.ray_jobs import RayJobs
 from pipeline.web import ask
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.ray_head import TOKEN, RayHead

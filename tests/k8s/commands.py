@@ -13,8 +13,8 @@ from jobs.command import parse_flags, validate
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.submission.rayjob import GPU
-from pipeline.submission.rayjob_rules import broken_rules
-from tests.k8s.manifests import ROOT, Object, Pod, called, find, of_kind, pods
+from tests.k8s.kuberay_rules import broken_rules
+from tests.k8s.manifests import RAY, ROOT, Object, Pod, called, find, of_kind, pods
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 OURS = {f"vae-pipeline:{VERSION}", f"vae-pipeline:{VERSION}-gpu"}
@@ -47,17 +47,18 @@ def entrypoints(objects: Sequence[Object]) -> Iterator[str]:
         try:
             config = parsed(command)
             if isinstance(config, SubmitConfig):
-                parsed(config.command)
+                command = list(config.command)
+                config = parsed(command)
         except (ConfigError, SystemExit, ModuleNotFoundError, AttributeError) as error:
             yield f"{where}: {shlex.join(command)}: {error}"
             understood = False
             continue
         if command[2] in ("jobs.encode", "jobs.pack") and config.quarantine_exit != 0:
             yield f"{where}: without --quarantine-exit 0 a finished job would be run again"
-    for job in of_kind(objects, "RayJob"):
+    for job in of_kind(objects, *RAY):
         yield from (f"{called(job)}: {broken}" for broken in broken_rules(job))
         yield from _drains(job)
-        if understood:
+        if understood and job["kind"] == "RayJob":
             yield from _sizes(job)
 
 
@@ -91,7 +92,7 @@ def addresses(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def nightly(objects: Sequence[Object]) -> Iterator[str]:
-    """The nightly encoding has the template's flags, its Role's rights, and never overlaps."""
+    """The night's steps work on the same dataset and store, and nights never overlap."""
     job = find(objects, "CronJob", "nightly")
     spec = job["spec"]
     if spec.get("concurrencyPolicy") != "Forbid":
@@ -101,18 +102,20 @@ def nightly(objects: Sequence[Object]) -> Iterator[str]:
             yield f"CronJob/nightly: {key} is missing"
     if not 0 < spec["jobTemplate"]["spec"].get("activeDeadlineSeconds", 0) < 24 * 3600:
         yield "CronJob/nightly: a night may last until the next one"
+    policy = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    final = [rule["onExitCodes"]["values"] for rule in policy if rule["action"] == "FailJob"]
+    # Wrong usage stays wrong, and what was stopped was meant to end (exit codes of jobs.submit).
+    if final != [[2, 5]]:
+        yield f"CronJob/nightly: exit codes {final} end the night, not 2 and 5"
     (pod,) = pods([job])
     steps = {each["name"]: each for each in pod.containers}
     if list(steps) != ["append", "encode", "verify"]:
         yield f"CronJob/nightly: its steps are {list(steps)}"
         return
-    template = shlex.split(find(objects, "RayJob", "encode")["spec"]["entrypoint"])
     submitted = parsed(["python", "-m", "jobs.submit", *steps["encode"]["args"][1:]])
     assert isinstance(submitted, SubmitConfig)
-    if parsed(submitted.command) != parsed(template):
-        yield "CronJob/nightly: encodes with other flags than the template's"
     pack = parsed(["python", "-m", "jobs.pack", *steps["append"]["args"][1:]])
-    encode = parsed(template)
+    encode = parsed(submitted.command)
     verify = parsed(["python", "-m", "jobs.verify", *steps["verify"]["args"][1:]])
     if encode.data not in (pack.output, f"{pack.output}/train"):
         yield f"CronJob/nightly: packs {pack.output}, encodes {encode.data}"
@@ -136,13 +139,24 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
             yield f"Deployment/mlflow: answers 403 to those who call it {host}"
     if f"--port={container['ports'][0]['containerPort']}" not in container["args"]:
         yield "Deployment/mlflow: listens on another port than it declares"
-    for job in of_kind(objects, "RayJob"):
-        config = parsed(shlex.split(job["spec"]["entrypoint"]))
+    for job, command in _on_ray(objects):
+        config = parsed(command)
         head = next(pod for pod in pods([job]) if pod.owner.endswith("/head"))
         if config.tracking.metrics_port != head.port_of("run-metrics"):
             yield f"{called(job)}: serves /metrics on another port than its head declares"
         if config.tracking.metrics_host != "0.0.0.0":
             yield f"{called(job)}: serves /metrics where Prometheus can't reach it"
+
+
+def _on_ray(objects: Sequence[Object]) -> Iterator[tuple[Object, Sequence[str]]]:
+    """Each job that runs on Ray, with its command; the night's as it is submitted."""
+    for job in of_kind(objects, "RayJob"):
+        yield job, shlex.split(job["spec"]["entrypoint"])
+    (pod,) = pods([find(objects, "CronJob", "nightly")])
+    for step in pod.containers:
+        if step["args"][0] == "submit":
+            config = parsed(["python", "-m", "jobs.submit", *step["args"][1:]])
+            yield find(objects, "RayJobTemplate", "encode"), config.command
 
 
 def _commands(objects: Sequence[Object]) -> Iterator[tuple[str, list[str]]]:

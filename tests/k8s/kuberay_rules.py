@@ -1,7 +1,7 @@
-"""What KubeRay refuses although its schema allows it.
+"""What KubeRay refuses although its schema allows it: no manifest of ours may break it.
 
-It says so in an event of the RayJob only, and runs nothing: so we look before. From `validation.go`
-of KubeRay 1.7.0, as far as our RayJobs can break it.
+From `validation.go` of KubeRay 1.7.0, as far as our RayJobs can break it. The product has no copy:
+there, a job that KubeRay refuses ends with its own sentence.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 NAME_CHARACTERS = 47
-"""Of a RayJob's name at most: KubeRay appends to it."""
+"""Of a RayJob's name at most: KubeRay appends to it. MaxRayJobNameLength in constant.go."""
 
 _GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 

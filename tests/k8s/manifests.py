@@ -17,6 +17,8 @@ K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir() if path.is_dir())
 
 Object = dict[str, Any]
+RAY = ("RayJob", "RayJobTemplate")
+"""A template has a RayJob's spec, without an entrypoint."""
 
 
 @functools.cache
@@ -86,7 +88,7 @@ def pods(objects: Sequence[Object]) -> Iterator[Pod]:
             yield _pod(called(item), spec["template"], claims=claims)
         elif kind == "CronJob":
             yield _pod(called(item), spec["jobTemplate"]["spec"]["template"])
-        elif kind == "RayJob":
+        elif kind in RAY:
             cluster = spec["rayClusterSpec"]
             head = cluster["headGroupSpec"]["template"]
             yield _pod(f"{called(item)}/head", head, _by_kuberay("head"))

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 
 import pytest
+import yaml
 
 from pipeline.errors import ConfigError
 from tests.k8s import agreement, commands, schemas
@@ -22,6 +23,24 @@ def test_every_object_fits_its_schema_without_unknown_fields(overlay):
     assert list(schemas.problems(build(overlay))) == []
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_that_an_overlay_brings_could_be_started_as_a_job(overlay):
+    objects = build(overlay)
+    assert of_kind(objects, "RayJob", "RayCluster", "Job") == []
+    assert {item["metadata"]["name"] for item in of_kind(objects, "RayJobTemplate")} == {
+        "train", "encode",
+    }  # fmt: skip
+
+
+def test_the_templates_kind_is_one_that_the_api_server_can_be_taught():
+    (kind,) = yaml.safe_load_all((K8S / "templates.yaml").read_text())
+    assert list(schemas.problems([kind])) == []
+    for template in of_kind(build("gpu"), "RayJobTemplate"):
+        group, _, version = template["apiVersion"].partition("/")
+        assert (kind["spec"]["group"], kind["spec"]["names"]["kind"]) == (group, template["kind"])
+        assert version in [each["name"] for each in kind["spec"]["versions"]]
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_objects_fit_each_other(overlay, check):
@@ -29,12 +48,12 @@ def test_the_objects_fit_each_other(overlay, check):
 
 
 def ray_worker(objects: list[Object], name: str = "train") -> Object:
-    (group,) = find(objects, "RayJob", name)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (group,) = find(objects, "RayJobTemplate", name)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     return group
 
 
 def misspell_a_field_of_the_rayjob(objects):
-    spec = find(objects, "RayJob", "train")["spec"]
+    spec = find(objects, "RayJobTemplate", "train")["spec"]
     spec["ttlSecondsAfterFinish"] = spec.pop("ttlSecondsAfterFinished")
 
 
@@ -54,7 +73,7 @@ def misspell_a_field_of_a_rule(objects):
 
 
 def give_a_number_as_text(objects):
-    find(objects, "RayJob", "train")["spec"]["backoffLimit"] = "3"
+    find(objects, "RayJobTemplate", "train")["spec"]["backoffLimit"] = "3"
 
 
 def misspell_a_field_of_a_policy(objects):
@@ -101,13 +120,16 @@ def without(kind: str, name: str) -> Callable[[list[Object]], None]:
     return lambda objects: objects.remove(find(objects, kind, name))
 
 
-def reworded(kind: str, name: str, old: str, new: str) -> Callable[[list[Object]], None]:
-    """A mistake in a RayJob's entrypoint."""
+def reworded(step: str, old: str, new: str) -> Callable[[list[Object]], None]:
+    """A mistake in the arguments of a step of the night; "" takes the argument away."""
 
     def plant(objects: list[Object]) -> None:
-        spec = find(objects, kind, name)["spec"]
-        assert old in spec["entrypoint"]
-        spec["entrypoint"] = spec["entrypoint"].replace(old, new)
+        pod = find(objects, "CronJob", "nightly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        steps = [*pod["initContainers"], *pod["containers"]]
+        (args,) = [each["args"] for each in steps if each["name"] == step]
+        assert old in args
+        at = args.index(old)
+        args[at : at + 1] = [new] if new else []
 
     return plant
 
@@ -146,7 +168,7 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
     "nothing is denied": (without("NetworkPolicy", "default-deny"), "denies"),
     "a missing service account": (without("ServiceAccount", "submitter"), "service account submit"),
     "a pod of a misspelt account": (
-        set_at("RayJob", "train", f"{HEAD}/template/spec/serviceAccountName", "rya"),
+        set_at("RayJobTemplate", "train", f"{HEAD}/template/spec/serviceAccountName", "rya"),
         "account rya"),
     "a binding of a role that is not there": (without("Role", "submitter"), "no role submitter"),
     "a role with a wildcard": (
@@ -157,25 +179,26 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         "no key pass"),
     "a missing claim": (without("PersistentVolumeClaim", "pushgateway"), "claim pushgateway"),
     "a volume that is not there": (
-        set_at("RayJob", "train", f"{WORKERS}/template/spec/containers/0/volumeMounts/0/name", "t"),
+        set_at("RayJobTemplate", "train",
+               f"{WORKERS}/template/spec/containers/0/volumeMounts/0/name", "t"),
         "no volume t"),
     "a flag that does not exist": (
-        reworded("RayJob", "train", "--steps", "--step-count"), "RayJob/train: python"),
+        reworded("encode", "--threads=8", "--thread-count=8"), "nightly/encode: python"),
     "a value that a flag refuses": (
-        reworded("RayJob", "train", "--image-size 256", "--image-size -1"), "image_size"),
+        reworded("encode", "--actors=8", "--actors=-1"), "actors"),
     "a job that does not exist": (
-        reworded("RayJob", "encode", "jobs.encode", "jobs.encoder"), "jobs.encoder"),
-    "a flag of the nightly job that does not exist": (
+        reworded("encode", "jobs.encode", "jobs.encoder"), "jobs.encoder"),
+    "a flag of the last step that does not exist": (
         set_at("CronJob", "nightly", f"{NIGHT}/containers/0/args/1", "--shop=s3://latents/photos"),
         "nightly/verify"),
-    "a nightly encoding with other flags than the template": (
-        reworded("RayJob", "encode", "--threads 8", "--threads 4"), "other flags"),
+    "a night that verifies another store than it encodes": (
+        reworded("verify", "--store=s3://latents/photos", "--store=s3://latents/other"),
+        "verifies s3://latents/other"),
     "a finished encoding that would run again": (
-        reworded("RayJob", "encode", "--quarantine-exit 0", ""), "run again"),
-    "more workers than there is room for": (
-        reworded("RayJob", "train", "--workers 8", "--workers 16"), "room for 8"),
+        reworded("encode", "--quarantine-exit=0", ""), "run again"),
     "a metrics port that nobody asks": (
-        reworded("RayJob", "train", "9464", "9465"), "another port"),
+        reworded("encode", "--tracking.metrics-port=9464", "--tracking.metrics-port=9465"),
+        "another port"),
     "a server that does not exist": (
         set_at("ConfigMap", "pipeline-settings", "data/MLFLOW_TRACKING_URI", "http://mlfow:5000"),
         "no service mlfow:5000"),
@@ -189,26 +212,32 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         set_at("Deployment", "mlflow", "spec/template/spec/securityContext/runAsUser", 1000),
         "another user"),
     "a root file system that can be written to": (
-        set_at("RayJob", "train", f"{WORKERS}/template/spec/containers/0/securityContext",
+        set_at("RayJobTemplate", "train", f"{WORKERS}/template/spec/containers/0/securityContext",
                {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}),
         "can be written to"),
     "a token that is not needed": (
         set_at("CronJob", "nightly", f"{NIGHT}/automountServiceAccountToken", True), "token"),
     "a drain that outlasts the pod": (
-        set_at("RayJob", "train", f"{WORKERS}/template/spec/terminationGracePeriodSeconds", 60),
+        set_at("RayJobTemplate", "train",
+               f"{WORKERS}/template/spec/terminationGracePeriodSeconds", 60),
         "killed while it drains"),
     "an open dashboard": (
-        set_at("RayJob", "train", "spec/rayClusterSpec/authOptions", {}), "not token"),
+        set_at("RayJobTemplate", "train", "spec/rayClusterSpec/authOptions", {}), "not token"),
     "a submission that follows the log": (
-        set_at("RayJob", "train", "spec/submissionMode", "K8sJobMode"), "HTTPMode"),
+        set_at("RayJobTemplate", "train", "spec/submissionMode", "K8sJobMode"), "HTTPMode"),
     "a name too long for KubeRay": (
-        set_at("RayJob", "train", "metadata/name", "t" * 48), "at most 47"),
+        set_at("RayJobTemplate", "train", "metadata/name", "t" * 48), "at most 47"),
     "pods that the autoscaler v2 refuses": (
-        set_at("RayJob", "encode", f"{WORKERS}/template/spec/restartPolicy", "Always"), "Never"),
+        set_at("RayJobTemplate", "encode", f"{WORKERS}/template/spec/restartPolicy", "Always"),
+        "Never"),
     "a group without bounds": (
-        set_at("RayJob", "train", f"{WORKERS}/maxReplicas", None), "maxReplicas"),
+        set_at("RayJobTemplate", "train", f"{WORKERS}/maxReplicas", None), "maxReplicas"),
     "a quantity that is none": (
         set_at("Deployment", "mlflow", f"{SERVER}/resources/limits/memory", "five"), "no quantity"),
+    "a night that begins again when it is stopped": (
+        set_at("CronJob", "nightly",
+               "spec/jobTemplate/spec/podFailurePolicy/rules/1/onExitCodes/values", [2]),
+        "end the night"),
     "nights that overlap": (
         set_at("CronJob", "nightly", "spec/concurrencyPolicy", "Allow"), "overlap"),
 }  # fmt: skip
@@ -281,6 +310,6 @@ def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_pat
     # The ConfigMap of one's own CA is the only thing that is not in the overlay.
     found = [problem for check in CHECKS for problem in check(objects)]
     assert set(found) == {
-        f"RayJob/{name}/workers: there is no ConfigMap ca" for name in ("train", "encode")
+        f"RayJobTemplate/{name}/workers: there is no ConfigMap ca" for name in ("train", "encode")
     }
     assert list(schemas.problems(objects)) == []

@@ -1,12 +1,12 @@
 """The night's own submission, with the arguments of the manifest, makes a RayJob that fits."""
 
 import shlex
-import shutil
 
 import pytest
 
 from jobs.submit import main
 from pipeline.config import SubmitConfig
+from pipeline.submission.rayjob import render_rayjob
 from tests.k8s import schemas
 from tests.k8s.commands import parsed
 from tests.k8s.manifests import OVERLAYS, build, find, of_kind
@@ -14,7 +14,6 @@ from tests.k8s.test_manifests import CHECKS
 from tests.servers.api_server import ApiServer
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
     overlay, tmp_path, monkeypatch
@@ -26,7 +25,7 @@ def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
     assert isinstance(config, SubmitConfig)
     with ApiServer(tmp_path, validator=schemas.crd_validator("RayJob")).running() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig()))
-        for template in of_kind(objects, "RayJob"):
+        for template in of_kind(objects, "RayJobTemplate"):
             server.put(template)
         main(config.model_copy(update={"detach": True}))
         created = server.objects["nightly"]
@@ -34,3 +33,20 @@ def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
     assert list(schemas.problems([created])) == []
     for check in CHECKS:
         assert list(check([*objects, created])) == []
+
+
+@pytest.mark.parametrize(("overlay", "workers"), [("dev", 1), ("dev", 5), ("gpu", 8), ("gpu", 16)])
+def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(overlay, workers):
+    objects = build(overlay)
+    command = (
+        "python", "-m", "jobs.train", "--data", "s3://datasets/photos/train", "--run", "photos",
+        "--storage", "s3://runs/train", "--workers", str(workers),
+        "--tracking.metrics-host", "0.0.0.0", "--tracking.metrics-port", "9464",
+    )  # fmt: skip
+    template = find(objects, "RayJobTemplate", "train")
+    made = render_rayjob(
+        command, name="photos", template=template, workers=workers, namespace="vae"
+    )
+    assert list(schemas.problems([made])) == []
+    for check in CHECKS:
+        assert list(check([*objects, made])) == []

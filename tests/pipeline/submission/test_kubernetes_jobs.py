@@ -1,83 +1,29 @@
-"""What a RayJob's submission says is what became of the job, whoever else acts meanwhile."""
+"""One RayJob for each submission, made of the cluster's template, whoever else submits."""
 
 import json
-import shutil
 import threading
-import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from jobs.submit import asked_of, main
+from jobs.submit import main, request_of
 from pipeline.config import SubmitConfig
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.runs.result import TrainingResult
-from pipeline.submission import kubernetes_submission
-from pipeline.submission.kubernetes import connect
-from pipeline.submission.rayjob import base_template
+from pipeline.errors import ClusterError, ConfigError, NotNowError
+from pipeline.submission import follower
+from pipeline.submission.api_server import ApiServer
+from pipeline.submission.kubernetes_jobs import KubernetesJobs
 from tests.k8s.commands import parsed
 from tests.k8s.schemas import CRDS, crd_validator
-from tests.servers.api_server import ApiServer
-
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-
-ENCODE = (
-    "python", "-m", "jobs.encode", "--model", "m", "--data", "d", "--output", "o",
-    "--quarantine-exit", "0",
-)  # fmt: skip
-RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
-SUCCEEDED = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-HEAD_LOST = {
-    "jobDeploymentStatus": "Failed", "jobStatus": "RUNNING",
-    "reason": "JobStatusCheckTimeoutExceeded", "message": "no answer for 300 s",
-}  # fmt: skip
-
-
-def failed(code: int) -> dict[str, str]:
-    """As KubeRay passes on what Ray says."""
-    message = f"Job entrypoint command failed with exit code {code}, last available logs:\nbye"
-    return {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed",
-            "message": message}  # fmt: skip
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    folder = tmp_path / "server"
-    folder.mkdir()
-    with ApiServer(folder).running() as server:
-        if CRDS.exists():
-            server.validator = crd_validator("RayJob")
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig()))
-        for name in ("train", "encode"):
-            server.put(base_template(name))
-        yield server
-
-
-def submit(*command: str, **more):
-    config = {"id": "first", "poll_seconds": 0.05, "command": command or ENCODE, **more}
-    return main(SubmitConfig(kubernetes=True, **config))
-
-
-@pytest.mark.parametrize(
-    ("states", "code", "status"),
-    [
-        ([RUNNING, SUCCEEDED], 0, "SUCCEEDED"),
-        ([RUNNING, failed(1)], 1, "FAILED"),
-        ([failed(2)], 2, "FAILED"),
-        ([RUNNING, failed(3)], 3, "QUARANTINED"),
-        ([RUNNING, HEAD_LOST], 4, "LOST"),
-        ([RUNNING, {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}], 5, "STOPPED"),
-        ([RUNNING, {"gone": ""}], 5, "STOPPED"),
-        ([{"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}], 1, "FAILED"),
-        ([{"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}], 1, "FAILED"),
-        ([{"jobDeploymentStatus": "ValidationFailed", "message": "bad"}], 1, "FAILED"),
-        ([{}, {"jobDeploymentStatus": "Retrying"}, RUNNING, SUCCEEDED], 0, "SUCCEEDED"),
-    ],
+from tests.support.rayjobs import (
+    ENCODE,
+    HEAD_LOST,
+    RUNNING,
+    SUCCEEDED,
+    failed,
+    followed,
+    submit,
+    until,
 )
-def test_the_exit_code_is_the_jobs_fate(server, states, code, status):
-    server.script["first"] = list(states)
-    outcome = submit()
-    assert (outcome.exit_code, outcome.result["status"]) == (code, status)
 
 
 def test_a_lost_head_is_submitted_again_as_often_as_told(server):
@@ -104,9 +50,14 @@ def test_another_command_of_the_same_name_is_refused(server):
         submit(*ENCODE, "--limit", "3")
 
 
-def test_a_templates_name_is_refused(server):
-    with pytest.raises(ConfigError, match="a template's name"):
-        submit(id="encode")
+@pytest.mark.parametrize("flag", ["stop", "status", "logs"])
+def test_a_template_is_no_job_and_nothing_that_could_be_stopped(server, flag):
+    with pytest.raises(ClusterError, match="knows no job train"):
+        main(SubmitConfig(kubernetes=True, id="train", **{flag: True}))
+    assert submit(list=True).result["jobs"] == []
+    assert {item["metadata"]["name"] for item in server.others["rayjobtemplates"]} == {
+        "train", "encode"
+    }  # fmt: skip
 
 
 def test_one_that_has_ended_makes_room(server):
@@ -123,10 +74,11 @@ def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server):
     # Parsed once, as in a process of its own: tyro's cache is not for threads. Under pytest it
     # even computes a tenth of its hits again, long enough for the other parse to empty it.
     config = SubmitConfig(kubernetes=True, id="first", poll_seconds=0.05, command=ENCODE)
-    asked, jobs, verdicts = asked_of(ENCODE), connect(None, None, 30), []
+    request, verdicts = replace(request_of(ENCODE), id="first"), []
 
     def follow() -> None:
-        verdicts.append(kubernetes_submission.submit(config, jobs, asked))
+        place = KubernetesJobs(ApiServer(None, None, 30), config)
+        verdicts.append(follower.submit(config, place, request))
 
     threads = [threading.Thread(target=follow) for _ in range(2)]
     for thread in threads:
@@ -136,75 +88,54 @@ def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server):
     assert [verdict.status for verdict in verdicts] == ["SUCCEEDED", "SUCCEEDED"]
 
 
-def test_an_api_server_that_restarts_ends_nothing(server):
-    server.script["first"] = [RUNNING] * 20 + [SUCCEEDED]
-    outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(submit(lost_seconds=60)))
-    thread.start()
-    while "first" not in server.objects:
-        time.sleep(0.01)
-    server.refuse_with = "ServiceUnavailable"
-    while server.refused < 2:
-        time.sleep(0.01)
-    server.refuse_with = None
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (403, "Forbidden", 'rayjobs "first" is forbidden: exceeded quota: jobs'),
+        (500, "InternalError", 'failed calling webhook "vrayjob": connection refused'),
+    ],
+)
+def test_submitting_waits_for_a_quota_and_a_webhook_as_following_does(server, refusal):
+    server.refuse_creation = refusal
+    server.lives = [[RUNNING, SUCCEEDED]]
+    thread, outcomes = followed(lost_seconds=60)
+    until(lambda: server.refused >= 3)
+    server.refuse_creation = None
     thread.join()
     assert outcomes[0].exit_code == 0
 
 
+def test_a_job_that_is_there_is_joined_while_a_webhook_refuses_creations(server):
+    submit(detach=True)
+    server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
+    server.refuse_creation = (500, "InternalError", "failed calling webhook")
+    assert submit().exit_code == 0
+    assert server.refused == 0
+
+
+def test_a_quota_that_stays_full_is_a_failure_in_the_end(server):
+    server.refuse_creation = (403, "Forbidden", "exceeded quota: jobs")
+    with pytest.raises(NotNowError, match="exceeded quota"):
+        submit(lost_seconds=0.3)
+
+
 def test_the_clusters_own_patches_are_kept(server):
-    template = server.objects["encode"]["spec"]["rayClusterSpec"]
+    (template,) = [
+        item["spec"]["rayClusterSpec"]
+        for item in server.others["rayjobtemplates"]
+        if item["metadata"]["name"] == "encode"
+    ]
     pod = template["workerGroupSpecs"][0]["template"]["spec"]
     pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     submit(detach=True)
     created = server.objects["first"]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert created["template"]["spec"]["tolerations"] == pod["tolerations"]
-    assert "suspend" not in server.objects["first"]["spec"]
 
 
 def test_a_namespace_without_templates_is_told_what_is_missing(server):
-    server.objects.clear()
+    server.others.clear()
     with pytest.raises(ClusterError, match="apply an overlay"):
         submit()
-
-
-def test_stopping_a_job_without_a_run_deletes_its_rayjob(server):
-    submit(detach=True)
-    server.script["first"] = [RUNNING]
-    assert submit(stop=True).result["status"] == "STOPPED"
-    assert "first" not in server.objects
-
-
-@pytest.fixture
-def train(tmp_path):
-    return ("python", "-m", "jobs.train", "--data", "d", "--run", "My.Run", "--storage",
-            str(tmp_path / "runs"), "--workers", "2")  # fmt: skip
-
-
-def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, train):
-    submit(*train, detach=True)
-    server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
-    run = asked_of(train).run
-    assert submit(*train, stop=True).result["status"] == "STOPPED"
-    assert Path(run.path("STOP")).exists()
-    assert "first" in server.objects
-
-
-def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(server, train):
-    run = asked_of(train).run
-    result = TrainingResult(
-        run=run.url, run_id="1", reason="done", steps=2, samples=8, bad_samples=0, converged=False,
-        run_seconds={}, elbo=-1.0, chosen_step=2, holdout_before=None, holdout_after=None,
-        model=None, model_version=None, bundle=None, digest=None,
-    )  # fmt: skip
-    server.script["first"] = [RUNNING] * 3 + [HEAD_LOST]
-    outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(submit(*train)))
-    thread.start()
-    while "first" not in server.objects:
-        time.sleep(0.01)
-    run.finish(result)
-    thread.join()
-    assert (outcomes[0].exit_code, outcomes[0].result["result"]) == (0, result.to_json())
 
 
 def test_a_runs_name_becomes_one_that_kubernetes_takes(server, train):
@@ -237,11 +168,11 @@ def test_a_dry_run_needs_no_cluster(tmp_path, monkeypatch, train):
 def test_flags_that_kubernetes_needs_are_asked_for(server, caplog):
     submit(*ENCODE[:-2], detach=True)
     assert "--quarantine-exit 0" in caplog.text
-    assert "--tracking.metrics 0.0.0.0:9464" in caplog.text
+    assert "--tracking.metrics-port 9464" in caplog.text
     caplog.clear()
-    submit(*ENCODE, "--tracking.metrics", "0.0.0.0:9464", id="second", detach=True)
+    submit(*ENCODE, "--tracking.metrics-port", "9464", id="second", detach=True)
     assert "--quarantine-exit" not in caplog.text
-    assert "--tracking.metrics" not in [
+    assert "metrics-port" not in [
         record.message for record in caplog.records if "WARN" in record.levelname
     ]
 

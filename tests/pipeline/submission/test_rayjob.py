@@ -1,11 +1,13 @@
 """A RayJob of one job is its template with another name, command and size, and nothing else."""
 
 import copy
+import shlex
 
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.submission.rayjob import GPU, base_template, render_rayjob
+from pipeline.submission.rayjob import GPU, NAME_CHARACTERS, base_template, render_rayjob
+from tests.k8s import kuberay_rules
 
 TRAIN = ("python", "-m", "jobs.train", "--data", "s3://a b/train", "--run", "first")
 ENCODE = ("python", "-m", "jobs.encode", "--model", "models:/vae@champion")
@@ -21,11 +23,12 @@ def container(job):
 
 
 @pytest.mark.parametrize(("command", "template"), [(TRAIN, "train"), (ENCODE, "encode")])
-def test_without_a_size_only_name_command_and_suspension_differ_from_the_file(command, template):
+def test_without_a_size_only_kind_name_and_command_differ_from_the_file(command, template):
     job, expected = render_rayjob(command, name="first"), base_template(template)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    expected |= {"apiVersion": "ray.io/v1", "kind": "RayJob"}
     expected["metadata"]["name"] = "first"
-    expected["spec"]["entrypoint"] = job["spec"]["entrypoint"]
-    assert expected["spec"].pop("suspend") is True
+    expected["spec"]["entrypoint"] = shlex.join(command)
     assert job == expected
 
 
@@ -91,3 +94,49 @@ def test_gpus_that_leave_a_node_half_used_are_refused():
 def test_fewer_gpus_than_workers_are_refused():
     with pytest.raises(ConfigError, match="8 GPUs for 4 workers"):
         render_rayjob(TRAIN, name="first", gpus=8, workers=4)
+
+
+@pytest.mark.parametrize("length", [1, 46, 47, 48, 60])
+def test_a_name_is_too_long_here_where_it_is_for_kuberay(length):
+    allowed = not kuberay_rules.broken_rules(render_rayjob(TRAIN, name="a") | named("a" * length))
+    assert allowed == (length <= NAME_CHARACTERS)
+
+
+def named(name):
+    return {"metadata": {"name": name}}
+
+
+@pytest.mark.parametrize("name", ["train", "encode"])
+def test_what_is_made_of_a_template_breaks_none_of_kuberays_rules(name):
+    command = TRAIN if name == "train" else ENCODE
+    for workers, gpus in ((None, None), (3, None), (16, 16)):
+        job = render_rayjob(command, name="first", workers=workers, gpus=gpus)
+        assert kuberay_rules.broken_rules(job) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("submissionMode",), "K8sJobMode", "HTTPMode"),
+        (("rayClusterSpec", "authOptions"), {}, "not token"),
+    ],
+)
+def test_a_template_that_opens_the_dashboard_or_follows_the_log_is_refused(path, value, said):
+    template = base_template("train")
+    place = template["spec"]
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    with pytest.raises(ConfigError, match=said):
+        render_rayjob(TRAIN, name="first", template=template)
+
+
+def test_what_goes_through_a_queue_asks_for_all_its_pods_and_has_no_autoscaler():
+    # Kueue admits a RayJob as a whole, and its webhook refuses enableInTreeAutoscaling.
+    template = base_template("encode")
+    template["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    job = render_rayjob(ENCODE, name="first", template=template, workers=5)
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
+    assert [worker_group(job)[k] for k in ("replicas", "minReplicas", "maxReplicas")] == [5, 5, 5]
+    assert not {"enableInTreeAutoscaling", "autoscalerOptions"} & set(job["spec"]["rayClusterSpec"])
+    assert kuberay_rules.broken_rules(job) == []

@@ -1,0 +1,26 @@
+"""A namespace of the stand-in API server with the templates in it, and a training's command."""
+
+import pytest
+
+from pipeline.submission.rayjob import base_template
+from tests.k8s.schemas import CRDS, crd_validator
+from tests.servers.api_server import ApiServer as StandIn
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with StandIn(folder).running() as server:
+        if CRDS.exists():
+            server.validator = crd_validator("RayJob")
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig()))
+        for name in ("train", "encode"):
+            server.put(base_template(name))
+        yield server
+
+
+@pytest.fixture
+def train(tmp_path):
+    return ("python", "-m", "jobs.train", "--data", "d", "--run", "My.Run", "--storage",
+            str(tmp_path / "runs"), "--workers", "2")  # fmt: skip

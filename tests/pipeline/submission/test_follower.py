@@ -1,0 +1,233 @@
+"""What a submission says is what became of the job, whoever else acts meanwhile."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.submit import main, request_of
+from pipeline.config import SubmitConfig
+from pipeline.errors import AccessDeniedError, ClusterError
+from pipeline.runs.run import Run
+from pipeline.submission import follower
+from tests.servers.api_server import TOKEN
+from tests.support.rayjobs import (
+    DENIED,
+    HEAD_LOST,
+    RUNNING,
+    SUCCEEDED,
+    ended,
+    failed,
+    followed,
+    said_of_exit,
+    submit,
+    until,
+)
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "status"),
+    [
+        ([RUNNING, SUCCEEDED], 0, "SUCCEEDED"),
+        ([RUNNING, failed(1)], 1, "FAILED"),
+        ([failed(2)], 2, "FAILED"),
+        ([RUNNING, failed(3)], 3, "QUARANTINED"),
+        ([RUNNING, HEAD_LOST], 4, "LOST"),
+        ([RUNNING, {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}], 5, "STOPPED"),
+        ([RUNNING, {"gone": ""}], 5, "STOPPED"),
+        ([{"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}], 1, "FAILED"),
+        ([{"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}], 1, "FAILED"),
+        ([{"jobDeploymentStatus": "ValidationFailed", "message": "bad"}], 1, "FAILED"),
+        ([{}, {"jobDeploymentStatus": "Retrying"}, RUNNING, SUCCEEDED], 0, "SUCCEEDED"),
+    ],
+)
+def test_the_exit_code_is_the_jobs_fate(server, states, code, status):
+    server.script["first"] = list(states)
+    outcome = submit()
+    assert (outcome.exit_code, outcome.result["status"]) == (code, status)
+
+
+@pytest.mark.parametrize("how", ["it is busy", "it knows no rights yet", "its token is refused"])
+def test_an_api_server_that_restarts_ends_no_follower(server, how):
+    server.script["first"] = [RUNNING] * 20 + [SUCCEEDED]
+    thread, outcomes = followed(lost_seconds=60)
+    until(lambda: "first" in server.objects)
+    if how == "it is busy":
+        server.refuse_with = "ServiceUnavailable"
+    elif how == "it knows no rights yet":
+        server.is_ready = False
+    else:
+        server.tokens = set()
+    time.sleep(0.5)
+    server.refuse_with, server.is_ready, server.tokens = None, True, {TOKEN}
+    thread.join()
+    assert outcomes[0].exit_code == 0
+
+
+def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(server):
+    server.script["first"] = [RUNNING] * 2000
+    thread, outcomes = followed(lost_seconds=0.5)
+    until(lambda: "first" in server.objects)
+    server.rights["rayjobs"] = []
+    thread.join()
+    assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (4, "LOST")
+    assert "cannot get" in outcomes[0].result["message"]
+
+
+def test_the_reason_of_a_failure_is_told_and_its_output_shown(server, capsys):
+    server.script["first"] = [RUNNING, failed(1)]
+    message = submit().result["message"]
+    assert message == "exit code 1: AccessDeniedError: s3://d: looking it up was refused (403)"
+    assert DENIED in capsys.readouterr().err
+
+
+def test_status_and_logs_tell_the_reason_after_the_cluster_is_gone(server, capsys):
+    server.script["first"] = [failed(1)] * 9
+    submit()
+    found = main(SubmitConfig(kubernetes=True, id="first", status=True))
+    assert (found.exit_code, found.result["status"]) == (1, "FAILED")
+    assert "AccessDeniedError" in found.result["message"]
+    capsys.readouterr()
+    main(SubmitConfig(kubernetes=True, id="first", logs=True))
+    assert DENIED in capsys.readouterr().out
+
+
+def test_logs_of_a_training_that_never_began_are_its_drivers_last_words(server, train, capsys):
+    server.script["first"] = [failed(1)] * 9
+    submit(*train)
+    capsys.readouterr()
+    submit(*train, logs=True)
+    assert DENIED in capsys.readouterr().out
+
+
+def test_logs_that_nobody_kept_are_said_to_be_nowhere(server):
+    submit(detach=True)
+    server.script["first"] = [RUNNING] * 9
+    with pytest.raises(ClusterError, match="job-driver"):
+        submit(logs=True)
+
+
+def test_each_try_is_numbered_and_its_cause_told_while_kuberay_tries_again(server, caplog):
+    retrying = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "failed": 1,
+                "message": said_of_exit(1)}  # fmt: skip
+    again = {"jobDeploymentStatus": "Initializing", "failed": 1}
+    server.script["first"] = [RUNNING, retrying, again, {**RUNNING, "failed": 1}, SUCCEEDED]
+    with caplog.at_level("INFO"):
+        assert submit().exit_code == 0
+    assert "try 1 of 3 failed, and it is tried again: AccessDeniedError: s3://d" in caplog.text
+    assert "INITIALIZING, try 2 of 3" in caplog.text
+    assert "RUNNING, try 2 of 3" in caplog.text
+
+
+def test_stopping_a_job_without_a_run_deletes_its_rayjob(server):
+    submit(detach=True)
+    server.script["first"] = [RUNNING]
+    assert submit(stop=True).result["status"] == "STOPPED"
+    assert "first" not in server.objects
+
+
+@pytest.mark.parametrize("named_by", ["its command", "its id alone"])
+def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, train, named_by):
+    submit(*train, detach=True)
+    server.script["first"] = [RUNNING] * 20 + [SUCCEEDED] * 9
+    flag = Path(request_of(train).run.path("STOP"))
+    command = train if named_by == "its command" else ()
+    stopping = SubmitConfig(kubernetes=True, id="first", poll_seconds=0.05, command=command,
+                            stop=True, stop_seconds=60)  # fmt: skip
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(main(stopping)))
+    thread.start()
+    until(flag.exists)
+    ended(train, "stopped", 780)
+    thread.join()
+    assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (0, "STOPPED")
+    assert "at step 780, where it left a checkpoint" in outcomes[0].result["message"]
+    assert "first" in server.objects
+
+
+def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(server, train):
+    submit(*train, detach=True)
+    server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
+    ended(train, "done", 1000)
+    outcome = submit(*train, stop=True, stop_seconds=60)
+    assert (outcome.exit_code, outcome.result["status"]) == (0, "SUCCEEDED")
+    assert "checkpoint" not in outcome.result["message"]
+
+
+def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(server, train):
+    submit(*train, detach=True)
+    server.script["first"] = [RUNNING, RUNNING, failed(1), failed(1)]
+    outcome = submit(*train, stop=True, stop_seconds=60)
+    assert (outcome.exit_code, outcome.result["status"]) == (1, "FAILED")
+    assert "AccessDeniedError" in outcome.result["message"]
+
+
+def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(server, train):
+    submit(*train, detach=True)
+    server.script["first"] = [RUNNING] * 200
+    outcome = submit(*train, stop=True, stop_seconds=0.3)
+    assert outcome.result["status"] == "STOPPED"
+    assert "steps since its last checkpoint are lost" in outcome.result["message"]
+    assert "first" not in server.objects
+
+
+def test_a_submitter_who_may_not_write_to_the_run_stops_it_all_the_same(
+    server, train, monkeypatch, caplog
+):
+    submit(*train, detach=True)
+    server.script["first"] = [RUNNING] * 200
+
+    def denied(url: str, data: bytes) -> None:
+        raise AccessDeniedError(f"{url}: writing was refused")
+
+    monkeypatch.setattr(follower.storage, "publish", denied)
+    outcome = submit(*train, stop=True)
+    assert "writing was refused" in caplog.text
+    assert "steps since its last checkpoint are lost" in outcome.result["message"]
+    assert "first" not in server.objects
+
+
+@pytest.mark.parametrize("reason", ["stopped", "drained"])
+def test_a_training_that_was_stopped_has_not_succeeded(server, train, reason):
+    server.script["first"] = [RUNNING] * 40 + [SUCCEEDED] * 3
+    thread, outcomes = followed(*train)
+    until(lambda: "first" in server.objects)
+    ended(train, reason, 2149)
+    thread.join()
+    assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (5, "STOPPED")
+    assert outcomes[0].result["message"].startswith(f"{reason} at step 2149")
+    assert outcomes[0].result["result"]["steps"] == 2149
+    assert submit(*train, status=True).exit_code == 5
+
+
+def test_the_end_of_an_earlier_start_is_not_taken_for_the_newest_ones(server, train):
+    ended(train, "done", 100)
+    server.script["first"] = [RUNNING] * 40 + [SUCCEEDED] * 3
+    thread, outcomes = followed(*train)
+    until(lambda: "first" in server.objects)
+    ended(train, "stopped", 150, number=2)
+    thread.join()
+    assert (outcomes[0].exit_code, outcomes[0].result["result"]["steps"]) == (5, 150)
+
+
+def test_a_training_whose_folder_cannot_be_seen_is_not_said_to_have_made_its_last_step(
+    server, train, monkeypatch, caplog
+):
+    def denied(run: Run) -> None:
+        raise AccessDeniedError("s3://runs: looking it up was refused (403)")
+
+    monkeypatch.setattr(Run, "ended", denied)
+    server.script["first"] = [RUNNING, SUCCEEDED]
+    outcome = submit(*train)
+    assert "can't be seen from here" in caplog.text.partition("RUNNING")[0]
+    assert "whether it made its last step" in outcome.result["message"].lower()
+
+
+def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(server, train):
+    server.script["first"] = [RUNNING] * 40 + [HEAD_LOST]
+    thread, outcomes = followed(*train)
+    until(lambda: "first" in server.objects)
+    ended(train, "done", 1000)
+    thread.join()
+    assert (outcomes[0].exit_code, outcomes[0].result["result"]["elbo"]) == (0, -1.0)

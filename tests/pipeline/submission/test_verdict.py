@@ -1,0 +1,64 @@
+"""A job's end is put into words that are its own."""
+
+import pytest
+
+from pipeline.runs.run import Attempt, Run
+from pipeline.submission.place import Job, said_and_printed
+from pipeline.submission.verdict import cause_of, left_in, verdict
+
+
+def job(status: str, **more) -> Job:
+    return Job("first", "", status, "python", has_ended=True, **more)
+
+
+@pytest.mark.parametrize(
+    ("output", "cause"),
+    [
+        ("ConfigError: --run: is required\n", "ConfigError: --run: is required"),
+        ("INFO begins\nDatasetError: a\nRunError: b\n12:00 INFO ends\n", "RunError: b"),
+        ("RunError: b:\n  one\n  two\nat last", "RunError: b:\n  one\n  two"),
+        ("Traceback:\n  File\nray.exceptions.RayTaskError: x", "ray.exceptions.RayTaskError: x"),
+        ("all is well", ""),
+        ("", ""),
+    ],
+)
+def test_the_cause_is_the_last_error_that_was_printed(output, cause):
+    assert cause_of(output) == cause
+
+
+def test_without_any_error_in_its_output_the_places_sentence_stands():
+    said = verdict(job("FAILED", exit_code=137, message="failed with exit code 137"), None, None)
+    assert (said.message, said.exit_code) == ("exit code 137: failed with exit code 137", 1)
+
+
+def test_rays_message_is_split_where_the_log_begins():
+    assert said_and_printed("died, last available logs (truncated to 9 chars):\na\nb:\nc") == (
+        "died", "a\nb:\nc"
+    )  # fmt: skip
+    assert said_and_printed("Job finished successfully.") == ("Job finished successfully.", "")
+
+
+@pytest.mark.parametrize("reason", ["stopped", "drained", "a later one"])
+def test_every_reason_but_done_is_told_whoever_printed_it(reason):
+    ended = verdict(job("SUCCEEDED"), {"reason": reason, "steps": 7}, None)
+    assert (ended.status, ended.exit_code) == ("STOPPED", 5)
+    assert "step 7" in ended.message
+    done = verdict(job("SUCCEEDED"), {"reason": "done", "steps": 7}, None)
+    assert (done.status, done.exit_code) == ("SUCCEEDED", 0)
+    other_job = verdict(job("SUCCEEDED"), {"ok": True}, None)
+    assert other_job.status == "SUCCEEDED"
+
+
+def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path):
+    run = Run(str(tmp_path))
+    assert left_in(run, "first", None) is None
+    attempt = run.claim()
+    run.end(attempt, {"reason": "stopped", "steps": 3})
+    before = run.ended()
+    assert left_in(run, "first", before) is None
+    assert left_in(run, "first", None).status == "STOPPED"
+    run.claim()
+    assert left_in(run, "first", None) is None  # The newest start goes on.
+    run.end(Attempt(2), {"reason": "done", "steps": 9})
+    run.finish({"reason": "done", "steps": 9})
+    assert left_in(run, "first", before).status == "SUCCEEDED"

@@ -1,0 +1,150 @@
+"""What a job waits for is said, wherever Kubernetes says it, with the submitter's own rights."""
+
+import pytest
+
+from jobs.submit import main
+from pipeline.config import SubmitConfig
+from pipeline.submission import narrator
+from tests.support.rayjobs import SUCCEEDED, submit
+
+CLUSTER = "first-x7k2p"
+
+
+def initializing(*conditions: dict, **cluster) -> dict:
+    """A RayJob's status while its cluster is made, as KubeRay 1.7 writes it."""
+    return {
+        "jobDeploymentStatus": "Initializing",
+        "rayClusterName": CLUSTER,
+        "rayClusterStatus": {"conditions": list(conditions), **cluster},
+    }
+
+
+def pod(name: str, cluster: str = CLUSTER, **status) -> dict:
+    return {
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {"name": name, "labels": {"ray.io/cluster": cluster}},
+        "spec": {"containers": []}, "status": {"phase": "Pending", **status},
+    }  # fmt: skip
+
+
+def unscheduled(name: str, message: str) -> dict:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                 "message": message}  # fmt: skip
+    return pod(name, conditions=[condition])
+
+
+def without_image(name: str, reason: str) -> dict:
+    waiting = {"reason": reason, "message": 'Back-off pulling image "nowhere:1"'}
+    container = {"name": "ray", "ready": False, "restartCount": 0, "image": "nowhere:1",
+                 "imageID": "", "state": {"waiting": waiting}}  # fmt: skip
+    return pod(name, containerStatuses=[container])
+
+
+def event(about: str, message: str, at: str, kind: str = "Pod") -> dict:
+    return {
+        "kind": "Event", "apiVersion": "v1", "metadata": {"name": f"{about}.{at}"},
+        "type": "Warning", "reason": "Failed", "message": message, "lastTimestamp": at,
+        "involvedObject": {"kind": kind, "name": about},
+    }  # fmt: skip
+
+
+def reason(server, status: dict) -> str:
+    """What `--status` says of a job that is there."""
+    if "first" not in server.objects:
+        submit(detach=True)
+    server.script["first"] = [status] * 3
+    said = main(SubmitConfig(kubernetes=True, id="first", status=True))
+    assert said.exit_code == 0
+    return str(said.result["message"])
+
+
+def test_a_head_without_an_image_is_told_by_the_clusters_own_condition(server):
+    condition = {
+        "type": "HeadPodReady", "status": "False", "reason": "ImagePullBackOff",
+        "message": 'Back-off pulling image "nowhere:1"',
+    }  # fmt: skip
+    said = reason(server, initializing(condition))
+    assert said == 'the head: ImagePullBackOff: Back-off pulling image "nowhere:1"'
+
+
+def test_pods_that_a_quota_refuses_are_told_by_the_clusters_own_condition(server):
+    condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod",
+                 "message": "exceeded quota: gpus"}  # fmt: skip
+    assert "FailedCreateWorkerPod: exceeded quota: gpus" in reason(server, initializing(condition))
+
+
+def test_pods_for_which_no_node_has_room_are_counted(server):
+    for number in range(2):
+        server.put(unscheduled(f"w{number}", "0/3 nodes are available: 3 Insufficient gpu."))
+    server.put(pod("of-another", "other", conditions=[]))
+    said = reason(server, initializing(desiredWorkerReplicas=3, readyWorkerReplicas=1))
+    assert said == (
+        "2 pods: Unschedulable: 0/3 nodes are available: 3 Insufficient gpu.; "
+        "1 of 3 workers are ready"
+    )
+
+
+def test_a_container_that_only_takes_its_time_is_no_reason_and_a_missing_image_is(server):
+    server.put(without_image("w0", "ContainerCreating"))
+    assert reason(server, initializing()) == ""
+    server.put(without_image("w1", "ErrImagePull"))
+    assert "1 pod: ErrImagePull" in reason(server, initializing())
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_by_its_newest_event(server):
+    server.put(pod("w0", conditions=[{"type": "PodScheduled", "status": "True"}]))
+    server.put(event("w0", "an older one", "2026-01-01T00:00:00Z"))
+    server.put(event("w0", 'MountVolume.SetUp failed: configmap "ca" not found',
+                     "2026-01-02T00:00:00Z"))  # fmt: skip
+    server.put(event("of-another", "not ours", "2026-01-03T00:00:00Z"))
+    said = reason(server, initializing())
+    assert said == 'Pod w0: MountVolume.SetUp failed: configmap "ca" not found'
+
+
+@pytest.mark.parametrize("right", ["pods", "events"])
+def test_a_right_that_is_missing_for_it_costs_the_reason_not_the_status(server, right):
+    server.rights[right] = []
+    assert f"the Role may not read {'its ' * (right == 'pods')}{right}" in reason(
+        server, initializing()
+    )
+
+
+def queued(server, *conditions: dict) -> str:
+    submit(detach=True)
+    job = server.objects["first"]
+    job["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpu"}
+    if conditions:
+        server.put({
+            "kind": "Workload", "apiVersion": "kueue.x-k8s.io/v1beta2",
+            "metadata": {
+                "name": "w", "labels": {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]},
+            },
+            "status": {"conditions": list(conditions)},
+        })  # fmt: skip
+    return reason(server, {"jobDeploymentStatus": "Suspended"})
+
+
+def test_a_queue_says_why_it_holds_a_job_back(server):
+    said = "couldn't assign flavors to pod set head: insufficient unused quota for nvidia.com/gpu"
+    waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}
+    assert queued(server, waits) == f"queue gpu: {said}"
+
+
+def test_a_queue_that_nobody_serves_is_told(server):
+    assert "is Kueue installed" in queued(server)
+
+
+def test_a_job_that_somebody_suspended_is_told(server):
+    assert "suspended" in reason(server, {"jobDeploymentStatus": "Suspended"})
+
+
+def test_a_follower_says_within_a_minute_why_nothing_happens_and_says_it_once(
+    server, caplog, monkeypatch
+):
+    assert narrator._WAIT_SECONDS <= 60
+    monkeypatch.setattr(narrator, "_WAIT_SECONDS", 0.2)
+    server.put(unscheduled("w0", "0/3 nodes are available"))
+    server.script["first"] = [initializing()] * 60 + [SUCCEEDED]
+    with caplog.at_level("INFO"):
+        assert submit().exit_code == 0
+    assert caplog.text.count("first waits: 1 pod: Unschedulable: 0/3 nodes are available") == 1
