@@ -40,8 +40,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class RunEnd:
-    """How the newest start of a training ended, by its folder.
+class RunState:
+    """How the newest start of a training ended, as its folder says.
 
     `result` is None while it has not ended, or where that can't be seen from here, for the reason
     `hidden`.
@@ -51,14 +51,15 @@ class RunEnd:
     hidden: str = ""
 
 
-def end_of(run: Run | None) -> RunEnd:
+def end_of(run: Run | None) -> RunState:
     """How a training ended; nothing for any other job."""
     if run is None:
-        return RunEnd()
+        return RunState()
     try:
-        return RunEnd(run.ended())
+        ended = run.ended()
+        return RunState(ended.to_json() if ended is not None else None)
     except StorageError as error:
-        return RunEnd(hidden=str(error))
+        return RunState(hidden=str(error))
 
 
 def verdict(job: Job, printed: Mapping[str, Any] | None, run: Run | None) -> Verdict:
@@ -73,7 +74,7 @@ def verdict(job: Job, printed: Mapping[str, Any] | None, run: Run | None) -> Ver
         return Verdict(job.id, state, message, printed, job.exit_code)
     if job.status != "SUCCEEDED":
         return Verdict(job.id, job.status, job.message, printed or end_of(run).result)
-    end = RunEnd(printed) if printed is not None else end_of(run)
+    end = RunState(printed) if printed is not None else end_of(run)
     if end.hidden:
         return Verdict(
             job.id,

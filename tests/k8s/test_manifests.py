@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
     "a finished encoding that would run again": (
         reworded("encode", "--quarantine-exit=0", ""), "run again"),
     "a metrics port that nobody asks": (
-        reworded("encode", "--tracking.metrics-port=9464", "--tracking.metrics-port=9465"),
+        reworded("encode", "--tracking.metrics=0.0.0.0:9464", "--tracking.metrics=0.0.0.0:9465"),
         "another port"),
     "a server that does not exist": (
         set_at("ConfigMap", "pipeline-settings", "data/MLFLOW_TRACKING_URI", "http://mlfow:5000"),

@@ -41,7 +41,7 @@ def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(overlay, 
     command = (
         "python", "-m", "jobs.train", "--data", "s3://datasets/photos/train", "--run", "photos",
         "--storage", "s3://runs/train", "--workers", str(workers),
-        "--tracking.metrics-host", "0.0.0.0", "--tracking.metrics-port", "9464",
+        "--tracking.metrics", "0.0.0.0:9464",
     )  # fmt: skip
     template = find(objects, "RayJobTemplate", "train")
     made = render_rayjob(

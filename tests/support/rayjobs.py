@@ -8,7 +8,8 @@ from typing import Any
 from jobs.command import Outcome
 from jobs.submit import main, request_of
 from pipeline.config import SubmitConfig
-from pipeline.runs.run import Attempt
+from pipeline.runs.result import TrainingResult
+from pipeline.runs.run import Attempt, Run
 
 ENCODE = (
     "python", "-m", "jobs.encode", "--model", "m", "--data", "d", "--output", "o",
@@ -66,7 +67,15 @@ def ended(train: tuple[str, ...], reason: str, step: int, number: int = 1) -> No
     run = request_of(train).run
     assert run is not None
     assert run.claim() == Attempt(number)
-    result = {"reason": reason, "steps": step, "elbo": -1.0}
+    result = result_of(run, reason, step)
     run.end(Attempt(number), result)
     if reason == "done":
         run.finish(result)
+
+
+def result_of(run: Run, reason: Any, step: int) -> TrainingResult:
+    return TrainingResult(
+        run=run.url, run_id="1", reason=reason, steps=step, samples=8 * step, bad_samples=0,
+        converged=False, run_seconds={}, elbo=-1.0, chosen_step=step, holdout_before=None,
+        holdout_after=None, model=None, model_version=None, bundle=None, digest=None,
+    )  # fmt: skip

@@ -168,11 +168,11 @@ def test_a_dry_run_needs_no_cluster(tmp_path, monkeypatch, train):
 def test_flags_that_kubernetes_needs_are_asked_for(server, caplog):
     submit(*ENCODE[:-2], detach=True)
     assert "--quarantine-exit 0" in caplog.text
-    assert "--tracking.metrics-port 9464" in caplog.text
+    assert "--tracking.metrics 0.0.0.0:9464" in caplog.text
     caplog.clear()
-    submit(*ENCODE, "--tracking.metrics-port", "9464", id="second", detach=True)
+    submit(*ENCODE, "--tracking.metrics", "0.0.0.0:9464", id="second", detach=True)
     assert "--quarantine-exit" not in caplog.text
-    assert "metrics-port" not in [
+    assert "--tracking.metrics" not in [
         record.message for record in caplog.records if "WARN" in record.levelname
     ]
 

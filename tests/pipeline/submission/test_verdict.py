@@ -5,6 +5,7 @@ import pytest
 from pipeline.runs.run import Attempt, Run
 from pipeline.submission.place import Job, said_and_printed
 from pipeline.submission.verdict import cause_of, left_in, verdict
+from tests.support.rayjobs import result_of
 
 
 def job(status: str, **more) -> Job:
@@ -53,12 +54,12 @@ def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path):
     run = Run(str(tmp_path))
     assert left_in(run, "first", None) is None
     attempt = run.claim()
-    run.end(attempt, {"reason": "stopped", "steps": 3})
-    before = run.ended()
+    run.end(attempt, result_of(run, "stopped", 3))
+    before = run.ended().to_json()
     assert left_in(run, "first", before) is None
     assert left_in(run, "first", None).status == "STOPPED"
     run.claim()
     assert left_in(run, "first", None) is None  # The newest start goes on.
-    run.end(Attempt(2), {"reason": "done", "steps": 9})
-    run.finish({"reason": "done", "steps": 9})
+    run.end(Attempt(2), result_of(run, "done", 9))
+    run.finish(result_of(run, "done", 9))
     assert left_in(run, "first", before).status == "SUCCEEDED"
