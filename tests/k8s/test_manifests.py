@@ -183,7 +183,7 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
                f"{WORKERS}/template/spec/containers/0/volumeMounts/0/name", "t"),
         "no volume t"),
     "a flag that does not exist": (
-        reworded("encode", "--threads=8", "--thread-count=8"), "nightly/encode: python"),
+        reworded("encode", "--cores=8", "--core-count=8"), "nightly/encode: python"),
     "a value that a flag refuses": (
         reworded("encode", "--actors=8", "--actors=-1"), "actors"),
     "a job that does not exist": (
