@@ -77,7 +77,7 @@ def _place(config: SubmitConfig) -> "Place":
     from pipeline.submission.ray_jobs import RayJobs
 
     address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    return RayJobs(address, config.timeout_seconds, config.ship, config.cpus)
+    return RayJobs(address, config.timeout_seconds, config.ship)
 
 
 def _kubernetes(config: SubmitConfig) -> "KubernetesJobs":

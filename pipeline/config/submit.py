@@ -27,8 +27,6 @@ class SubmitConfig(Section):
         "dry_run",
     )
 
-    cpus: ClassVar[float] = 0.0
-    """Cores that a job's driver asks Ray for: none, so it fits beside the workers it waits for."""
     timeout_seconds: ClassVar[float] = 30.0
     """How long one answer is waited for: a head under load takes seconds to list its jobs."""
     stop_seconds: ClassVar[float] = 120.0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import storage
+from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
 from pipeline.submission.place import Job, Output, Request, said_and_printed
 from pipeline.submission.working_tree import packed
@@ -22,7 +23,7 @@ class RayJobs:
     """The jobs of the cluster whose dashboard is at `address`: the place `Place` of that name.
 
     Ray keeps what has ended, so new starts get the next of BASE-1, BASE-2, ...; one of a given name
-    has to make room. `ship` is a folder whose files the jobs run with, `cpus` what a driver takes.
+    has to make room. `ship` is a folder whose files the jobs run with.
     """
 
     gone: Literal["LOST", "STOPPED"] = (
@@ -30,10 +31,10 @@ class RayJobs:
     )
 
     def __init__(
-        self, address: str, seconds: float = 30.0, ship: str | None = None, cpus: float = 0
+        self, address: str, seconds: float = SubmitConfig.timeout_seconds, ship: str | None = None
     ) -> None:
         self.address, self._seconds = address.rstrip("/"), seconds
-        self._ship, self._cpus = ship, cpus
+        self._ship = ship
         token = ray_token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -75,7 +76,6 @@ class RayJobs:
             "entrypoint": request.entrypoint,
             "submission_id": name,
             "runtime_env": {"working_dir": package} if package else {},
-            "entrypoint_num_cpus": self._cpus or None,
         }
         answer = self._ask("POST", "/api/jobs/", json.dumps(asked).encode())
         if answer.status >= 400 and b"already exists" in answer.body:

@@ -27,7 +27,7 @@ IMPORTED = (
     "mlflow", "pandas", "s3fs", "torch.distributed", "jobs.command", "pipeline.commands.decode",
     "pipeline.commands.doctor", "pipeline.commands.encode", "pipeline.commands.evaluate",
     "pipeline.commands.explain", "pipeline.commands.sweep", "pipeline.commands.train",
-    "pipeline.packing.pack", "pipeline.registry.models", "pipeline.submission.ray_submission",
+    "pipeline.packing.pack", "pipeline.registry.models", "pipeline.submission.follower",
 )  # fmt: skip
 
 

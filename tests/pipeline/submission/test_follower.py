@@ -134,7 +134,7 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, trai
     flag = Path(request_of(train).run.path("STOP"))
     command = train if named_by == "its command" else ()
     stopping = SubmitConfig(kubernetes=True, id="first", poll_seconds=0.05, command=command,
-                            stop=True, stop_seconds=60)  # fmt: skip
+                            stop=True)  # fmt: skip
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(main(stopping)))
     thread.start()
@@ -150,7 +150,7 @@ def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(server, tr
     submit(*train, detach=True)
     server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
     ended(train, "done", 1000)
-    outcome = submit(*train, stop=True, stop_seconds=60)
+    outcome = submit(*train, stop=True)
     assert (outcome.exit_code, outcome.result["status"]) == (0, "SUCCEEDED")
     assert "checkpoint" not in outcome.result["message"]
 
@@ -158,15 +158,16 @@ def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(server, tr
 def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(server, train):
     submit(*train, detach=True)
     server.script["first"] = [RUNNING, RUNNING, failed(1), failed(1)]
-    outcome = submit(*train, stop=True, stop_seconds=60)
+    outcome = submit(*train, stop=True)
     assert (outcome.exit_code, outcome.result["status"]) == (1, "FAILED")
     assert "AccessDeniedError" in outcome.result["message"]
 
 
-def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(server, train):
+def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(server, train, monkeypatch):
+    monkeypatch.setattr(SubmitConfig, "stop_seconds", 0.3)
     submit(*train, detach=True)
     server.script["first"] = [RUNNING] * 200
-    outcome = submit(*train, stop=True, stop_seconds=0.3)
+    outcome = submit(*train, stop=True)
     assert outcome.result["status"] == "STOPPED"
     assert "steps since its last checkpoint are lost" in outcome.result["message"]
     assert "first" not in server.objects
