@@ -96,3 +96,21 @@ def test_a_batch_that_overflows_in_bf16_is_computed_again_in_fp32_and_nothing_is
 def test_padding_and_unreadable_images_are_never_judged():
     valid = np.array([True, False, True, True])
     assert encode(Spoilt(float("nan"), only_bf16=False), valid=valid).refused == {}
+
+
+def test_a_bf16_batch_without_a_fault_is_computed_once_and_in_bf16() -> None:
+    found = encode(small_vae(), precision="bf16")
+    assert not found.redone
+    assert not np.array_equal(found.tensors["mean"], encode(small_vae()).tensors["mean"])
+
+
+def test_the_largest_number_of_float16_is_stored_and_the_next_is_refused() -> None:
+    largest = 65504.0  # IEEE 754: (2 - 2**-10) * 2**15
+    found = encode(Spoilt(largest, only_bf16=False), dtype="float16")
+    assert found.refused == {}
+    assert found.tensors["mean"][1, 0, 0, 0] == largest
+    beyond = encode(
+        Spoilt(float(np.nextafter(np.float32(largest), np.float32(np.inf))), only_bf16=False),
+        dtype="float16",
+    )
+    assert beyond.refused == {1: "overflow"}

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.encoding.driver import (
     ThreadCrew,
+    WorkerLost,
     drive,
     finish,
     finished_pointer,
@@ -128,3 +129,35 @@ def test_a_store_of_another_dataset_or_a_dataset_is_refused(world, tmp_path):
         encode(vae, other, store)
     with pytest.raises(StoreError, match="holds an image dataset"):
         encode(vae, dataset, dataset.url)
+
+
+class Deadly:
+    """A crew of threads whose first worker dies with the first shard that it is given."""
+
+    def __init__(self, encode) -> None:
+        self._below, self._lost = ThreadCrew(encode, 1), False
+
+    def workers(self):
+        return self._below.workers() if self._lost else ("mortal",)
+
+    def start(self, worker: str, shard: int) -> None:
+        if worker != "mortal":
+            self._below.start(worker, shard)
+
+    def wait(self):
+        if self._lost:
+            return self._below.wait()
+        self._lost = True
+        return (WorkerLost("mortal", "killed", blameless=True),)
+
+
+def test_what_a_lost_worker_held_is_encoded_by_another_one(world):
+    vae, dataset, store = world
+    identity = identity_of(vae)
+    plan = plan_encoding(store, dataset, identity)
+
+    def one(number: int):
+        return encode_shard(vae, dataset, dataset.shards[number], identity, store)
+
+    report = drive(ShardSchedule(plan.todo), Deadly(one), lambda done: None)
+    assert sorted(event.shard for event in report.done) == list(range(len(dataset.shards)))

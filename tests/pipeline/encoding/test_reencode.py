@@ -50,3 +50,20 @@ def test_another_model_or_dataset_is_refused(world, tmp_path):
     other = small_dataset(tmp_path / "other", range(100, 110))
     with pytest.raises(StoreError, match="from dataset"):
         reencode(small_vae(), other, store, 5, seed=0)
+
+
+def test_the_largest_difference_is_that_of_the_latents(world, tmp_path: Path) -> None:
+    """Other weights under the digest that the store names."""
+    dataset, store = world
+    other = small_vae(seed=1)
+    theirs = encode(other, dataset, tmp_path / "theirs")
+    other.digest = small_vae().digest
+    pairs = zip(store.batches(), theirs.batches(), strict=True)
+    expected = max(
+        float(np.abs(ours.tensors[name].astype(np.float64) - rows.tensors[name]).max())
+        for ours, rows in pairs
+        for name in ours.tensors
+    )
+    found = reencode(other, dataset, store, 30, seed=0)
+    assert expected > 0
+    assert found.largest_difference == pytest.approx(expected, rel=1e-6)

@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,9 @@ def test_no_receipt_is_no_error_and_a_foreign_or_damaged_one_is(tmp_path):
 def test_a_latent_file_is_named_for_its_shard_and_its_content():
     assert shard_name("s3://b/x/000007.tar") == "000007"
     assert latent_path("ID", "000007", "ab" * 32) == f"latents/ID/000007.{'ab' * 8}.arrow"
+
+
+@pytest.mark.parametrize("value", [[1], {**RECEIPT.to_json(), "format": "cake"}, None])
+def test_what_is_no_receipt_of_ours_is_refused_by_its_place(value: Any) -> None:
+    with pytest.raises(StoreError, match="x: no receipt of version"):
+        Receipt.from_json(value, "x")

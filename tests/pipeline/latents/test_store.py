@@ -100,3 +100,15 @@ def _snapshots(store: LatentStore) -> list[str]:
 def test_no_store_is_said_so(tmp_path):
     with pytest.raises(StoreError, match=r"there is no latent store here.*jobs.encode"):
         LatentStore.open(str(tmp_path))
+
+
+def test_a_store_opened_by_a_relative_path_is_read_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(small_vae(), small_dataset(tmp_path, range(12)), tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
+    store = LatentStore.open("s")
+    expected = store[0].key
+    store = LatentStore.open("s")
+    monkeypatch.chdir("/")
+    assert store[0].key == expected

@@ -1,9 +1,11 @@
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
+from pipeline.storage import local
 
 
 def test_a_published_object_reads_back_whole_and_in_ranges(tmp_path):
@@ -111,3 +113,17 @@ def test_a_write_that_fails_leaves_none_of_the_folders_it_made(tmp_path, monkeyp
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
         "there", "there/file",
     ]  # fmt: skip
+
+
+def test_a_file_that_may_not_be_read_is_no_passing_error(tmp_path: Path) -> None:
+    # Tests that run as root meet no such file.
+    error = local.explain(PermissionError(13, "Permission denied"), tmp_path / "f", "reading")
+    assert isinstance(error, AccessDeniedError)
+    assert str(tmp_path / "f") in str(error)
+
+
+def test_json_of_exactly_the_limit_is_read_and_one_byte_more_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'"12345678"')
+    assert storage.read_json(str(tmp_path / "j"), 10) == "12345678"
+    with pytest.raises(StorageError, match="more than 9 bytes"):
+        storage.read_json(str(tmp_path / "j"), 9)

@@ -46,3 +46,22 @@ def test_the_deadline_ends_the_tries():
 def test_an_error_that_is_not_storage_is_raised_as_it_is():
     with pytest.raises(ZeroDivisionError):
         _fail(ZeroDivisionError(), [])
+
+
+def test_waits_may_double_from_try_to_try_up_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[float] = []
+
+    def longest(low: float, high: float) -> float:
+        assert low == 0
+        bounds.append(high)
+        return 0.0
+
+    monkeypatch.setattr("pipeline.storage.retry.random.uniform", longest)
+    tries = 0
+    with retry_policy(RetryPolicy(base_seconds=0.5, cap_seconds=3.0)):
+        for attempt in retrying("s3://b/k", "reading"):
+            with attempt:
+                tries += 1
+                if tries < 6:
+                    raise RequestFailedError("throttled", OSError("slow down"))
+    assert bounds == [0.5, 1.0, 2.0, 3.0, 3.0]
