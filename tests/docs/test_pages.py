@@ -53,4 +53,4 @@ def test_every_test_that_a_page_names_exists_in_the_file_it_names() -> None:
             if test not in names:
                 missing.append(f"{page.relative_to(ROOT)}: {file}::{test}")
     assert missing == []
-    assert seen >= 0
+    assert seen > 40  # docs/guarantees.md is a list of them
