@@ -11,6 +11,7 @@ import pytest
 
 import pipeline.config
 from jobs.command import parse_flags, validate
+from pipeline.config import SubmitConfig
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
@@ -66,30 +67,40 @@ def test_the_rooms_import_downwards_only():
 
 
 def documented_commands() -> list[str]:
-    """Every `python -m jobs.X ...` in README, recipes, manifests; lines may end in a backslash."""
-    commands = []
-    for path in [ROOT / "README.md", *ROOT.glob("jobs/recipes/*.yaml"), *ROOT.glob("k8s/**/*.md")]:
-        if path.exists():
-            text = path.read_text().replace("\\\n", " ")
-            commands += re.findall(r"python -m (jobs\.[a-z]+[^\n`#|>&]*)", text)
-    return sorted({command.strip() for command in commands})
+    """Every `vae NAME ...` and `python -m jobs.NAME ...` of pages and recipes, as NAME and flags.
+
+    Lines may end in a backslash.
+    """
+    pages = ["*.md", "docs/**/*.md", "k8s/**/*.md", "jobs/recipes/*.yaml"]
+    names = "|".join(path.stem for path in (ROOT / "jobs").glob("[!_]*.py"))
+    starts = rf"(?:-m (?:-- )?jobs\.|(?:^ *|`)vae )((?:{names})\b[^\n`#|>&]*)"
+    commands = set()
+    for path in (path for pattern in pages for path in ROOT.glob(pattern)):
+        text = path.read_text().replace("\\\n", " ")
+        commands |= {command.strip() for command in re.findall(starts, text, re.MULTILINE)}
+    return sorted(commands)
 
 
 @pytest.mark.parametrize("command", documented_commands())
 def test_every_documented_command_line_parses_with_its_own_job(command):
-    module, *arguments = shlex.split(command)
+    job, *arguments = shlex.split(command)
     if arguments == ["--help"] or not arguments:
         return
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    (config_name,) = {
-        node.args[0].id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "run_job"
-    }
-    config_type = getattr(pipeline.config, config_name)
+    config_type = getattr(pipeline.config, f"{job.title()}Config")
     if "--config" in arguments:
-        arguments[arguments.index("--config") + 1] = str(
-            ROOT / arguments[arguments.index("--config") + 1]
-        )
-    values, _ = parse_flags(config_type, arguments, module)
-    validate(config_type, values)
+        place = arguments.index("--config") + 1
+        arguments[place] = str(ROOT / arguments[place])
+    values, _ = parse_flags(config_type, arguments, f"jobs.{job}")
+    config = validate(config_type, values)
+    if isinstance(config, SubmitConfig) and config.command:
+        what = shlex.join(config.command).removeprefix("python -m jobs.")
+        test_every_documented_command_line_parses_with_its_own_job(what)
+
+
+def test_commands_are_found_in_both_forms_and_in_every_kind_of_page():
+    found = documented_commands()
+    assert "verify --store runs/latents" in found  # README.md: vae verify
+    assert any(command.startswith("submit --kubernetes") for command in found)  # k8s/README.md
+    assert any(command.startswith("train --workers 0 --data") for command in found)  # torchrun
+    assert any("--config jobs/recipes/digits.yaml" in command for command in found)
+    assert len(found) > 50

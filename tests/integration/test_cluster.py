@@ -1,4 +1,4 @@
-"""The whole way on a real cluster, by the README's own commands.
+"""The whole way on a real cluster, by the documents' own commands.
 
 Two raylets and a head with token and Jobs API, S3, MLflow on PostgreSQL, Prometheus: a training is
 submitted, a node of it drained and replaced; the champion encodes, is pulled, and decodes.
@@ -6,6 +6,7 @@ submitted, a node of it drained and replaced; the champion encodes, is pulled, a
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -40,7 +41,7 @@ SMALL = (
 
 @dataclass
 class World:
-    """Where everything is; `run` speaks as the README does."""
+    """Where everything is; `run` speaks as the documents do."""
 
     folder: Path
     bucket: str
@@ -58,8 +59,9 @@ class World:
         return ("--tracking.metrics", f"127.0.0.1:{self.metrics_port}")
 
     def command(self, begin: str) -> list[str]:
-        """The README's command that begins so, with this world's places in it."""
-        text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+        """The documents' command that begins so, with this world's places in it."""
+        text = "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
+        text = re.sub(r"^vae ", "python -m jobs.", text.replace("\\\n", " "), flags=re.MULTILINE)
         found = next(line for line in text.splitlines() if line.strip().startswith(begin))
         words = shlex.split(found.partition("  #")[0])
         places = {
