@@ -44,7 +44,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
     if table.get("rows"):
         lines.append(
             f"{table['images']:,} of {result.seen:,} inputs found their row; "
-            f"{table['rows'] - table['met']:,} of {table['rows']:,} rows name no input"
+            f"{table['unmatched']:,} of {table['rows']:,} rows name no input"
             + (f" (e.g. {table['example']!r})." if table["example"] else ".")
         )
     if result.copies:

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
 from pipeline.commands.encode_cost import probe
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
-from pipeline.data.fetch import SampleReader
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.encoding.driver import (
     DriveReport,
@@ -33,7 +32,7 @@ from pipeline.encoding.driver import (
 from pipeline.encoding.report import reconstruct, report_folder, report_of, to_markdown
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
-from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.identity import EncodeOptions, Identity
@@ -49,8 +48,6 @@ from pipeline.vae import VAE
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 16
-"""Images whose columns are looked at before an encoding begins."""
 _REPORT_IMAGES = 16
 """Images that the report decodes again: a sheet that one sees at a glance."""
 
@@ -71,7 +68,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
     vae = load_model(model, config.allow_custom).eval()
-    identity = identity_of(vae, config)
+    identity = identity_of(vae, config, dataset)
     if config.dry_run:
         plan = plan_encoding(store, dataset, identity, config.limit)
         return probe(config, _on_device(vae), dataset, identity, plan, _window(config))
@@ -79,7 +76,6 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     if pointer is not None:
         logger.info("%s holds all of %s already", store, dataset.url)
         return _result(store, pointer, DriveReport())
-    warn_of_missing(dataset, config.columns)
     begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
     drop_orphans(store, identity.digest, plan)
@@ -102,26 +98,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     }
 
 
-def warn_of_missing(dataset: Dataset, columns: Sequence[str]) -> None:
-    """Says which of the columns none of the first images has: a misspelt one would be all null."""
-    reader = SampleReader(dataset, 1, 2**20, columns)
-    count = min(_LOOKED_AT, len(dataset)) if columns else 0
-    try:
-        rows = [reader.read(sample, alone=True).columns for sample in range(count)]
-    except PipelineError:
-        return  # a shard that can't be read is the encoding's to list
-    for name in columns if rows else ():
-        if all(row[name] is None for row in rows):
-            logger.warning(
-                "--columns %s: none of the first %d images of %s has it, so it may be null "
-                "throughout. Is it spelt as in their .json?",
-                name,
-                count,
-                dataset.url,
-            )
-
-
-def identity_of(vae: VAE, config: EncodeConfig) -> Identity:
+def identity_of(vae: VAE, config: EncodeConfig, dataset: Dataset) -> Identity:
     """What the store's bytes depend on."""
     if vae.model_config.posterior == "full" and config.content == "moments":
         raise ConfigError(
@@ -140,6 +117,7 @@ def identity_of(vae: VAE, config: EncodeConfig) -> Identity:
         seed=config.seed,
         flip=config.flip,
         columns=config.columns,
+        kinds=tuple(dataset.column_kinds(config.columns).values()),
     )
     return Identity(str(vae.digest), preprocess_digest(vae.preprocess), vae.latent_shape, options)
 

@@ -63,7 +63,11 @@ class PackConfig(PortionConfig):
         None, description="Labels and captions by path: a .csv, .tsv, .jsonl or .parquet table."
     )
     unmatched: float = Field(
-        0.25, ge=0, le=1, description="Largest share of images that --annotations may leave out."
+        1.0,
+        ge=0,
+        le=1,
+        description="Largest share of images without a row, and of rows without an image, that is "
+        "no error.",
     )
     encoding: Literal["keep", "jpeg", "webp"] = Field(
         "keep", description="keep: the original bytes; else each image is encoded anew."

@@ -1,6 +1,7 @@
 """A dataset: a manifest and what it names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -13,6 +14,9 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DatasetError, ObjectNotFoundError
+
+_INDEX_THREADS = 16
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,39 @@ class Dataset:
     def shard_url(self, shard: ShardRecord) -> str:
         """Where a shard lies: inside the dataset, or where it was adopted."""
         return shard.path if "://" in shard.path else storage.join(self.url, shard.path)
+
+    def column_kinds(self, names: Sequence[str]) -> dict[str, str]:
+        """The kind of each of these columns (`column_types`), from the first shard that has it.
+
+        Raises `DatasetError` for one that no sample has. "" where an index says nothing of columns.
+        """
+        found: dict[str, str] = {}
+        there: set[str] = set()
+        if not names:
+            return found
+        with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+            # The first by itself: mostly it has them all.
+            for start in (0, *range(1, len(self.shards), _INDEX_THREADS)):
+                stop = start + _INDEX_THREADS if start else 1
+                for index in pool.map(self.read_index, range(start, min(stop, len(self.shards)))):
+                    if index.columns is None:
+                        return {name: found.get(name, "") for name in names}
+                    there |= index.columns.keys()
+                    for name in set(names) & index.columns.keys() - found.keys():
+                        found[name] = index.columns[name]
+                if found.keys() >= set(names):
+                    return found
+        missing = [name for name in names if name not in found]
+        raise DatasetError(
+            f"{self.url}: no sample has the column {missing[0]!r}. There are: "
+            f"{', '.join(sorted(there)) or 'none'}."
+        )
+
+    def has_column(self, name: str) -> bool:
+        """Whether some samples have it, by a look at shards here and there."""
+        looked = range(0, len(self.shards), max(1, len(self.shards) // _LOOKED_AT))
+        indexes = (self.read_index(number).columns for number in looked)
+        return any(columns is None or name in columns for columns in indexes)
 
     def keys(self) -> Iterator[str]:
         """The keys of all samples that count, in order; reads every index."""

@@ -120,6 +120,7 @@ class Loader:
         `threads` go before those of `settings`. Raises `ConfigError` for both forms together.
         """
         self.dataset = dataset
+        dataset.column_kinds(columns)  # one that no sample has would be None throughout
         self.preprocess = _preprocess_of(preprocess, image_size, channels, crop)
         self.slots = slots_of(rank, world_size, global_batch_size)
         self.stats = LoaderStats()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -44,13 +44,15 @@ class ShardIndex:
     cls_sizes: Int64
     txt_offsets: Int64
     txt_sizes: Int64
+    columns: Mapping[str, str] | None = None
+    """Kinds of the columns beside the images, by name (`column_types`); None: not looked at."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def part(self, start: int, stop: int) -> Self:
         """A copy of the samples at positions [start, stop): it keeps nothing of the rest."""
-        columns = {field.name: getattr(self, field.name)[start:stop] for field in fields(self)}
+        columns = {name: getattr(self, name)[start:stop] for name in _NAMES}
         return replace(self, **{name: column.copy() for name, column in columns.items()})
 
     def span(self, position: int, *, whole: bool) -> tuple[int, int]:
@@ -62,7 +64,10 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """The Arrow IPC file; the same columns give the same bytes."""
-        table = pa.table({field.name: getattr(self, field.name) for field in fields(self)})
+        table = pa.table({name: getattr(self, name) for name in _NAMES})
+        if self.columns is not None:
+            kinds = json.dumps(dict(self.columns), sort_keys=True)
+            table = table.replace_schema_metadata({"columns": kinds})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -87,9 +92,14 @@ class ShardIndex:
             texts = {name: columns.pop(name).to_pylist() for name in ("keys", "extensions")}
             # A few words, of which each sample would otherwise have a copy.
             texts["extensions"] = [sys.intern(word) for word in texts["extensions"]]
-            return cls(**texts, **{name: column.to_numpy() for name, column in columns.items()})
+            kinds = (table.schema.metadata or {}).get(b"columns")
+            arrays = {name: column.to_numpy() for name, column in columns.items()}
+            return cls(**texts, **arrays, columns=None if kinds is None else json.loads(kinds))
         except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
             raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None
+
+
+_NAMES = [field.name for field in fields(ShardIndex) if field.name != "columns"]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def in_order(
         shuffle=False,
         rank=rank,
         world_size=world_size,
-        columns=columns,
+        columns=tuple(name for name in columns if dataset.has_column(name)),
         settings=settings or LoaderConfig(),
         stall_seconds=stall_seconds,
     )

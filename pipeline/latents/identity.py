@@ -32,6 +32,8 @@ class EncodeOptions:
     seed: int = 0
     flip: bool = False
     columns: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    """Of each column, as `pipeline.data.column_types` names them; none: all of them are text."""
 
     def __post_init__(self) -> None:
         for name in self.columns:
@@ -40,6 +42,12 @@ class EncodeOptions:
                     f"columns: {name!r} is the name of one of the store's own columns "
                     f"({', '.join(RESERVED_COLUMNS)}). Rename it in the source, or leave it out."
                 )
+
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        """The kind of each column, by name, in the file's order."""
+        kinds = self.kinds or ("",) * len(self.columns)
+        return dict(zip(self.columns, kinds, strict=True))
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -67,6 +75,9 @@ class Identity:
         """A JSON-able dictionary of every field that counts."""
         options = asdict(self.options)
         options["columns"] = list(self.options.columns)
+        options["kinds"] = list(self.options.kinds)
+        if not set(self.options.kinds) - {"", "string"}:
+            del options["kinds"]  # text is what columns are when nothing is said
         # A seed that nothing draws with must not split stores that are equal.
         options["seed"] = self.options.seed if self.options.content == "sample" else None
         return {
@@ -82,6 +93,7 @@ class Identity:
         """The inverse of `to_json`."""
         options = dict(value["options"])
         options["columns"] = tuple(options["columns"])
+        options["kinds"] = tuple(options.get("kinds", ()))
         options["seed"] = options["seed"] or 0
         channels, height, width = value["latent_shape"]
         return cls(

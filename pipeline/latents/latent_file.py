@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.data.column_types import arrow_array, arrow_type
 from pipeline.latents.identity import Identity
 
 Array = npt.NDArray[Any]
@@ -72,21 +73,15 @@ class LatentRows:
         return LatentRows(rest.take(pa.array(rows)), tensors)
 
 
-def column_type(name: str) -> pa.DataType:
-    """The Arrow type of a source column: `cls` is an integer, everything else text.
-
-    Fixed by name, never guessed from values, so that every file of a store has the same schema.
-    """
-    return pa.int64() if name == "cls" else pa.string()
-
-
 def schema_of(identity: Identity) -> pa.Schema:
     """The schema of every latent file of this identity."""
     options = identity.options
     tensor = pa.fixed_shape_tensor(_ARROW_TYPES[options.dtype], identity.latent_shape)
     fields = [pa.field("key", pa.string(), False), pa.field("position", pa.int32(), False)]
     fields += [pa.field(name, tensor, False) for name in options.tensors]
-    fields += [pa.field(name, column_type(name), True) for name in options.columns]
+    fields += [
+        pa.field(name, arrow_type(kind), True) for name, kind in options.column_kinds.items()
+    ]
     return pa.schema(fields, metadata={"identity": identity.digest})
 
 
@@ -133,7 +128,8 @@ class LatentFileWriter:
             for name in self.identity.options.tensors
         ]
         arrays += [
-            pa.array(columns[name], column_type(name)) for name in self.identity.options.columns
+            arrow_array(list(columns[name]), kind)
+            for name, kind in self.identity.options.column_kinds.items()
         ]
         batch = pa.record_batch(arrays, schema=self._schema)
         self._writer.write_batch(batch)

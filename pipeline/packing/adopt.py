@@ -6,6 +6,7 @@ zeros, and its last member must be whole.
 
 import hashlib
 import io
+import json
 import os
 import re
 import tarfile
@@ -19,6 +20,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import IndexConfig
+from pipeline.data.column_types import note_columns
 from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
@@ -32,6 +34,8 @@ from pipeline.sources.members import BLOCK, tar_headers
 
 _PART_BYTES = 16 * 2**20
 _NO_IMAGE = "no-image"
+_JSON_BYTES = 2**24
+"""Of one sample; a larger one is not looked into for its columns."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
     removed: list[int] = []
     rejects: list[dict[str, str]] = []
     others: Counter[str] = Counter()
+    columns: dict[str, str] = {}
     seen = 0
     for sample in _samples(stream, where, others):
         seen += 1
@@ -140,8 +145,9 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
             removed.append(len(rows))
             rejects.append(_reject(url, sample.key, error.reason, str(error)))
         rows.append(row)
+        note_columns(columns, sample.columns())
     stream.drain()
-    index = index_of(rows).to_bytes()
+    index = index_of(rows, columns).to_bytes()
     name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
     record = ShardRecord(
         url if "://" in url else f"file://{url}", stream.size, stream.sha256, len(rows),
@@ -168,6 +174,20 @@ class _Sample:
     images: list[_Image] = field(default_factory=list)
     fault: tuple[str, str] | None = None
     """Why it can't be used as it lies: reason and message."""
+    beside: bytes | None = None
+    """Its .json."""
+
+    def columns(self) -> dict[str, Any]:
+        """What lies beside the image, as a loader reads it; nothing where it can't be read."""
+        try:
+            found = json.loads(self.beside) if self.beside else {}
+        except (ValueError, RecursionError):
+            return {}
+        also = {"label": "cls_sizes", "caption": "txt_sizes"}
+        return {
+            **{name: "" for name, member in also.items() if member in self.row},
+            **(found if isinstance(found, dict) else {}),
+        }
 
     def chosen(self, extension: str | None, where: str) -> _Image | None:
         """Its image: the one of that extension, else the plain one, else the only one.
@@ -197,7 +217,7 @@ def _samples(stream: "_HashingStream", where: str, others: Counter[str]) -> Iter
         if member.isdir() or not stem or not extension:
             others["folders" if member.isdir() else "without key"] += 1
             continue
-        _check_member(member, base, stream.size, where)
+        _check_name(member, where)
         key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
         if sample is not None and sample.key != _utf8(key):
             yield sample
@@ -224,14 +244,15 @@ def _add_member(
         return
     if extension in SIDECARS:
         sample.row |= {f"{extension}_offsets": offset, f"{extension}_sizes": member.size}
+        if extension == "json" and member.size <= _JSON_BYTES:
+            stream.seek(offset)
+            sample.beside = stream.read(member.size)
     elif image:
         stream.seek(offset)
         sample.images.append(_Image(extension, stream.read(member.size), offset))
 
 
-def _check_member(member: tarfile.TarInfo, base: int, size: int, where: str) -> None:
-    if member.isreg() and not member.issparse() and base + member.offset_data + member.size > size:
-        raise DatasetError(f"{where}: ends inside {member.name}: it was cut short. Copy again.")
+def _check_name(member: tarfile.TarInfo, where: str) -> None:
     if member.name.startswith("/") or ".." in member.name.split("/"):
         raise DatasetError(
             f"{where}: the member {member.name!r} leads out of whatever folder "

@@ -105,8 +105,10 @@ def commit_generation(
     if not inventory.number("COUNT(*)") and state is None:
         write_rejects(output, inventory)
         remove_plan(output, plan.generation)
+        reasons = Counter(name.partition(":")[2] for name in merger.statuses.elements())
+        shown = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common(5))
         raise DatasetError(
-            f"{output}: none of the {plan.files} inputs can be used; "
+            f"{output}: none of the {plan.files} inputs can be used ({shown}); "
             f"{storage.join(output, REJECTS)} lists each with its reason."
         )
     manifests = {

@@ -46,6 +46,7 @@ class TableCounts:
 
     rows: int = 0
     met: int = 0
+    unmatched: int = 0
     images: int = 0
     """Inputs that a row names."""
     example: str = ""
@@ -208,7 +209,7 @@ class Inventory:
             last = page[-1][0]
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
-        return TableCounts(rows_, met or 0, images, unmet[0] if unmet else "")
+        return TableCounts(rows_, met or 0, rows_ - (met or 0), images, unmet[0] if unmet else "")
 
     def _told(self, path: str, url: str, root: str) -> str | None:
         for spelling in spellings(path, url, root):

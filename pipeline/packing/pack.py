@@ -209,11 +209,13 @@ def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
             f"{told.example or 'nothing'!r}, the first image is {inventory.first_path()!r}: paths "
             "are relative to the source."
         )
-    if images - told.images > config.unmatched * images:
+    rows_over = told.unmatched > config.unmatched * told.rows
+    if rows_over or images - told.images > config.unmatched * images:
+        example = f" (e.g. {told.example!r})" if told.example else ""
         raise DatasetError(
-            f"{url}: names {told.images} of {images} images; {told.rows - told.met} of its "
-            f"{told.rows} rows name none (e.g. {told.example!r}). Mend it, or allow a larger share "
-            f"than --unmatched {config.unmatched:g} to have no row."
+            f"{url}: {told.images:,} of {images:,} images have a row; {told.unmatched:,} of its "
+            f"{told.rows:,} rows name no image{example}. Mend it, or allow a larger share than "
+            f"--unmatched {config.unmatched:g}."
         )
     return told
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from pipeline.data.column_types import note_columns
 from pipeline.data.shard_index import ShardIndex
 
 BLOCK = tarfile.BLOCKSIZE
@@ -54,6 +55,7 @@ class ShardWriter:
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
         self.rows: list[dict[str, Any]] = []
+        self.columns: dict[str, str] = {}
         self.bytes = 0
 
     def write(self, sample: Sample) -> None:
@@ -70,6 +72,7 @@ class ShardWriter:
         row |= {"extensions": sample.extension, "ends": self.bytes}
         row |= {"widths": sample.width, "heights": sample.height}
         self.rows.append(row)
+        note_columns(self.columns, sample.metadata)
 
     def _put(self, data: bytes) -> None:
         self._file.write(data)
@@ -99,7 +102,7 @@ class ShardWriter:
     @property
     def index(self) -> ShardIndex:
         """Where each sample lies."""
-        return index_of(self.rows)
+        return index_of(self.rows, self.columns)
 
 
 def _header(name: str, size: int) -> bytes:
@@ -127,7 +130,7 @@ _FORM = _tarfile_header("", 0)
 _FORM_SUM = sum(_FORM) - sum(_FORM[124:135]) - sum(_FORM[148:156]) + 8 * ord(" ")
 
 
-def index_of(rows: list[dict[str, Any]]) -> ShardIndex:
+def index_of(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> ShardIndex:
     """Columns from rows; a member that a row lacks has size -1."""
 
     def column(name: str, kind: type[np.generic], missing: int = 0) -> Any:
@@ -149,4 +152,5 @@ def index_of(rows: list[dict[str, Any]]) -> ShardIndex:
         heights=column("heights", np.int32),
         crc32=column("crc32", np.uint32),
         **beside,
+        columns=columns,
     )

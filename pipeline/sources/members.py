@@ -113,6 +113,8 @@ def tar_headers(
         try:
             with tarfile.open(fileobj=_Window(file, base, stop), mode="r:") as tar:
                 for info in tar:
+                    if info.isreg() and not info.issparse():
+                        _check_whole(base + info.offset_data + info.size, stop, info.name, where)
                     yield base, info
                     tar.members = []  # type: ignore[attr-defined]  # it keeps all headers otherwise
                 end = base + tar.offset
@@ -126,6 +128,11 @@ def tar_headers(
         file.seek(end)
         check_tar_end(file.read(max(min(2 * BLOCK, stop - end), 0)), end, where)
         following = _next_tar(file, base, end, stop)
+
+
+def _check_whole(end: int, stop: int, name: str, where: str) -> None:
+    if end > stop:
+        raise DatasetError(f"{where}: ends inside {name}: it was cut short. Copy again.")
 
 
 def check_tar_end(tail: bytes, end: int, where: str) -> None:

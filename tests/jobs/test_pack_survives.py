@@ -15,9 +15,9 @@ from PIL import Image
 
 from pipeline.config import PackConfig
 from pipeline.data.dataset import Dataset
+from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.packing import pack as in_process
 from pipeline.packing.verify_dataset import verify_dataset
-from pipeline.sources.listing import IMAGE_SUFFIXES
 from tests.support import warm
 from tests.support.killing import ROOT, kill_all, start_job, tree
 

@@ -12,7 +12,9 @@ from pipeline.latents.latent_file import (
 )
 from tests.support.small_store import LATENT_SHAPE, identity_of, small_vae
 
-IDENTITY = identity_of(small_vae(), dtype="float16", columns=("label", "cls"))
+IDENTITY = identity_of(
+    small_vae(), dtype="float16", columns=("label", "cls"), kinds=("string", "int64")
+)
 GENERATOR = np.random.default_rng(0)
 TENSORS = {
     n: GENERATOR.normal(size=(5, *LATENT_SHAPE)).astype(np.float16) for n in ("mean", "logvar")

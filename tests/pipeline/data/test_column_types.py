@@ -1,0 +1,47 @@
+import pyarrow as pa
+import pytest
+
+from pipeline.data.column_types import arrow_array, arrow_type, merged, note_columns
+from pipeline.errors import DatasetError
+
+
+def kinds_of(*values):
+    kinds: dict[str, str] = {}
+    for value in values:
+        note_columns(kinds, {"x": value})
+    return kinds["x"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ((1, 2), "int64"), ((1, 2.5), "double"), ((True, False), "bool"), (("a", None), "string"),
+        (([1.0, 2.0], [3.0, 4.0]), "list<double>[2]"), (([1], [2, 3]), "list<int64>"),
+        ((["a"], ["b", "c"]), "list<string>"), ((1, "a"), "json"), ((True, 1), "json"),
+        (([[1, 2]], [[3, 4]]), "list<list<int64>[2]>[1]"), (([1], [2.5]), "list<double>[1]"),
+        (({"a": 1},), "json"),
+    ],
+)  # fmt: skip
+def test_a_kind_holds_all_values_and_arrow_gives_them_back(values, kind):
+    assert kinds_of(*values) == kind
+    if kind != "json":
+        assert arrow_array(list(values), kind).to_pylist() == list(values)
+
+
+def test_merging_does_not_depend_on_the_order():
+    kinds = ["", "int64", "double", "string", "bool", "json", "list<int64>[2]", "list<double>[2]",
+             "list<int64>[3]", "list<string>"]  # fmt: skip
+    for one in kinds:
+        for other in kinds:
+            assert merged(one, other) == merged(other, one)
+            for third in kinds:
+                assert merged(merged(one, other), third) == merged(one, merged(other, third))
+
+
+def test_an_embedding_is_a_list_of_fixed_size():
+    assert arrow_type("list<double>[768]") == pa.list_(pa.float64(), 768)
+
+
+def test_a_value_of_another_kind_is_an_error_that_says_so():
+    with pytest.raises(DatasetError, match="int64 holds other values"):
+        arrow_array(["a"], "int64")
