@@ -9,7 +9,7 @@ OPTIONS = EncodeOptions(precision="fp32", content="sample")
 IDENTITY = Identity("m" * 64, "p" * 64, (4, 2, 2), OPTIONS)
 OTHER = {
     "precision": "bf16", "batch_size": 63, "dtype": "float32", "content": "mean", "seed": 1,
-    "flip": True, "columns": ("label",),
+    "flip": True, "columns": ("label",), "kinds": ("int64",),
 }  # fmt: skip
 
 

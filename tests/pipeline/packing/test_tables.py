@@ -78,7 +78,8 @@ def test_a_folder_of_the_datasets_library_packs_with_its_bytes_labels_and_captio
 def test_images_in_parquet_and_arrow_go_in_with_every_other_column(tmp_path, form, column):
     table = image_table(
         range(6), n=pa.array(range(6)), score=pa.array([n / 2 for n in range(6)]),
-        tags=pa.array([["a"] * n for n in range(6)]), text=pa.array([["x", str(n)] for n in range(6)]),
+        tags=pa.array([["a"] * n for n in range(6)]),
+        text=pa.array([["x", str(n)] for n in range(6)]),
         embedding=pa.array([[n, n + 0.5] for n in range(6)], pa.list_(pa.float32(), 2)),
         label=pa.array(["00", "1.10"] * 3), mask=pa.array([b"no image"] * 6),
     )  # fmt: skip
