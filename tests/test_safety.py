@@ -343,7 +343,7 @@ def test_an_archive_that_unpacks_to_more_than_there_is_room_for_is_refused(
     # As if the disk had 10 MB left.
     import shutil
 
-    from pipeline.packing import archives
+    from pipeline.sources import archives
 
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(archives, "_SPARE_BYTES", free - 10_000_000)

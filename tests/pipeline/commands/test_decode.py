@@ -73,7 +73,7 @@ def test_some_keys_or_a_limited_number_can_be_asked_for(store, tmp_path):
         f"{key}.png" for key in keys
     }
     assert decode(store, tmp_path / "b", limit=5) == 5
-    with pytest.raises(ConfigError, match="no latent of the key 'nobody'"):
+    with pytest.raises(ConfigError, match="there is no 'nobody'"):
         decode(store, tmp_path, keys=("nobody",))
 
 

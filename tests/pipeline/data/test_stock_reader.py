@@ -18,4 +18,4 @@ def test_stock_webdataset_reads_a_shard_through_our_storage(tmp_path):
     url = f"file://{dataset.shard_url(dataset.shards[0])}"
     found = {s["__key__"]: s["png"] for s in webdataset.WebDataset(url, shardshuffle=False)}
     pixels = {key: Image.open(io.BytesIO(data)).getpixel((0, 0)) for key, data in found.items()}
-    assert pixels == {str(n): (n, n, n) for n in range(5)}
+    assert pixels == {f"{n}%2Epng": (n, n, n) for n in range(5)}

@@ -1,0 +1,166 @@
+"""Random trees of files, archives and tables with planted oddities: nothing of them vanishes."""
+
+import gzip
+import hashlib
+import io
+import random
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from pipeline.packing.counts import Counts, counted
+from pipeline.packing.pack import pack
+from tests.pipeline.packing.test_odd_inputs import file, jpeg, link, packed, tar
+from tests.pipeline.packing.test_pack import config, png
+
+
+class Tree:
+    """A folder that is filled by chance, and what packing it must come to."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root, self.rng, self.made = root, random.Random(seed), 0
+        self.good: dict[str, str] = {}
+        """SHA-256 of the bytes of every good input, by path."""
+        self.rejected: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
+        self.others = 0
+        root.mkdir()
+
+    def name(self) -> str:
+        """A path of its own, with letters that people use."""
+        self.made += 1
+        folder = self.rng.choice(["", "cats/", "dogs and more/", "ünï/çode/", "a.b/", "[x]/"])
+        return f"{folder}{self.rng.choice(['img', 'a b', '図', 'x%20', 'q?', 'n.1'])}{self.made}"
+
+    def member(self, prefix: str) -> tuple[str, bytes]:
+        """One file with its fate noted, to be written below `prefix`."""
+        odd = ["bad", "cut", "hidden", "raw", "text", "bare", "lie"]
+        kind = self.rng.choice(["good"] * 5 + odd)
+        name, seed = self.name(), self.rng.randrange(10**6)
+        data = png(seed) if seed % 2 else jpeg(seed)
+        suffix = {"text": ".txt", "raw": ".NEF", "bare": "", "lie": ".dat"}.get(kind, ".png")
+        if kind == "hidden":
+            head, slash, tail = name.rpartition("/")
+            name = f"{head}{slash}.{tail}"
+        path = f"{prefix}{name}{suffix}"
+        if kind == "bad":
+            data = b"no image at all"
+            self.rejected["not-an-image"] += 1
+        elif kind == "cut":
+            data = png(seed)[:-30]
+            self.rejected["truncated"] += 1
+        elif kind == "hidden":
+            self.ignored["hidden"] += 1
+        elif kind == "raw":
+            data = b"II*\0" + bytes(40)
+            self.ignored[".nef"] += 1
+        elif kind == "text":
+            data = b"words"
+            self.others += 1
+        else:
+            self.good[path] = hashlib.sha256(data).hexdigest()
+        return f"{name}{suffix}", data
+
+    def folder(self) -> None:
+        for _ in range(self.rng.randrange(12)):
+            name, data = self.member("")
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def tar(self, prefix: str, deep: bool = False) -> bytes:
+        members = [self.member(prefix) for _ in range(self.rng.randrange(1, 8))]
+        whole = [file(*member) for member in members]
+        for name, data in members:
+            if f"{prefix}{name}" in self.good and self.rng.random() < 0.3:
+                self.made += 1
+                hard = self.rng.random() < 0.5
+                other = f"link{self.made}.png"
+                whole.append(link(other, name, b"1" if hard else b"2"))
+                self.good[f"{prefix}{other}"] = hashlib.sha256(data).hexdigest()
+        if self.rng.random() < 0.3:
+            self.made += 1
+            whole.append(link(f"dangling{self.made}.png", "nowhere.png"))
+            self.ignored["dangling"] += 1
+        if deep:
+            self.made += 1
+            inner = f"inner{self.made}"
+            make, suffix = self.rng.choice([(self.tar, "tar"), (self.zip, "zip")])
+            whole.append(file(f"{inner}.{suffix}", make(f"{prefix}{inner}/")))
+        if self.rng.random() < 0.3:  # joined by cat
+            return tar(*whole) + tar(*(file(*self.member(prefix)) for _ in range(2)))
+        return tar(*whole)
+
+    def zip(self, prefix: str) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for _ in range(self.rng.randrange(1, 8)):
+                archive.writestr(*self.member(prefix))
+        return buffer.getvalue()
+
+    def table(self, prefix: str) -> bytes:
+        rows = []
+        for row in range(self.rng.randrange(1, 9)):
+            data = self.rng.choice([png(row + 7000 * self.made), None, b"nothing"])
+            self.made += 1
+            if data is None:
+                self.rejected["missing"] += 1
+            elif data == b"nothing":
+                self.rejected["not-an-image"] += 1
+            else:
+                self.good[f"{prefix}{row:08d}"] = hashlib.sha256(data).hexdigest()
+            rows.append({"bytes": data, "path": None})
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        sink = io.BytesIO()
+        parquet.write_table(pa.table({"img": pa.array(rows, kind)}), sink, row_group_size=3)
+        return sink.getvalue()
+
+    def fill(self) -> None:
+        self.folder()
+        for number in range(self.rng.randrange(1, 4)):
+            name = f"archive{number}"
+            make = self.rng.choice(["tar", "tar.gz", "zip", "parquet"])
+            if make == "zip":
+                data = self.zip(f"{name}/")
+            elif make == "parquet":
+                data = self.table(f"{name}/")
+            else:
+                data = self.tar(f"{name}/", deep=self.rng.random() < 0.5)
+                data = gzip.compress(data) if make == "tar.gz" else data
+            (self.root / f"{name}.{make}").write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_every_input_is_accounted_for_and_the_packed_bytes_are_the_sources(tmp_path, seed):
+    tree = Tree(tmp_path / "in", seed)
+    tree.fill()
+    (tmp_path / "in/always.png").write_bytes(png(seed))
+    tree.good["always.png"] = hashlib.sha256(png(seed)).hexdigest()
+    result = pack(config(str(tmp_path / "in"), tmp_path / "out"))
+    found = {path: hashlib.sha256(image).hexdigest() for path, (image, _) in packed(result).items()}
+    assert found == tree.good
+    assert result.reasons == dict(tree.rejected)
+    assert result.ignored == dict(tree.ignored)
+    assert sum(n for kind, n in result.counts.others.items() if kind == ".txt") == tree.others
+    assert result.seen == len(tree.good) + tree.rejected.total() + tree.ignored.total()
+
+
+def test_numbers_that_do_not_add_up_are_an_error():
+    with pytest.raises(AssertionError, match="law of packing"):
+        Counts(seen=3, packed=1, duplicates=0, reasons={"bomb": 1}, ignored={})
+    with pytest.raises(AssertionError, match="law of packing"):
+        counted({"packed:": 2}, 1, {})
+
+
+def test_the_largest_losses_stand_in_the_summary_with_their_cures():
+    found = {"packed:": 5, "rejected:truncated": 7, "ignored:.heic": 9, "removed:": 1}
+    counts = counted(found, 22, {})
+    lines = counts.summary()
+    assert lines[0].startswith("22 seen = 5 packed + 0 duplicates + 7 rejected + 10 ignored")
+    assert "  Rejected: 7 truncated: copy them again" in lines
+    assert "  Ignored: 9 .heic: install vae-pipeline[heif]" in lines
+    assert (counts.lost(), counts.lost((".HEIC",))) == (16, 7)
