@@ -150,6 +150,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     parent, _, last = data.rpartition("/")
     if holdout is None and last == "train":
         beside = storage.join(parent, "holdout")
-        holdout = beside if storage.exists(storage.join(beside, "manifest.json")) else None
+        # An empty one, as a small dataset may get, is none.
+        there = storage.exists(storage.join(beside, "manifest.json"))
+        holdout = beside if there and len(Dataset.open(beside)) else None
     update = {"data": data, "holdout": holdout, "storage": storage.absolute(config.storage)}
     return config.model_copy(update=update)

@@ -96,6 +96,7 @@ class Dataset:
         indexes = (self.read_index(number).columns for number in looked)
         return any(columns is None or name in columns for columns in indexes)
 
+    @property
     def keys(self) -> Iterator[str]:
         """The keys of all samples that count, in order; reads every index."""
         for number, shard in enumerate(self.shards):
