@@ -16,7 +16,13 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.packing.ledger import LedgerRow
-from pipeline.sources.annotations import Annotation, AnnotationRow, normal, spellings
+from pipeline.sources.annotations import (
+    Annotation,
+    AnnotationRow,
+    join_captions,
+    normal,
+    spellings,
+)
 from pipeline.sources.source_file import SourceFile
 
 MOST_SHOWN = 5
@@ -145,7 +151,12 @@ class Inventory:
             if any(file.url != last.url for file in found):
                 clashes.append(f"{first.place} and {last.place} (both {key!r})")
             elif any(file.annotation != last.annotation for file in found):
-                raise DatasetError(f"a list names {last.path!r} twice, with other values.")
+                joined = join_captions([Annotation.from_text(file.annotation) for file in found])
+                if joined is None:
+                    raise DatasetError(f"a list names {last.path!r} twice, with other values.")
+                self._db.execute(
+                    "UPDATE listed SET annotation=? WHERE key=?", (joined.to_text(), key)
+                )
             gone += len(found) - 1
             self._db.execute(
                 "DELETE FROM listed WHERE key=:key AND rowid<"
@@ -185,6 +196,7 @@ class Inventory:
             ((normal(row.path), row.path, row.annotation.to_text()) for row in rows),
         )
         self._db.execute("CREATE INDEX told_path ON told (path)")
+        self._join_captions()
         twice = self._db.execute(
             "SELECT MIN(written) FROM told GROUP BY path HAVING COUNT(DISTINCT annotation) > 1"
         ).fetchone()
@@ -210,6 +222,18 @@ class Inventory:
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
         return TableCounts(rows_, met or 0, rows_ - (met or 0), images, unmet[0] if unmet else "")
+
+    def _join_captions(self) -> None:
+        """Rows of one image that differ by their caption alone become its several captions."""
+        several = "SELECT path FROM told GROUP BY path HAVING COUNT(DISTINCT annotation) > 1"
+        for (path,) in self._db.execute(several).fetchall():
+            query = "SELECT annotation FROM told WHERE path=? ORDER BY rowid"
+            texts = [text for (text,) in self._db.execute(query, (path,))]
+            joined = join_captions([Annotation.from_text(text) for text in texts])
+            if joined is not None:
+                self._db.execute(
+                    "UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path)
+                )
 
     def _told(self, path: str, url: str, root: str) -> str | None:
         for spelling in spellings(path, url, root):

@@ -7,7 +7,7 @@ and `caption` (or `text`) mean what they say, and any other column goes into the
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -78,6 +78,16 @@ def annotation_of(row: Row) -> Annotation:
         else text_of(captions),
         _plain(others),
     )
+
+
+def join_captions(rows: Sequence[Annotation]) -> Annotation | None:
+    """One annotation of all captions, in order, for rows that say the same but for these."""
+    if any((row.label, row.others) != (rows[0].label, rows[0].others) for row in rows):
+        return None
+    captions: list[str] = []
+    for row in rows:
+        captions += row.caption if isinstance(row.caption, list) else filter(None, [row.caption])
+    return Annotation(rows[0].label, list(dict.fromkeys(captions)), rows[0].others)
 
 
 def normal(path: str) -> str:

@@ -123,6 +123,8 @@ def _list_source(url: str, listing: Listing) -> Iterator[SourceFile]:
     elif is_archive(url) and storage.exists(url):
         info = storage.stat(url)
         yield from _members(info.url, info.etag or "", "", listing)
+    elif storage.exists(url):  # one file, which may be an image
+        yield from _files(url.rpartition("/")[0], [storage.stat(url)], listing)
     else:
         yield from _files(url, _list(url, listing), listing)
 

@@ -350,62 +350,6 @@ def test_hidden_things_are_ignored_in_folders_and_archives_alike(tmp_path):
         assert result.counts.lost(("hidden",)) == 0
 
 
-def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_path):
-    folder = write(tmp_path / "table", {f"{n:03d}.png": png(n) for n in range(6)})
-    rows = ["000.png,00", "./001.png,1.10", "/002.png,true", "table/003.png,1e3", "004.PNG,x",
-            "table\\005.png,NA"]  # fmt: skip
-    table = tmp_path / "t.csv"
-    table.write_text("\n".join(["path, label", *rows]))
-    result = pack(config(folder, tmp_path / "out", annotations=str(table)))
-    assert {path: label for path, (_, label) in packed(result).items()} == {
-        "000.png": "00", "001.png": "1.10", "002.png": "true", "003.png": "1e3", "004.png": None,
-        "005.png": "NA",
-    }  # fmt: skip
-    assert result.table == {
-        "rows": 6, "met": 5, "unmatched": 1, "images": 5, "example": "004.PNG",
-    }  # fmt: skip
-    with pytest.raises(DatasetError, match=r"5 of 6 images have a row; 1 of its 6 rows"):
-        pack(config(folder, tmp_path / "strict", annotations=str(table), unmatched=0.1))
-    assert not (tmp_path / "strict").exists()
-
-
-def test_exact_copies_are_counted_and_left_out_when_asked(tmp_path):
-    images = {"a.png": png(1), "b.png": png(1), "c.png": png(2), "d/a.png": png(1)}
-    folder = write(tmp_path / "in", images)
-    result = pack(config(folder, tmp_path / "all"))
-    assert (result.samples, result.copies, result.counts.duplicates) == (4, 2, 0)
-    result = pack(config(folder, tmp_path / "one", deduplicate=True))
-    assert (result.samples, result.copies, result.counts.duplicates) == (2, 0, 2)
-    assert sorted(image for image, _ in packed(result).values()) == sorted([png(1), png(2)])
-    write(tmp_path / "in", {"e.png": png(2), "f.png": png(3)})
-    result = pack(config(folder, tmp_path / "one", deduplicate=True, append=True))
-    assert (result.samples, result.counts.duplicates, result.added) == (3, 3, 1)
-
-
-def test_what_was_rejected_or_ignored_is_read_again_alone_when_asked(tmp_path, monkeypatch):
-    folder = write(tmp_path / "in", {"a.png": png(1), "b.png": png(2, (3, 3)), "c.heic": jpeg(9)})
-    with monkeypatch.context() as before:
-        before.setattr(image_kinds, "has_extra", lambda extra: False)
-        before.setattr(image_kinds, "kind_of", lambda head: None)
-        result = pack(config(folder, tmp_path / "out"))
-    assert (result.samples, result.ignored) == (2, {".heic": 1})
-    write(tmp_path / "in", {"new.png": png(5)})
-    again = pack(config(folder, tmp_path / "out", append=True, retry_rejected=True))
-    assert (again.added, again.samples, again.ignored) == (1, 3, {"new": 1})
-    last = pack(config(folder, tmp_path / "out", append=True))
-    assert (last.added, last.samples, last.ignored) == (1, 4, {})
-
-
-def test_labels_modes_and_sides_are_told(tmp_path):
-    folder = write(
-        tmp_path / "in", {"a/1.png": png(1), "a/2.png": png(2, (30, 4)), "b/3.png": png(3)}
-    )
-    found = pack(config(folder, tmp_path / "out")).found
-    assert found["labels"] == {"a": 2, "b": 1}
-    assert found["modes"] == {"RGB": 3}
-    assert (found["smallest_side"], found["largest_side"]) == (4, 30)
-
-
 @pytest.mark.skipif(not ODD.exists(), reason=f"{ODD} is not here")
 @pytest.mark.parametrize(
     ("name", "samples", "rejected", "ignored", "labels"),
