@@ -203,8 +203,8 @@ class _Sample:
             raise DatasetError(
                 f"{where}: the sample {self.key!r} has several images: "
                 f"{', '.join(image.extension for image in left)}. Say which one to take: "
-                f"--image-extension {left[0].extension}. Where those dots belong to names, pack the "
-                "images anew (jobs.pack)."
+                f"--image-extension {left[0].extension}. Where its dots belong to names, pack "
+                "the images anew (jobs.pack)."
             )
         return left[0] if left else None
 

@@ -1,4 +1,4 @@
-"""What a pack tells at once: labels that met nothing, copies, sizes, and what may be tried again."""
+"""What a pack tells at once: rows that met nothing, copies, sizes, what may be tried again."""
 
 import pytest
 
