@@ -8,7 +8,8 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -71,11 +72,22 @@ def _print(outcome: Outcome, output: "Output") -> None:
 
     A terminal gets the JSON only if asked: 2,000 characters below a summary hide it.
     """
-    for line in outcome.summary:
-        print(line)
-    if output.json or not sys.stdout.isatty() or not outcome.summary:
-        print(json.dumps(outcome.result, allow_nan=False))
-    sys.stdout.flush()
+    with while_read():
+        for line in outcome.summary:
+            print(line)
+        if output.json or not sys.stdout.isatty() or not outcome.summary:
+            print(json.dumps(outcome.result, allow_nan=False))
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """Prints no more once nobody reads stdout any more, as `| head` does: that is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 OUTPUT_FLAGS = tuple(flag.split()[0] for flag, _ in COMMON)

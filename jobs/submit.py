@@ -9,7 +9,7 @@ import typing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from jobs.command import Outcome, parse_flags, run_job, validate
+from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ClusterError, ConfigError
 
@@ -30,8 +30,9 @@ def main(config: SubmitConfig) -> Outcome:
         return Outcome({"jobs": [asdict(job) for job in jobs]}, summary=rows)
     request = _request(config, place)
     if config.logs:
-        for text in follower.logs(place, request):
-            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        with while_read():
+            for text in follower.logs(place, request):
+                sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
         return Outcome({"submission_id": config.id or request.base})
     if config.status:
         verdict = follower.status(place, request)
@@ -92,8 +93,10 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     """What is meant: by the command, or, where an id is all there is, by what that job runs."""
     if config.command:
         return replace(request_of(config.command), id=config.id)
+    from pipeline.submission.place import Request
+
     assert config.id is not None, "the config has an id or a command"
-    job = place.job(config.id)
+    job = place.find(Request((), config.id, id=config.id))
     if job is None:
         raise ClusterError(
             f"{place.address} knows no job {config.id}. --list shows those it knows."
@@ -102,8 +105,6 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     try:
         return replace(request_of(command), id=config.id)
     except (ConfigError, SystemExit):  # It was submitted with another version of this package.
-        from pipeline.submission.place import Request
-
         return Request(command, config.id, id=config.id)
 
 

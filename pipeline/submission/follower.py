@@ -224,7 +224,7 @@ def _joined(request: Request, job: Job) -> str:
 
 
 def _make_room(config: SubmitConfig, place: Place, job: Job) -> None:
-    _patiently(config, place, lambda: place.forget(job))
+    _patiently(config, place, lambda: place.end(job))
     deadline = time.monotonic() + config.stop_seconds
     while (now := _patiently(config, place, lambda: place.job(job.id))) and now.uid == job.uid:
         if time.monotonic() > deadline:

@@ -30,9 +30,8 @@ class KubernetesJobs:
     The API server lets one RayJob have a name, so one that ended makes room for the next.
     """
 
-    gone: Literal["LOST", "STOPPED"] = (
-        "STOPPED"  # Only a deletion removes a RayJob that has not ended.
-    )
+    # Only a deletion removes a RayJob that has not ended.
+    gone: Literal["LOST", "STOPPED"] = "STOPPED"
 
     def __init__(self, server: ApiServer, config: SubmitConfig) -> None:
         self._server, self._config = server, config
@@ -65,10 +64,6 @@ class KubernetesJobs:
 
     def end(self, job: Job) -> None:
         """Deletes the RayJob; KubeRay asks the driver to end, and takes its cluster away."""
-        self._server.delete(RAYJOBS, job.id, job.uid)
-
-    def forget(self, job: Job) -> None:
-        """Deletes the RayJob."""
         self._server.delete(RAYJOBS, job.id, job.uid)
 
     def output(self, job: Job) -> Output:

@@ -96,11 +96,7 @@ class Place(Protocol):
         ...
 
     def end(self, job: Job) -> None:
-        """Asks for the end of this very job; nothing where it has ended."""
-        ...
-
-    def forget(self, job: Job) -> None:
-        """Removes this very job, which has ended, so that its id is free."""
+        """Asks for the end of this very job; one that has ended makes room, where it has to."""
         ...
 
     def output(self, job: Job) -> Output:

@@ -22,13 +22,13 @@ _LOST = frozenset({"JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FA
 class RayJobs:
     """The jobs of the cluster whose dashboard is at `address`: the place `Place` of that name.
 
-    Ray keeps what has ended, so new starts get the next of BASE-1, BASE-2, ...; one of a given name
-    has to make room. `ship` is a folder whose files the jobs run with.
+    Ray keeps what has ended, and appends to the log of an id that is used again: so new starts get
+    the next of BASE-1, BASE-2, ..., and those of a given id ID, ID-2, .... `ship` is a folder whose
+    files the jobs run with.
     """
 
-    gone: Literal["LOST", "STOPPED"] = (
-        "LOST"  # Nobody deletes what runs: another head has taken the address.
-    )
+    # Nobody deletes what runs: another head has taken the address.
+    gone: Literal["LOST", "STOPPED"] = "LOST"
 
     def __init__(
         self, address: str, seconds: float = SubmitConfig.timeout_seconds, ship: str | None = None
@@ -39,10 +39,8 @@ class RayJobs:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def find(self, request: Request) -> Job | None:
-        """The job of the id, else that of the highest number."""
-        if request.id is not None:
-            return self.job(request.id)
-        numbered = self._numbered(request.base)
+        """The job of the highest number; one that has the given id alone counts as the first."""
+        numbered = self._numbered(request)
         return numbered[max(numbered)] if numbered else None
 
     def job(self, name: str) -> Job | None:
@@ -59,11 +57,10 @@ class RayJobs:
         return [_job(each) for each in sorted(submitted, key=lambda j: j.get("start_time") or 0)]
 
     def free_id(self, request: Request, newest: Job | None) -> str:
-        """The id, else the next number."""
-        if request.id is not None:
-            return request.id
-        number = int(newest.id.rpartition("-")[2]) if newest is not None else 0
-        return f"{request.base}-{number + 1}"
+        """The given id the first time, then the next number."""
+        if newest is None:
+            return request.id or f"{request.base}-1"
+        return f"{request.id or request.base}-{max(self._numbered(request), default=0) + 1}"
 
     def advice(self, request: Request) -> Sequence[str]:
         """None: nothing here differs from one's own machine."""
@@ -87,12 +84,6 @@ class RayJobs:
         """SIGTERM to the driver, and SIGKILL 3 s later, unless Ray was told otherwise."""
         self._checked(self._ask("POST", f"/api/jobs/{urllib.parse.quote(job.id)}/stop"))
 
-    def forget(self, job: Job) -> None:
-        """Ray then knows no more of the job, its log excepted."""
-        answer = self._ask("DELETE", f"/api/jobs/{urllib.parse.quote(job.id)}")
-        if answer.status != 404:
-            self._checked(answer)
-
     def output(self, job: Job) -> Output:
         """Everything that the driver has printed so far."""
         answer = self._checked(self._ask("GET", f"/api/jobs/{urllib.parse.quote(job.id)}/logs"))
@@ -102,9 +93,9 @@ class RayJobs:
         """Ray's own sentence on a job that is pending."""
         return job.message if job.status == "PENDING" else ""
 
-    def _numbered(self, base: str) -> dict[int, Job]:
-        form = re.compile(rf"{re.escape(base)}-(\d+)")
-        return {int(m[1]): job for job in self.jobs() if (m := form.fullmatch(job.id))}
+    def _numbered(self, request: Request) -> dict[int, Job]:
+        form = re.compile(rf"{re.escape(request.id or request.base)}(?:-(\d+))?")
+        return {int(m[1] or 1): job for job in self.jobs() if (m := form.fullmatch(job.id))}
 
     def _uploaded(self, folder: Path) -> str:
         """Puts a zip of the folder's files beside the cluster's state, unless it is there."""

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.submission.ray_jobs import RayJobs
 from pipeline.web import ask
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.ray_head import TOKEN, RayHead
+from tests.support.killing import ROOT
 from tests.support.submitting import ended, python, sleeping, submit, until
 
 
@@ -148,3 +150,53 @@ def test_the_working_tree_is_shipped_without_what_git_ignores(to_head, tmp_path)
     returned, _ = ended(submit(tmp_path, "--ship", str(tree), *python(source)))
     assert returned == 0, (tmp_path / "log").read_text()
     assert "[42]" in (tmp_path / "log").read_text()
+
+
+def test_what_a_job_prints_is_shown_while_it_runs_byte_for_byte_and_only_once(to_head, tmp_path):
+    marker = tmp_path / "marker"
+    # In two parts, neither of which begins or ends with a line's end.
+    more = "print('one' * 2, '', 'two' * 2, sep='\\n', end='', flush=True)"
+    last = "\nprint('-' * 3, 'four' * 2, sep='\\n')"
+    process = submit(tmp_path, *python(sleeping(marker, more) + last))
+    log = tmp_path / "log"
+    until(lambda: "oneone\n\ntwotwo" in log.read_text(), process, tmp_path)
+    assert "fourfour" not in log.read_text()
+    (tmp_path / "over").touch()
+    assert ended(process)[0] == 0
+    assert log.read_text().count("oneone\n\ntwotwo---\nfourfour\n") == 1
+
+
+def test_the_fate_of_a_job_is_still_told_when_it_is_asked_for_later(to_head, tmp_path):
+    command = python("import json, sys; print('RunError: no luck'); sys.exit(3)")
+    _, told = ended(submit(tmp_path, *command))
+    for asked in (command, ("--id", told["submission_id"])):
+        code, later = ended(submit(tmp_path, "--status", *asked))
+        assert (code, later) == (3, told)
+    assert told["message"] == "exit code 3: RunError: no luck"
+    code, stopped = ended(submit(tmp_path, "--stop", *command))
+    assert (code, stopped["status"]) == (3, "QUARANTINED")
+    assert "had ended before" in stopped["message"]
+
+
+@pytest.mark.parametrize("flag", ["--status", "--logs", "--stop"])
+def test_a_job_that_nobody_knows_is_named_with_where_to_look(to_head, tmp_path, flag):
+    assert ended(submit(tmp_path, flag, "--id", "nobody")) == (1, {})
+    (line,) = (tmp_path / "log").read_text().strip().splitlines()
+    assert "knows no job nobody. --list" in line
+
+
+def test_a_given_id_that_has_been_used_gets_a_number(to_head, tmp_path):
+    command = ("--id", "mine", *python("print('again' * 2)"))
+    code, told = ended(submit(tmp_path, *command))
+    assert (code, told["submission_id"]) == (0, "mine")
+    code, told = ended(submit(tmp_path, *command))
+    assert (code, told["submission_id"]) == (0, "mine-2")
+    assert (tmp_path / "log").read_text().count("againagain\n") == 2
+
+
+def test_a_reader_of_the_list_that_has_read_enough_ends_it_without_a_traceback(to_head, tmp_path):
+    found = subprocess.run(
+        f"{sys.executable} -m jobs.submit --list | head -c 1", shell=True, cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stderr == ""

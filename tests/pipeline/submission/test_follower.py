@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.submit import main, request_of
+from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import AccessDeniedError, ClusterError
 from pipeline.runs.run import Run
@@ -232,3 +233,22 @@ def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(server,
     ended(train, "done", 1000)
     thread.join()
     assert (outcomes[0].exit_code, outcomes[0].result["result"]["elbo"]) == (0, -1.0)
+
+
+def test_the_logs_of_a_training_are_those_of_its_newest_start(server, train, capsys):
+    run = request_of(train).run
+    for number, text in ((1, "old"), (2, "new")):
+        run.claim()
+        storage.publish(run.path("logs", f"{number:06d}.000-rank0.log"), text.encode())
+    assert list(follower.logs_in(run, 1)) == ["==> 000001.000-rank0.log <==\nold"]
+    submit(*train, detach=True)
+    submit(*train, logs=True)
+    assert capsys.readouterr().out == "==> 000002.000-rank0.log <==\nnew\n"
+    server.objects.clear()
+    submit(*train, logs=True)  # Its RayJob is gone, its run is not.
+    assert "new" in capsys.readouterr().out
+
+
+def test_logs_of_a_run_without_any_start_are_no_empty_success(server, train):
+    with pytest.raises(ClusterError, match="knows no job first"):
+        submit(*train, logs=True)

@@ -1,0 +1,68 @@
+"""Which of a Ray cluster's jobs is meant, and what a dashboard's answers mean."""
+
+import json
+
+import pytest
+
+from pipeline.errors import ClusterError, UnreachableError
+from pipeline.submission import ray_jobs
+from pipeline.submission.place import Request
+from pipeline.submission.ray_jobs import RayJobs
+from pipeline.web import Answer
+
+
+def listed(*names: str) -> list[dict]:
+    return [
+        {"submission_id": name, "job_id": None, "status": "SUCCEEDED", "entrypoint": "python",
+         "message": "", "start_time": 1000 + at, "driver_exit_code": 0}
+        for at, name in enumerate(names)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def dashboard(monkeypatch):
+    """What the dashboard answers, by method."""
+    answers = {"GET": Answer(200, json.dumps(listed()).encode())}
+    monkeypatch.setattr(ray_jobs, "ask", lambda method, *_, **__: answers[method])
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("names", "request_", "found", "free"),
+    [
+        ((), Request((), "train-v1"), None, "train-v1-1"),
+        (("train-v1-9", "train-v1-10", "train-v10-11", "x"), Request((), "train-v1"),
+         "train-v1-10", "train-v1-11"),
+        ((), Request((), "b", id="mine"), None, "mine"),
+        (("mine",), Request((), "b", id="mine"), "mine", "mine-2"),
+        (("mine", "mine-2"), Request((), "b", id="mine"), "mine-2", "mine-3"),
+        (("mine", "mine-2"), Request((), "b", id="mine-2"), "mine-2", "mine-2-2"),
+    ],
+)  # fmt: skip
+def test_the_newest_of_a_name_is_meant_and_the_next_one_is_free(
+    dashboard, names, request_, found, free
+):
+    dashboard["GET"] = Answer(200, json.dumps(listed(*names)).encode())
+    jobs = RayJobs("http://head:8265")
+    newest = jobs.find(request_)
+    assert (newest and newest.id) == found
+    assert jobs.free_id(request_, newest) == free
+
+
+def test_a_dashboard_without_its_head_says_nothing_of_a_job(dashboard):
+    dashboard["GET"] = Answer(500, b"Traceback\nRpcError: unavailable")
+    with pytest.raises(UnreachableError, match="RpcError: unavailable"):
+        RayJobs("http://head:8265").job("mine")
+
+
+def test_a_submission_that_ray_refuses_is_refused_and_one_that_is_there_is_not_made_twice(
+    dashboard,
+):
+    jobs, request = RayJobs("http://head:8265"), Request(("python",), "b")
+    dashboard["POST"] = Answer(500, b"Traceback\nRuntimeError: no such runtime_env")
+    with pytest.raises(ClusterError, match="no such runtime_env"):
+        jobs.start(request, "b-1")
+    dashboard["POST"] = Answer(400, b"ValueError: Job with submission_id b-1 already exists")
+    assert jobs.start(request, "b-1") is False
+    dashboard["POST"] = Answer(200, b"{}")
+    assert jobs.start(request, "b-1") is True
