@@ -70,6 +70,7 @@ def main(config: DemoConfig) -> Outcome:
         trained = stages.run("train", lambda: train.main(training))
         model = f"models:/{tracking.model_name}/{trained['model_version']}"
         evaluating = EvaluateConfig(
+            bound_images=16,
             model=trained["run"], data=f"{dataset}/holdout", output=str(folder / "figures"),
         )  # fmt: skip
         evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating))
@@ -179,8 +180,8 @@ def summary(
         f"Held-out images ({evaluated['images']}), nats per image:",
         f"  {'':<16}{'untrained':>12}{'trained':>12}",
         *rows,
-        f"  IWAE bound on log p(x): {evaluated['iwae']:.2f}; "
-        f"the ELBO over the same draws is {evaluated['posterior_gap']:.2f} below it",
+        f"  posterior gap KL(q || p(z|x)) >= {evaluated['posterior_gap']:.2f}: of the first "
+        f"{evaluated['gap']['images']} images, by {evaluated['gap']['how']}",
         f"Encoded {result['samples']} images ({result['images_per_second']:.0f} images/s); the "
         f"store is {'whole' if result['verified'] else 'NOT WHOLE'}.",
         f"  pictures   {folder / 'figures'}",

@@ -15,24 +15,34 @@ def main(config: EvaluateConfig) -> Outcome:
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    low, high = result["posterior_gap_interval"]
+    gap = result["gap"]
     lines = [
         f"{result['images']:,} images, nats per image:",
         f"  ELBO            {result['elbo']:12.3f}  +- {_number(result['elbo_error'])}",
         f"    log p(x|z)    {result['log_likelihood']:12.3f}",
         f"    - KL to prior {-result['kl']:12.3f}",
-        f"  IWAE, K={result['importance_samples']:<7} {result['iwae']:12.3f}"
-        f"  +- {_number(result['iwae_error'])}",
-        f"  posterior gap   {result['posterior_gap']:12.3f}  [{_number(low)}, {_number(high)}]",
+        f"  posterior gap >={result['posterior_gap']:12.3f}  +- {_number(gap['error'])}",
+        f"  log p(x) >=     {gap['evidence']:12.3f}  = ELBO {gap['elbo']:.3f} + gap: both of "
+        f"{_which(gap['images'], result['images'])}, by {gap['how']}",
         f"  active units    {result['active_units']} of {result['latent_dimensions']}",
         f"  reconstruction  {result['reconstruction']['psnr_mean']:.2f} dB PSNR at the mean",
     ]
     if result["bits_per_dim"] is not None:
         lines.append(f"  bits per dim    {result['bits_per_dim']:12.4f}")
+    if bracket := result["bracket"]:
+        lines.append(
+            f"{bracket['images']} images drawn from the model: log p(x) from "
+            f"{bracket['lower']:.3f} to {bracket['upper']:.3f}, {bracket['width']:.3f} "
+            f"+- {_number(bracket['width_error'])} wide"
+        )
     lines += _comparison(result["comparison"]) if "comparison" in result else []
     if result["figures"]:
         lines.append(f"{len(result['figures'])} pictures beside {result['figures'][0]}")
     return lines
+
+
+def _which(few: int, images: int) -> str:
+    return "all images" if few == images else f"the first {few:,} images"
 
 
 def _comparison(found: dict[str, Any]) -> list[str]:

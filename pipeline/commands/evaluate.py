@@ -112,7 +112,7 @@ def measure_model(
             "diverged. Take an earlier checkpoint, or train with a lower --optimizer.learning-rate."
         )
     first = read_first(dataset, vae, _FIRST)
-    finding = FindingOptions(config.seed, config.importance_samples, _SPLIT_IMAGES)
+    finding = FindingOptions(config.seed, config.importance_samples, config.bound_images)
     return Evaluated(vae, run, measured, find(vae, measured, first, finding))
 
 

@@ -22,4 +22,11 @@ class EvaluateConfig(MeasurementConfig):
     compare: tuple[str, ...] = Field(
         (), description="More models or runs, set beside it image by image."
     )
+    bound_images: int = Field(
+        32,
+        ge=0,
+        le=256,
+        description="Images whose log p(x) gets better bounds than importance sampling's: the "
+        "first, and as many drawn from the model; fewer above 64 pixels a side; 0: none.",
+    )
     allow_custom: AllowCustom = ()

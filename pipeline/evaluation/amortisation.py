@@ -1,7 +1,7 @@
-"""Is the encoder wrong, or the family it chooses from? The posterior gap, split in two.
+"""The best q of its family for each image alone: what the encoder could have said, and did not.
 
-Cremer et al. 2018: the amortisation gap is what optimising q for each image alone wins over the
-encoder's q; the approximation gap is what even that q misses, because its family can't hold p(z|x).
+Cremer et al. 2018: the amortisation gap is what optimising q for each image wins over the encoder's
+q; the approximation gap is what even that q misses, because its family can't hold p(z|x).
 """
 
 import math
@@ -10,80 +10,80 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.sums import evaluating, seen_images
 from pipeline.vae import VAE, Noise, Posterior, draw_noise
 from pipeline.vae.posterior import posterior_from_moments, standard_normal_log_prob
 
 _TRAINING_DRAWS = 4
 _SCORING_DRAWS = 64
+_CHOOSING, _SCORING, _TRAINING, _WEIGHING = -2, -3, -10, -1_000_000
+"""Noise of one purpose each: a q that was chosen by the draws that score it would look too good."""
+_LEARNING_RATE = 0.02
 
 
 @dataclass(frozen=True)
-class GapSplit:
-    """Means over the first `images` of the hold-out, in nats: gap = amortisation + approximation.
-
-    Every ELBO is an average over the same 64 draws per image that the optimisation has not seen;
-    `gap` is measured to IWAE with `samples` draws through the optimised q. Errors are one standard
-    error over images.
+class OptimisedPosterior:
+    """The q found for each of B images, with the ELBO (`[B]`, float64 nats) of the encoder's and
+    of this one, both by the same 64 draws, which no choice has looked at.
     """
 
-    images: int
-    samples: int
-    steps: int
-    gap: float
-    amortisation: float
-    amortisation_error: float
-    approximation: float
-    approximation_error: float
+    posterior: Posterior
+    encoder_elbo: Tensor
+    elbo: Tensor
 
 
-def split_gap(
-    vae: VAE,
-    images: Tensor,
-    seed: int,
-    samples: int,
-    steps: int = 200,
-    learning_rate: float = 0.02,
-) -> GapSplit:
-    """The split for uint8 images `[B, C, H, W]`, which hold positions 0..B-1 of the hold-out.
+def optimise_posterior(
+    vae: VAE, start: Posterior, target: Tensor, seed: int, steps: int
+) -> OptimisedPosterior:
+    """`steps` of Adam on fresh noise from the encoder's q, for targets `[B, C, H, W]`.
 
-    Each image's q starts at the encoder's and takes `steps` of Adam on fresh noise; an image whose
-    q became worse keeps the encoder's, which is a member of the family too.
+    Image i's noise is that of slot i. An image whose q became worse keeps the encoder's, which is
+    a member of the family too.
     """
-    slots = range(len(images))
-    noise = draw_noise(vae, seed, 0, slots, images.device)
-    with evaluating(vae):
-        with torch.no_grad():
-            target = vae.likelihood.target(images, noise.pixels)
-            start = _moments(vae, vae.encode(seen_images(vae, images, noise)))
-        scoring = draw_noise(vae, seed, -2, slots, images.device, samples=_SCORING_DRAWS)
-        encoder = _score(vae, start, target, scoring)
-        moments = start.clone().requires_grad_()
-        optimizer = torch.optim.Adam([moments], lr=learning_rate)
-        for step in range(steps):
-            # The steps of training count from 1 and evaluation's own is 0, so these are apart.
-            fresh = draw_noise(vae, seed, -10 - step, slots, images.device, samples=_TRAINING_DRAWS)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+    slots = range(len(target))
+    begin = _moments(vae, start)
+    moments = begin.clone().requires_grad_()
+    optimizer = torch.optim.Adam([moments], lr=_LEARNING_RATE)
+    for step in range(steps):
+        fresh = draw_noise(
+            vae, seed, _TRAINING - step, slots, target.device, samples=_TRAINING_DRAWS
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        with torch.enable_grad():
             loss = -_elbo(vae, moments, target, fresh).sum()
-            (moments.grad,) = torch.autograd.grad(loss, [moments])
-            optimizer.step()
-        found = _score(vae, moments.detach(), target, scoring)
-        better = (found > encoder).to(start.device).view(-1, *[1] * (start.dim() - 1))
-        best = torch.where(better, moments.detach(), start)
-        optimised = torch.maximum(found, encoder)
-        evidence = _evidence(vae, best, target, seed, samples)
-    amortisation, approximation = optimised - encoder, evidence - optimised
-    return GapSplit(
-        images=len(images),
-        samples=samples,
-        steps=steps,
-        gap=float((evidence - encoder).mean()),
-        amortisation=float(amortisation.mean()),
-        amortisation_error=_standard_error(amortisation),
-        approximation=float(approximation.mean()),
-        approximation_error=_standard_error(approximation),
+        (moments.grad,) = torch.autograd.grad(loss, [moments])
+        optimizer.step()
+    found = moments.detach()
+    choosing = draw_noise(vae, seed, _CHOOSING, slots, target.device, samples=_SCORING_DRAWS)
+    better = _score(vae, found, target, choosing) > _score(vae, begin, target, choosing)
+    spread = better.to(begin.device).view(-1, *[1] * (begin.dim() - 1))
+    best = torch.where(spread, found, begin)
+    scoring = draw_noise(vae, seed, _SCORING, slots, target.device, samples=_SCORING_DRAWS)
+    return OptimisedPosterior(
+        posterior_from_moments(vae.model_config.posterior, best, vae.latent_shape),
+        _score(vae, begin, target, scoring),
+        _score(vae, best, target, scoring),
     )
+
+
+@torch.no_grad()
+def importance_bound(
+    vae: VAE, posterior: Posterior, target: Tensor, seed: int, samples: int
+) -> Tensor:
+    """IWAE_K of targets `[B, C, H, W]` with K = `samples` draws of this q: `[B]`, float64 nats."""
+    total = torch.full((len(target),), -math.inf, dtype=torch.float64)
+    for start in range(0, samples, _SCORING_DRAWS):
+        draws = min(_SCORING_DRAWS, samples - start)
+        noise = draw_noise(
+            vae, seed, _WEIGHING - start, range(len(target)), target.device, samples=max(2, draws)
+        )
+        latents = posterior.sample(noise.posterior[:, :draws].to(target.dtype))
+        parameters = vae.decode_parameters(latents.flatten(0, 1))
+        conditional = vae.likelihood.log_prob(parameters, target.repeat_interleave(draws, 0))
+        weights = conditional.view(-1, draws) + standard_normal_log_prob(latents)
+        weights = (weights - posterior.log_prob(latents)).double().cpu()
+        total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
+    return total - math.log(samples)
 
 
 def _elbo(vae: VAE, moments: Tensor, target: Tensor, noise: Noise) -> Tensor:
@@ -96,41 +96,17 @@ def _elbo(vae: VAE, moments: Tensor, target: Tensor, noise: Noise) -> Tensor:
     return conditional.view(-1, draws).mean(dim=1) - posterior.kl()
 
 
-def _evidence(vae: VAE, moments: Tensor, target: Tensor, seed: int, samples: int) -> Tensor:
-    """IWAE_K through the optimised q, which wastes fewer draws than the encoder's: `[B]`."""
-    total = torch.full((len(moments),), -math.inf, dtype=torch.float64)
-    posterior = posterior_from_moments(vae.model_config.posterior, moments, vae.latent_shape)
-    with torch.no_grad():
-        for start in range(0, samples, _SCORING_DRAWS):
-            draws = min(_SCORING_DRAWS, samples - start)
-            step = -1_000_000 - start
-            noise = draw_noise(
-                vae, seed, step, range(len(moments)), moments.device, samples=max(2, draws)
-            )
-            latents = posterior.sample(noise.posterior[:, :draws].to(moments.dtype))
-            parameters = vae.decode_parameters(latents.flatten(0, 1))
-            conditional = vae.likelihood.log_prob(parameters, target.repeat_interleave(draws, 0))
-            weights = conditional.view(-1, draws) + standard_normal_log_prob(latents)
-            weights = (weights - posterior.log_prob(latents)).double().cpu()
-            total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
-    return total - math.log(samples)
-
-
+@torch.no_grad()
 def _score(vae: VAE, moments: Tensor, target: Tensor, noise: Noise) -> Tensor:
-    with torch.no_grad():
-        return _elbo(vae, moments, target, noise).double().cpu()
+    return _elbo(vae, moments, target, noise).double().cpu()
 
 
 def _moments(vae: VAE, posterior: Posterior) -> Tensor:
     """What an encoder would have said to give this posterior."""
     if vae.model_config.posterior == "diagonal":
-        return torch.cat([posterior.mean, posterior.log_variance], dim=1)
+        return torch.cat([posterior.mean, posterior.log_variance], dim=1).detach()
     factor: Tensor = posterior.cholesky  # type: ignore[attr-defined]
     rows, columns = torch.tril_indices(factor.shape[1], factor.shape[2], -1)
     diagonal = 2 * factor.diagonal(dim1=1, dim2=2).log()
     moments = torch.cat([posterior.mean.flatten(1), diagonal, factor[:, rows, columns]], dim=1)
-    return moments[:, :, None, None]
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return moments[:, :, None, None].detach()

@@ -10,7 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.amortisation import split_gap
+from pipeline.evaluation.evidence import (
+    METHODS,
+    affordable,
+    bound_gap,
+    bracket_evidence,
+    importance_gap,
+)
 from pipeline.evaluation.fidelity import PROTOCOL, psnr, ssim
 from pipeline.evaluation.interpolation import path_lengths
 from pipeline.evaluation.kl_split import ACTIVE_VARIANCE, split_kl
@@ -22,7 +28,6 @@ from pipeline.evaluation.sums import seen_images
 from pipeline.runs.json_numbers import plain_json
 from pipeline.vae import VAE, ElboTerms, draw_noise
 
-_TWO_SIDED_95 = 1.96
 _PAIRS = 32
 _GENERATED = 200
 _INTEGRATED = 16
@@ -30,11 +35,15 @@ _INTEGRATED = 16
 
 @dataclass(frozen=True)
 class FindingOptions:
-    """seed: of all draws. split_images: first images whose gap is split in two; 0: none."""
+    """seed: of all draws. bound_images: first images that get the better bounds; 0: none.
+
+    bracket_images: images drawn from the model, whose log p(x) is bounded on both sides; 0: none.
+    """
 
     seed: int
     importance_samples: int
-    split_images: int
+    bound_images: int
+    bracket_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,7 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
         "latent_dimensions": len(activity),
         "reconstruction": _reconstruction(measured),
     }
-    if options.split_images:
-        split = split_gap(
-            vae, first[: options.split_images], options.seed, options.importance_samples
-        )
-        numbers["gap_split"] = asdict(split)
+    numbers |= _gap(vae, measured, first, options)
     numbers["codes"] = _codes(vae, first, options.seed)
     numbers["quadrature"] = _quadrature(vae, first, options.seed)
     latents = torch.from_numpy(measured.means)
@@ -79,25 +84,45 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
 
 
 def bound_numbers(vae: VAE, measured: Measured, samples: int) -> dict[str, Any]:
-    """ELBO, its terms, the bound, the gap with its interval, rate, distortion and bits/dim."""
+    """ELBO, its terms, IWAE above it, rate, distortion and bits/dim, each mean with its error."""
     numbers: dict[str, Any] = {}
-    for name in (*ElboTerms.COMPONENTS, "iwae", "elbo_averaged"):
+    for name in (*ElboTerms.COMPONENTS, "iwae", "iwae_gap", "mean_log_weight"):
         numbers[name], numbers[f"{name}_error"] = mean_and_error(measured.column(name))
-    gap, error = mean_and_error(measured.column("iwae") - measured.column("elbo_averaged"))
     bits = not vae.likelihood.is_binary
     effective = measured.column("effective_samples")
     return numbers | {
         "importance_samples": samples,
         "effective_samples": float(effective.mean()),
         "effective_samples_lowest": float(effective.min()),
-        "posterior_gap": gap,
-        "posterior_gap_interval": [gap - _TWO_SIDED_95 * error, gap + _TWO_SIDED_95 * error],
         "rate": numbers["kl"],
         "distortion": -numbers["log_likelihood"],
         "bits_per_dim": -numbers["elbo"] / (math.prod(vae.image_shape) * math.log(2))
         if bits
         else None,
     }
+
+
+def _gap(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -> dict[str, Any]:
+    """`posterior_gap`, a lower bound: the best that was computed; `gap` tells how and of what.
+
+    `gap.elbo` and `gap.evidence` are of the gap's own images: ELBO + gap <= log p(x).
+    """
+    gaps, effective = measured.column("iwae_gap"), measured.column("effective_samples")
+    count = min(affordable(vae, options.bound_images), len(first))
+    found = importance_gap(gaps, effective, options.importance_samples)
+    images = len(gaps)
+    if count:
+        images = count
+        of_weights = importance_gap(gaps[:count], effective[:count], options.importance_samples)
+        slots = measured.positions[:count].tolist()
+        found = bound_gap(vae, first[:count], slots, of_weights, options.seed)
+    elbo, _ = mean_and_error(measured.column("elbo")[:images])
+    bracket = None
+    if options.bracket_images:
+        drawn = affordable(vae, options.bracket_images)
+        bracket = asdict(bracket_evidence(vae, drawn, options.seed))
+    told = {"how": METHODS[found.method], "elbo": elbo, "evidence": elbo + found.nats}
+    return {"posterior_gap": found.nats, "gap": asdict(found) | told, "bracket": bracket}
 
 
 def mean_and_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 COLUMNS = (
     *ElboTerms.COMPONENTS,
     "iwae",
-    "elbo_averaged",
+    "iwae_gap",
+    "mean_log_weight",
     "effective_samples",
     "psnr_mean",
     "psnr_sample",
     "ssim_mean",
     "ssim_sample",
 )
-"""Per image: the ELBO's terms from one draw; the bound and the ELBO averaged over its K draws, with
-their effective number; PSNR and SSIM of the image decoded at the posterior's mean and at a draw
+"""Per image: the ELBO's terms from one draw; `mean_log_weight`, the ELBO by K draws; `iwae_gap`,
+IWAE_K less it, never negative; `iwae`, the ELBO raised by it, which is IWAE_K in expectation and
+never below the ELBO; the effective number of the K draws; PSNR and SSIM of the image decoded at the posterior's mean and at a draw
 (SSIM is NaN for images below 7 pixels)."""
 
 _ROWS = 1600
@@ -132,7 +134,8 @@ def _measure_batch(
         chunk=max(4, _ROWS // len(positions)),
     )
     columns = [getattr(terms, name) for name in ElboTerms.COMPONENTS]
-    columns += [bound.bound, bound.elbo, bound.effective_samples]
+    gap = bound.bound - bound.mean_log_weight
+    columns += [terms.elbo.double() + gap, gap, bound.mean_log_weight, bound.effective_samples]
     columns += _fidelity(seen / 255, vae.decode(posterior.mean), vae.decode(
         posterior.sample(noise.posterior)
     ))  # fmt: skip

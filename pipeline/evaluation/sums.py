@@ -19,9 +19,10 @@ from pipeline.vae import VAE, ElboTerms, Noise, draw_noise, importance_estimate
 if TYPE_CHECKING:
     from pipeline.data import Batch
 
-QUANTITIES = (*ElboTerms.COMPONENTS, "iwae", "posterior_gap")
+QUANTITIES = (*ElboTerms.COMPONENTS, "iwae_gap")
 """What is averaged over images, in nats: the ELBO and its terms (one draw of z per image) over all
-of them; the bound on log p(x) and what the posterior misses over the images it was asked for."""
+of them; IWAE_K less the ELBO by the same K draws, never negative and never above the posterior gap
+in expectation, over the images it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Importance:
 class EvaluationSums:
     """Sums over images in float64; parts add up to the whole with `+` or, as tensors, all-reduced.
 
-    table: `[3, 8]`: counts, sums and sums of squares of `QUANTITIES`. dimensions: `[3, D]`, sums of
+    table: `[3, 7]`: counts, sums and sums of squares of `QUANTITIES`. dimensions: `[3, D]`, sums of
     each latent dimension's KL, posterior mean and squared posterior mean. pixels: C x H x W.
     """
 
@@ -61,7 +62,7 @@ class EvaluationSums:
         return self.with_values(self.to_tensor() + other.to_tensor())
 
     def to_tensor(self) -> Tensor:
-        """All sums as one float64 vector `[24 + 3 D]`, for an all-reduce."""
+        """All sums as one float64 vector `[21 + 3 D]`, for an all-reduce."""
         return torch.cat([self.table.flatten(), self.dimensions.flatten()])
 
     def with_values(self, values: Tensor) -> "EvaluationSums":
@@ -81,13 +82,19 @@ class EvaluationSums:
         return round(float(self.table[0, 0]))
 
     def means(self) -> dict[str, float | None]:
-        """Nats per image of what was measured, and `bits_per_dim` where it is true, else None."""
+        """Nats per image of what was measured, and `bits_per_dim` where it is true, else None.
+
+        `iwae`: the ELBO raised by `iwae_gap`, so that it never lies below the ELBO beside it; the
+        mean of IWAE_K in expectation, as no image is chosen by what it shows.
+        """
         means: dict[str, float | None] = {
             name: float(self.table[1, column] / self.table[0, column])
             for column, name in enumerate(QUANTITIES)
             if self.table[0, column] > 0
         }
         elbo = means.get("elbo")
+        if elbo is not None and (gap := means.get("iwae_gap")) is not None:
+            means["iwae"] = elbo + gap
         has_bits = self.has_bits and elbo is not None
         means["bits_per_dim"] = -elbo / (self.pixels * math.log(2)) if has_bits and elbo else None
         return means
@@ -127,8 +134,8 @@ def evaluate_elbo(
     """The exact sums over the valid images of this worker's `batches`, one draw of z per image.
 
     The batches come from a `Loader` with `shuffle=False` and the given `global_batch_size`; all
-    workers' sums together count each image of one epoch once. `importance` None: no `iwae` and no
-    `posterior_gap`.
+    workers' sums together count each image of one epoch once. `importance` None: no `iwae_gap`
+    and no `iwae`.
     """
     empty = EvaluationSums.empty(vae)
     table, dimensions = empty.table.clone(), empty.dimensions.clone()
@@ -150,8 +157,8 @@ def evaluate_elbo(
                 if places:
                     chosen = images[asked.to(images.device)]
                     bound = importance_estimate(vae, chosen, importance.samples, seed, slots=places)
-                    pair = torch.stack([bound.bound, bound.bound - bound.elbo])
-                    table[:, components:] += _moments(pair.cpu())
+                    gaps = (bound.bound - bound.mean_log_weight)[None]
+                    table[:, components:] += _moments(gaps.cpu())
     return EvaluationSums(table, dimensions, empty.pixels, empty.has_bits)
 
 

@@ -15,12 +15,12 @@ from pipeline.vae.vae import VAE
 class ImportanceEstimate:
     """Of B images, float64 [B].
 
-    `bound` is log (1/K) sum_k w_k in nats, `elbo` the mean of log w_k (the ELBO by samples alone),
-    and `effective_samples` (sum w)^2 / sum w^2 in [1, K].
+    `bound` is log (1/K) sum_k w_k in nats, `mean_log_weight` the mean of log w_k: the ELBO by the
+    same draws, never above it (Jensen). `effective_samples` is (sum w)^2 / sum w^2 in [1, K].
     """
 
     bound: Tensor
-    elbo: Tensor
+    mean_log_weight: Tensor
     effective_samples: Tensor
     samples: int
 
@@ -85,7 +85,7 @@ class _WeightTotals:
     def estimate(self, samples: int) -> ImportanceEstimate:
         return ImportanceEstimate(
             bound=self.largest + (self.first / samples).log(),
-            elbo=self.log_sum / samples,
+            mean_log_weight=self.log_sum / samples,
             effective_samples=self.first.square() / self.second,
             samples=samples,
         )

@@ -74,6 +74,13 @@ class Likelihood(nn.Module, abc.ABC):
     def draw(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """One image drawn from p(x | parameters): uint8 [B, C, H, W]."""
 
+    def draw_target(
+        self, parameters: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A draw from p(x | parameters) as `log_prob` scores it, and as a uint8 image."""
+        image = self.draw(parameters, generator)
+        return self.target(image, torch.zeros_like(image, dtype=parameters.dtype)), image
+
     def start_at(self, mean_image: Tensor) -> Tensor:
         """The parameters whose mean is `mean_image` ([C, H, W] in [0, 1]), others at 0."""
         start = mean_image.new_zeros(self.num_parameters, *mean_image.shape[1:])
@@ -132,8 +139,15 @@ class Invertible(Continuous):
 
     def draw(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """The level on which a draw of the density falls; draws outside go to the nearest."""
+        return self.draw_target(parameters, generator)[1]
+
+    def draw_target(
+        self, parameters: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A draw of the density itself, which no rounding to levels has moved, and its levels."""
         uniforms = uniform_like(parameters[:, : self.channels], generator)
-        return to_levels(self.quantile(parameters, uniforms))
+        positions = self.quantile(parameters, uniforms)
+        return positions, to_levels(positions)
 
     @abc.abstractmethod
     def quantile(self, parameters: Tensor, uniforms: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def test_the_first_good_images_are_taken_where_the_first_of_all_cannot_be_read(
     result = evaluate(place, data=str(data), output=str(tmp_path / "report"))
     assert result["images"] == 110
     assert result["generation"]["compared_with"] == 8
-    assert result["gap_split"]["images"] == 8
+    assert result["gap"]["images"] == 8
 
 
 def test_one_image_is_measured_and_its_errors_are_unknown(place: Path, tmp_path: Path):

@@ -9,13 +9,21 @@ from pipeline.evaluation.findings import mean_and_error
 from tests.support.digit_findings import COUNT, evaluated, numbers_of
 
 
-def test_the_gaps_interval_is_the_paired_one_of_scipy():
+def test_the_gap_is_the_best_bound_and_stands_once():
     measured, findings = evaluated()
-    gaps = measured.column("iwae") - measured.column("elbo_averaged")
-    low, high = findings.numbers["posterior_gap_interval"]
-    expected = scipy.stats.norm.interval(0.95, gaps.mean(), scipy.stats.sem(gaps))
-    assert (low, high) == pytest.approx(expected, rel=1e-4)
-    assert findings.numbers["posterior_gap"] == pytest.approx(gaps.mean())
+    numbers, gap = findings.numbers, findings.numbers["gap"]
+    assert numbers["posterior_gap"] == gap["nats"] == max(gap["bounds"].values())
+    own = measured.column("elbo")[: gap["images"]].mean()
+    assert gap["evidence"] == pytest.approx(own + gap["nats"])
+    assert gap["amortisation"] + gap["remaining"] == pytest.approx(gap["nats"])
+    assert gap["bounds"]["importance"] == pytest.approx(measured.column("iwae_gap")[:8].mean())
+
+
+def test_means_have_scipys_standard_error():
+    measured, findings = evaluated()
+    expected = scipy.stats.sem(measured.column("iwae"))
+    assert findings.numbers["iwae_error"] == pytest.approx(expected, rel=1e-6)
+    assert findings.numbers["iwae"] >= findings.numbers["elbo"]
 
 
 def test_rate_and_distortion_add_up_to_minus_the_elbo():

@@ -67,7 +67,7 @@ def test_the_terms_add_up_to_the_elbo_and_dimensions_to_the_kl():
 def test_the_gap_is_measured_on_the_images_asked_for_and_is_never_negative():
     found = sums(1, 50)
     assert found.table[0, -1] == 39  # 40 positions, one of them bad
-    assert found.means()["posterior_gap"] > 0
+    assert found.means()["iwae_gap"] > 0
 
 
 def test_bernoulli_states_no_bits_and_encodes_the_binarised_image():

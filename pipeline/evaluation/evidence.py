@@ -1,0 +1,170 @@
+"""How far is q from the true posterior? The best bound that was computed, and how it was had.
+
+log p(x) = ELBO + KL(q(z|x) || p(z|x)): a lower bound on log p(x) bounds that KL, the posterior gap,
+from below. On images drawn from the model itself log p(x) is bounded from above too, so that the
+width between the bounds says what they are worth.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.amortisation import importance_bound, optimise_posterior
+from pipeline.evaluation.annealing import Schedule, anneal
+from pipeline.evaluation.sums import evaluating, seen_images
+from pipeline.vae import VAE, draw_noise
+
+Method = Literal["importance", "optimised", "annealed"]
+METHODS: dict[Method, str] = {
+    "importance": "importance sampling with the encoder's q",
+    "optimised": "importance sampling with q optimised for each image",
+    "annealed": "annealed importance sampling from q optimised for each image",
+}
+ENOUGH_EFFECTIVE = 10
+"""Below so many effective draws a bound's error over images says nothing of how low it lies."""
+
+_SCHEDULE = Schedule()
+_STEPS = 200
+_DRAWN = -6
+"""The noise of latents that images are drawn from: no other measure uses this step."""
+_PIXELS = 64 * 64 * 64 * 3
+"""Over the images that get the better bounds: each is decoded and differentiated 5,000 times."""
+
+
+@dataclass(frozen=True)
+class PosteriorGap:
+    """KL(q(z|x) || p(z|x)) >= `nats`, the mean over the first `images`, by the `method` that gave
+    the highest bound; `error` is one standard error over these images.
+
+    `amortisation`: nats that q optimised for each image wins over the encoder's, and its error;
+    `remaining`: what that q still lacks at least. They add up to `nats`; None where nothing was
+    optimised. `bounds`: the gap that each method shows, all of them lower bounds.
+    """
+
+    images: int
+    nats: float
+    error: float
+    method: Method
+    samples: int
+    effective_samples: float
+    bounds: dict[Method, float]
+    amortisation: float | None = None
+    amortisation_error: float | None = None
+    remaining: float | None = None
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Mean bounds on log p(x) of `images` drawn from the model, in nats; `width` = upper - lower.
+
+    Errors are one standard error over images; that of `width` is of the paired differences.
+    """
+
+    images: int
+    lower: float
+    lower_error: float
+    upper: float
+    upper_error: float
+    width: float
+    width_error: float
+    chains: int
+    temperatures: int
+
+
+def affordable(vae: VAE, asked: int) -> int:
+    """How many of the images asked for get the better bounds: fewer of large ones, 4 at least."""
+    return min(asked, max(4, _PIXELS // math.prod(vae.image_shape)))
+
+
+def importance_gap(
+    gaps: npt.NDArray[np.float64], effective: npt.NDArray[np.float64], samples: int
+) -> PosteriorGap:
+    """What the importance weights of an evaluation show by themselves: `[N]` gaps and draws."""
+    kept = torch.from_numpy(gaps[np.isfinite(gaps)])
+    return PosteriorGap(
+        images=len(kept),
+        nats=float(kept.mean()),
+        error=_standard_error(kept),
+        method="importance",
+        samples=samples,
+        effective_samples=float(effective[np.isfinite(gaps)].mean()),
+        bounds={"importance": float(kept.mean())},
+    )
+
+
+def bound_gap(
+    vae: VAE, images: Tensor, slots: Sequence[int], of_weights: PosteriorGap, seed: int
+) -> PosteriorGap:
+    """The gap on uint8 images `[B, C, H, W]`, which hold these positions of the hold-out.
+
+    `of_weights`: what the importance weights of the same images showed.
+    """
+    noise = draw_noise(vae, seed, 0, slots, images.device)
+    samples = of_weights.samples
+    with evaluating(vae):
+        with torch.no_grad():
+            target = vae.likelihood.target(images, noise.pixels)
+            start = vae.encode(seen_images(vae, images, noise))
+        found = optimise_posterior(vae, start, target, seed, _STEPS)
+        weighed = importance_bound(vae, found.posterior, target, seed, samples)
+        annealed = anneal(vae, found.posterior, target, seed, _SCHEDULE)
+    gaps: dict[Method, Tensor] = {
+        "optimised": weighed - found.encoder_elbo,
+        "annealed": annealed.lower.cpu() - found.encoder_elbo,
+    }
+    amortisation = found.elbo - found.encoder_elbo
+    bounds: dict[Method, float] = dict(of_weights.bounds)
+    bounds |= {method: float(values.mean()) for method, values in gaps.items()}
+    # A model that has diverged gives values that are no numbers: no bound is better than another.
+    finite = {name: value for name, value in bounds.items() if math.isfinite(value)}
+    method = max(finite, key=lambda name: finite[name], default="importance")
+    nats = bounds[method]
+    own = {"annealed": float(annealed.effective_samples.mean())}
+    return PosteriorGap(
+        images=len(images),
+        nats=nats,
+        error=_standard_error(gaps[method]) if method in gaps else of_weights.error,
+        method=method,
+        samples=_SCHEDULE.chains if method == "annealed" else samples,
+        effective_samples=own.get(method, of_weights.effective_samples),
+        bounds=bounds,
+        amortisation=float(amortisation.mean()),
+        amortisation_error=_standard_error(amortisation),
+        remaining=nats - float(amortisation.mean()),
+    )
+
+
+def bracket_evidence(vae: VAE, count: int, seed: int) -> Bracket:
+    """Both bounds on log p(x) for `count` images that are drawn from the model."""
+    latents = draw_noise(vae, seed, _DRAWN, range(count)).posterior.to(vae.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with evaluating(vae):
+        with torch.no_grad():
+            parameters = vae.decode_parameters(latents)
+            target, images = vae.likelihood.draw_target(parameters, generator)
+            start = vae.encode(images)
+        found = optimise_posterior(vae, start, target, seed, _STEPS)
+        bounds = anneal(vae, found.posterior, target, seed, _SCHEDULE, drawn_from=latents)
+    assert bounds.upper is not None, "the images' latents were given"
+    width = bounds.upper - bounds.lower
+    return Bracket(
+        images=count,
+        lower=float(bounds.lower.mean()),
+        lower_error=_standard_error(bounds.lower),
+        upper=float(bounds.upper.mean()),
+        upper_error=_standard_error(bounds.upper),
+        width=float(width.mean()),
+        width_error=_standard_error(width),
+        chains=_SCHEDULE.chains,
+        temperatures=_SCHEDULE.temperatures,
+    )
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
