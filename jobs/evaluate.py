@@ -27,6 +27,7 @@ def _summary(result: dict[str, Any]) -> list[str]:
         f"  active units    {result['active_units']} of {result['latent_dimensions']}",
         f"  reconstruction  {result['reconstruction']['psnr_mean']:.2f} dB PSNR at the mean",
     ]
+    lines += _distances(result["distances"]) if result["distances"] else []
     if result["bits_per_dim"] is not None:
         lines.append(f"  bits per dim    {result['bits_per_dim']:12.4f}")
     if bracket := result["bracket"]:
@@ -39,6 +40,18 @@ def _summary(result: dict[str, Any]) -> list[str]:
     if result["figures"]:
         lines.append(f"{len(result['figures'])} pictures beside {result['figures'][0]}")
     return lines
+
+
+def _distances(found: dict[str, Any]) -> list[str]:
+    """Reconstruction and generation apart, with what they are measured over."""
+    return [
+        f"  Fréchet distance to {found['images']} images over {found['features']}: "
+        f"{found['reconstruction']:.4g} of as many reconstructions, {found['generation']:.4g} of "
+        f"{found['samples']} samples",
+        f"  kernel distance: {found['reconstruction_kernel']:.3g} "
+        f"+- {_number(found['reconstruction_kernel_error'])} and "
+        f"{found['generation_kernel']:.3g} +- {_number(found['generation_kernel_error'])}",
+    ]
 
 
 def _which(few: int, images: int) -> str:

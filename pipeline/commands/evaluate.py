@@ -112,7 +112,9 @@ def measure_model(
             "diverged. Take an earlier checkpoint, or train with a lower --optimizer.learning-rate."
         )
     first = read_first(dataset, vae, _FIRST)
-    finding = FindingOptions(config.seed, config.importance_samples, config.bound_images)
+    finding = FindingOptions(
+        config.seed, config.importance_samples, config.bound_images, config.features
+    )
     return Evaluated(vae, run, measured, find(vae, measured, first, finding))
 
 

@@ -1,6 +1,10 @@
 """`jobs.explain`: a run or a model is measured, and its numbers are put into words."""
 
 import math
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pipeline import storage
@@ -8,49 +12,81 @@ from pipeline.commands.evaluate import Evaluated, draw_all, measure_model
 from pipeline.config import EvaluateConfig, ExplainConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError, RunError
-from pipeline.evaluation.explanation import explain, render
+from pipeline.evaluation.findings import mean_and_error, surgery
 from pipeline.evaluation.health import check_health
-from pipeline.evaluation.mistakes import Diagnosis, diagnose, known_slips
+from pipeline.evaluation.reading import in_order
+from pipeline.evaluation.rows import MeasureOptions, measure
+from pipeline.explanation.mistakes import Diagnosis, diagnose, known_slips
+from pipeline.explanation.objective import Optimised
+from pipeline.explanation.page import explain, to_markdown, to_text
+from pipeline.figures.page import to_html
 from pipeline.registry.named_models import finished_run, load_named
 from pipeline.runs.history import read_validations
+from pipeline.runs.json_numbers import plain_json
+from pipeline.runs.run import Run
 from pipeline.vae import VAE
 from pipeline.vae.likelihoods import Gaussian
 
+_TRAINING_IMAGES, _TRAINING_BATCH = 2000, 100
+"""Of the training set, which are set against the hold-out: the standard error of their mean is then
+about that of a hold-out as large."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is explained: a model by name, the images it is measured on, and what it was trained on.
+
+    training: the training set and its digest, None where nobody knows. optimised: its objective.
+    """
+
+    name: str
+    data: str
+    training: tuple[str, str] | None
+    optimised: Optimised | None
+
 
 def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
-    """The page as Markdown, and the job's result with every answer and its numbers."""
-    name, data, beta = _subject(config)
+    """The page as plain text, and the job's result with every answer and its numbers."""
+    subject, found = _subject(config)
     evaluation = EvaluateConfig(
-        model=name,
-        data=data,
+        model=subject.name,
+        data=subject.data,
         output=config.output,
         storage=config.storage,
         importance_samples=config.importance_samples,
         seed=config.seed,
         allow_custom=config.allow_custom,
     )
-    dataset = Dataset.open(data)
-    found = load_named(name, config.storage, config.allow_custom)
-    model = measure_model(name, *found, evaluation, dataset)
-    if model.findings.numbers["images"] < 2:
-        raise DatasetError(f"{data}: one image has no intervals to explain. Give --data with more.")
-    numbers = model.findings.numbers | {
+    dataset = Dataset.open(subject.data)
+    model = measure_model(subject.name, *found, evaluation, dataset)
+    numbers = model.findings.numbers
+    if numbers["images"] < 2:
+        raise DatasetError(
+            f"{subject.data}: one image has no intervals to explain. Give --data with more."
+        )
+    # Into the findings' own numbers: the pictures tell the same ones as the text.
+    numbers |= {
         "pixels": math.prod(model.vae.image_shape),
         "likelihood": model.vae.model_config.likelihood,
+        "step": (model.vae.metadata or {}).get("step"),
     }
+    numbers |= _of_training_set(model.vae, subject, numbers, config.seed)
     sigma = deviation(model.vae)
     has_way = model.run is not None and len(read_validations(model.run.run)) > 1
-    parts = explain(numbers, beta, has_way)
+    parts = explain(numbers, subject.optimised, has_way)
     warnings = check_health(numbers, sigma)
-    diagnoses = _diagnoses(config, model, numbers, beta, sigma)
-    page = render(numbers, parts, warnings)
-    if diagnoses:
-        page += "\n## Your figures\n\n" + "\n".join(d.describe() for d in diagnoses) + "\n"
+    beta = subject.optimised.beta if subject.optimised else None
+    diagnoses = _diagnoses(config, model, numbers, 1.0 if beta is None else beta, sigma)
+    yours = "".join(f"{line}\n" for d in diagnoses for line in d.describe().splitlines())
     result = {
-        "model": name,
-        "data": data,
+        "model": subject.name,
+        "data": subject.data,
         "images": numbers["images"],
-        "answers": {part.name: dict(part.numbers) for part in parts},
+        "step": numbers["step"],
+        "answers": {part.name: part.numbers for part in parts},
+        "checks": {
+            part.name: [str(sentence.check) for sentence in part.sentences] for part in parts
+        },
         "warnings": warnings,
         "slips": {d.quantity: [slip.name for slip in d.slips] for d in diagnoses},
         "page": None,
@@ -58,9 +94,15 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
     }
     if config.output is not None:
         result["figures"] = draw_all(config.output, dataset, model, config.seed)
-        result["page"] = storage.join(config.output, "explanation.md")
+        names = [url.rsplit("/", 1)[-1] for url in result["figures"]]
+        page = to_markdown(numbers, parts, warnings, names)
+        page += f"\n## Your figures\n\n{yours}" if yours else ""
+        result["page"] = storage.join(config.output, "explanation.html")
+        pictures = {name: storage.read(storage.join(config.output, name)) for name in names}
         storage.publish(storage.join(config.output, "explanation.md"), page.encode())
-    return page, result
+        storage.publish(result["page"], to_html(page, pictures).encode())
+    text = to_text(numbers, parts, warnings) + (f"\nYour figures\n{yours}" if yours else "")
+    return text, result
 
 
 def deviation(vae: VAE) -> float | None:
@@ -69,28 +111,73 @@ def deviation(vae: VAE) -> float | None:
     return None if scale is None else scale.item()
 
 
-def _subject(config: ExplainConfig) -> tuple[str, str, float]:
-    """The model, the images to measure it on, and the KL's weight in its training."""
+def _subject(config: ExplainConfig) -> tuple[Subject, tuple[VAE, Any]]:
+    """What is asked about, and the loaded model with the run that it was named by."""
     if config.model is not None:
         if config.data is None:
             raise ConfigError("--model needs --data: name the images to measure it on.")
-        return config.model, config.data, 1.0 if config.beta is None else config.beta
-    run = finished_run(str(config.run), config.storage)
+        found = load_named(config.model, config.storage, config.allow_custom)
+        optimised = _optimised(found[0], {})
+        return Subject(config.model, config.data, None, optimised), found
+    name = str(config.run)
+    run = finished_run(name, config.storage)
     if run is None:
         raise RunError(
-            f"{storage.join(config.storage, str(config.run))}: is no finished run. Give --run and "
+            f"{storage.join(config.storage, name)}: is no finished run. Give --run and "
             "--storage of one that ended, or --model and --data."
         )
+    found = load_named(name, config.storage, config.allow_custom)
     # The run's own config names the hold-out that lay beside its data when it began.
     data = config.data or run.config["holdout"] or run.config["data"]
-    beta = run.config["objective"]["beta"] if config.beta is None else config.beta
-    return str(config.run), data, beta
+    training = None
+    pins = Run(run.run.url).pins()
+    if pins is not None and data != run.config["data"]:
+        training = (run.config["data"], pins.dataset)
+    return Subject(name, data, training, _optimised(found[0], run.config)), found
+
+
+def _optimised(vae: VAE, config: Mapping[str, Any]) -> Optimised | None:
+    """What the run's config says, else the bundle; where neither does, nothing is claimed."""
+    known = vae.metadata or {}
+    recorded = known.get("objective")
+    record: Any = config.get("objective") or (recorded if isinstance(recorded, dict) else None)
+    if record is None:
+        return None
+    last = known.get("beta")
+    return Optimised.of(record, last if isinstance(last, float) else None)
+
+
+def _of_training_set(
+    vae: VAE, subject: Subject, numbers: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """`training`: the ELBO on images of the training set; and `surgery`, if these are more.
+
+    What z knows about x is capped by the log of the number of images, so more of them tell more.
+    """
+    if subject.training is None:
+        return {"training": None}
+    dataset = Dataset.open(*subject.training)
+    options = MeasureOptions(1, seed, _TRAINING_BATCH, _TRAINING_IMAGES)
+    with closing(in_order(dataset, vae, _TRAINING_BATCH, 0, 1)) as loader:
+        batches = islice(loader, _TRAINING_IMAGES // _TRAINING_BATCH)
+        measured = measure(vae, batches, options)
+    if len(measured.positions) < 2:
+        return {"training": None}
+    elbo, error = mean_and_error(measured.column("elbo"))
+    found: dict[str, Any] = {
+        "training": {"images": len(measured.positions), "elbo": elbo, "elbo_error": error}
+    }
+    known = numbers["surgery"]
+    if known is not None and len(measured.means) > known["images"]:
+        means, spread = torch.from_numpy(measured.means), torch.from_numpy(measured.log_variances)
+        found["surgery"] = surgery(vae, means, spread, seed, "training")
+    return dict(plain_json(found))
 
 
 def _diagnoses(
     config: ExplainConfig,
     model: Evaluated,
-    numbers: dict[str, Any],
+    numbers: Mapping[str, Any],
     beta: float,
     sigma: float | None,
 ) -> list[Diagnosis]:

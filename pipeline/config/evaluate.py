@@ -29,4 +29,9 @@ class EvaluateConfig(MeasurementConfig):
         description="Images whose log p(x) gets better bounds than importance sampling's: the "
         "first, and as many drawn from the model; fewer above 64 pixels a side; 0: none.",
     )
+    features: str | None = Field(
+        None,
+        description="Network for the distances of samples and reconstructions to real images: a "
+        "TorchScript file or package.module:Class; None: pixels' principal components.",
+    )
     allow_custom: AllowCustom = ()

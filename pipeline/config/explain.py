@@ -24,9 +24,6 @@ class ExplainConfig(MeasurementConfig):
         None, description="Instead of a run: models:/NAME@ALIAS, models:/NAME/VERSION or a bundle."
     )
     data: Url | None = Field(None, description="Images to measure on; None: the run's hold-out.")
-    beta: float | None = Field(
-        None, ge=0, description="Weight of the KL in training; None: the run's, 1 for a model."
-    )
     mine: tuple[str, ...] = Field(
         (),
         description="Figures you got elsewhere, in nats per image, to be diagnosed: elbo=-90.1 "

@@ -1,10 +1,10 @@
 """Annealed importance sampling: log p(x) from below, and from above where a true z is known.
 
-Neal 2001. Chains go from q(z|x) to p(x, z) by Hamiltonian moves that leave q^(1 - t) p(x, z)^t as it
-is, for t from 0 to 1. The mean of their weights is p(x) in expectation, so its log is a stochastic
-lower bound. A chain that starts at a z which drew x, a sample of p(z|x), and goes back gives a
-stochastic upper bound (Grosse et al. 2015): log mean over it and K - 1 forward chains, whose
-expectation exceeds log p(x) by a KL between the two ways of making K chains.
+Neal 2001. Chains go from q(z|x) to p(x, z) by Hamiltonian moves that leave q^(1 - t) p(x, z)^t as
+it is, for t from 0 to 1. The mean of their weights is p(x) in expectation, so its log is a
+stochastic lower bound. A chain that starts at a z which drew x, a sample of p(z|x), and goes back
+gives a stochastic upper bound (Grosse et al. 2015): log mean over it and K - 1 forward chains,
+whose expectation exceeds log p(x) by a KL between the two ways of making K chains.
 """
 
 import math
@@ -118,9 +118,7 @@ class _Path:
             together = torch.cat([back, forward[:, : count - 1]], dim=1)
             upper = together.logsumexp(1) - math.log(count)
         shares = forward.softmax(1)
-        return Annealed(
-            forward.logsumexp(1) - math.log(count), upper, 1 / shares.square().sum(1)
-        )
+        return Annealed(forward.logsumexp(1) - math.log(count), upper, 1 / shares.square().sum(1))
 
     def _forward(self, white: Tensor, sizes: Sequence[Tensor]) -> Tensor:
         """log weights `[B, K]` of chains from q's draws."""
@@ -230,9 +228,11 @@ def _whitened(posterior: Posterior, latents: Tensor) -> Tensor:
     """The noise `[B, D]` that `posterior.sample` makes into these latents `[B, Z, h, w]`."""
     centred = (latents - posterior.mean).flatten(1)
     if isinstance(posterior, FullPosterior):
-        solved = torch.linalg.solve_triangular(posterior.cholesky, centred[..., None], upper=False)
+        factor = posterior.cholesky
+        solved: Tensor = torch.linalg.solve_triangular(factor, centred[..., None], upper=False)
         return solved[..., 0]
-    return centred * (-0.5 * posterior.log_variance).exp().flatten(1)
+    deviation: Tensor = (0.5 * posterior.log_variance).exp().flatten(1)
+    return centred / deviation
 
 
 def _sliced(posterior: Posterior, part: slice) -> Posterior:

@@ -40,7 +40,7 @@ _PIXELS = 64 * 64 * 64 * 3
 @dataclass(frozen=True)
 class PosteriorGap:
     """KL(q(z|x) || p(z|x)) >= `nats`, the mean over the first `images`, by the `method` that gave
-    the highest bound; `error` is one standard error over these images.
+    the highest bound, chance apart; `error` is one standard error over these images.
 
     `amortisation`: nats that q optimised for each image wins over the encoder's, and its error;
     `remaining`: what that q still lacks at least. They add up to `nats`; None where nothing was
@@ -63,6 +63,8 @@ class PosteriorGap:
 class Bracket:
     """Mean bounds on log p(x) of `images` drawn from the model, in nats; `width` = upper - lower.
 
+    `elbo`: the mean ELBO of the same images, so that the posterior gap is bracketed too.
+
     Errors are one standard error over images; that of `width` is of the paired differences.
     """
 
@@ -71,6 +73,7 @@ class Bracket:
     lower_error: float
     upper: float
     upper_error: float
+    elbo: float
     width: float
     width_error: float
     chains: int
@@ -82,31 +85,42 @@ def affordable(vae: VAE, asked: int) -> int:
     return min(asked, max(4, _PIXELS // math.prod(vae.image_shape)))
 
 
-def importance_gap(
-    gaps: npt.NDArray[np.float64], effective: npt.NDArray[np.float64], samples: int
-) -> PosteriorGap:
-    """What the importance weights of an evaluation show by themselves: `[N]` gaps and draws."""
-    kept = torch.from_numpy(gaps[np.isfinite(gaps)])
+@dataclass(frozen=True)
+class WeightRows:
+    """What K = `samples` importance weights of each image showed: `[N]` gaps, effective draws."""
+
+    gaps: npt.NDArray[np.float64]
+    effective: npt.NDArray[np.float64]
+    samples: int
+
+    def first(self, count: int) -> "WeightRows":
+        """Those of the first images."""
+        return WeightRows(self.gaps[:count], self.effective[:count], self.samples)
+
+
+def importance_gap(rows: WeightRows) -> PosteriorGap:
+    """What the importance weights of an evaluation show by themselves."""
+    kept = torch.from_numpy(rows.gaps[np.isfinite(rows.gaps)])
     return PosteriorGap(
         images=len(kept),
         nats=float(kept.mean()),
         error=_standard_error(kept),
         method="importance",
-        samples=samples,
-        effective_samples=float(effective[np.isfinite(gaps)].mean()),
+        samples=rows.samples,
+        effective_samples=float(rows.effective[np.isfinite(rows.gaps)].mean()),
         bounds={"importance": float(kept.mean())},
     )
 
 
 def bound_gap(
-    vae: VAE, images: Tensor, slots: Sequence[int], of_weights: PosteriorGap, seed: int
+    vae: VAE, images: Tensor, slots: Sequence[int], weights: WeightRows, seed: int
 ) -> PosteriorGap:
     """The gap on uint8 images `[B, C, H, W]`, which hold these positions of the hold-out.
 
-    `of_weights`: what the importance weights of the same images showed.
+    `weights`: what the importance weights of the same images showed.
     """
     noise = draw_noise(vae, seed, 0, slots, images.device)
-    samples = of_weights.samples
+    samples = weights.samples
     with evaluating(vae):
         with torch.no_grad():
             target = vae.likelihood.target(images, noise.pixels)
@@ -115,24 +129,24 @@ def bound_gap(
         weighed = importance_bound(vae, found.posterior, target, seed, samples)
         annealed = anneal(vae, found.posterior, target, seed, _SCHEDULE)
     gaps: dict[Method, Tensor] = {
-        "optimised": weighed - found.encoder_elbo,
         "annealed": annealed.lower.cpu() - found.encoder_elbo,
+        "optimised": weighed - found.encoder_elbo,
+        "importance": torch.from_numpy(weights.gaps),
     }
     amortisation = found.elbo - found.encoder_elbo
-    bounds: dict[Method, float] = dict(of_weights.bounds)
-    bounds |= {method: float(values.mean()) for method, values in gaps.items()}
-    # A model that has diverged gives values that are no numbers: no bound is better than another.
-    finite = {name: value for name, value in bounds.items() if math.isfinite(value)}
-    method = max(finite, key=lambda name: finite[name], default="importance")
+    method = _best(gaps)
+    bounds = {name: float(values.mean()) for name, values in gaps.items()}
     nats = bounds[method]
-    own = {"annealed": float(annealed.effective_samples.mean())}
+    effective = importance_gap(weights).effective_samples
+    if method == "annealed":
+        effective = float(annealed.effective_samples.mean())
     return PosteriorGap(
         images=len(images),
         nats=nats,
-        error=_standard_error(gaps[method]) if method in gaps else of_weights.error,
+        error=_standard_error(gaps[method]),
         method=method,
         samples=_SCHEDULE.chains if method == "annealed" else samples,
-        effective_samples=own.get(method, of_weights.effective_samples),
+        effective_samples=effective,
         bounds=bounds,
         amortisation=float(amortisation.mean()),
         amortisation_error=_standard_error(amortisation),
@@ -159,11 +173,25 @@ def bracket_evidence(vae: VAE, count: int, seed: int) -> Bracket:
         lower_error=_standard_error(bounds.lower),
         upper=float(bounds.upper.mean()),
         upper_error=_standard_error(bounds.upper),
+        elbo=float(found.encoder_elbo.mean()),
         width=float(width.mean()),
         width_error=_standard_error(width),
         chains=_SCHEDULE.chains,
         temperatures=_SCHEDULE.temperatures,
     )
+
+
+def _best(gaps: dict[Method, Tensor]) -> Method:
+    """The method of the largest mean gap, the first unless another is clearly above it.
+
+    Whichever came out highest by its noise would be no lower bound any more.
+    """
+    best, *others = gaps
+    for name in others:
+        ahead = gaps[name] - gaps[best]
+        if float(ahead.mean()) > 2 * _standard_error(ahead):
+            best = name
+    return best
 
 
 def _standard_error(values: Tensor) -> float:

@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.distances import named_features, pixel_components, set_distances
 from pipeline.evaluation.evidence import (
     METHODS,
+    WeightRows,
     affordable,
     bound_gap,
     bracket_evidence,
@@ -21,7 +23,7 @@ from pipeline.evaluation.fidelity import PROTOCOL, psnr, ssim
 from pipeline.evaluation.interpolation import path_lengths
 from pipeline.evaluation.kl_split import ACTIVE_VARIANCE, split_kl
 from pipeline.evaluation.mixture import Mixture, choose_mixture, standard_normal_log_prob
-from pipeline.evaluation.neighbours import label_agreement
+from pipeline.evaluation.neighbours import image_similarity, label_agreement
 from pipeline.evaluation.quadrature import integrate
 from pipeline.evaluation.rows import Measured
 from pipeline.evaluation.sums import seen_images
@@ -35,15 +37,16 @@ _INTEGRATED = 16
 
 @dataclass(frozen=True)
 class FindingOptions:
-    """seed: of all draws. bound_images: first images that get the better bounds; 0: none.
+    """seed: of all draws. bound_images: first images that get the better bounds, and images drawn
+    from the model, whose log p(x) is bounded from both sides; 0: none.
 
-    bracket_images: images drawn from the model, whose log p(x) is bounded on both sides; 0: none.
+    features: a user's network for the distances of sets; None: pixels' principal components.
     """
 
     seed: int
     importance_samples: int
     bound_images: int
-    bracket_images: int = 0
+    features: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,18 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
         "reconstruction": _reconstruction(measured),
     }
     numbers |= _gap(vae, measured, first, options)
+    numbers["kl_largest_dimension"] = float(kl_per_dimension.max())
     numbers["codes"] = _codes(vae, first, options.seed)
     numbers["quadrature"] = _quadrature(vae, first, options.seed)
     latents = torch.from_numpy(measured.means)
     log_variances = torch.from_numpy(measured.log_variances)
-    numbers["surgery"] = _surgery(vae, latents, log_variances, options.seed)
+    numbers["surgery"] = surgery(vae, latents, log_variances, options.seed, "hold-out")
     numbers["neighbours"] = _neighbours(latents, measured.labels)
+    similarity = image_similarity(latents[: len(first)], first)
+    numbers["similarity"] = asdict(similarity) if similarity else None
     mixture, numbers["mixture"] = fit_latents(latents, log_variances, options.seed)
     numbers["interpolation"] = _interpolation(vae, latents)
-    numbers["generation"] = _generation(vae, first, options.seed)
+    numbers |= _generated(vae, first, options)
     return Findings(plain_json(numbers), kl_per_dimension, activity, mixture)
 
 
@@ -107,19 +113,21 @@ def _gap(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
 
     `gap.elbo` and `gap.evidence` are of the gap's own images: ELBO + gap <= log p(x).
     """
-    gaps, effective = measured.column("iwae_gap"), measured.column("effective_samples")
+    weights = WeightRows(
+        measured.column("iwae_gap"),
+        measured.column("effective_samples"),
+        options.importance_samples,
+    )
     count = min(affordable(vae, options.bound_images), len(first))
-    found = importance_gap(gaps, effective, options.importance_samples)
-    images = len(gaps)
+    found, images = importance_gap(weights), len(measured.positions)
     if count:
         images = count
-        of_weights = importance_gap(gaps[:count], effective[:count], options.importance_samples)
         slots = measured.positions[:count].tolist()
-        found = bound_gap(vae, first[:count], slots, of_weights, options.seed)
+        found = bound_gap(vae, first[:count], slots, weights.first(count), options.seed)
     elbo, _ = mean_and_error(measured.column("elbo")[:images])
     bracket = None
-    if options.bracket_images:
-        drawn = affordable(vae, options.bracket_images)
+    if options.bound_images:
+        drawn = affordable(vae, options.bound_images)
         bracket = asdict(bracket_evidence(vae, drawn, options.seed))
     told = {"how": METHODS[found.method], "elbo": elbo, "evidence": elbo + found.nats}
     return {"posterior_gap": found.nats, "gap": asdict(found) | told, "bracket": bracket}
@@ -176,7 +184,7 @@ def _quadrature(vae: VAE, first: Tensor, seed: int) -> dict[str, float] | None:
 
 
 def _reconstruction(measured: Measured) -> dict[str, Any]:
-    names = ("psnr_mean", "psnr_sample", "ssim_mean", "ssim_sample")
+    names = ("psnr_mean", "psnr_sample", "ssim_mean", "ssim_sample", "ms_ssim_mean")
     scores = {name: mean_and_error(measured.column(name))[0] for name in names}
     return scores | {"protocol": PROTOCOL}
 
@@ -203,11 +211,16 @@ def _codes(vae: VAE, first: Tensor, seed: int) -> dict[str, float] | None:
     }
 
 
-def _surgery(vae: VAE, means: Tensor, log_variances: Tensor, seed: int) -> dict[str, Any] | None:
+def surgery(
+    vae: VAE, means: Tensor, log_variances: Tensor, seed: int, of: str
+) -> dict[str, Any] | None:
+    """The KL's split over posteriors `[N, D]` of the images that `of` names; None for fewer than
+    two, or of full covariance.
+    """
     if vae.model_config.posterior == "full" or len(means) < 2:
         return None
     noise = draw_noise(vae, seed, -3, range(len(means))).posterior.flatten(1)
-    return asdict(split_kl(means, log_variances, noise[None]))
+    return asdict(split_kl(means, log_variances, noise[None])) | {"of": of}
 
 
 def _neighbours(means: Tensor, labels: Sequence[str] | None) -> dict[str, Any] | None:
@@ -223,22 +236,33 @@ def _interpolation(vae: VAE, means: Tensor) -> dict[str, Any] | None:
     return asdict(path_lengths(vae, latents[:pairs], latents[pairs:]))
 
 
-def _generation(vae: VAE, first: Tensor, seed: int) -> dict[str, Any]:
-    """Prior samples against the nearest of the given real images, by squared error.
+def _generated(vae: VAE, first: Tensor, options: FindingOptions) -> dict[str, Any]:
+    """`generation`: prior samples against the nearest of the given real images, by squared error;
+    `distances`: of samples and of reconstructions, as sets, to these images.
 
-    Low says that samples look like no image; a value near the reconstructions' would say that they
-    copy one.
+    A low nearest says that samples look like no image; a value near the reconstructions' would say
+    that they copy one. None for a single image, which is no set.
     """
-    noise = draw_noise(vae, seed, -4, range(_GENERATED)).posterior
+    noise = draw_noise(vae, options.seed, -4, range(_GENERATED)).posterior
+    slots = range(len(first))
     with torch.no_grad():
         samples = torch.cat([vae.decode(part) for part in torch.split(noise, 50)]).float()
-    real = first.float() / 255
+        seen = seen_images(vae, first, draw_noise(vae, options.seed, 0, slots))
+        parts = [vae.decode(vae.encode(part).mean) for part in torch.split(seen, 50)]
+    rebuilt, real = torch.cat(parts).float(), seen.float() / 255
     distances = torch.cdist(samples.flatten(1), real.flatten(1))
     nearest = real[distances.argmin(dim=1)]
     similarity = ssim(samples, nearest)
-    return {
+    generation = {
         "samples": len(samples),
         "compared_with": len(real),
         "psnr_nearest": float(psnr(samples, nearest).mean()),
         "ssim_nearest": None if similarity is None else float(similarity.mean()),
     }
+    sets = None
+    if len(real) > 2:
+        name = options.features
+        features = named_features(name) if name else pixel_components(real)
+        told = name or "principal components of the real images' pixels"
+        sets = asdict(set_distances(real, rebuilt, samples, features, told))
+    return {"generation": generation, "distances": sets}

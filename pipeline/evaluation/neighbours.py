@@ -1,5 +1,6 @@
-"""Do images of one label lie together? Agreement of nearest neighbours among latent means."""
+"""What do near codes have in common? Labels and pixels of nearest neighbours among latent means."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,39 @@ class NeighbourAgreement:
     neighbours: int
     agreement: float
     chance: float
+
+
+@dataclass(frozen=True)
+class ImageSimilarity:
+    """Root-mean-square pixel difference (images in [0, 1]), means over `images`.
+
+    `nearest`: of an image to those of its `neighbours` nearest codes; `any`: to any other image.
+    `error`: one standard error of their paired difference.
+    """
+
+    images: int
+    neighbours: int
+    nearest: float
+    any: float
+    error: float
+
+
+def image_similarity(means: Tensor, images: Tensor, neighbours: int = 10) -> ImageSimilarity | None:
+    """Of uint8 images `[N, C, H, W]` and their codes `[N, D]`; None for too few of them.
+
+    Quadratic in N: a few hundred images are meant.
+    """
+    count = len(images)
+    if count < 2 * neighbours:
+        return None
+    codes, pixels = means.double().flatten(1), images.double().flatten(1) / 255
+    apart = torch.cdist(pixels, pixels) / math.sqrt(pixels.shape[1])
+    distances = torch.cdist(codes, codes).fill_diagonal_(torch.inf)
+    near = distances.topk(neighbours, dim=1, largest=False).indices
+    nearest = apart.gather(1, near).mean(dim=1)
+    others = apart.sum(dim=1) / (count - 1)
+    error = float((others - nearest).std()) / math.sqrt(count)
+    return ImageSimilarity(count, neighbours, float(nearest.mean()), float(others.mean()), error)
 
 
 def label_agreement(

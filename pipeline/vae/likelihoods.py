@@ -74,9 +74,7 @@ class Likelihood(nn.Module, abc.ABC):
     def draw(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """One image drawn from p(x | parameters): uint8 [B, C, H, W]."""
 
-    def draw_target(
-        self, parameters: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw_target(self, parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A draw from p(x | parameters) as `log_prob` scores it, and as a uint8 image."""
         image = self.draw(parameters, generator)
         return self.target(image, torch.zeros_like(image, dtype=parameters.dtype)), image
@@ -141,9 +139,7 @@ class Invertible(Continuous):
         """The level on which a draw of the density falls; draws outside go to the nearest."""
         return self.draw_target(parameters, generator)[1]
 
-    def draw_target(
-        self, parameters: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw_target(self, parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A draw of the density itself, which no rounding to levels has moved, and its levels."""
         uniforms = uniform_like(parameters[:, : self.channels], generator)
         positions = self.quantile(parameters, uniforms)

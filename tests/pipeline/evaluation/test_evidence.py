@@ -6,10 +6,10 @@ import torch
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.evaluation.evidence import (
     PosteriorGap,
+    WeightRows,
     affordable,
     bound_gap,
     bracket_evidence,
-    importance_gap,
 )
 from pipeline.evaluation.sums import seen_images
 from pipeline.vae import VAE, Noise, build_vae, draw_noise, importance_estimate
@@ -54,8 +54,8 @@ def test_the_bound_reaches_the_quadratures_log_evidence(model):
 def gap_of(vae: VAE, pixels: torch.Tensor) -> PosteriorGap:
     estimate = importance_estimate(vae, pixels, 64, 0)
     gaps = (estimate.bound - estimate.mean_log_weight).numpy()
-    of_weights = importance_gap(gaps, estimate.effective_samples.numpy(), 64)
-    return bound_gap(vae, pixels, range(len(pixels)), of_weights, 0)
+    weights = WeightRows(gaps, estimate.effective_samples.numpy(), 64)
+    return bound_gap(vae, pixels, range(len(pixels)), weights, 0)
 
 
 def test_the_gap_is_the_exact_kl_between_q_and_the_true_posterior(model):
@@ -72,7 +72,7 @@ def test_the_gap_is_the_exact_kl_between_q_and_the_true_posterior(model):
 def test_the_parts_add_up_and_the_best_bound_is_told(model):
     vae, pixels, _ = model
     gap = gap_of(vae, pixels)
-    assert gap.nats == max(gap.bounds.values()) == gap.bounds[gap.method]
+    assert gap.nats == gap.bounds[gap.method] > max(gap.bounds.values()) - 2 * gap.error
     assert gap.amortisation + gap.remaining == pytest.approx(gap.nats, abs=1e-9)
     assert gap.amortisation > -3 * gap.amortisation_error
     assert gap.remaining > -3 * gap.error
@@ -93,9 +93,9 @@ def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_ga
     vae = digits_vae.__wrapped__("gaussian", 8)
     encode = vae.network.encode
     # A q that is far too narrow: the few effective draws never reach the rest of the posterior.
-    vae.network.encode = lambda values: encode(values) - torch.tensor([0.0, 4.0]).repeat_interleave(
-        8
-    ).view(1, 16, 1, 1)  # type: ignore[method-assign]
+    vae.network.encode = lambda values: (
+        encode(values) - torch.tensor([0.0, 4.0]).repeat_interleave(8).view(1, 16, 1, 1)
+    )  # type: ignore[method-assign]
     gap = gap_of(vae, images()[0][TRAINED_ON : TRAINED_ON + COUNT])
     assert gap.bounds["importance"] < 0.8 * gap.nats
     assert gap.method != "importance"

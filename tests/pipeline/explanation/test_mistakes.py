@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.mistakes import Diagnosis, Slip, diagnose, known_slips
 from pipeline.evaluation.rows import Measured
+from pipeline.explanation.mistakes import Diagnosis, Slip, diagnose, known_slips
 from tests.support.digit_findings import evaluated, numbers_of
 from tests.support.digit_models import digits_vae
 

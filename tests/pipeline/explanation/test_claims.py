@@ -1,0 +1,132 @@
+"""Every sentence of `jobs.explain` on three runs: its claim holds when it is computed otherwise."""
+
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import ModelConfig, ObjectiveConfig, PreprocessConfig
+from pipeline.data import Batch
+from pipeline.evaluation.findings import FindingOptions, find, mean_and_error, surgery
+from pipeline.evaluation.rows import MeasureOptions, measure
+from pipeline.explanation.objective import Optimised
+from pipeline.explanation.page import explain
+from pipeline.explanation.sentences import Check, Part
+from pipeline.vae import VAE, build_vae, draw_noise, objective_loss
+from tests.support.claims import CLAIMS, World
+from tests.support.digit_models import TRAINED_ON, digits_vae, images
+from tests.support.killing import ROOT
+
+PHOTOS = ROOT.parent / "shared/data/photos"
+HELD_OUT, BATCH = 120, 40
+
+
+def batches(pixels: torch.Tensor, labels: list[str]) -> Iterator[Batch]:
+    for index, start in enumerate(range(0, len(pixels), BATCH)):
+        part = slice(start, start + BATCH)
+        count = len(pixels[part])
+        yield Batch(
+            images=pixels[part], keys=[str(start + i) for i in range(count)],
+            valid=torch.ones(count, dtype=torch.bool), columns={"label": labels[part]},
+            epoch=0, index=index, slots=range(count),
+        )  # fmt: skip
+
+
+def explained(
+    vae: VAE, train: torch.Tensor, held: torch.Tensor, labels: list[str], beta: float
+) -> tuple[World, list[Part]]:
+    """A model's report and its explanation, as `jobs.explain` makes them for a run."""
+    measured = measure(vae, batches(held, labels), MeasureOptions(16, 0, BATCH, 1000))
+    numbers = find(vae, measured, held, FindingOptions(0, 16, 12)).numbers
+    known = measure(vae, batches(train, [""] * len(train)), MeasureOptions(1, 0, BATCH, 2000))
+    elbo, error = mean_and_error(known.column("elbo"))
+    means, spread = torch.from_numpy(known.means), torch.from_numpy(known.log_variances)
+    numbers |= {
+        "pixels": math.prod(vae.image_shape),
+        "likelihood": "gaussian",
+        "training": {"images": len(train), "elbo": elbo, "elbo_error": error},
+        "surgery": surgery(vae, means, spread, 0, "training"),
+    }
+    objective = {"kind": "beta", "beta": beta}
+    return World(vae, held, labels, numbers, train, objective), explain(
+        numbers, Optimised.of(objective), True
+    )
+
+
+def digits(beta: float) -> tuple[World, list[Part]]:
+    pixels, labels = images()
+    held = slice(TRAINED_ON, TRAINED_ON + HELD_OUT)
+    vae = digits_vae(latents=2, beta=beta)
+    return explained(vae, pixels[TRAINED_ON - 400 : TRAINED_ON], pixels[held], labels[held], beta)
+
+
+def photos() -> tuple[World, list[Part]]:
+    """300 photos at 16 pixels, and a model of 240 of them."""
+    if not PHOTOS.is_dir():
+        pytest.skip("needs ../shared/data/photos")
+    paths = sorted(path for path in PHOTOS.rglob("*.jp*g"))[:300]
+    pixels = torch.stack(
+        [
+            torch.from_numpy(np.array(Image.open(p).convert("RGB").resize((16, 16)))).permute(
+                2, 0, 1
+            )
+            for p in paths
+        ]
+    )
+    train, held = pixels[60:], pixels[:60]
+    torch.manual_seed(0)
+    config = ModelConfig(kind="mlp", latent_channels=2, width=64)
+    vae = build_vae(config, PreprocessConfig(image_size=16))
+    optimizer = torch.optim.Adam(vae.parameters(), 3e-3)
+    for step in range(1, 151):
+        chosen = torch.randint(0, len(train), (64,))
+        terms = vae(train[chosen], draw_noise(vae, 0, step, range(64)))
+        loss = objective_loss(ObjectiveConfig(), terms, step).loss_per_image.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    labels = [path.parent.name for path in paths[:60]]
+    return explained(vae.eval(), train, held, labels, 1.0)
+
+
+RUNS = {"digits": lambda: digits(1.0), "collapsed": lambda: digits(500.0), "photos": photos}
+
+
+def test_every_check_has_a_function_that_holds_it():
+    assert set(CLAIMS) == set(Check) - {Check.DEFINITION}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_claim_of_the_page_holds_by_other_means(run: str):
+    world, parts = RUNS[run]()
+    wrong = []
+    for part in parts:
+        for sentence in part.sentences:
+            if sentence.check is Check.DEFINITION:
+                continue
+            told = re.findall(r"\d+\.\d+", sentence.text)
+            own = [abs(value) for value in sentence.figures.values()]
+            for number in told:
+                digits = len(number.split(".")[1])
+                stands = any(abs(float(number) - v) <= 0.51 * 10**-digits for v in own)
+                if not stands and number not in ("0.01", "0.5"):
+                    wrong.append(f"{part.name}: {number} is no figure of its sentence")
+            try:
+                CLAIMS[sentence.check](world, sentence.figures, sentence.text)
+            except AssertionError as error:
+                wrong.append(f"{part.name}: {sentence.check}: {error}")
+    assert wrong == []
+    names = {part.name for part in parts}
+    assert {"training", "bayes", "pull", "similar", "classes", "weight", "samples"} <= names
+
+
+def test_the_collapsed_run_is_not_told_of_classes_nor_of_codes_that_mean_something():
+    _, parts = digits(500.0)
+    text = " ".join(part.text for part in parts)
+    assert "labels do not group here" in text
+    assert "near codes say nothing of their images" in text
+    assert "labels group, though" not in text
