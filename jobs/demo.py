@@ -19,7 +19,6 @@ from pipeline.config import (
     EvaluateConfig,
     ModelConfig,
     PackConfig,
-    TrackingConfig,
     TrainConfig,
     VerifyConfig,
 )
@@ -58,17 +57,16 @@ def main(config: DemoConfig) -> Outcome:
     kind = "digits" if config.images is None else named_after(Path(config.images))
     folder = new_folder(Path("runs/demo").absolute(), kind)
     dataset, store = str(folder / "dataset"), str(folder / "latents")
-    tracking = TrackingConfig(model=f"demo-{kind}@candidate")
     stages = Stages()
 
     images, late = prepare(config, folder)
     packing = PackConfig(source=(str(images),), output=dataset, holdout=HOLDOUT)
     packed = stages.run("pack", lambda: pack.main(packing))
-    training = train_config(config, folder, dataset, tracking)
+    training = train_config(config, folder, dataset)
     cluster: AbstractContextManager[None] = ray_cluster(WORKERS)
     with cluster:
         trained = stages.run("train", lambda: train.main(training))
-        model = f"models:/{tracking.model_name}/{trained['model_version']}"
+        model = f"models:/{folder.name}/{trained['model_version']}"
         evaluating = EvaluateConfig(
             bound_images=16,
             model=trained["run"], data=f"{dataset}/holdout", output=str(folder / "figures"),
@@ -139,9 +137,7 @@ def prepare(config: DemoConfig, folder: Path) -> tuple[Path, dict[Path, Path]]:
     return images, {path: images / path.relative_to(late) for path in late.rglob("*.png")}
 
 
-def train_config(
-    config: DemoConfig, folder: Path, dataset: str, tracking: TrackingConfig
-) -> TrainConfig:
+def train_config(config: DemoConfig, folder: Path, dataset: str) -> TrainConfig:
     """Small enough for two cores and a few minutes."""
     digits = config.images is None
     return TrainConfig(
@@ -156,7 +152,6 @@ def train_config(
         checkpoint_every=200,
         evaluate_every=200,
         model=ModelConfig() if digits else ModelConfig(latent_channels=64),
-        tracking=tracking,
     )
 
 

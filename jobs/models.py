@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.command import Outcome, run_job
-from pipeline.config import ModelsConfig, TrackingConfig
+from pipeline.config import ModelsConfig
 
 
 def main(config: ModelsConfig) -> Outcome:
@@ -17,7 +17,7 @@ def main(config: ModelsConfig) -> Outcome:
         return Outcome(found, summary=[f"{name:<24}{value}" for name, value in found.items()])
     if config.register is not None:
         result["registered"] = register_folder(
-            config.register, TrackingConfig(model=config.model), config.allow_custom
+            config.register, config.model, config.allow_custom
         ).uri
     if config.promote is not None:
         result["champion"] = promote(config.promote, config.data, config.allow_custom).uri

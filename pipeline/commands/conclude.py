@@ -12,6 +12,7 @@ from pipeline.figures.history import draw_way
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
 from pipeline.registry.models import register
+from pipeline.registry.promotion import place_alias
 from pipeline.runs.history import read_kl_per_dimension, read_validations
 from pipeline.runs.json_numbers import plain_json
 from pipeline.runs.result import TrainingResult
@@ -100,9 +101,11 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
         elbo = result.holdout_after["elbo"] if result.holdout_after else None
         tags = registration_tags(config, run, result.bundle, elbo)
         own = config.model.own_classes
-        model = register(result.bundle, config.tracking, result.run_id, tags, allow_custom=own)
-        alias = f"models:/{model.name}@{config.tracking.alias}"
-        result = replace(result, model=alias, model_version=model.version)
+        name, asked = config.tracking.registered_as(config.run)
+        model = register(result.bundle, name, result.run_id, tags, allow_custom=own)
+        alias = place_alias(model, asked)
+        uri = model.uri if alias is None else f"models:/{name}@{alias}"
+        result = replace(result, model=uri, model_version=model.version)
         run.finish(result)
     return result
 

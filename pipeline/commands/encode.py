@@ -38,7 +38,7 @@ from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.marks import begin, end
 from pipeline.latents.receipt import ATTEMPTS, Receipt
-from pipeline.latents.snapshot import Pointer
+from pipeline.latents.snapshot import Pointer, read_pointer
 from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
@@ -69,6 +69,8 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     model = registered.uri if registered else config.model
     vae = load_model(model, config.allow_custom).eval()
     identity = identity_of(vae, config, dataset)
+    if not config.replace_model:
+        refuse_another_model(store, identity.model_digest, model)
     if config.dry_run:
         plan = plan_encoding(store, dataset, identity, config.limit)
         return probe(config, _on_device(vae), dataset, identity, plan, _window(config))
@@ -96,6 +98,24 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
         "lost": [[shard.shard, shard.reason] for shard in snapshot.lost],
         "lost_samples": sum(shard.samples for shard in snapshot.lost),
     }
+
+
+def refuse_another_model(store: str, digest: str, model: str) -> None:
+    """Raises `ConfigError` where the store's current snapshot is of another model.
+
+    Whoever reads the store would get other latents under the same keys, and nothing would say so.
+    """
+    pointer = read_pointer(store)
+    if pointer is None:
+        return
+    present = LatentStore.open(store).model_digest
+    if present != digest:
+        raise ConfigError(
+            f"{storage.shown(store)}: its current snapshot is of the model {pointer.model} (digest "
+            f"{present[:12]}), and {model} is another one (digest {digest[:12]}). Nothing was "
+            "changed. Give another --output, or --replace-model to make the store this model's; "
+            "the older snapshot stays until jobs.stores --gc."
+        )
 
 
 def identity_of(vae: VAE, config: EncodeConfig, dataset: Dataset) -> Identity:

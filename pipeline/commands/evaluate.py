@@ -30,8 +30,6 @@ from pipeline.vae import VAE
 
 _FIRST = 256
 """Images for pictures, for the split of the gap and to find the one nearest to each sample."""
-_SPLIT_IMAGES = 64
-"""First images whose posterior gap is split in two: each takes hundreds of steps of its own."""
 _LATENTS = 10_000
 """First images whose posteriors are kept, 2 Z h w numbers each, for statistics of the latents."""
 

@@ -158,7 +158,7 @@ def _of_training_set(
         return {"training": None}
     dataset = Dataset.open(*subject.training)
     options = MeasureOptions(1, seed, _TRAINING_BATCH, _TRAINING_IMAGES)
-    with closing(in_order(dataset, vae, _TRAINING_BATCH, 0, 1)) as loader:
+    with closing(in_order(dataset, vae.preprocess, _TRAINING_BATCH)) as loader:
         batches = islice(loader, _TRAINING_IMAGES // _TRAINING_BATCH)
         measured = measure(vae, batches, options)
     if len(measured.positions) < 2:

@@ -21,7 +21,8 @@ from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
-from pipeline.registry.models import point_alias
+from pipeline.registry.models import resolve as resolve_model
+from pipeline.registry.promotion import place_alias
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
@@ -100,9 +101,8 @@ def run_sweep(config: TrainConfig) -> SweepResult:
     figures = [run.path("rate_distortion.png")] if points else []
     for url in figures:
         storage.publish(url, to_png(draw_rate_distortion, points))
-    _track(config, run, [row.run_id for row in rows if row.run_id is not None], best)
-    alias = f"models:/{config.tracking.model}"
-    return SweepResult(replace(best, model=best.model and alias), rows, figures)
+    best = _track(config, run, [row.run_id for row in rows if row.run_id is not None], best)
+    return SweepResult(best, rows, figures)
 
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
@@ -123,11 +123,13 @@ def _elbo_of(result: TrainingResult) -> float:
 
 
 def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
-    """The config of one value's run; its version in the registry gets the run's own alias."""
+    """The config of one value's run: a version of the sweep's model, by the run's own alias."""
     leaf = key.rsplit(".", 1)[-1]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{config.run}-{leaf}-{value}")
     data = config.model_dump() | {"run": name, "sweep": None}
-    data["tracking"] |= {"alias": re.sub(r"[^A-Za-z0-9_-]", "-", name)}
+    registered, _ = config.tracking.registered_as(config.run)
+    own_alias = re.sub(r"[^A-Za-z0-9_-]", "-", name)
+    data["tracking"] |= {"model": f"{registered}@{own_alias}"}
     place = data
     *parents, last = key.split(".")
     for parent in parents:
@@ -198,8 +200,13 @@ def _row(key: str, value: Any, result: TrainingResult) -> SweepRow:
     )
 
 
-def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: TrainingResult) -> None:
-    """One parent run in MLflow over the runs of all values; the alias goes to the best one."""
+def _track(
+    config: TrainConfig, run: Run, run_ids: Sequence[str], best: TrainingResult
+) -> TrainingResult:
+    """One parent run in MLflow over the runs of all values; the best one's result with the alias
+    that it got.
+    """
+    name, asked = config.tracking.registered_as(config.run)
     uri = tracking_uri()
     params = recorder_arguments(config, run)[-1]
     try:
@@ -211,6 +218,10 @@ def _track(config: TrainConfig, run: Run, run_ids: Sequence[str], best: Training
             client.log_dict(parent.run_id, storage.read_json(run.path("sweep.json")), "sweep.json")
             parent.set_status("FINISHED")
             if best.model_version is not None:
-                point_alias(config.tracking, best.model_version)
+                model = resolve_model(f"models:/{name}/{best.model_version}")
+                alias = place_alias(model, asked)
+                uri = model.uri if alias is None else f"models:/{name}@{alias}"
+                return replace(best, model=uri)
     except TrackingError as error:
         logger.warning("MLflow has no parent run of this sweep: %s", error)
+    return best

@@ -50,6 +50,10 @@ class EncodeConfig(PortionConfig):
     flip: bool = Field(False, description="Store the mirrored images' latents as well.")
     columns: tuple[str, ...] = Field((), description="Source columns to copy, such as label.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description=PRECISION)
+    replace_model: bool = Field(
+        False,
+        description="Let a store whose current snapshot is of another model become this one's.",
+    )
     attempts: int = Field(3, gt=0, description="Tries per shard before it is quarantined.")
     bad_fraction: float = Field(0.001, ge=0, le=1, description=REFUSED)
     allow_custom: AllowCustom = ()

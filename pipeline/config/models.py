@@ -20,8 +20,10 @@ with warnings.catch_warnings():
         """`jobs.models`: list the registry; add, promote, take back or trace a version."""
 
         register: Url | None = Field(None, description="A bundle's or a diffusers VAE's folder.")
-        model: ModelAlias = Field(
-            "vae@candidate", description="With --register: its NAME@ALIAS in the registry."
+        model: ModelAlias | None = Field(
+            None,
+            description="With --register: its name in the registry; None: the folder's. An alias "
+            "moves to it with NAME@ALIAS alone.",
         )
         promote: str | None = Field(
             None,

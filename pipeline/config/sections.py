@@ -306,8 +306,8 @@ class LoaderConfig(Section):
     )
 
 
-ModelAlias = Annotated[str, Field(pattern=r"^[^@/:\s]+@[^@/:\s]+$")]
-"""A name in MLflow's model registry and an alias of it: NAME@ALIAS."""
+ModelAlias = Annotated[str, Field(pattern=r"^[^@/:\s]+(@[^@/:\s]+)?$")]
+"""A name in MLflow's model registry, and an alias that is to move: NAME or NAME@ALIAS."""
 
 
 class MetricsConfig(Section):
@@ -340,28 +340,23 @@ class TrackingConfig(MetricsConfig):
     """What a training leaves in MLflow. Where MLflow is says MLFLOW_TRACKING_URI, for every job."""
 
     experiment: str = Field("vae", description="MLflow experiment.")
-    model: ModelAlias = Field(
-        "vae@candidate",
-        description="NAME@ALIAS in MLflow's registry: the model that becomes a new version, and "
-        "the alias that then means it.",
+    model: ModelAlias | None = Field(
+        None,
+        description="Name in MLflow's registry; None: the run's. The alias candidate moves to a "
+        "better version on equal terms; with NAME@ALIAS that alias moves whatever it meant.",
     )
     every_steps: int = Field(10, gt=0, description="Steps between two points in MLflow.")
     register_every: int | None = Field(
         None,
         gt=0,
-        description="Steps between checkpoints that are registered, each time moving the alias to "
-        "a model that is half trained; None: the end only.",
+        description="Steps between checkpoints that are registered as versions of their own; None: "
+        "the end only.",
     )
 
-    @property
-    def model_name(self) -> str:
-        """Name in MLflow's model registry."""
-        return self.model.partition("@")[0]
-
-    @property
-    def alias(self) -> str:
-        """Alias that the newly registered version gets."""
-        return self.model.partition("@")[2]
+    def registered_as(self, run: str) -> tuple[str, str | None]:
+        """The name of a run's model in MLflow's registry, and the alias that was asked for."""
+        name, _, alias = (self.model or run).partition("@")
+        return name, alias or None
 
 
 class EncodingTrackingConfig(MetricsConfig):

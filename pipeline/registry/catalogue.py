@@ -2,14 +2,15 @@
 
 import hashlib
 import logging
+import re
 import tempfile
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.config import TrackingConfig
 from pipeline.errors import TrackingError
 from pipeline.registry.models import RegisteredModel, model_tags, register, resolve, version_tags
+from pipeline.registry.promotion import place_alias
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.vae import load_bundle, save_bundle
@@ -18,6 +19,8 @@ from pipeline.vae.diffusers_format import is_diffusers, read_diffusers
 logger = logging.getLogger(__name__)
 
 _STORE_TAG = "store."
+_EXPERIMENT = "imported"
+"""In MLflow: of the runs that stand for models from elsewhere."""
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -38,14 +41,15 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def register_folder(
-    url: str, config: TrackingConfig, allow_custom: Collection[str] = ()
+    url: str, name: str | None = None, allow_custom: Collection[str] = ()
 ) -> RegisteredModel:
     """Registers a bundle that no run of this MLflow made, or a diffusers AutoencoderKL.
 
-    The same folder again is the same version.
-
-    Its figures are unknown here, so promotion measures it (`--data`).
+    name: NAME, and no alias moves; NAME@ALIAS, and this alias does; None: the folder's own name.
+    The same folder again is the same version. Its figures are unknown here, so promotion measures
+    it (`--data`).
     """
+    called, _, alias = (name or _called(url)).partition("@")
     with tempfile.TemporaryDirectory(prefix="vae-bundle-") as scratch:
         bundle = url
         if is_diffusers(url):
@@ -57,10 +61,19 @@ def register_folder(
         kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
         where = tracking_uri()
         with tracking_errors(where):
-            run = TrackedRun(where, config.experiment, f"bundle {url}", url, kept)
+            run = TrackedRun(where, _EXPERIMENT, f"bundle {url}", url, kept)
             run.set_status("FINISHED")
         tags = {**model_tags(vae), **kept, "source": url}
-        return register(bundle, config, run.run_id, tags, allow_custom=allow_custom)
+        model = register(bundle, called, run.run_id, tags, allow_custom=allow_custom)
+        if alias:
+            place_alias(model, alias)
+        return model
+
+
+def _called(url: str) -> str:
+    """A folder's own name as far as models may have it; a bundle's is its run's."""
+    parts = [part for part in url.rstrip("/").split("/") if part not in ("bundle", "vae", "")]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]).strip("-.") if parts else "model"
 
 
 def lineage(uri: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError
 from pipeline.registry.models import RegisteredModel, model_tags, register
+from pipeline.registry.promotion import place_alias
 from pipeline.runs.checkpoint import newest_checkpoint, newest_step
 from pipeline.runs.facts import RunFacts
 from pipeline.runs.run import Run
@@ -76,7 +77,10 @@ def register_checkpoint(config: TrainConfig, run: Run, run_id: str) -> Registere
     save_bundle(vae, url, facts.to_json(held[-1].terms if held else None))
     tags = registration_tags(config, run, url, held[-1].elbo if held else None)
     tags["steps"] = str(checkpoint.step)
-    return register(url, config.tracking, run_id, tags, allow_custom=config.model.own_classes)
+    name, alias = config.tracking.registered_as(config.run)
+    model = register(url, name, run_id, tags, allow_custom=config.model.own_classes)
+    place_alias(model, alias)
+    return model
 
 
 def registration_tags(

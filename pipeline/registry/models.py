@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline import storage
-from pipeline.config import TrackingConfig
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.vae import VAE, load_bundle
@@ -138,24 +137,22 @@ def _read_inside(url: str, root: str) -> bytes:
 
 def register(
     bundle_url: str,
-    config: TrackingConfig,
+    name: str,
     run_id: str,
     tags: Mapping[str, str],
     *,
     allow_custom: Collection[str] = (),
 ) -> RegisteredModel:
-    """Registers a bundle as a pickle-free pyfunc, and points the config's alias at it.
+    """Registers a bundle as a pickle-free pyfunc; no alias moves.
 
     A version of the same run and digest is used again: registering twice makes no second one.
     """
     where = tracking_uri()
     client = mlflow_client(where)
-    name = config.model_name
     with tracking_errors(where):
         _create_if_absent(client, name)
         for found in client.search_model_versions(f"name = '{name}'"):
             if found.run_id == run_id and found.tags.get("digest") == tags["digest"]:
-                client.set_registered_model_alias(name, config.alias, found.version)
                 return RegisteredModel(name, int(found.version), found.source, found.run_id)
         # By digest: one run may register several checkpoints.
         place = f"models/{tags['digest'][:16]}"
@@ -165,7 +162,6 @@ def register(
             client.log_artifacts(run_id, str(folder), place)
         source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
         version = client.create_model_version(name, source, run_id, tags=dict(tags))
-        client.set_registered_model_alias(name, config.alias, version.version)
     return RegisteredModel(name, int(version.version), source, run_id)
 
 
@@ -185,13 +181,6 @@ def version_tags(model: RegisteredModel) -> dict[str, str]:
     with tracking_errors(where):
         found = mlflow_client(where).get_model_version(model.name, str(model.version))
     return {**found.tags, "run_id": found.run_id or ""}
-
-
-def point_alias(config: TrackingConfig, version: int) -> None:
-    """Lets the config's alias mean `version` of its model."""
-    where = tracking_uri()
-    with tracking_errors(where):
-        mlflow_client(where).set_registered_model_alias(config.model_name, config.alias, version)
 
 
 def save_pyfunc(bundle_url: str, folder: Path, allow_custom: Collection[str] = ()) -> None:

@@ -1,4 +1,5 @@
-"""Who is champion: a version that beat the one before it on equal terms, or that one again."""
+"""What aliases mean: the champion beat the one before it on equal terms, or is that one again; the
+candidate is the best version of its name, the newest of equals."""
 
 import json
 import logging
@@ -17,7 +18,7 @@ from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, trac
 
 logger = logging.getLogger(__name__)
 
-CHAMPION = "champion"
+CHAMPION, CANDIDATE = "champion", "candidate"
 HISTORY_TAG = "champions"
 """On the registered model: the versions that have been champion, the present one last."""
 
@@ -31,6 +32,7 @@ class Standing:
     model: RegisteredModel
     elbo: float | None
     terms: dict[str, str | None]
+    run: str | None
 
 
 def promote(
@@ -58,6 +60,61 @@ def promote(
         _refuse_unless_better(mine, _standing(rival))
     _crown(model.name, [*past, model.version])
     return model
+
+
+def place_alias(model: RegisteredModel, asked: str | None) -> str | None:
+    """Lets an alias mean a new version; the alias that does now, None where none moved.
+
+    asked: an alias by name, which moves whatever it meant: naming it is the word. None: the
+    candidate, which moves to the first version of a name, to a better one on equal terms, and
+    along a run that goes on and has no hold-out.
+    """
+    if asked is not None:
+        _point(model, asked)
+        return asked
+    where = tracking_uri()
+    with tracking_errors(where):
+        aliases = mlflow_client(where).get_registered_model(model.name).aliases
+    if CANDIDATE in aliases and int(aliases[CANDIDATE]) != model.version:
+        present = resolve(f"models:/{model.name}/{aliases[CANDIDATE]}")
+        why = _why_not_above(_standing(model), _standing(present))
+        if why is not None:
+            logger.warning(
+                "%s stays version %d: of version %d %s. To move it anyhow, train or register with "
+                "--tracking.model %s@%s.",
+                f"models:/{model.name}@{CANDIDATE}",
+                present.version,
+                model.version,
+                why,
+                model.name,
+                CANDIDATE,
+            )
+            return None
+    _point(model, CANDIDATE)
+    return CANDIDATE
+
+
+def _why_not_above(mine: Standing, other: Standing) -> str | None:
+    """Why one version does not follow another as candidate; None: it does."""
+    if mine.elbo is None and other.elbo is None:
+        same = mine.run is not None and mine.run == other.run
+        return None if same else "nothing says that it is better, as neither has a held-out ELBO"
+    for name, value in mine.terms.items():
+        if value != other.terms[name]:
+            return f"the {name} is another, so their ELBOs can't be compared"
+    if mine.elbo is None:
+        return "no held-out ELBO is known"
+    if other.elbo is not None and mine.elbo <= other.elbo:
+        return f"the held-out ELBO, {mine.elbo:.3f}, is not above {other.elbo:.3f}"
+    return None
+
+
+def _point(model: RegisteredModel, alias: str) -> None:
+    where = tracking_uri()
+    with tracking_errors(where):
+        client = mlflow_client(where)
+        client.set_registered_model_alias(model.name, alias, str(model.version))
+    logger.info("models:/%s@%s is version %d", model.name, alias, model.version)
 
 
 def roll_back(name: str) -> RegisteredModel:
@@ -99,7 +156,7 @@ def _standing(model: RegisteredModel) -> Standing:
     # A diverged model's is no number, and as good as none.
     elbo = float(tags.get("holdout_elbo") or "nan")
     terms = {name: tags.get(name) for name in ("holdout_digest", "preprocess", "measure")}
-    return Standing(model, elbo if math.isfinite(elbo) else None, terms)
+    return Standing(model, elbo if math.isfinite(elbo) else None, terms, tags.get("run"))
 
 
 def _measure(model: RegisteredModel, data: str, allow_custom: Collection[str]) -> None:

@@ -67,8 +67,8 @@ class World:
         places = {
             "s3://datasets/photos": f"{self.bucket}/data/train", "s3://runs": f"{self.bucket}/runs",
             "runs/latents": f"{self.bucket}/latents", "runs/photos/train":
-            f"{self.bucket}/data/train", "models:/vae@candidate": "models:/cluster@candidate",
-            "models:/vae@champion": "models:/cluster@champion", "runs/images": "decoded",
+            f"{self.bucket}/data/train", "models:/first@candidate": "models:/cluster@candidate",
+            "models:/first@champion": "models:/cluster@champion", "runs/images": "decoded",
         }  # fmt: skip
         return [places.get(word, word) for word in words]
 
@@ -158,7 +158,7 @@ def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world):
     # The same command joins what is finished, and trains nothing.
     assert world.run(*train, *world.metrics)["result"]["digest"] == told["result"]["digest"]
 
-    promoted = world.run(*world.command("python -m jobs.models --promote models:/vae@candidate"))
+    promoted = world.run(*world.command("python -m jobs.models --promote models:/first@candidate"))
     assert "cluster" in json.dumps(promoted)
     encode = (
         "python", "-m", "jobs.encode", "--model", "models:/cluster@champion", "--data",

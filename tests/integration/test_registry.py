@@ -61,18 +61,18 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
 ):
     config, result = trained
     assert promote(result.model).version == result.model_version
-    vae = pipeline.load_model("models:/vae@champion")
+    vae = pipeline.load_model("models:/r@champion")
     batch = load_images(Dataset.open(config.data), 5, vae.preprocess)
     with torch.no_grad():
         posterior = vae.encode(batch.images)
     expected = torch.cat([posterior.mean, posterior.log_variance], 1).numpy()
     images = batch.images.numpy()
-    model = mlflow.pyfunc.load_model("models:/vae@champion")
+    model = mlflow.pyfunc.load_model("models:/r@champion")
     np.testing.assert_allclose(model.predict(images), expected, rtol=1e-6, atol=1e-6)
     (port,) = free_ports(1)
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/vae@champion",
+            [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/r@champion",
              "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],
             env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true",
                  "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
@@ -85,7 +85,7 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
         process.wait()
     np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-6)
 
-    found = lineage("models:/vae@champion")
+    found = lineage("models:/r@champion")
     assert found["dataset_digest"] == Dataset.open(config.data).digest
     assert (found["run"], found["run_id"]) == (result.run, result.run_id)
     client = mlflow.MlflowClient(mlflow_server.uri)

@@ -19,7 +19,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path):
     run = place / "runs" / "mine"
     run.mkdir(parents=True)
-    config = {"data": "elsewhere", "holdout": str(place / "data"), "objective": {"beta": 500.0}}
+    config = {
+        "data": "elsewhere",
+        "holdout": str(place / "data"),
+        "objective": {"kind": "beta", "beta": 500.0},
+    }
     (run / "run.json").write_text(json.dumps({"config": config}))
     (run / "result.json").write_text(json.dumps({"bundle": str(place / "collapsed")}))
     _, result = run_explanation(
@@ -36,11 +40,11 @@ def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Pat
         run_explanation(ExplainConfig(model=str(place / "vae")))
 
 
-def test_a_weight_of_zero_is_not_taken_for_none_given(place: Path):
-    asked = ExplainConfig(
-        model=str(place / "vae"), data=str(place / "data"), beta=0, importance_samples=8
-    )
-    assert run_explanation(asked)[1]["answers"]["weight"]["beta"] == 0
+def test_of_a_bundle_that_does_not_say_what_was_optimised_nothing_is_claimed(place: Path):
+    asked = ExplainConfig(model=str(place / "vae"), data=str(place / "data"), importance_samples=8)
+    result = run_explanation(asked)[1]
+    assert "weight" not in result["answers"]
+    assert set(result["checks"]) == set(result["answers"])
 
 
 def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path: Path):
