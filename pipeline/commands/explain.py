@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
+
 from pipeline import storage
 from pipeline.commands.evaluate import Evaluated, draw_all, measure_model
 from pipeline.config import EvaluateConfig, ExplainConfig
