@@ -25,6 +25,10 @@ of them; IWAE_K less the ELBO by the same K draws, never negative and never abov
 in expectation, over the images it was asked for."""
 
 
+_PAIRED_IMAGES = 1024
+"""First images whose ELBO is kept one by one: two looks at a hold-out are compared in pairs."""
+
+
 @dataclass(frozen=True)
 class Importance:
     """Which images get the bound IWAE_K with K = `samples`: those below position `images`."""
@@ -38,11 +42,13 @@ class EvaluationSums:
     """Sums over images in float64; parts add up to the whole with `+` or, as tensors, all-reduced.
 
     table: `[3, 7]`: counts, sums and sums of squares of `QUANTITIES`. dimensions: `[3, D]`, sums of
-    each latent dimension's KL, posterior mean and squared posterior mean. pixels: C x H x W.
+    each latent dimension's KL, posterior mean and squared posterior mean. elbos: `[1024]`, the ELBO
+    of each of the first images, 0 where there is none. pixels: C x H x W.
     """
 
     table: Tensor
     dimensions: Tensor
+    elbos: Tensor
     pixels: int
     has_bits: bool
 
@@ -52,6 +58,7 @@ class EvaluationSums:
         return EvaluationSums(
             table=torch.zeros(3, len(QUANTITIES), dtype=torch.float64),
             dimensions=torch.zeros(3, math.prod(vae.latent_shape), dtype=torch.float64),
+            elbos=torch.zeros(_PAIRED_IMAGES, dtype=torch.float64),
             pixels=math.prod(vae.image_shape),
             # Bernoulli scores the binarised image, so its bits are not bits of the uint8 image.
             has_bits=not vae.likelihood.is_binary,
@@ -62,16 +69,17 @@ class EvaluationSums:
         return self.with_values(self.to_tensor() + other.to_tensor())
 
     def to_tensor(self) -> Tensor:
-        """All sums as one float64 vector `[21 + 3 D]`, for an all-reduce."""
-        return torch.cat([self.table.flatten(), self.dimensions.flatten()])
+        """All sums as one float64 vector `[21 + 3 D + 1024]`, for an all-reduce."""
+        return torch.cat([self.table.flatten(), self.dimensions.flatten(), self.elbos])
 
     def with_values(self, values: Tensor) -> "EvaluationSums":
         """These sums' model with what `to_tensor` gave, summed over workers."""
-        sizes = [self.table.numel(), self.dimensions.numel()]
-        table, dimensions = torch.split(values.cpu(), sizes)
+        sizes = [self.table.numel(), self.dimensions.numel(), len(self.elbos)]
+        table, dimensions, elbos = torch.split(values.cpu(), sizes)
         return EvaluationSums(
             table.view_as(self.table),
             dimensions.view_as(self.dimensions),
+            elbos,
             self.pixels,
             self.has_bits,
         )
@@ -139,6 +147,7 @@ def evaluate_elbo(
     """
     empty = EvaluationSums.empty(vae)
     table, dimensions = empty.table.clone(), empty.dimensions.clone()
+    elbos = empty.elbos.clone()
     components = len(ElboTerms.COMPONENTS)
     with torch.no_grad(), evaluating(vae):
         for batch in batches:
@@ -148,18 +157,21 @@ def evaluate_elbo(
             terms = vae(images, noise, at_mean=True)
             values = torch.stack([getattr(terms, name) for name in ElboTerms.COMPONENTS])
             table[:, :components] += _moments(values.double().cpu()[:, valid])
+            numbers = torch.tensor(positions)
+            paired = valid & (numbers < len(elbos))
+            elbos[numbers[paired]] = terms.elbo.double().cpu()[paired]
             means = vae.encode(seen_images(vae, images, noise)).mean.double().flatten(1)
             rows = [terms.kl_per_dimension.double(), means, means.square()]
             dimensions += torch.stack([row.cpu()[valid].sum(dim=0) for row in rows])
             if importance is not None:
-                asked = valid & (torch.tensor(positions) < importance.images)
+                asked = valid & (numbers < importance.images)
                 places = [positions[index] for index in asked.nonzero().flatten().tolist()]
                 if places:
                     chosen = images[asked.to(images.device)]
                     bound = importance_estimate(vae, chosen, importance.samples, seed, slots=places)
                     gaps = (bound.bound - bound.mean_log_weight)[None]
                     table[:, components:] += _moments(gaps.cpu())
-    return EvaluationSums(table, dimensions, empty.pixels, empty.has_bits)
+    return EvaluationSums(table, dimensions, elbos, empty.pixels, empty.has_bits)
 
 
 def positions_of(batch: "Batch", global_batch_size: int) -> range:

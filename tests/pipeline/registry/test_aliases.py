@@ -42,8 +42,8 @@ def version(client, name: str, run: str = "r", **tags: str) -> RegisteredModel:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     terms = {"holdout_digest": "h", "preprocess": "{}", "measure": "256 levels", "run": run}
-    made = client.create_model_version(name, "nowhere", tags={**terms, **tags})
-    return RegisteredModel(name, int(made.version), "nowhere")
+    made = client.create_model_version(name, "s3://models/nowhere", tags={**terms, **tags})
+    return RegisteredModel(name, int(made.version), "s3://models/nowhere")
 
 
 def candidate(client, name: str) -> int:
