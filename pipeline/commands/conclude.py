@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import RunError, TrackingError
+from pipeline.evaluation.alarms import last_word, read_looks
 from pipeline.figures.history import draw_way
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
@@ -40,6 +41,10 @@ def conclude(run: Run, attempt: Attempt, end: RunEnd) -> TrainingResult:
     run.end(attempt, result)
     if result.reason == "done":
         run.finish(result)
+        words = last_word(read_looks(run), result.chosen_step)
+        if words is not None:
+            # Here, on the driver: what a worker logs never reaches the terminal.
+            logger.warning("run %s: %s", run.url, words)
     return result
 
 

@@ -57,6 +57,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     result = {
         "model": config.model,
         "model_digest": main.vae.digest,
+        "step": (main.vae.metadata or {}).get("step"),
         "data": config.data,
         "dataset_digest": dataset.digest,
         "likelihood": main.vae.model_config.likelihood,
@@ -85,9 +86,11 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list[str]:
     """Publishes every picture of a model below `output`; returns their URLs."""
     first = read_first(dataset, model.vae, _FIRST)
+    found = model.findings.numbers
+    gap = (found["posterior_gap"], found["gap"]["how"])
     pictures = chain(
         draw_report(model.vae, model.measured, model.findings, first, seed),
-        draw_way(model.run.run) if model.run else (),
+        draw_way(model.run.run, gap) if model.run else (),
     )
     return [_publish(output, name, picture) for name, picture in pictures]
 

@@ -19,7 +19,7 @@ from pipeline.evaluation.health import check_health
 from pipeline.evaluation.reading import in_order
 from pipeline.evaluation.rows import MeasureOptions, measure
 from pipeline.explanation.mistakes import Diagnosis, diagnose, known_slips
-from pipeline.explanation.objective import Optimised
+from pipeline.explanation.objective import recorded
 from pipeline.explanation.page import explain, to_markdown, to_text
 from pipeline.figures.page import to_html
 from pipeline.registry.named_models import finished_run, load_named
@@ -38,13 +38,12 @@ about that of a hold-out as large."""
 class Subject:
     """What is explained: a model by name, the images it is measured on, and what it was trained on.
 
-    training: the training set and its digest, None where nobody knows. optimised: its objective.
+    training: the training set and its digest, None where nobody knows.
     """
 
     name: str
     data: str
     training: tuple[str, str] | None
-    optimised: Optimised | None
 
 
 def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
@@ -75,9 +74,10 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
     numbers |= _of_training_set(model.vae, subject, numbers, config.seed)
     sigma = deviation(model.vae)
     has_way = model.run is not None and len(read_validations(model.run.run)) > 1
-    parts = explain(numbers, subject.optimised, has_way)
+    optimised = recorded(model.vae.metadata)
+    parts = explain(numbers, optimised, has_way)
     warnings = check_health(numbers, sigma)
-    beta = subject.optimised.beta if subject.optimised else None
+    beta = optimised.beta if optimised else None
     diagnoses = _diagnoses(config, model, numbers, 1.0 if beta is None else beta, sigma)
     yours = "".join(f"{line}\n" for d in diagnoses for line in d.describe().splitlines())
     result = {
@@ -119,8 +119,7 @@ def _subject(config: ExplainConfig) -> tuple[Subject, tuple[VAE, Any]]:
         if config.data is None:
             raise ConfigError("--model needs --data: name the images to measure it on.")
         found = load_named(config.model, config.storage, config.allow_custom)
-        optimised = _optimised(found[0], {})
-        return Subject(config.model, config.data, None, optimised), found
+        return Subject(config.model, config.data, None), found
     name = str(config.run)
     run = finished_run(name, config.storage)
     if run is None:
@@ -135,18 +134,7 @@ def _subject(config: ExplainConfig) -> tuple[Subject, tuple[VAE, Any]]:
     pins = Run(run.run.url).pins()
     if pins is not None and data != run.config["data"]:
         training = (run.config["data"], pins.dataset)
-    return Subject(name, data, training, _optimised(found[0], run.config)), found
-
-
-def _optimised(vae: VAE, config: Mapping[str, Any]) -> Optimised | None:
-    """What the run's config says, else the bundle; where neither does, nothing is claimed."""
-    known = vae.metadata or {}
-    recorded = known.get("objective")
-    record: Any = config.get("objective") or (recorded if isinstance(recorded, dict) else None)
-    if record is None:
-        return None
-    last = known.get("beta")
-    return Optimised.of(record, last if isinstance(last, float) else None)
+    return Subject(name, data, training), found
 
 
 def _of_training_set(

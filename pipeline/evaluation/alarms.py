@@ -11,8 +11,18 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pipeline.evaluation.health import COLLAPSED_NATS
+from pipeline.runs.history import (
+    COURSE,
+    HeldOut,
+    read_course,
+    read_elbos,
+    read_kl_per_dimension,
+    read_validations,
+)
+from pipeline.runs.run import Run
 
 Illness = Literal["divergence", "overfitting", "collapse"]
 
@@ -45,6 +55,27 @@ class Alarm:
 
     illness: Illness
     words: str
+
+
+def look_of(held: HeldOut, course: Tensor) -> Look:
+    """A look at the hold-out and the training steps `[T, 6]` that led to it."""
+    terms = held.validation.terms
+    own = held.elbos[held.elbos != 0].numpy()  # 0: there is no such image
+    known = float(course[:, COURSE.index("elbo")].mean()) if len(course) else None
+    nothing = math.nan  # a run that diverged has points without a value
+    kl, active = terms.get("kl", nothing), terms.get("active_units", nothing)
+    return Look(held.validation.step, kl, active, own, known)
+
+
+def read_looks(run: Run) -> list[Look]:
+    """Every look of a run that its folder holds, in the order of steps."""
+    return [
+        look_of(
+            HeldOut(found, read_kl_per_dimension(run, found), read_elbos(run, found)),
+            read_course(run, found),
+        )
+        for found in read_validations(run)
+    ]
 
 
 def new_alarms(looks: Sequence[Look], warmup_steps: int) -> list[Alarm]:
@@ -152,8 +183,10 @@ def _is_below(look: Look, other: Look) -> bool:
     """Whether the same images' ELBO is lower, chance apart."""
     if not math.isfinite(look.elbo):
         return True
+    count = len(look.elbos)
+    if len(other.elbos) != count:
+        return False  # an image could not be read this time: these are no pairs
     difference = look.elbos - other.elbos
-    count = len(difference)
     if count < 2 or not np.isfinite(difference).all():
         return False
     error = float(difference.std(ddof=1)) / math.sqrt(count)

@@ -1,7 +1,6 @@
 """Does a model look healthy? Each warning says what was found and what to try."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 COLLAPSED_NATS = 0.1
@@ -56,40 +55,7 @@ def check_health(numbers: Mapping[str, Any], sigma: float | None = None) -> list
     low = numbers["effective_samples"]
     if low < 1.5 and numbers["importance_samples"] >= 16:
         warnings.append(
-            f"Of {numbers['importance_samples']} draws only {low:.2f} count: IWAE and the "
-            "posterior gap are far below their limits. Raise --importance-samples."
+            f"Of {numbers['importance_samples']} draws only {low:.2f} count: IWAE is far below "
+            "log p(x), and more draws hardly raise it. Look at the posterior gap by annealing."
         )
     return warnings
-
-
-def check_course(looks: Sequence[Mapping[str, float]]) -> list[str]:
-    """What has gone wrong since the last look at the hold-out; each illness is told once.
-
-    `looks`: `elbo`, `kl` and `active_units` at each validation, the first of the untrained model.
-    """
-    before = _illnesses(looks[:-1])
-    return [words for name, words in _illnesses(looks).items() if name not in before]
-
-
-def _illnesses(looks: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """What the newest look shows; nothing is expected of an untrained model."""
-    if len(looks) < 2:
-        return {}
-    newest, first = looks[-1], looks[0]["elbo"]
-    found = {}
-    best = max((look["elbo"] for look in looks if math.isfinite(look["elbo"])), default=first)
-    # Half of what training had gained is lost: no noise of a validation, which is exact.
-    if not newest["elbo"] >= best - 0.5 * (best - first):
-        found["divergence"] = (
-            f"Training diverges: the held-out ELBO is {newest['elbo']:.2f} nats, it was {best:.2f} "
-            f"at best and {first:.2f} before training. Try a lower --optimizer.learning-rate or "
-            "--optimizer.clip-norm; --patience ends such a run."
-        )
-    if newest["kl"] < COLLAPSED_NATS or newest["active_units"] == 0:
-        found["collapse"] = (
-            f"Posterior collapse: the held-out KL is {newest['kl']:.4f} nats and "
-            f"{newest['active_units']:.0f} dimensions are active, so z says nothing. If it stays "
-            "so, try --objective.beta below 1, --objective.warmup linear, or a higher learning "
-            "rate."
-        )
-    return found

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.evidence import ENOUGH_EFFECTIVE
-from pipeline.explanation.objective import Optimised
+from pipeline.explanation.objective import formula_of, sentences_of
 from pipeline.explanation.sentences import Check, Formula, Part, Sentence, claim, definition
+from pipeline.vae import Optimised
 
 Numbers = Mapping[str, Any]
 
@@ -259,7 +260,7 @@ def weight(n: Numbers, optimised: Optimised | None) -> Part | None:
         "weight",
         "What was optimised, and what does the weight of the KL do?",
         (
-            *optimised.sentences(n),
+            *sentences_of(optimised, n),
             definition(
                 "Rate (the KL) and distortion (minus the log-likelihood) are the two ends of one "
                 "trade: at its optimum a larger weight of the KL never has a larger rate, nor a "
@@ -271,7 +272,7 @@ def weight(n: Numbers, optimised: Optimised | None) -> Part | None:
                 "side: jobs.evaluate --compare."
             ),
         ),
-        (optimised.formula(),),
+        (formula_of(optimised),),
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipeline.explanation import bound_answers as bounds
 from pipeline.explanation import code_answers as codes
-from pipeline.explanation.objective import Optimised
 from pipeline.explanation.sentences import Part
+from pipeline.vae import Optimised
 
 Numbers = Mapping[str, Any]
 

@@ -3,6 +3,7 @@
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import (
     Curve,
+    GapPoint,
     RatePoint,
     draw_comparison,
     draw_pull,
@@ -24,6 +25,7 @@ from pipeline.figures.latents import (
 
 __all__ = [
     "Curve",
+    "GapPoint",
     "RatePoint",
     "draw_aggregated_posterior",
     "draw_comparison",

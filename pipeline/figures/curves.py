@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.figures.canvas import (
+    AMBER,
     BLUE,
     INK,
     MUTED,
@@ -22,7 +23,10 @@ _NAMES = {
     "log_likelihood": "E log p(x|z)",
     "log_likelihood_at_mean": "log p(x|z) at the mean",
     "kl": "KL(q || prior)",
-    "posterior_gap": "posterior gap: IWAE − ELBO",
+    "posterior_gap": "posterior gap, at least",
+    "iwae_gap": "IWAE − ELBO, same draws",
+    "learning_rate": "learning rate",
+    "beta": "weight of the KL",
     "entropy_q": "entropy of q",
     "cross_entropy_q_prior": "cross-entropy of q and prior",
     "iwae": "IWAE bound on log p(x)",
@@ -41,6 +45,13 @@ class Curve:
     steps: Sequence[float]
     values: Sequence[float]
 
+    def at(self, step: float | None) -> float:
+        """The value at a step, or the last one before it; None: the last of all."""
+        known = [
+            v for s, v in zip(self.steps, self.values, strict=True) if step is None or s <= step
+        ]
+        return known[-1] if known else self.values[0]
+
 
 @dataclass(frozen=True)
 class RatePoint:
@@ -57,8 +68,10 @@ def draw_training_curves(
     target: Target,
     note: str = "",
     unit: str = "nats per image",
+    chosen_step: float | None = None,
 ) -> None:
-    """One panel per quantity: the training curve light, the hold-out dark, its last value written.
+    """One panel per quantity: the training curve light, the hold-out dark; titles tell the value of
+    the chosen step, which a line marks in each panel; None: that of the last one.
 
     Both mappings go from a quantity's name (`elbo`, `kl`, ...) to its curve; either may lack some.
     """
@@ -68,7 +81,10 @@ def draw_training_curves(
     cell, tall = _WIDTH / columns, 2.2
     headline = "Training curves"
     if "elbo" in validation:
-        headline += f": held-out ELBO {signed(validation['elbo'].values[-1])} {unit}"
+        value = validation["elbo"].at(chosen_step)
+        headline += f": held-out ELBO {signed(value, ',.2f')} {unit}"
+        if chosen_step is not None:
+            headline += f" at step {chosen_step:,.0f}, whose weights are kept"
     with Canvas(
         _WIDTH, rows * tall, headline, note or f"{unit};  light: training batches, dark: hold-out"
     ) as canvas:
@@ -84,8 +100,11 @@ def draw_training_curves(
                 held = validation[name]
                 marker = "o" if len(held.steps) <= 30 else None
                 axes.plot(held.steps, held.values, color="#1f6fb8", marker=marker, markersize=3)
-            last = curves[-1].values[-1]
-            value = signed(last, ",.0f" if name == "active_units" else ",.2f")
+            if chosen_step is not None:
+                axes.axvline(chosen_step, color=AMBER, linewidth=1.0, linestyle=(0, (4, 2)))
+            shown = curves[-1].at(chosen_step)
+            form = {"active_units": ",.0f", "learning_rate": ".2e", "beta": ".3g"}.get(name, ",.2f")
+            value = signed(shown, form)
             axes.set_title(
                 f"{_NAMES.get(name, name.replace('_', ' '))}   {value}",
                 fontsize=8.5,
@@ -96,25 +115,42 @@ def draw_training_curves(
         canvas.save(target)
 
 
-def draw_pull(kl: Curve, posterior_gap: Curve, target: Target, note: str = "") -> None:
-    """Where the ELBO pulls q: its distance to the prior and to the true posterior, over training.
+@dataclass(frozen=True)
+class GapPoint:
+    """KL(q || p(z|x)) >= `nats` after `step` steps, and how that was had."""
 
-    `kl` = KL(q(z|x) || p(z)); `posterior_gap` = IWAE_K - ELBO, a lower estimate of
-    KL(q(z|x) || p(z|x)). Nats per image.
+    step: float
+    nats: float
+    how: str
+
+
+def draw_pull(
+    kl: Curve, iwae_gap: Curve, target: Target, best: GapPoint | None = None, note: str = ""
+) -> None:
+    """q's distance to the prior and to the true posterior, over training, in nats per image.
+
+    `kl` = KL(q(z|x) || p(z)), exact; `iwae_gap` = IWAE - ELBO by the same draws, of which is known
+    only that KL(q(z|x) || p(z|x)) is not smaller; `best`: the better bound at the chosen step.
     """
+    step = best.step if best else None
+    at_least = max(iwae_gap.at(step), best.nats if best else 0.0)
     with Canvas(
         _WIDTH,
         3.0,
-        f"What the ELBO pulls where: KL to prior {kl.values[-1]:.1f}, "
-        f"gap to posterior {posterior_gap.values[-1]:.2f} nats",
-        note or "The ELBO never asks for a small KL to the prior; it asks for a small gap",
+        f"Of q: KL to the prior {kl.at(step):.1f}, to the true posterior at least "
+        f"{at_least:.1f} nats",
+        note
+        or "the KL term alone pulls q to the prior, the ELBO as a whole to the true posterior; "
+        "dashed: a lower bound, the truth lies above",
     ) as canvas:
-        axes = canvas.axes(0.55, 0.1, 5.4, 2.4)
-        for curve, color, name in (
-            (kl, BLUE, "to the prior\nKL(q || p(z))"),
-            (posterior_gap, RED, "to the posterior\nIWAE − ELBO"),
+        axes = canvas.axes(0.55, 0.1, 5.2, 2.4)
+        for curve, color, name, style in (
+            (kl, BLUE, "to the prior\nKL(q || p(z))", "-"),
+            (iwae_gap, RED, "to the posterior,\nat least IWAE − ELBO", "--"),
         ):
-            axes.plot(curve.steps, curve.values, color=color, marker="o", markersize=3)
+            axes.plot(
+                curve.steps, curve.values, color=color, marker="o", markersize=3, linestyle=style
+            )
             axes.annotate(
                 name,
                 (curve.steps[-1], curve.values[-1]),
@@ -125,6 +161,13 @@ def draw_pull(kl: Curve, posterior_gap: Curve, target: Target, note: str = "") -
                 fontsize=8,
                 annotation_clip=False,
             )
+        if best is not None:
+            axes.axvline(best.step, color=AMBER, linewidth=1.0, linestyle=(0, (4, 2)))
+            axes.plot([best.step], [best.nats], color=RED, marker="^", markersize=6)
+            axes.annotate(
+                f"≥ {best.nats:.1f}", (best.step, best.nats), xytext=(6, 4),
+                textcoords="offset points", fontsize=7.5, color=RED,
+            )  # fmt: skip
         axes.set(xlabel="step", ylabel="nats per image")
         axes.set_ylim(0, None)
         canvas.save(target)

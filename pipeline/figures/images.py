@@ -109,16 +109,21 @@ def draw_traversals(
 
 
 def draw_progress(
-    originals: ArrayLike, images: ArrayLike, steps: Sequence[int], target: Target, note: str = ""
+    originals: ArrayLike,
+    images: ArrayLike,
+    steps: Sequence[int],
+    target: Target,
+    chosen_step: int | None = None,
 ) -> None:
     """Reconstructions `[T, N, C, H, W]` of the same originals `[N, C, H, W]` at each step."""
+    kept = {chosen_step: ", kept"}
     rows = [to_pixels(originals), *to_pixels(images)]
     _draw_grid(
         rows,
         target,
         f"The same images through {max(steps):,} training steps",
-        note or "decoded from the posterior mean",
-        names=["original", *(f"step {step:,}" for step in steps)],
+        "decoded from the posterior mean",
+        names=["original", *(f"step {step:,}{kept.get(step, '')}" for step in steps)],
     )
 
 

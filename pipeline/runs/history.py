@@ -1,7 +1,9 @@
 """What the hold-out looked like at each validation: its numbers, and the same images rebuilt.
 
 RUN/history/0000001000.safetensors: `originals` and `reconstructions`, uint8 `[N, C, H, W]`, decoded
-at the posterior mean by the averaged weights; `kl_per_dimension`, float64 `[D]` nats.
+at the posterior mean by the averaged weights; `kl_per_dimension`, float64 `[D]` nats; `elbos`, of
+the first images, float64 `[M]`; `course`, the training steps since the look before, float64
+`[T, 6]`, with a column for each of `COURSE`.
 0000001000.json, written after it: the numbers.
 """
 
@@ -17,6 +19,9 @@ from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.runs.run import Run
 
 logger = logging.getLogger(__name__)
+
+COURSE = ("step", "elbo", "log_likelihood", "kl", "learning_rate", "beta")
+"""Of a training step: means over its batch, in nats per image; what the optimiser was given."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,13 @@ class Validation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A validation and each latent dimension's share of its KL: `[D]` nats, float64."""
+    """A validation, each latent dimension's share of its KL (`[D]` nats, float64), and the ELBO of
+    each of the first images (`[M]` nats, float64).
+    """
 
     validation: Validation
     kl_per_dimension: Tensor
+    elbos: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,16 @@ def read_validations(run: Run) -> list[Validation]:
 def read_kl_per_dimension(run: Run, validation: Validation) -> Tensor:
     """Each latent dimension's KL at a validation: `[D]` nats, float64; they sum to its `kl`."""
     return _tensors(run, validation)["kl_per_dimension"]
+
+
+def read_elbos(run: Run, validation: Validation) -> Tensor:
+    """The ELBO of each of the first images at a validation: `[M]` nats, float64."""
+    return _tensors(run, validation)["elbos"]
+
+
+def read_course(run: Run, validation: Validation) -> Tensor:
+    """Training steps before a validation, and after the one before: `[T, 6]`, as `COURSE` says."""
+    return _tensors(run, validation)["course"]
 
 
 def read_moments(run: Run, validations: list[Validation], count: int) -> list[Moment]:

@@ -33,8 +33,11 @@ class HistoryWriter:
         self._run = run
         self._originals = batch.images[batch.valid]
 
-    def write(self, held: HeldOut, vae: VAE) -> None:
-        """Adds one validation. Storage that fails costs a picture and a warning, never the run."""
+    def write(self, held: HeldOut, vae: VAE, course: torch.Tensor) -> None:
+        """Adds one validation and the training steps `[T, 6]` that led to it.
+
+        Storage that fails costs a picture and a warning, never the run.
+        """
         if len(self._originals) == 0:
             return
         validation = held.validation
@@ -44,6 +47,8 @@ class HistoryWriter:
             pixels = (decoded * 255).round().clamp(0, 255).to(torch.uint8).cpu()
         tensors = {
             "kl_per_dimension": held.kl_per_dimension,
+            "elbos": held.elbos,
+            "course": course,
             "originals": self._originals,
             # Convolutions give their channels last, and safetensors keeps plain order alone.
             "reconstructions": pixels.contiguous(),

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+import torch
+
 from pipeline.data import Dataset
-from pipeline.evaluation.health import check_course
+from pipeline.evaluation.alarms import Look, look_of, new_alarms, read_looks
 from pipeline.evaluation.sums import Importance, evaluate_elbo
 from pipeline.runs.best import has_converged, keep_if_best, save_final
 from pipeline.runs.facts import RunFacts
-from pipeline.runs.history import HeldOut, Validation
+from pipeline.runs.history import COURSE, HeldOut, Validation
 from pipeline.runs.run import Run
 from pipeline.training.batches import BatchSettings, holdout_loader
 from pipeline.training.history_writer import HistoryWriter
 from pipeline.training.state import TrainState
+from pipeline.training.step import StepReport
 from pipeline.training.world import World
 from pipeline.vae import VAE
 
@@ -22,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _IMPORTANCE = Importance(samples=16, images=256)
 """What the gap is measured on: cheap enough to be asked for at every validation."""
+_POINTS = 200
+"""Of training steps that are kept for each look: more than a curve can show."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class HoldOutSettings:
     every_steps: int
     patience: int | None
     keeps_best: bool
+    warmup_steps: int
+    """Of learning rate and KL weight: before their end nothing is an illness yet."""
 
 
 class HoldOut:
@@ -50,6 +57,8 @@ class HoldOut:
         self._run, self._world, self._dataset = run, world, dataset
         self._settings, self._batches = settings, batches
         self._history: HistoryWriter | None = None
+        self._looks: list[Look] | None = None
+        self._course: list[tuple[float, ...]] = []
         self.validations = list(validations)
 
     def is_due(self, step: int, *, last: bool) -> bool:
@@ -60,21 +69,38 @@ class HoldOut:
             return not self.validations
         return last or step % self._settings.every_steps == 0
 
+    def note(self, report: StepReport) -> None:
+        """Keeps a training step's means for the next look, which sets them beside the hold-out."""
+        if self._dataset is not None and self._world.rank == 0:
+            terms = report.terms
+            means = (terms["elbo"], terms["log_likelihood"], terms["kl"])
+            self._course.append((report.step, *means, report.learning_rate, report.beta))
+
     def look(self, state: TrainState) -> Validation:
         """Measures the averaged weights on the whole hold-out, and keeps what it saw."""
         assert self._dataset is not None, "there is something to look at"
         held = validate(state, self._dataset, self._batches, self._world)
         self.validations.append(held.validation)
         if self._world.rank == 0:
-            for warning in check_course([look.terms for look in self.validations]):
-                logger.warning("step %d: %s", state.step, warning)
+            course = torch.tensor(self._course, dtype=torch.float64).view(-1, len(COURSE))
+            self._course = []
+            self._warn(held, course)
             averaged = averaged_of(state)
             if self._history is None:
                 self._history = HistoryWriter(self._run, self._dataset, averaged)
-            self._history.write(held, averaged)
+            stride = -(-len(course) // _POINTS) or 1
+            self._history.write(held, averaged, course[stride - 1 :: stride].contiguous())
             if self._settings.keeps_best:
                 keep_if_best(self._run, self.validations, averaged)
         return held.validation
+
+    def _warn(self, held: HeldOut, course: torch.Tensor) -> None:
+        if self._looks is None:
+            known = {look.step for look in self.validations[:-1]}
+            self._looks = [look for look in read_looks(self._run) if look.step in known]
+        self._looks.append(look_of(held, course))
+        for alarm in new_alarms(self._looks, self._settings.warmup_steps):
+            logger.warning("step %d: %s", held.validation.step, alarm.words)
 
     @property
     def has_converged(self) -> bool:
@@ -112,4 +138,5 @@ def validate(state: TrainState, holdout: Dataset, settings: BatchSettings, world
     total = sums.with_values(world.sum(sums.to_tensor().to(world.device)))
     means = {name: value for name, value in total.means().items() if value is not None}
     terms = means | {"active_units": total.active_units()}
-    return HeldOut(Validation(state.step, total.images, terms), total.kl_per_dimension())
+    validation = Validation(state.step, total.images, terms)
+    return HeldOut(validation, total.kl_per_dimension(), total.elbos)

@@ -112,6 +112,7 @@ def _train(
             made = stepper.make(stop=stopping.is_wished)
             yield made.report
             incidents.check(made.batch, made.report, state)
+            holdout.note(made.report)
             if holdout.is_due(state.step, last=state.step == settings.steps):
                 yield holdout.look(state)
             reason = stopping.after(made.report)

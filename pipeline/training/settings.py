@@ -75,6 +75,7 @@ def settings_of(config: TrainConfig, world: World) -> TrainSettings:
             patience=config.patience,
             # An objective such as a plain autoencoder's makes the ELBO worse the better it gets.
             keeps_best=config.objective.aims_at_elbo,
+            warmup_steps=max(config.optimizer.warmup_steps, config.objective.warmup_steps or 0),
         ),
         bad_fraction=config.loader.bad_fraction,
     )

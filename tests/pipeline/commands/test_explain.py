@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.explain import deviation, run_explanation
-from pipeline.config import ExplainConfig, PackConfig
+from pipeline.config import ExplainConfig, ObjectiveConfig, PackConfig
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.packing.pack import pack
+from pipeline.vae import ObjectiveState, optimised, save_bundle
 from tests.support.digit_models import digits_vae, write_digits
 
 
@@ -19,17 +20,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path):
     run = place / "runs" / "mine"
     run.mkdir(parents=True)
-    config = {
-        "data": "elsewhere",
-        "holdout": str(place / "data"),
-        "objective": {"kind": "beta", "beta": 500.0},
-    }
+    objective = optimised(ObjectiveConfig(beta=500.0), 9, ObjectiveState()).to_json()
+    save_bundle(digits_vae(beta=500.0), place / "recorded", {"objective": objective, "step": 9})
+    config = {"data": "elsewhere", "holdout": str(place / "data")}
     (run / "run.json").write_text(json.dumps({"config": config}))
-    (run / "result.json").write_text(json.dumps({"bundle": str(place / "collapsed")}))
+    (run / "result.json").write_text(json.dumps({"bundle": str(place / "recorded")}))
     _, result = run_explanation(
         ExplainConfig(run="mine", storage=str(place / "runs"), importance_samples=8)
     )
     assert result["answers"]["weight"]["beta"] == 500.0
+    assert result["step"] == 9
     assert result["data"] == str(place / "data")
 
 

@@ -13,10 +13,9 @@ from pipeline.config import ModelConfig, ObjectiveConfig, PreprocessConfig
 from pipeline.data import Batch
 from pipeline.evaluation.findings import FindingOptions, find, mean_and_error, surgery
 from pipeline.evaluation.rows import MeasureOptions, measure
-from pipeline.explanation.objective import Optimised
 from pipeline.explanation.page import explain
 from pipeline.explanation.sentences import Check, Part
-from pipeline.vae import VAE, build_vae, draw_noise, objective_loss
+from pipeline.vae import VAE, Optimised, build_vae, draw_noise, objective_loss
 from tests.support.claims import CLAIMS, World
 from tests.support.digit_models import TRAINED_ON, digits_vae, images
 from tests.support.killing import ROOT
@@ -53,7 +52,7 @@ def explained(
     }
     objective = {"kind": "beta", "beta": beta}
     return World(vae, held, labels, numbers, train, objective), explain(
-        numbers, Optimised.of(objective), True
+        numbers, Optimised("beta", beta, 1), True
     )
 
 

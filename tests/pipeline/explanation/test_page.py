@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from pipeline.config import ObjectiveConfig
-from pipeline.explanation.objective import Optimised
+from pipeline.explanation.objective import recorded
 from pipeline.explanation.page import explain, to_markdown, to_text, walk
+from pipeline.vae import ObjectiveState, Optimised, optimised
 from tests.support.digit_findings import numbers_of
 
 QUESTIONS = yaml.safe_load((Path(__file__).parents[1] / "questions.yaml").read_text())
-ELBO = Optimised(ObjectiveConfig(), 1.0)
+ELBO = Optimised("beta", 1.0, 1)
 
 
 def at(numbers: dict[str, Any], path: str) -> float:
@@ -63,20 +64,21 @@ def test_there_is_one_gap_on_the_whole_page():
 
 OBJECTIVES = {
     "beta": (ObjectiveConfig(beta=4.0), "log-likelihood - 4 x KL"),
-    "warm-up": (ObjectiveConfig(warmup="linear", warmup_steps=7), "rose from zero once, over 7"),
+    "warm-up": (ObjectiveConfig(warmup="linear", warmup_steps=9), "leads to 1 and had not come"),
     "free_bits": (ObjectiveConfig(kind="free_bits", free_nats=0.5), "larger of the KL and 0.5"),
-    "geco": (ObjectiveConfig(kind="geco", target_bits_per_dim=3.0), "held at 3 bits"),
+    "geco": (ObjectiveConfig(kind="geco", target_bits_per_dim=3.0), "ended at 0.25"),
     "iwae": (ObjectiveConfig(kind="iwae", samples=5), "importance-weighted bound of 5 draws"),
     "autoencoder": (ObjectiveConfig(kind="autoencoder"), "this is a plain autoencoder"),
 }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_was_optimised_is_told_as_it_was(name: str):
+def test_what_was_optimised_is_told_as_the_bundle_says(name: str):
     config, words = OBJECTIVES[name]
-    optimised = Optimised.of(config.model_dump(mode="json"))
-    assert optimised is not None
-    part = next(part for part in explain(numbers_of(), optimised) if part.name == "weight")
+    record = optimised(config, 3, ObjectiveState(beta=0.25)).to_json()
+    told = recorded({"objective": record})
+    assert told is not None
+    part = next(part for part in explain(numbers_of(), told) if part.name == "weight")
     assert words in part.text
     assert f"{numbers_of()['elbo']:.3f}" in part.text
     if name == "beta":
@@ -86,7 +88,8 @@ def test_what_was_optimised_is_told_as_it_was(name: str):
 
 def test_of_an_objective_that_nobody_recorded_nothing_is_said():
     assert "weight" not in {part.name for part in explain(numbers_of(), None)}
-    assert Optimised.of({"kind": "of another version"}) is None
+    assert recorded({"objective": {"kind": "of another version"}}) is None
+    assert recorded({"beta": 1.0}) is None
 
 
 def test_without_labels_mixture_and_surgery_their_parts_are_left_out():

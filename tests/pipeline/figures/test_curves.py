@@ -1,5 +1,6 @@
 from pipeline.figures import (
     Curve,
+    GapPoint,
     RatePoint,
     draw_comparison,
     draw_pull,
@@ -13,13 +14,14 @@ CURVE = Curve([0, 10, 20], [-300.0, -120.0, -101.5])
 
 def test_training_curves_are_drawn_with_either_side_missing():
     assert to_png(draw_training_curves, {"elbo": CURVE, "kl": CURVE}, {"elbo": CURVE})
-    assert to_png(draw_training_curves, {}, {"posterior_gap": CURVE})
+    assert to_png(draw_training_curves, {}, {"iwae_gap": CURVE})
     assert to_png(draw_training_curves, {"elbo": Curve([1], [float("nan")])}, {})
 
 
 def test_the_two_pulls_and_the_rate_distortion_plane_are_drawn():
     positive = Curve([0, 1], [30.0, 20.0])
     assert to_png(draw_pull, positive, positive)
+    assert to_png(draw_pull, positive, positive, best=GapPoint(1, 80.0, "annealing"))
     assert to_png(draw_rate_distortion, [RatePoint("beta 1", 25.0, 76.0)])
     points = [RatePoint("a", 10.0, 100.0), RatePoint("b", 30.0, 70.0)]
     assert to_png(draw_rate_distortion, points)
