@@ -104,9 +104,8 @@ def draw_training_curves(
                 axes.axvline(chosen_step, color=AMBER, linewidth=1.0, linestyle=(0, (4, 2)))
             shown = curves[-1].at(chosen_step)
             form = {"active_units": ",.0f", "learning_rate": ".2e", "beta": ".3g"}.get(name, ",.2f")
-            value = signed(shown, form)
             axes.set_title(
-                f"{_NAMES.get(name, name.replace('_', ' '))}   {value}",
+                f"{_NAMES.get(name, name.replace('_', ' '))}   {signed(shown, form)}",
                 fontsize=8.5,
             )
             axes.set_ylim(*_robust_limits([value for curve in curves for value in curve.values]))

@@ -22,8 +22,8 @@ def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path)
     run.mkdir(parents=True)
     objective = optimised(ObjectiveConfig(beta=500.0), 9, ObjectiveState()).to_json()
     save_bundle(digits_vae(beta=500.0), place / "recorded", {"objective": objective, "step": 9})
-    config = {"data": "elsewhere", "holdout": str(place / "data")}
-    (run / "run.json").write_text(json.dumps({"config": config}))
+    config = {"data": str(place / "data"), "holdout": str(place / "data")}
+    (run / "run.json").write_text(json.dumps({"config": config, "dataset_digest": "of before"}))
     (run / "result.json").write_text(json.dumps({"bundle": str(place / "recorded")}))
     _, result = run_explanation(
         ExplainConfig(run="mine", storage=str(place / "runs"), importance_samples=8)
