@@ -81,7 +81,11 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
     log_variances = torch.from_numpy(measured.log_variances)
     numbers["surgery"] = surgery(vae, latents, log_variances, options.seed, "hold-out")
     numbers["neighbours"] = _neighbours(latents, measured.labels)
-    similarity = image_similarity(latents[: len(first)], first)
+    few = slice(min(len(first), len(latents)))
+    noise = draw_noise(vae, options.seed, -3, range(len(latents[few]))).posterior.flatten(1)
+    # Of draws: means alone may sort images by differences that q's noise drowns.
+    codes = latents[few] + (0.5 * log_variances[few]).exp() * noise
+    similarity = image_similarity(codes, first[few])
     numbers["similarity"] = asdict(similarity) if similarity else None
     mixture, numbers["mixture"] = fit_latents(latents, log_variances, options.seed)
     numbers["interpolation"] = _interpolation(vae, latents)

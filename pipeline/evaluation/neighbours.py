@@ -39,15 +39,15 @@ class ImageSimilarity:
     error: float
 
 
-def image_similarity(means: Tensor, images: Tensor, neighbours: int = 10) -> ImageSimilarity | None:
-    """Of uint8 images `[N, C, H, W]` and their codes `[N, D]`; None for too few of them.
+def image_similarity(draws: Tensor, images: Tensor, neighbours: int = 10) -> ImageSimilarity | None:
+    """Of uint8 images `[N, C, H, W]` and draws of their q `[N, D]`; None for too few of them.
 
     Quadratic in N: a few hundred images are meant.
     """
     count = len(images)
     if count < 2 * neighbours:
         return None
-    codes, pixels = means.double().flatten(1), images.double().flatten(1) / 255
+    codes, pixels = draws.double().flatten(1), images.double().flatten(1) / 255
     apart = torch.cdist(pixels, pixels) / math.sqrt(pixels.shape[1])
     distances = torch.cdist(codes, codes).fill_diagonal_(torch.inf)
     near = distances.topk(neighbours, dim=1, largest=False).indices

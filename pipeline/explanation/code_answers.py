@@ -95,8 +95,8 @@ def similar_codes(n: Numbers) -> Part | None:
         return None
     figures = {k: found[k] for k in ("images", "neighbours", "nearest", "any")}
     text = (
-        "Among {images} images, one and its {neighbours} nearest codes' images differ by "
-        "{nearest:.4f} (root-mean-square), any two by {any:.4f}: "
+        "Among {images} images with one draw of z each, an image and those of its {neighbours} "
+        "nearest codes differ by {nearest:.4f} (root-mean-square), any two by {any:.4f}: "
     )
     sentences = []
     if found["nearest"] < found["any"] - 2 * found["error"]:

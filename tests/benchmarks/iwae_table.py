@@ -70,10 +70,12 @@ def write_dataset(mnist: Path, name: str, folder: Path, count: int) -> Dataset:
     return Dataset.open(str(packed))
 
 
-def train(dataset: Dataset, samples: int, schedule: Schedule, seed: int) -> VAE:
+def train(dataset: Dataset, samples: int, schedule: Schedule, seed: int, latents: int = 50) -> VAE:
     """IWAE_K, or the VAE for K = 1."""
     torch.manual_seed(seed)
-    vae = build_vae(ModelConfig(kind="mlp", likelihood="bernoulli"), PREPROCESS)
+    vae = build_vae(
+        ModelConfig(kind="mlp", likelihood="bernoulli", latent_channels=latents), PREPROCESS
+    )
     start = load_images(dataset, min(2000, len(dataset)), PREPROCESS).images
     vae.start_at(start.double().mean(0).float() / 255)
     objective = ObjectiveConfig(kind="iwae" if samples > 1 else "beta", samples=samples)
@@ -108,6 +110,11 @@ def train(dataset: Dataset, samples: int, schedule: Schedule, seed: int) -> VAE:
             flush=True,
         )
     return vae.eval()
+
+
+def read(dataset: Dataset) -> torch.Tensor:
+    """All images, uint8 `[N, 1, 28, 28]`."""
+    return load_images(dataset, len(dataset), PREPROCESS).images
 
 
 @torch.no_grad()
@@ -189,7 +196,7 @@ def main(words: list[str] | None = None) -> dict[str, object]:
     held = write_dataset(
         arguments.mnist, "t10k-images-idx3-ubyte.gz", arguments.work / "test", arguments.test_images
     )
-    test = load_images(held, len(held), PREPROCESS).images
+    test = read(held)
     found = {k: result_of(arguments, dataset, test, k) for k in arguments.k}
     result = summary(found)
     print(json.dumps(result))

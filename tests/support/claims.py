@@ -50,13 +50,16 @@ class World:
 
     @functools.cache  # noqa: B019
     def log_evidence(self, count: int) -> torch.Tensor:
-        """log p(x) of the first images: importance sampling of 9,000 draws, the proposal a
+        """log p(x) of the first images."""
+        return self.evidence_of(targets(self.vae, self.images[:count]))
+
+    def evidence_of(self, target: torch.Tensor) -> torch.Tensor:
+        """log p of targets, whose images are the first of this world's: importance sampling of 9,000 draws, the proposal a
         mixture of q widened twice and four times and of the prior, which no tail escapes.
         """
         values = []
         generator = torch.Generator().manual_seed(7)
-        target = targets(self.vae, self.images[:count])
-        for place in range(count):
+        for place in range(len(target)):
             mean, scale = self.q.mean[place], self.q.stddev[place]
             parts = [Normal(mean, 2 * scale), Normal(mean, 4 * scale)]
             parts.append(Normal(torch.zeros_like(mean), torch.ones_like(mean)))
@@ -85,7 +88,7 @@ def targets(vae: VAE, images: torch.Tensor) -> torch.Tensor:
 
 def log_likelihood(vae: VAE, z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Of one target under many latents `[M, D]`, or of as many targets: `[M]`."""
-    sigma = float(vae.likelihood.sigma)
+    sigma = vae.likelihood.sigma.detach().item()
     values = []
     with torch.no_grad():
         for part, wanted in zip(
@@ -153,11 +156,14 @@ def exact_evidence(w: World, f: Figures, text: str) -> None:
 def gap_on_drawn_images(w: World, f: Figures, text: str) -> None:
     """A fresh sample of model images, by the importance sampler above."""
     generator = torch.Generator().manual_seed(11)
-    z = torch.randn(16, math.prod(w.vae.latent_shape), generator=generator, dtype=torch.float64)
+    z = torch.randn(16, *w.vae.latent_shape, generator=generator)
     with torch.no_grad():
-        images = w.vae.draw(z.float().view(-1, *w.vae.latent_shape), generator)
+        place = 0.5 + w.vae.decode_parameters(z) * 255 / 512
+    # The density's own draws: an image of levels would have been cut to black and white.
+    target = place + w.vae.likelihood.sigma.detach() * torch.randn(place.shape, generator=generator)
+    images = (target * 256).floor().clamp(0, 255).to(torch.uint8)
     drawn = World(w.vae, images, [], w.numbers, w.training, w.objective)
-    exact = drawn.log_evidence(len(images))
+    exact = drawn.evidence_of(target)
     spread = 4 * float(exact.std()) * math.sqrt(1 / len(images) + 1 / f["images"])
     assert f["lower"] - spread <= float(exact.mean()) <= f["upper"] + spread
     assert -0.05 <= f["gap_lower"] <= f["gap_upper"] + 0.05
@@ -252,10 +258,13 @@ def similar_codes(w: World, f: Figures, text: str) -> None:
     count, k = int(f["images"]), int(f["neighbours"])
     pixels = w.images[:count].numpy().reshape(count, -1) / 255
     apart = scipy.spatial.distance.cdist(pixels, pixels) / math.sqrt(pixels.shape[1])
-    search = NearestNeighbors(n_neighbors=k + 1).fit(w.q.mean[:count].numpy())
+    generator = torch.Generator().manual_seed(13)
+    noise = torch.randn(w.q.mean[:count].shape, generator=generator, dtype=torch.float64)
+    codes = w.q.mean[:count] + w.q.stddev[:count] * noise
+    search = NearestNeighbors(n_neighbors=k + 1).fit(codes.numpy())
     near_by = search.kneighbors(return_distance=False)[:, :k]
     nearest = np.take_along_axis(apart, near_by, 1).mean()
-    near(f["nearest"], float(nearest), 2e-2)
+    near(f["nearest"], float(nearest), 4e-2)
     near(f["any"], float(apart.sum() / count / (count - 1)), 1e-3)
     assert ("similar images have similar codes" in text) <= (f["nearest"] < f["any"])
 

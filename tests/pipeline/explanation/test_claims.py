@@ -120,7 +120,7 @@ def test_every_claim_of_the_page_holds_by_other_means(run: str):
                 wrong.append(f"{part.name}: {sentence.check}: {error}")
     assert wrong == []
     names = {part.name for part in parts}
-    assert {"training", "bayes", "pull", "similar", "classes", "weight", "samples"} <= names
+    assert {"training", "bayes", "pull", "similar", "weight", "samples"} <= names
 
 
 def test_the_collapsed_run_is_not_told_of_classes_nor_of_codes_that_mean_something():
