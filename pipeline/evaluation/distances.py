@@ -134,7 +134,7 @@ def named_features(name: str) -> Features:
 def _all_features(images: Tensor, features: Features) -> Tensor:
     with torch.no_grad():
         parts = [features(part) for part in torch.split(images, 50)]
-    found = torch.cat(parts)
+    found = torch.cat(parts) if parts[0].dim() else torch.stack(parts)
     if found.dim() != 2 or len(found) != len(images) or not bool(found.isfinite().all()):
         raise ConfigError(
             f"the features of {len(images)} images are {tuple(found.shape)}, or not all finite: "

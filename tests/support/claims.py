@@ -54,8 +54,10 @@ class World:
         return self.evidence_of(targets(self.vae, self.images[:count]))
 
     def evidence_of(self, target: torch.Tensor) -> torch.Tensor:
-        """log p of targets, whose images are the first of this world's: importance sampling of 9,000 draws, the proposal a
-        mixture of q widened twice and four times and of the prior, which no tail escapes.
+        """log p of targets, whose images are the first of this world's.
+
+        Importance sampling of 9,000 draws; the proposal is a mixture of q widened twice and four
+        times and of the prior, which no tail escapes.
         """
         values = []
         generator = torch.Generator().manual_seed(7)
