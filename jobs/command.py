@@ -19,9 +19,11 @@ from pydantic import BaseModel, ValidationError
 from typing_extensions import TypedDict
 
 from jobs.help import COMMON, help_text
-from pipeline.config import Section, without_passwords
-from pipeline.errors import ConfigError, PipelineError
+from pipeline import storage
+from pipeline.config import Section
+from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.log_lines import log_to_stderr
+from pipeline.masking import masked, printable
 
 Config = TypeVar("Config", bound=Section)
 
@@ -74,7 +76,7 @@ def _print(outcome: Outcome, output: "Output") -> None:
     """
     with while_read():
         for line in outcome.summary:
-            print(line)
+            print(printable(line))
         if output.json or not sys.stdout.isatty() or not outcome.summary:
             print(json.dumps(outcome.result, allow_nan=False))
 
@@ -195,16 +197,46 @@ def _plain(value: object) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"--config {path}: {error.strerror}. Name a readable YAML file."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+        text = storage.read_bounded(str(path), MOST_YAML_BYTES).decode()
+        values = yaml.load(text, _PlainLoader)  # noqa: S506 - derived from the safe one
+    except StorageError as error:
+        raise ConfigError(f"--config {error} Name a readable YAML file.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--config {path}: not YAML: {said}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: holds no mapping of keys to values.")
     return values
+
+
+MOST_YAML_BYTES = 2**20
+_MOST_SHOWN = 300
+_MOST_DEPTH = 20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what makes nine lines expand to 10^9 words, or hides one key behind another."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuses aliases, and nesting deeper than any configuration's."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read here: write the value out")
+        self._depth = getattr(self, "_depth", 0) + 1
+        if self._depth > _MOST_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {_MOST_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuses a key that is there twice: only one of its values would count."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.YAMLError(f"the key {name!r} is there twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _explain(config_type: type[Section], error: ValidationError) -> list[str]:
@@ -221,7 +253,7 @@ def _explain(config_type: type[Section], error: ValidationError) -> list[str]:
             lines.append(f"{where}: is required; give --{where.replace('_', '-')}.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            shown = without_passwords(repr(problem["input"]))
+            shown = printable(masked(repr(problem["input"])[:_MOST_SHOWN]))
             found = "" if isinstance(problem["input"], dict) else f" Found: {shown}."
             lines.append(f"{where}: {message}.{found}")
     return lines

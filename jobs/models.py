@@ -20,7 +20,12 @@ def main(config: ModelsConfig) -> Outcome:
             config.register, config.model, config.allow_custom
         ).uri
     if config.promote is not None:
-        result["champion"] = promote(config.promote, config.data, config.allow_custom).uri
+        result["champion"] = promote(
+            config.promote,
+            config.data,
+            allow_custom=config.allow_custom,
+            shards_below=config.shards_below,
+        ).uri
     if config.rollback is not None:
         result["champion"] = roll_back(config.rollback).uri
     models = list_models()

@@ -11,10 +11,13 @@ def main(config: VerifyConfig) -> Outcome:
     """Reads everything once; problems go to stdout and make the exit code 1."""
     more: dict[str, Any] = {}
     if config.dataset is not None:
+        from pipeline.data import Dataset
         from pipeline.packing.verify_dataset import prove_order, verify_dataset
 
-        url, problems = config.dataset, verify_dataset(config.dataset)
-        problems += prove_order(config.dataset, config.worlds, PROVED_BATCH)
+        url, problems = config.dataset, verify_dataset(config.dataset, config.shards_below)
+        if not problems:
+            dataset = Dataset.open(config.dataset, None, config.shards_below)
+            problems = prove_order(dataset, config.worlds, PROVED_BATCH)
     else:
         from pipeline.latents import verify_store
 

@@ -6,11 +6,17 @@ keeps its traceback.
 
 from typing import ClassVar
 
+from pipeline.masking import masked, printable
+
 
 class PipelineError(Exception):
     """The root of all errors of this package; `exit_code` is what a job ends with."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        """The message, in which no secret shows and no character moves a terminal's cursor."""
+        return printable(masked(super().__str__()))
 
 
 class ConfigError(PipelineError):

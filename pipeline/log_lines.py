@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
+from pipeline.masking import masked, printable
 from pipeline.progress import be_quiet
 
 
@@ -19,7 +20,7 @@ def log_to_stderr(log_format: Literal["text", "json"] = "text", *, quiet: bool =
         handler.setFormatter(_Short())
     else:
         handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+            SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
         )
     level = "WARNING" if quiet else os.environ.get("LOG_LEVEL", "INFO")
     logging.basicConfig(level=level, handlers=[handler])
@@ -38,7 +39,15 @@ class _Stderr(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-class _Short(logging.Formatter):
+class SafeFormatter(logging.Formatter):
+    """Shows no secret of a URL, and no character that would move a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return printable(masked(super().format(record)))
+
+
+class _Short(SafeFormatter):
     """The message; with its level where that is a warning or worse."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -54,8 +63,8 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         if record.exc_info:
-            values["error"] = self.formatException(record.exc_info)
+            values["error"] = masked(self.formatException(record.exc_info))
         return json.dumps(values)

@@ -21,10 +21,8 @@ def measure_on_ray(vae: VAE, workers: int, dataset: Dataset, options: MeasureOpt
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_measure_part)
         shared = ray.put(vae)
-        pending = [
-            task.remote(shared, dataset.url, dataset.digest, options, rank, workers)
-            for rank in range(workers)
-        ]
+        where = dataset.url, dataset.digest, dataset.shards_below
+        pending = [task.remote(shared, where, options, rank, workers) for rank in range(workers)]
         parts = []
         with Progress("evaluate", len(dataset), "images") as progress:
             while pending:
@@ -36,9 +34,13 @@ def measure_on_ray(vae: VAE, workers: int, dataset: Dataset, options: MeasureOpt
 
 
 def _measure_part(
-    vae: VAE, url: str, digest: str, options: MeasureOptions, rank: int, world_size: int
+    vae: VAE,
+    where: tuple[str, str, tuple[str, ...]],
+    options: MeasureOptions,
+    rank: int,
+    world_size: int,
 ) -> Measured:
-    dataset = Dataset.open(url, digest)
+    dataset = Dataset.open(*where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch_size = options.global_batch_size
     with closing(

@@ -75,7 +75,13 @@ def run_sample(config: VerifyConfig) -> Reencoded:
     """`jobs.verify --store --sample N`: N random images encoded again and compared."""
     assert config.store is not None, "the config demands it"
     store = LatentStore.open(config.store)
-    dataset = Dataset.open(_pointer(store).data, store.snapshot.dataset)
+    data = _pointer(store).data
+    if storage.protocol(data) not in ("file", "s3"):
+        raise ConfigError(
+            f"{store.url}: says that its dataset is at {storage.shown(data)}, which is neither a "
+            "path nor an s3:// URL. It was not asked for."
+        )
+    dataset = Dataset.open(data, store.snapshot.dataset, config.shards_below)
     vae = model_of(store, config)
     return reencode(vae, dataset, store, config.sample, _SAMPLE_SEED)
 

@@ -63,7 +63,7 @@ def run_encoding(config: EncodeConfig) -> dict[str, Any]:
 
 
 def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
-    dataset = Dataset.open(config.data)
+    dataset = Dataset.open(config.data, None, config.shards_below)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
@@ -78,7 +78,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     if pointer is not None:
         logger.info("%s holds all of %s already", store, dataset.url)
         return _result(store, pointer, DriveReport())
-    begin(store, identity.digest, dataset.digest)
+    mark = begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
     drop_orphans(store, identity.digest, plan)
     report = _encode(config, vae, dataset, identity, store, plan) if plan.todo else DriveReport()
@@ -88,7 +88,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     snapshot = finish(store, dataset, identity, known, lost)
     _report(vae, dataset, LatentStore(store, snapshot))
     pointer = publish(store, snapshot, data=dataset.url, model=model)
-    end(store, identity.digest, dataset.digest)
+    end(mark, whole=snapshot.complete)
     if registered:
         note_store(registered, store)
     if plan.todo:

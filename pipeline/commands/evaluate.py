@@ -46,7 +46,7 @@ class Evaluated:
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """Measures the model (and those it is compared with), draws, and writes `evaluation.json`."""
-    dataset = Dataset.open(config.data)
+    dataset = Dataset.open(config.data, None, config.shards_below)
     if len(dataset) == 0:
         raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
     names = (config.model, *config.compare)

@@ -57,8 +57,9 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
         importance_samples=config.importance_samples,
         seed=config.seed,
         allow_custom=config.allow_custom,
+        shards_below=config.shards_below,
     )
-    dataset = Dataset.open(subject.data)
+    dataset = Dataset.open(subject.data, None, config.shards_below)
     model = measure_model(subject.name, *found, evaluation, dataset)
     numbers = model.findings.numbers
     if numbers["images"] < 2:

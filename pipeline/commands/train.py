@@ -17,6 +17,7 @@ from pipeline.errors import StorageError
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.registry.named_models import load_named
+from pipeline.runs.lost import refuse_lost_work
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Attempt, Pins, Run
 from pipeline.tracking.endpoint import refuse_taken
@@ -42,6 +43,8 @@ def run_training(config: TrainConfig) -> TrainingResult:
     """
     config = resolve(config)
     run = Run.at(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        refuse_lost_work(config, run)
     run.open(config, _pins(config, run))
     finished = run.result()
     done = finished is not None and (
@@ -92,13 +95,14 @@ def _stopped_by_sigterm(run: Run) -> Iterator[None]:
 
 def _pins(config: TrainConfig, run: Run) -> Pins:
     """The generations that the run began with, or, for a new one, the current ones."""
-    current = Dataset.open(config.data)
+    places = config.shards_below
+    current = Dataset.open(config.data, None, places)
     pins = run.pins()
     if pins is None:
-        holdout = Dataset.open(config.holdout) if config.holdout else None
+        holdout = Dataset.open(config.holdout, None, places) if config.holdout else None
         return Pins(current.digest, holdout.digest if holdout else None)
     if pins.dataset != current.digest:
-        kept = Dataset.open(config.data, pins.dataset)
+        kept = Dataset.open(config.data, pins.dataset, places)
         logger.info(
             "%s has changed since run %s began: the run stays with its %d samples (the dataset now "
             "has %d). A new --run reads them all.",

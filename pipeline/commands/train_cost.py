@@ -36,7 +36,7 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> dict[s
     Each of several workers is taken to be like this process with its share of the batch: what they
     send each other is not in the hours.
     """
-    dataset = Dataset.open(config.data)
+    dataset = Dataset.open(config.data, None, config.shards_below)
     workers = max(1, config.max_workers)
     single = config.model_copy(update={"global_batch_size": config.global_batch_size // workers})
     probed = _probe(single, dataset, probe_seconds)

@@ -30,7 +30,6 @@ from pipeline.config.sections import (
     Tail,
     TrackingConfig,
     Url,
-    without_passwords,
 )
 from pipeline.config.stores import StoresConfig
 from pipeline.config.submit import SubmitConfig
@@ -69,5 +68,4 @@ __all__ = [
     "Url",
     "VerifyConfig",
     "WatchConfig",
-    "without_passwords",
 ]

@@ -12,6 +12,7 @@ from pipeline.config.sections import (
     AllowCustom,
     EncodingTrackingConfig,
     PortionConfig,
+    ShardsBelow,
     Url,
 )
 
@@ -56,5 +57,6 @@ class EncodeConfig(PortionConfig):
     )
     attempts: int = Field(3, gt=0, description="Tries per shard before it is quarantined.")
     bad_fraction: float = Field(0.001, ge=0, le=1, description=REFUSED)
+    shards_below: ShardsBelow = ()
     allow_custom: AllowCustom = ()
     tracking: EncodingTrackingConfig = EncodingTrackingConfig()

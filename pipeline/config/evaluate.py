@@ -6,6 +6,7 @@ from pipeline.config.sections import (
     A_DATASET,
     AllowCustom,
     MeasurementConfig,
+    ShardsBelow,
     Url,
 )
 
@@ -34,4 +35,5 @@ class EvaluateConfig(MeasurementConfig):
         description="Network for the distances of samples and reconstructions to real images: a "
         "TorchScript file or package.module:Class; None: pixels' principal components.",
     )
+    shards_below: ShardsBelow = ()
     allow_custom: AllowCustom = ()

@@ -9,6 +9,7 @@ from pipeline.config.sections import (
     A_RUN,
     AllowCustom,
     MeasurementConfig,
+    ShardsBelow,
     Url,
 )
 
@@ -29,6 +30,7 @@ class ExplainConfig(MeasurementConfig):
         description="Figures you got elsewhere, in nats per image, to be diagnosed: elbo=-90.1 "
         "kl=20 log_likelihood=-70.",
     )
+    shards_below: ShardsBelow = ()
     allow_custom: AllowCustom = ()
 
     @property

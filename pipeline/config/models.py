@@ -9,6 +9,7 @@ from pipeline.config.sections import (
     AllowCustom,
     ModelAlias,
     Section,
+    ShardsBelow,
     Url,
 )
 
@@ -38,6 +39,7 @@ with warnings.catch_warnings():
         lineage: str | None = Field(
             None, description="A version's URI: dataset, run, model and latent stores."
         )
+        shards_below: ShardsBelow = ()
         allow_custom: AllowCustom = ()
 
         @model_validator(mode="after")

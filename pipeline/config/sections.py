@@ -1,16 +1,18 @@
 """Groups of knobs that several jobs share: preprocessing, model, objective, optimiser, tracking."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+from pipeline.masking import secret_in
+
+_MOST = 2**63
+"""Beyond it a number fits no machine's word, and no knob means it."""
 
 
 class Section(BaseModel):
-    """A frozen group of knobs; an unknown key is an error, and so is a password in a URL.
+    """A frozen group of knobs; an unknown key is an error, and so is a secret in a URL.
 
     A config is written down: in the run's folder, MLflow, Ray's list of jobs, the process table.
     """
@@ -22,20 +24,17 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _holds_no_password(cls, value: Any) -> Any:
-        words = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(word, str) and _PASSWORD.search(word) for word in words):
-            raise ValueError(
-                "the URL holds a password, and configs are written down in many places. Take it "
-                "out: it comes from the environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_URI, "
-                "MLFLOW_TRACKING_PASSWORD ...)"
-            )
+    def _holds_no_secret(cls, value: Any) -> Any:
+        for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, int) and abs(word) >= _MOST:
+                raise ValueError("the number is too large for anything")
+            if isinstance(word, str) and (found := secret_in(word)) is not None:
+                raise ValueError(
+                    f"the URL holds {found}, and configs are written down in many places. Take it "
+                    "out: secrets come from the environment (AWS_ACCESS_KEY_ID, "
+                    "MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD ...)"
+                )
         return value
-
-
-def without_passwords(text: str) -> str:
-    """The text, in which no URL names a user any more."""
-    return re.sub(r"://[^/\s@]*@", "://...@", text)
 
 
 Url = Annotated[str, Field(min_length=1)]
@@ -71,6 +70,15 @@ NUM_MIXTURES = {"logistic_mixture": 5}
 
 def _listed(defaults: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value}" for name, value in defaults.items())
+
+
+ShardsBelow = Annotated[
+    tuple[Url, ...],
+    Field(
+        description="Where the shards of adopted datasets may lie (jobs.index): nothing is read "
+        "from anywhere else, whatever a dataset says."
+    ),
+]
 
 
 # What several jobs are asked for in the same words.

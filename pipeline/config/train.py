@@ -15,6 +15,7 @@ from pipeline.config.sections import (
     OptimizerConfig,
     PreprocessConfig,
     RunsConfig,
+    ShardsBelow,
     TrackingConfig,
     Url,
 )
@@ -97,6 +98,11 @@ class TrainConfig(PreprocessConfig, RunsConfig):
     freeze: Literal["encoder", "decoder"] | None = Field(
         None, description="The part whose weights stay as they are."
     )
+    begin_anew: bool = Field(
+        False,
+        description="If something of this run is lost or damaged, remove the rest and begin at "
+        "step 0; a whole run goes on.",
+    )
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
     holdout: Url | None = Field(
         None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
@@ -112,6 +118,7 @@ class TrainConfig(PreprocessConfig, RunsConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loader: LoaderConfig = LoaderConfig()
+    shards_below: ShardsBelow = ()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

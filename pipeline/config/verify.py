@@ -10,6 +10,7 @@ from pipeline.config.sections import (
     MODEL_OF_STORE,
     AllowCustom,
     Section,
+    ShardsBelow,
     Url,
 )
 
@@ -31,6 +32,7 @@ class VerifyConfig(Section):
         0, ge=0, description="With --store: encode this many random images again, and compare."
     )
     model: str | None = Field(None, description=MODEL_OF_STORE)
+    shards_below: ShardsBelow = ()
     allow_custom: AllowCustom = ()
 
     @model_validator(mode="after")

@@ -25,16 +25,20 @@ class Dataset:
 
     url: str
     manifest: Manifest
+    shards_below: tuple[str, ...] = ()
+    """Where the user said that adopted shards may lie."""
 
     @staticmethod
-    def open(url: str, digest: str | None = None) -> "Dataset":
+    def open(url: str, digest: str | None = None, shards_below: Sequence[str] = ()) -> "Dataset":
         """Opens the generation called `digest`, or the current one.
 
-        Raises `DatasetError` if there is no dataset, or none of that digest.
+        Adopted shards are read only below the dataset and `shards_below`: a manifest may come from
+        a stranger, and must not choose which addresses are asked. Raises `DatasetError` if there is
+        no dataset, or none of that digest, and `StorageError` for a shard that lies elsewhere.
         """
-        url = storage.absolute(url)
+        url, places = storage.absolute(url), tuple(shards_below)
         if digest is not None:
-            return Dataset(url, _read_pinned(url, digest))
+            return Dataset(url, _checked(url, _read_pinned(url, digest), places), places)
         manifest = read_current(url)
         if manifest is None:
             split = storage.exists(storage.join(url, "train", POINTER))
@@ -44,7 +48,7 @@ class Dataset:
                 else "Make one with `python -m jobs.pack --source IMAGES --output URL`."
             )
             raise DatasetError(f"{url}: there is no dataset here (no {POINTER}). {hint}")
-        return Dataset(url, manifest)
+        return Dataset(url, _checked(url, manifest, places), places)
 
     def __len__(self) -> int:
         return self.manifest.samples
@@ -110,6 +114,13 @@ class Dataset:
         shard = self.shards[number]
         url = storage.join(self.url, shard.index_path)
         return ShardIndex.from_bytes(read(url), shard.index_sha256, url)
+
+
+def _checked(url: str, manifest: Manifest, shards_below: tuple[str, ...]) -> Manifest:
+    for shard in manifest.shards:
+        if "://" in shard.path:
+            storage.check_address(shard.path, (url, *shards_below), url, "--shards-below")
+    return manifest
 
 
 def _read_pinned(url: str, digest: str) -> Manifest:

@@ -6,19 +6,29 @@ OUT/shards/NAME.tar           WebDataset shards
 OUT/index/NAME.arrow          one index per shard
 """
 
-import hashlib
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipeline import storage
-from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.errors import AccessDeniedError, DatasetError, ObjectNotFoundError, PipelineError
+from pipeline.storage import DocumentKind, checksum_of
 
-FORMAT = "vae-pipeline/dataset"
-VERSION = 1
+logger = logging.getLogger(__name__)
+
 POINTER = "manifest.json"
+
+_RESTORE = "Restore it from a copy, or pack the images again."
+CURRENT = DocumentKind("vae-pipeline/dataset", 2, DatasetError, _RESTORE)
+MANIFEST = DocumentKind("vae-pipeline/manifest", 2, DatasetError, _RESTORE)
+PACK_STATE = DocumentKind("vae-pipeline/pack", 2, DatasetError, _RESTORE)
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -29,17 +39,28 @@ class ShardRecord:
     """
 
     path: str
-    bytes: int
-    sha256: str
-    samples: int
+    bytes: Count
+    sha256: Digest
+    samples: Count
     index_path: str
-    index_sha256: str
-    removed: tuple[int, ...] = ()
+    index_sha256: Digest
+    removed: tuple[Count, ...] = ()
 
     @property
     def live(self) -> int:
         """Samples that count."""
         return self.samples - len(self.removed)
+
+    def check(self, where: str) -> None:
+        """Raises `PipelineError` for a name that leads out of the dataset, and for odd counts.
+
+        Only an adopted shard lies elsewhere: where from, `Dataset.open` is told by the user.
+        """
+        for path in (self.index_path, *([] if "://" in self.path else [self.path])):
+            storage.check_name(path, where)
+        odd = list(self.removed) != sorted(set(self.removed)) or self.live < 0
+        if odd or (self.removed and self.removed[-1] >= self.samples):
+            raise DatasetError(f"{where}: {self.path} removes positions that it does not have.")
 
 
 @dataclass(frozen=True)
@@ -52,82 +73,125 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """A hash over the ordered shard checksums and removals: what is read, in which order."""
-        rows = [[shard.sha256, list(shard.removed)] for shard in self.shards]
-        return hashlib.sha256(storage.canonical_json(rows)).hexdigest()
+        """The checksum of its document, over every field: what is read, and what it follows on."""
+        return checksum_of(self.to_bytes())
 
     @property
     def samples(self) -> int:
         """Samples that count."""
         return sum(shard.live for shard in self.shards)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` is its inverse."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "digest": self.digest,
-            "generation": self.generation,
-            "parent": self.parent,
-            "samples": self.samples,
-            "shards": [{**vars(shard), "removed": list(shard.removed)} for shard in self.shards],
-        }
+    def to_bytes(self) -> bytes:
+        """The document; `from_bytes` is its inverse."""
+        shards = [{**vars(shard), "removed": list(shard.removed)} for shard in self.shards]
+        return MANIFEST.encode(
+            {
+                "generation": self.generation,
+                "parent": self.parent,
+                "samples": self.samples,
+                "shards": shards,
+            }
+        )
 
     @staticmethod
-    def from_json(data: Any, url: str) -> "Manifest":
-        """Checks format, version, paths and digest; raises `DatasetError` naming `url`."""
-        check_format(data, url)
+    def from_bytes(data: bytes, url: str) -> "Manifest":
+        """Checks checksum, types, paths and digest; raises `DatasetError` naming `url`."""
+        found = MANIFEST.typed(_Stored, MANIFEST.parse(data, url), url)
+        manifest = Manifest(found.generation, found.parent, found.shards)
         try:
-            shards = tuple(
-                ShardRecord(
-                    shard["path"], shard["bytes"], shard["sha256"], shard["samples"],
-                    shard["index_path"], shard["index_sha256"], tuple(shard["removed"]),
-                )
-                for shard in data["shards"]
-            )  # fmt: skip
-            manifest = Manifest(int(data["generation"]), data["parent"], shards)
-            stated = data["digest"]
-            for shard in shards:
-                # A manifest may come from elsewhere: it must not name files outside its folder.
-                # Only an adopted shard lies elsewhere, and its bytes are checked like any other's.
-                paths = [shard.index_path, *([] if "://" in shard.path else [shard.path])]
-                for path in paths:
-                    above = ".." in path and ".." in path.split("/")
-                    if path[:1] == "/" or "://" in path or above:
-                        raise DatasetError(f"{url}: the path {path!r} leads out of the dataset.")
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{url}: is no whole manifest ({error}). Restore it.") from None
-        if manifest.digest != stated:
-            raise DatasetError(
-                f"{url}: says digest {stated}, its shards give {manifest.digest}. It was changed "
-                "by hand: restore it, or pack anew."
-            )
+            for shard in manifest.shards:
+                shard.check(url)
+        except PipelineError as error:
+            raise DatasetError(str(error)) from None
+        if manifest.samples != found.samples:
+            raise MANIFEST.damaged(url, "its total is not that of its shards")
+        # As it was compared just now: made anew it costs a second for 10^5 shards.
+        manifest.__dict__["digest"] = checksum_of(data)
         return manifest
 
 
-def check_format(data: Any, url: str, name: str = FORMAT, version: int = VERSION) -> None:
-    """Raises `DatasetError` unless this is our format in our version."""
-    found = (data.get("format"), data.get("version")) if isinstance(data, Mapping) else None
-    if found != (name, version):
-        text = f"no {name}" if found is None else f"{found[0]} version {found[1]}"
-        raise DatasetError(
-            f"{url}: is {text}; this program reads {name} version {version}. Use the program "
-            "version that wrote it, or pack the images again."
-        )
+@dataclass(frozen=True)
+class _Stored:
+    """A manifest as it lies in its file."""
+
+    generation: Count
+    parent: Digest | None
+    shards: tuple[ShardRecord, ...]
+    samples: Count
+
+
+@dataclass(frozen=True)
+class CurrentGeneration:
+    """What `POINTER` holds: the current manifest, and which pack made it so.
+
+    `ledger`: that pack's generation; None where tars were adopted. `split`: "train", "holdout" or
+    "" of the packed dataset that lies in this folder.
+    """
+
+    digest: Digest
+    generation: Count
+    samples: Count
+    ledger: Count | None = None
+    split: Literal["", "train", "holdout"] = ""
+
+    def to_bytes(self) -> bytes:
+        """The document."""
+        return CURRENT.encode(asdict(self))
+
+
+def read_pointer(url: str) -> CurrentGeneration | None:
+    """What the dataset's pointer says; None when there is no dataset."""
+    pointer_url = storage.join(url, POINTER)
+    try:
+        value = storage.read_document(CURRENT, pointer_url)
+    except ObjectNotFoundError:
+        return None
+    return CURRENT.typed(CurrentGeneration, value, pointer_url)
 
 
 def read_current(url: str) -> Manifest | None:
-    """The current manifest of the dataset at `url`; None when there is no dataset."""
-    pointer_url = storage.join(url, POINTER)
-    try:
-        pointer = storage.read_json(pointer_url)
-    except ObjectNotFoundError:
+    """The current manifest of the dataset at `url`; None when there is no dataset.
+
+    A pointer that is older than the ledger beside it is not followed: the ledger is. One is seen so
+    while a pack commits, after one was killed there, and where an old copy was put back.
+    """
+    pointer = read_pointer(url)
+    if pointer is None:
         return None
-    check_format(pointer, pointer_url)
-    digest = pointer.get("digest")
-    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-        raise DatasetError(f"{pointer_url}: names the manifest {digest!r}, no digest. Restore it.")
-    return read_generation(url, digest)
+    newest = _newest(url, pointer)
+    if newest != pointer.digest:
+        logger.warning(
+            "%s is older than the ledger beside it, whose newest generation is read. The next "
+            "jobs.pack mends it.",
+            storage.join(url, POINTER),
+        )
+    manifest = read_generation(url, newest)
+    if newest == pointer.digest and manifest.samples != pointer.samples:
+        raise CURRENT.damaged(
+            storage.join(url, POINTER),
+            f"it counts {pointer.samples} samples, its manifest {manifest.samples}",
+        )
+    return manifest
+
+
+def _newest(url: str, pointer: CurrentGeneration) -> str:
+    """The digest that the newest state of packing names for this dataset; one request mostly."""
+    if pointer.ledger is None:
+        return pointer.digest
+    root = url.rstrip("/").rpartition("/")[0] if pointer.split else url
+    digest, number = pointer.digest, pointer.ledger
+    while True:
+        number += 1
+        ledger_url = storage.join(root, "ledger", f"{number:06d}.json")
+        try:
+            state = storage.read_document(PACK_STATE, ledger_url)
+        except (ObjectNotFoundError, AccessDeniedError):  # S3 denies what may not be listed
+            return digest
+        found = state.get("manifests")
+        named = found.get(pointer.split) if isinstance(found, dict) else None
+        if not isinstance(named, str) or state.get("generation") != number:
+            raise PACK_STATE.damaged(ledger_url, "it names no manifest of this dataset")
+        digest = named
 
 
 def read_generation(url: str, digest: str) -> Manifest:
@@ -135,29 +199,33 @@ def read_generation(url: str, digest: str) -> Manifest:
 
     Raises `ObjectNotFoundError` if the dataset never had it.
     """
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise DatasetError(f"{storage.shown(url)}: {digest!r} is no digest of a manifest.")
     manifest_url = storage.join(url, "manifests", f"{digest}.json")
-    return Manifest.from_json(storage.read_json(manifest_url), manifest_url)
+    data = storage.read_bounded(manifest_url, MOST_BYTES)
+    manifest = Manifest.from_bytes(data, manifest_url)
+    if manifest.digest != digest:
+        raise MANIFEST.damaged(manifest_url, f"it holds the generation {manifest.digest[:12]}")
+    return manifest
+
+
+MOST_BYTES = 2**28
+"""A manifest of 10^9 samples needs 2^25; Python needs some 20 bytes for one of JSON."""
 
 
 def commit(url: str, manifest: Manifest) -> None:
     """Makes `manifest` the dataset's current one; until then nobody sees its shards."""
     write_manifest(url, manifest)
-    storage.publish(storage.join(url, POINTER), pointer_to(manifest))
+    storage.publish(storage.join(url, POINTER), pointer_to(manifest).to_bytes())
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
     """Writes `manifest` under its digest, where nobody looks before a pointer names it."""
-    data = storage.canonical_json(manifest.to_json())
-    storage.publish(storage.join(url, "manifests", f"{manifest.digest}.json"), data)
+    storage.publish(storage.join(url, "manifests", f"{manifest.digest}.json"), manifest.to_bytes())
 
 
-def pointer_to(manifest: Manifest) -> bytes:
+def pointer_to(
+    manifest: Manifest, ledger: int | None = None, split: Literal["", "train", "holdout"] = ""
+) -> CurrentGeneration:
     """What `POINTER` holds while `manifest` is the current one."""
-    pointer = {
-        "format": FORMAT,
-        "version": VERSION,
-        "digest": manifest.digest,
-        "generation": manifest.generation,
-        "samples": manifest.samples,
-    }
-    return storage.canonical_json(pointer)
+    return CurrentGeneration(manifest.digest, manifest.generation, manifest.samples, ledger, split)

@@ -11,8 +11,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import DatasetError, SampleError
+from pipeline import storage
+from pipeline.errors import DatasetError, SampleError, StorageError
+from pipeline.storage.tables import FAULTS, parse_table
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -25,8 +28,8 @@ class ShardIndex:
 
     `starts` and `ends` span a whole sample in the tar, from its first member's header to the end of
     its last member's padding. `offsets` and `sizes` are those of the image's bytes, whose CRC-32
-    (zlib's) is `crc32`; widths and heights are after EXIF orientation. For the members beside it a
-    size of -1 says that there is none.
+    (zlib's) is `crc32`; widths and heights are after EXIF orientation. For the members beside it,
+    each with a CRC-32 of its own, a size of -1 says that there is none.
     """
 
     keys: list[str]
@@ -40,10 +43,13 @@ class ShardIndex:
     crc32: UInt32
     json_offsets: Int64
     json_sizes: Int64
+    json_crc32: UInt32
     cls_offsets: Int64
     cls_sizes: Int64
+    cls_crc32: UInt32
     txt_offsets: Int64
     txt_sizes: Int64
+    txt_crc32: UInt32
     columns: Mapping[str, str] | None = None
     """Kinds of the columns beside the images, by name (`column_types`); None: not looked at."""
 
@@ -64,7 +70,7 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """The Arrow IPC file; the same columns give the same bytes."""
-        table = pa.table({name: getattr(self, name) for name in _NAMES})
+        table = pa.table({name: getattr(self, name) for name in _NAMES}, _SCHEMA)
         if self.columns is not None:
             kinds = json.dumps(dict(self.columns), sort_keys=True)
             table = table.replace_schema_metadata({"columns": kinds})
@@ -84,22 +90,50 @@ class ShardIndex:
                 "`python -m jobs.verify --dataset` on the dataset to see what else is damaged."
             )
         try:
-            with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-                table = reader.read_all()
-            # Offsets that lie would be followed out of the buffer.
-            table.validate(full=True)
+            table = parse_table(data, _SCHEMA, url)
             columns: dict[str, Any] = {name: table[name] for name in table.column_names}
             texts = {name: columns.pop(name).to_pylist() for name in ("keys", "extensions")}
             # A few words, of which each sample would otherwise have a copy.
             texts["extensions"] = [sys.intern(word) for word in texts["extensions"]]
-            kinds = (table.schema.metadata or {}).get(b"columns")
+            stated = (table.schema.metadata or {}).get(b"columns")
+            kinds = None if stated is None else storage.parse_json(stated, url)
+            if kinds is not None:
+                kinds = TypeAdapter(dict[str, str]).validate_python(kinds)
             arrays = {name: column.to_numpy() for name, column in columns.items()}
-            return cls(**texts, **arrays, columns=None if kinds is None else json.loads(kinds))
-        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
+            index = cls(**texts, **arrays, columns=kinds)
+            index._check()
+        except (StorageError, ValidationError, *FAULTS) as error:
             raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None
+        return index
+
+    def _check(self) -> None:
+        """Raises `ValueError` for places that no tar can have: they would be read from."""
+        if len(self) == 0:
+            return
+        inside = [
+            np.where(sizes < 0, self.starts, offsets) >= self.starts
+            for offsets, sizes in self._members()
+        ]
+        inside += [
+            np.where(sizes < 0, self.ends, offsets + sizes) <= self.ends
+            for offsets, sizes in self._members()
+        ]
+        ordered = (self.starts >= 0).all() and (self.ends[:-1] <= self.starts[1:]).all()
+        if not ordered or (self.sizes < 0).any() or not np.logical_and.reduce(inside).all():
+            raise ValueError("a sample's place lies outside of it")
+
+    def _members(self) -> list[tuple[Int64, Int64]]:
+        return [
+            (self.offsets, self.sizes), (self.json_offsets, self.json_sizes),
+            (self.cls_offsets, self.cls_sizes), (self.txt_offsets, self.txt_sizes),
+        ]  # fmt: skip
 
 
+_KINDS = {"widths": pa.int32(), "heights": pa.int32(), "keys": pa.string()}
+_KINDS |= {"extensions": pa.string(), "crc32": pa.uint32()}
+_KINDS |= {f"{name}_crc32": pa.uint32() for name in ("json", "cls", "txt")}
 _NAMES = [field.name for field in fields(ShardIndex) if field.name != "columns"]
+_SCHEMA = pa.schema([(name, _KINDS.get(name, pa.int64())) for name in _NAMES])
 
 
 @dataclass(frozen=True)
@@ -144,6 +178,9 @@ def cut_sample(
         label = member(index.cls_offsets, index.cls_sizes)
         caption = member(index.txt_offsets, index.txt_sizes)
         try:
+            _check_beside(beside, index.json_crc32[position], key)
+            _check_beside(label, index.cls_crc32[position], key)
+            _check_beside(caption, index.txt_crc32[position], key)
             found = _columns_of(beside, label, caption, key)
         except SampleError as fault:
             return RawSample(key, b"", crc32, values, fault)
@@ -151,6 +188,11 @@ def cut_sample(
     image = member(index.offsets, index.sizes)
     assert image is not None, "only samples with an image are indexed"
     return RawSample(key, image, crc32, values)
+
+
+def _check_beside(data: bytes | None, crc32: np.uint32, key: str) -> None:
+    if data is not None and zlib.crc32(data) != int(crc32):
+        raise SampleError("checksum", f"{key}: what lies beside it is not what was packed")
 
 
 def _columns_of(

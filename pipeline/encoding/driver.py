@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -177,11 +176,19 @@ class EncodePlan:
 
 
 def finished_pointer(store: str, dataset: str, identity: str) -> Pointer | None:
-    """The store's pointer when it names the whole of this dataset under this identity: one GET."""
+    """The store's pointer when it names the whole of this dataset under this identity.
+
+    None also where a file that its snapshot names is not there: then there is something to do.
+    """
     pointer = read_pointer(store)
     if pointer is None or (pointer.identity, pointer.dataset) != (identity, dataset):
         return None
-    return pointer if pointer.complete else None
+    if not pointer.complete:
+        return None
+    snapshot = read_snapshot(store, pointer.snapshot, pointer.sha256)
+    files = _latent_files(store, identity)
+    there = all(shard.receipt.path.rsplit("/", 1)[-1] in files for shard in snapshot.shards)
+    return pointer if there else None
 
 
 def plan_encoding(
@@ -217,10 +224,7 @@ def _without_file(
     store: str, identity: str, present: set[str], known: Mapping[str, Receipt]
 ) -> list[str]:
     """Sources whose receipt names a latent file that is gone: someone deleted it."""
-    files: set[str] = set()
-    with suppress(ObjectNotFoundError):
-        folder = storage.join(store, LATENTS, identity)
-        files = {info.url.rsplit("/", 1)[-1] for info in storage.list_objects(folder)}
+    files = _latent_files(store, identity)
 
     def gone(source: str) -> bool:
         receipt = known.get(source) or read_receipt(store, identity, source)
@@ -233,6 +237,15 @@ def _without_file(
             for source, is_gone in zip(ordered, pool.map(gone, ordered), strict=True)
             if is_gone
         ]
+
+
+def _latent_files(store: str, identity: str) -> set[str]:
+    """The names of an identity's latent files, by one listing."""
+    try:
+        folder = storage.join(store, LATENTS, identity)
+        return {info.url.rsplit("/", 1)[-1] for info in storage.list_objects(folder)}
+    except ObjectNotFoundError:
+        return set()
 
 
 def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[str, Receipt]:
@@ -267,16 +280,24 @@ def finish(
     known: Mapping[str, Receipt],
     lost: Mapping[int, str],
 ) -> Snapshot:
-    """The snapshot of this dataset from its receipts; `lost` says why a shard has none."""
+    """The snapshot of this dataset from its receipts; `lost` says why a shard has none.
+
+    Receipts and files are looked up again: somebody may have removed some since they were `known`.
+    """
+    present, files = receipts_present(store, identity.digest), _latent_files(store, identity.digest)
 
     def stored(number: int) -> StoredShard | LostShard:
         record = dataset.shards[number]
-        receipt = known.get(record.sha256) or read_receipt(store, identity.digest, record.sha256)
-        if receipt is None:
-            reason = lost.get(number, "its receipt is missing")
-            live = record.samples - len(record.removed)
-            return LostShard(record.path, record.sha256, live, reason)
-        return stored_shard(ShardRows(store, receipt, identity), record.removed)
+        receipt = None
+        if record.sha256 in present:
+            receipt = known.get(record.sha256)
+            receipt = receipt or read_receipt(store, identity.digest, record.sha256)
+        if receipt is not None and receipt.path.rsplit("/", 1)[-1] in files:
+            return stored_shard(ShardRows(store, receipt, identity), record.removed)
+        what = "receipt" if receipt is None else "latent file"
+        reason = lost.get(number, f"its {what} is missing: somebody removed it meanwhile")
+        live = record.samples - len(record.removed)
+        return LostShard(record.path, record.sha256, live, reason)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         shards = list(pool.map(stored, range(len(dataset.shards))))

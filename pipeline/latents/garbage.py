@@ -94,7 +94,7 @@ def remove_garbage(store: str, *, unfinished: bool = False) -> Garbage:
     """Removes it and returns what went.
 
     Receipts go first and marks are looked at again before files go: an encoding that began in
-    between keeps its files, and finds at its end that a receipt is missing, which it says.
+    between keeps its files, and looks for receipts and files again before it publishes.
     """
     found = find_garbage(store, unfinished=unfinished)
     latents = [path for path in found.files if path.startswith(f"{LATENTS}/")]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from pipeline import storage
 from pipeline.errors import ConfigError
 
@@ -90,15 +92,11 @@ class Identity:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Identity":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; raises `ValueError` for anything else."""
         options = dict(value["options"])
-        options["columns"] = tuple(options["columns"])
-        options["kinds"] = tuple(options.get("kinds", ()))
         options["seed"] = options["seed"] or 0
-        channels, height, width = value["latent_shape"]
-        return cls(
-            model_digest=value["model_digest"],
-            preprocess_digest=value["preprocess_digest"],
-            latent_shape=(channels, height, width),
-            options=EncodeOptions(**options),
-        )
+        options.setdefault("kinds", ())
+        found = TypeAdapter(cls).validate_python({**value, "options": options})
+        if min(found.latent_shape) < 1 or found.options.batch_size < 1:
+            raise ValueError(f"latents of the shape {found.latent_shape}")
+        return found

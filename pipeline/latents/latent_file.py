@@ -8,17 +8,19 @@ ranged read.
 
 import functools
 import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.data.column_types import arrow_array, arrow_type
+from pipeline.data.manifest import Count
 from pipeline.latents.identity import Identity
 
 Array = npt.NDArray[Any]
@@ -26,13 +28,13 @@ Array = npt.NDArray[Any]
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 
-@dataclass(frozen=True)
-class RecordBatchPlace:
-    """Where a record batch lies in its file: byte offset, length, and its rows."""
+class RecordBatchPlace(NamedTuple):
+    """Where a record batch lies in its file: byte offset, length, its rows, and its CRC-32."""
 
-    offset: int
-    bytes: int
-    rows: int
+    offset: Count
+    bytes: Count
+    rows: Count
+    crc32: Count
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class LatentFileWriter:
         self._writer.write_batch(batch)
         # Counted from the end: the first call writes the schema before the batch.
         size = pa.ipc.get_record_batch_size(batch)
-        self.places.append(RecordBatchPlace(self._file.tell() - size, size, len(keys)))
+        crc32 = zlib.crc32(batch.serialize())
+        self.places.append(RecordBatchPlace(self._file.tell() - size, size, len(keys), crc32))
 
 
 def _tensor_array(kind: pa.FixedShapeTensorType, values: Array) -> pa.ExtensionArray:
@@ -157,11 +160,6 @@ def rows_of(batch: pa.RecordBatch, identity: Identity, names: Sequence[str]) -> 
         data = values.buffers()[1] if len(values) else b""
         tensors[name] = np.frombuffer(data, dtype, len(values) or -1).reshape(shape)
     return LatentRows(batch, tensors)
-
-
-def parse_record_batch(schema: pa.Schema, data: Any) -> pa.RecordBatch:
-    """The record batch in `data`, the bytes that a `RecordBatchPlace` names."""
-    return pa.ipc.read_record_batch(pa.py_buffer(data), schema)
 
 
 def file_digest(path: Path) -> str:

@@ -13,13 +13,13 @@ honest runs. Layout below the store's URL:
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StoreError
+from pipeline.data.manifest import Count
+from pipeline.errors import ObjectNotFoundError, PipelineError, StoreError
 from pipeline.latents.latent_file import RecordBatchPlace
 from pipeline.latents.statistics import ChannelStatistics
 
@@ -27,14 +27,15 @@ POINTER = "store.json"
 SNAPSHOTS, RECEIPTS, LATENTS = "snapshots", "receipts", "latents"
 REPORTS, ATTEMPTS = "reports", "attempts"
 
-_FORMAT, _VERSION = "vae-latent-receipt", 1
+RECEIPT = storage.DocumentKind(
+    "vae-pipeline/latent-receipt", 2, StoreError, "Delete it, and run the same jobs.encode again."
+)
 
 
-@dataclass(frozen=True)
-class FailedSample:
+class FailedSample(NamedTuple):
     """A source sample without latents: its position in the shard, its key and a short reason."""
 
-    position: int
+    position: Count
     key: str
     reason: str
 
@@ -71,8 +72,6 @@ class Receipt:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary, the same for the same shard whoever encoded it."""
         return {
-            "format": _FORMAT,
-            "version": _VERSION,
             "identity": self.identity,
             "shard": self.shard,
             "source_sha256": self.source_sha256,
@@ -81,40 +80,45 @@ class Receipt:
             "path": self.path,
             "bytes": self.bytes,
             "sha256": self.sha256,
-            "record_batches": [[p.offset, p.bytes, p.rows] for p in self.record_batches],
-            "failed": [[f.position, f.key, f.reason] for f in self.failed],
+            "record_batches": [list(place) for place in self.record_batches],
+            "failed": [list(sample) for sample in self.failed],
             "redone_batches": self.redone_batches,
             "statistics": self.statistics.to_json(),
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str) -> "Receipt":
+    def from_json(cls, value: Any, where: str) -> "Receipt":
         """The inverse of `to_json`; raises `StoreError` naming `where` for anything else."""
-        value = value if isinstance(value, Mapping) else {}
-        if value.get("format") != _FORMAT or value.get("version") != _VERSION:
-            raise StoreError(
-                f"{where}: no receipt of version {_VERSION} (found format "
-                f"{value.get('format')!r}, version {value.get('version')!r}). It was written by "
-                "another release: encode into another --output, or use that release."
-            )
+        found = RECEIPT.typed(_Stored, value, where)
         try:
-            return cls(
-                identity=value["identity"],
-                shard=value["shard"],
-                source_sha256=value["source_sha256"],
-                samples=value["samples"],
-                path=value["path"],
-                bytes=value["bytes"],
-                sha256=value["sha256"],
-                record_batches=tuple(RecordBatchPlace(*place) for place in value["record_batches"]),
-                failed=tuple(FailedSample(*sample) for sample in value["failed"]),
-                redone_batches=value["redone_batches"],
-                statistics=ChannelStatistics.from_json(value["statistics"]),
+            storage.check_name(found.path, where)
+            receipt = cls(
+                **{f.name: getattr(found, f.name) for f in fields(cls) if f.name != "statistics"},
+                statistics=ChannelStatistics.from_json(found.statistics),
             )
-        except (KeyError, TypeError) as error:
-            raise StoreError(
-                f"{where}: the receipt is damaged ({error}). Delete it and encode again."
-            ) from None
+        except (PipelineError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{where}: {error}") from None
+        if receipt.rows != found.rows:
+            raise RECEIPT.damaged(where, f"{found.rows} rows, of which {receipt.rows} have a place")
+        return receipt
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A receipt as it lies in its file."""
+
+    identity: str
+    shard: str
+    source_sha256: str
+    samples: Count
+    rows: Count
+    path: str
+    bytes: Count
+    sha256: str
+    record_batches: tuple[RecordBatchPlace, ...]
+    failed: tuple[FailedSample, ...]
+    redone_batches: Count
+    statistics: dict[str, Any]
 
 
 def receipt_path(identity: str, source_sha256: str) -> str:
@@ -136,17 +140,24 @@ def read_receipt(store: str, identity: str, source_sha256: str) -> Receipt | Non
     """The receipt that counts for this source shard, None when it isn't encoded yet."""
     url = storage.join(store, receipt_path(identity, source_sha256))
     try:
-        return Receipt.from_json(storage.read_json(url), url)
+        return _read(url, identity, source_sha256)
     except ObjectNotFoundError:
         return None
+
+
+def _read(url: str, identity: str, source_sha256: str) -> Receipt:
+    receipt = Receipt.from_json(storage.read_document(RECEIPT, url), url)
+    if (receipt.identity, receipt.source_sha256) != (identity, source_sha256):
+        raise RECEIPT.damaged(url, f"it is the receipt of {receipt.source_sha256[:12]}")
+    return receipt
 
 
 def claim(store: str, receipt: Receipt) -> Receipt:
     """Creates the receipt, or returns the one that another writer created before: that counts."""
     url = storage.join(store, receipt_path(receipt.identity, receipt.source_sha256))
-    if storage.create_if_absent(url, storage.canonical_json(receipt.to_json())):
+    if storage.create_if_absent(url, RECEIPT.encode(receipt.to_json())):
         return receipt
-    return Receipt.from_json(storage.read_json(url), url)
+    return _read(url, receipt.identity, receipt.source_sha256)
 
 
 def receipts_present(store: str, identity: str) -> set[str]:

@@ -1,6 +1,7 @@
 """Rows of one stored shard: mapped memory from local files, ranged reads from elsewhere."""
 
 import functools
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import StoreError
+from pipeline.errors import StorageError, StoreError
 from pipeline.latents.identity import Identity
-from pipeline.latents.latent_file import LatentRows, parse_record_batch, rows_of, schema_of
+from pipeline.latents.latent_file import LatentRows, RecordBatchPlace, rows_of, schema_of
 from pipeline.latents.receipt import Receipt
 from pipeline.latents.snapshot import StoredShard
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
+from pipeline.storage.tables import parse_batch
 
 Array = npt.NDArray[Any]
+
+
+class _Nothing(set[int]):
+    """A set that stays empty."""
+
+    def add(self, number: int) -> None:
+        """Forgets it."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,37 @@ class ShardRows:
             if mapped is None
             else mapped.slice(place.offset, place.bytes)
         )
-        try:
-            batch = parse_record_batch(self._schema, data)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(
-                f"{self.url}: the record batch at byte {place.offset} can't be read ({error}). Run "
-                f"`python -m jobs.verify --store {self.store}`; it says how to mend the store."
-            ) from None
+        if number in self._checked:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data), self._schema)
+        else:
+            batch = self._check(data, place)
+            self._checked.add(number)
         return rows_of(
             batch, self.identity, self.identity.options.tensors if names is None else names
         )
+
+    @functools.cached_property
+    def _checked(self) -> set[int]:
+        """Record batches of mapped memory whose bytes this process has compared: once is enough.
+
+        What is fetched anew is new bytes, and compared each time.
+        """
+        return set() if self._mapped is not None else _Nothing()
+
+    def _check(self, data: Any, place: RecordBatchPlace) -> pa.RecordBatch:
+        """The record batch, its checksum compared before Arrow looks at it, and then validated."""
+        try:
+            if len(data) != place.bytes or zlib.crc32(data) != place.crc32:
+                raise StorageError("its bytes are not those that were written")  # noqa: TRY301
+            batch = parse_batch(data, self._schema, self.url)
+            if batch.num_rows != place.rows:
+                raise StorageError(f"it has {batch.num_rows} rows, not {place.rows}")  # noqa: TRY301
+        except StorageError as error:
+            raise StoreError(
+                f"{self.url}: the record batch at byte {place.offset} is damaged ({error}). Run "
+                f"`python -m jobs.verify --store {self.store}`; it says how to mend the store."
+            ) from None
+        return batch
 
     def number_of(self, position: int) -> int:
         """The record batch that holds a source position."""

@@ -5,20 +5,30 @@ history, writes the same bytes. The pointer is written last: one GET of it tells
 """
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StorageError, StoreError
+from pipeline.data.manifest import Count, Digest
+from pipeline.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    PipelineError,
+    StoreError,
+)
 from pipeline.latents.identity import Identity
 from pipeline.latents.receipt import POINTER, SNAPSHOTS, FailedSample, Receipt, content_digest
 from pipeline.latents.statistics import ChannelStatistics, empty
 
-_SNAPSHOT_FORMAT, _POINTER_FORMAT, _VERSION = "vae-latent-snapshot", "vae-latent-store", 1
+_AGAIN = "Delete it and run the same jobs.encode again."
+SNAPSHOT = storage.DocumentKind("vae-pipeline/latent-snapshot", 2, StoreError, _AGAIN)
+STORE = storage.DocumentKind("vae-pipeline/latent-store", 2, StoreError, _AGAIN)
+_LOG = logging.getLogger(__name__)
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,7 @@ class StoredShard:
         return self.live - len(self.failed)
 
 
-@dataclass(frozen=True)
-class LostShard:
+class LostShard(NamedTuple):
     """A shard that could not be encoded, or was not to be; its samples count as lost."""
 
     shard: str
@@ -106,8 +115,6 @@ class Snapshot:
     def encode(self) -> bytes:
         """The snapshot's bytes."""
         value = {
-            "format": _SNAPSHOT_FORMAT,
-            "version": _VERSION,
             "identity": self.identity.to_json(),
             "dataset": self.dataset,
             "complete": self.complete,
@@ -124,74 +131,136 @@ class Snapshot:
             ],
             "lost": [[s.shard, s.source_sha256, s.samples, s.reason] for s in self.lost],
         }
-        return storage.canonical_json(value)
+        return SNAPSHOT.encode(value)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str) -> Self:
-        """The inverse of `encode`."""
-        _check_format(value, _SNAPSHOT_FORMAT, where)
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """The inverse of `encode`; raises `StoreError` naming `where` for anything else."""
+        found = SNAPSHOT.typed(_Stored, SNAPSHOT.parse(data, where), where)
         shards = []
-        for entry in value["shards"]:
-            receipt = Receipt.from_json(entry["receipt"], where)
-            own = entry["statistics"]
-            shards.append(
-                StoredShard(
-                    receipt=receipt,
-                    removed=tuple(entry["removed"]),
-                    statistics=ChannelStatistics.from_json(own) if own else receipt.statistics,
-                )
-            )
-        return cls(
-            identity=Identity.from_json(value["identity"]),
-            dataset=value["dataset"],
-            shards=tuple(shards),
-            lost=tuple(LostShard(*entry) for entry in value["lost"]),
-        )
+        try:
+            identity = Identity.from_json(found.identity)
+            for entry in found.shards:
+                receipt = Receipt.from_json(entry.receipt, where)
+                own = entry.statistics
+                statistics = ChannelStatistics.from_json(own) if own else receipt.statistics
+                shards.append(StoredShard(receipt, entry.removed, statistics))
+                _check_shard(shards[-1], identity)
+        except (KeyError, TypeError, ValueError, PipelineError) as error:
+            raise SNAPSHOT.damaged(where, error) from None
+        snapshot = cls(identity, found.dataset, tuple(shards), found.lost)
+        stated = found.samples, found.failed, found.complete
+        if stated != (snapshot.samples, snapshot.failed, snapshot.complete):
+            raise SNAPSHOT.damaged(where, "its totals are not those of its shards")
+        return snapshot
+
+
+@dataclass(frozen=True)
+class _StoredEntry:
+    """A shard as it lies in a snapshot."""
+
+    receipt: dict[str, Any]
+    removed: tuple[Count, ...]
+    statistics: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A snapshot as it lies in its file."""
+
+    identity: dict[str, Any]
+    dataset: Digest
+    complete: bool
+    samples: Count
+    failed: Count
+    shards: tuple[_StoredEntry, ...]
+    lost: tuple[LostShard, ...]
+
+
+def _check_shard(shard: StoredShard, identity: Identity) -> None:
+    receipt, removed = shard.receipt, shard.removed
+    if receipt.identity != identity.digest:
+        raise ValueError(f"the shard {receipt.shard} is of the identity {receipt.identity}")
+    if list(removed) != sorted(set(removed)) or (removed and removed[-1] >= receipt.samples):
+        raise ValueError(f"the shard {receipt.shard} removes positions that it does not have")
+    channels, height, width = identity.latent_shape
+    statistics = shard.statistics
+    if (len(statistics.mean), statistics.positions) != (channels, height * width):
+        raise ValueError(f"the statistics of the shard {receipt.shard} are of another shape")
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """`store.json`: the current snapshot and its totals; `data`, `model`: where it came from."""
+    """`store.json`: the current snapshot and its totals; `data`, `model`: where it came from.
 
+    `number` counts the pointers that the store has had: published/NUMBER.json keeps each.
+    """
+
+    number: Count
     identity: str
     dataset: str
     snapshot: str
-    sha256: str
-    samples: int
-    failed: int
-    shards: int
+    sha256: Digest
+    samples: Count
+    failed: Count
+    shards: Count
     complete: bool
     data: str
     model: str
 
     def encode(self) -> bytes:
         """The pointer's bytes."""
-        return storage.canonical_json(
-            {"format": _POINTER_FORMAT, "version": _VERSION, **self.__dict__}
-        )
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str) -> Self:
-        """The inverse of `encode`."""
-        _check_format(value, _POINTER_FORMAT, where)
-        try:
-            storage.below(where, value["snapshot"])
-            return cls(**{k: v for k, v in value.items() if k not in ("format", "version")})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{where}: the pointer is damaged ({error}). Delete it and run the same "
-                "jobs.encode again."
-            ) from None
+        return STORE.encode(asdict(self))
 
 
 def read_pointer(store: str) -> Pointer | None:
-    """The store's pointer, None where there is no store yet."""
-    url = storage.join(store, POINTER)
-    try:
-        value = storage.read_json(url)
-    except ObjectNotFoundError:
+    """The store's newest pointer, None where there is no store yet.
+
+    store.json is a copy: one that is older than the newest in published/ is not followed. One is
+    seen so while an encoding publishes, after one was killed there, and where an old copy was put
+    back.
+    """
+    copy = _read_pointer(storage.join(store, POINTER))
+    if copy is None:
         return None
-    return Pointer.from_json(value, url)
+    newest = copy
+    while (later := _read_pointer(_published(store, newest.number + 1))) is not None:
+        newest = later
+    if newest is not copy:
+        _LOG.warning(
+            "%s is older than %s, which is read. The next jobs.encode mends it.",
+            storage.join(store, POINTER),
+            _published(store, newest.number),
+        )
+    return newest
+
+
+def read_published(store: str, number: int) -> Pointer | None:
+    """The pointer that was published as `number`, None where there is none."""
+    return _read_pointer(_published(store, number))
+
+
+def was_published(store: str) -> bool:
+    """Whether the store has had a pointer, whatever has become of it."""
+    return storage.exists(_published(store, 1))
+
+
+def _published(store: str, number: int) -> str:
+    return storage.join(store, PUBLISHED, f"{number:06d}.json")
+
+
+def _read_pointer(url: str) -> Pointer | None:
+    try:
+        value = storage.read_document(STORE, url)
+    except (ObjectNotFoundError, AccessDeniedError) as error:
+        if isinstance(error, AccessDeniedError) and url.endswith(POINTER):
+            raise
+        return None
+    pointer = STORE.typed(Pointer, value, url)
+    storage.check_name(pointer.snapshot, url)
+    if not url.endswith((POINTER, f"{pointer.number:06d}.json")):
+        raise STORE.damaged(url, f"it is the pointer number {pointer.number}")
+    return pointer
 
 
 def read_snapshot(store: str, path: str, sha256: str | None = None) -> Snapshot:
@@ -204,12 +273,10 @@ def read_snapshot(store: str, path: str, sha256: str | None = None) -> Snapshot:
             f"{url}: has checksum {found[:16]}, the store's pointer says {str(sha256)[:16]}. "
             "The snapshot was damaged: delete it and run the same jobs.encode again."
         )
-    try:
-        return Snapshot.from_json(storage.parse_json(data, url), url)
-    except (StorageError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{url}: is no snapshot ({error}). Delete it and run the same jobs.encode again."
-        ) from None
+    snapshot = Snapshot.from_bytes(data, url)
+    if snapshot.path != path:
+        raise SNAPSHOT.damaged(url, f"it is the snapshot {snapshot.path}")
+    return snapshot
 
 
 def publish_snapshot(store: str, snapshot: Snapshot) -> str:
@@ -228,8 +295,14 @@ def publish_snapshot(store: str, snapshot: Snapshot) -> str:
 
 
 def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: str) -> Pointer:
-    """Makes the snapshot the store's current one. Writes nothing when it already is."""
+    """Makes the snapshot the store's current one. Writes nothing when it already is.
+
+    Of several at once each makes a pointer of its own number; whoever writes store.json last has
+    seen the newest.
+    """
+    before = _read_pointer(storage.join(store, POINTER))
     pointer = Pointer(
+        number=before.number if before else 0,
         identity=snapshot.identity.digest,
         dataset=snapshot.dataset,
         snapshot=snapshot.path,
@@ -241,9 +314,18 @@ def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: s
         data=data,
         model=model,
     )
-    if read_pointer(store) != pointer:
-        storage.publish(storage.join(store, POINTER), pointer.encode())
-    return pointer
+    newest = read_pointer(store)
+    while newest is None or replace(newest, number=pointer.number) != pointer:
+        pointer = replace(pointer, number=newest.number + 1 if newest else pointer.number + 1)
+        if storage.create_if_absent(_published(store, pointer.number), pointer.encode()):
+            newest = pointer
+            break
+        newest = _read_pointer(_published(store, pointer.number))
+    copy = before
+    while newest is not None and copy != newest:
+        storage.publish(storage.join(store, POINTER), newest.encode())
+        copy, newest = newest, read_pointer(store)
+    return newest or pointer
 
 
 def statistics_json(statistics: ChannelStatistics) -> dict[str, Any]:
@@ -254,13 +336,3 @@ def statistics_json(statistics: ChannelStatistics) -> dict[str, Any]:
         "std": list(statistics.std),
         "sample_std": None if sample_std is None else list(sample_std),
     }
-
-
-def _check_format(value: Mapping[str, Any], expected: str, where: str) -> None:
-    value = value if isinstance(value, Mapping) else {}
-    if value.get("format") != expected or value.get("version") != _VERSION:
-        raise StoreError(
-            f"{where}: expected {expected} of version {_VERSION}, found format "
-            f"{value.get('format')!r}, version {value.get('version')!r}. It belongs to something "
-            "else or to another release of this project: name another store, or use that release."
-        )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 Array = npt.NDArray[Any]
 
@@ -90,15 +91,13 @@ class ChannelStatistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
-        """The inverse of `to_json`."""
-        within = value["posterior_variance"]
-        return cls(
-            rows=value["rows"],
-            positions=value["positions"],
-            mean=tuple(value["mean"]),
-            squares=tuple(value["squares"]),
-            posterior_variance=None if within is None else tuple(within),
-        )
+        """The inverse of `to_json`; raises `ValueError` for anything else."""
+        found = TypeAdapter(cls).validate_python(dict(value))
+        lengths = {len(found.mean), len(found.squares)}
+        lengths |= {len(found.posterior_variance)} if found.posterior_variance else set()
+        if len(lengths) != 1 or min(found.rows, found.positions) < 0:
+            raise ValueError("the statistics are not of one number of channels")
+        return found
 
 
 def empty(channels: int, positions: int, with_variance: bool) -> ChannelStatistics:

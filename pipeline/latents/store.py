@@ -18,8 +18,9 @@ from pipeline import storage
 from pipeline.data.keys import find_key
 from pipeline.errors import StoreError
 from pipeline.latents.latent_file import LatentRows
+from pipeline.latents.receipt import POINTER
 from pipeline.latents.shard_rows import ShardRows
-from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
+from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot, was_published
 
 _READ_AHEAD = 8
 """Ranged reads under way at a time where the store is not local."""
@@ -53,7 +54,10 @@ class LatentStore:
         pointer = read_pointer(url)
         if pointer is None:
             raise StoreError(
-                f"{url}: there is no latent store here. Make one with `python -m jobs.encode`."
+                f"{storage.join(url, POINTER)}: is gone; latents lie there still. Run the same "
+                "jobs.encode again, which finds them and writes it."
+                if was_published(url)
+                else f"{url}: there is no latent store here. Make one with `python -m jobs.encode`."
             )
         return LatentStore(url, read_snapshot(url, pointer.snapshot, pointer.sha256))
 

@@ -10,7 +10,14 @@ from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError
 from pipeline.latents.receipt import POINTER, read_receipt
 from pipeline.latents.shard_rows import ShardRows, stored_shard
-from pipeline.latents.snapshot import Snapshot, StoredShard, read_pointer, statistics_json
+from pipeline.latents.snapshot import (
+    SNAPSHOT,
+    Snapshot,
+    StoredShard,
+    read_pointer,
+    read_published,
+    statistics_json,
+)
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
@@ -107,7 +114,7 @@ def _verify_rows(shard: StoredShard, rows: ShardRows, hashes: list[_Hashes]) -> 
 def _verify_totals(url: str, snapshot: Snapshot) -> list[str]:
     """That the totals which the snapshot and the pointer state follow from the shards."""
     where = storage.join(url, snapshot.path)
-    stated, pointer = storage.read_json(where), read_pointer(url)
+    stated, pointer = storage.read_document(SNAPSHOT, where), read_pointer(url)
     found = {
         "samples": snapshot.samples,
         "failed": snapshot.failed,
@@ -119,6 +126,11 @@ def _verify_totals(url: str, snapshot: Snapshot) -> list[str]:
         for name, value in found.items()
         if stated.get(name) != value
     ]
+    if pointer is not None and read_published(url, pointer.number) != pointer:
+        problems.append(
+            f"{storage.join(url, POINTER)}: is not what published/ keeps of it. Delete it and run "
+            "the same jobs.encode again."
+        )
     if pointer is not None and (pointer.samples, pointer.failed) != (
         snapshot.samples,
         snapshot.failed,

@@ -90,7 +90,7 @@ def _commit(output: str, adopted: Sequence[AdoptedShard]) -> PackResult:
     manifest = Manifest(
         current.generation + 1 if current else 1, current.digest if current else None, records
     )
-    if current is not None and current.digest == manifest.digest:
+    if current is not None and current.shards == manifest.shards:
         manifest = current
     else:
         commit(output, manifest)
@@ -244,10 +244,12 @@ def _add_member(
             sample.fault = (kind, f"{member.name} is a {kind}: jobs.pack reads it, a copy it makes")
         return
     if extension in SIDECARS:
+        stream.seek(offset)
+        beside = stream.read(member.size)
         sample.row |= {f"{extension}_offsets": offset, f"{extension}_sizes": member.size}
+        sample.row[f"{extension}_crc32"] = zlib.crc32(beside)
         if extension == "json" and member.size <= _JSON_BYTES:
-            stream.seek(offset)
-            sample.beside = stream.read(member.size)
+            sample.beside = beside
     elif image:
         stream.seek(offset)
         sample.images.append(_Image(extension, stream.read(member.size), offset))

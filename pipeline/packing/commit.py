@@ -21,6 +21,7 @@ from pipeline.packing.ledger import (
     STATE,
     LedgerRow,
     PackState,
+    Split,
     create_state,
     ledger_rows,
     read_state,
@@ -111,13 +112,14 @@ def commit_generation(
             f"{output}: none of the {plan.files} inputs can be used ({shown}); "
             f"{storage.join(output, REJECTS)} lists each with its reason."
         )
+    is_split = bool(plan.request["options"]["holdout"])
+    splits: tuple[Split, ...] = ("train", "holdout") if is_split else ("",)
     manifests = {
-        split: _write_split(output, split, receipts, merger.dead[split], state)
-        for split in (("train", "holdout") if plan.request["options"]["holdout"] else ("",))
+        split: _write_split(output, split, receipts, merger.dead[split], state) for split in splits
     }
     sources = sorted({*(state.sources if state else ()), *plan.request["sources"]})
     state = PackState(
-        plan.generation, plan.request["options"], tuple(sources), plan.classes,
+        plan.generation, dict(plan.request["options"]), tuple(sources), dict(plan.classes),
         (*(state.ledgers if state else ()), path), manifests,
     )  # fmt: skip
     committed = create_state(output, state)
@@ -197,7 +199,8 @@ def publish_newest(output: str, state: PackState | None, inventory: Inventory) -
         write_rejects(output, inventory)
         for split, digest in newest.manifests.items():
             url = _split_url(output, split)
-            _replace(storage.join(url, POINTER), pointer_to(read_generation(url, digest)))
+            pointer = pointer_to(read_generation(url, digest), newest.generation, split)
+            _replace(storage.join(url, POINTER), pointer.to_bytes())
         _replace(storage.join(output, STATE), state_to_bytes(newest))
         written = newest
     assert written is not None, "the loop wrote once at least"
@@ -288,31 +291,31 @@ def _ledger_row(
 
 def write_rejects(output: str, inventory: Inventory) -> None:
     """Lists what was rejected or ignored, with the reason; no file where there is nothing."""
-    lines = [
-        storage.canonical_json(
-            {"path": row.path, "url": row.url, "reason": row.reason, "message": row.message}
-        )
-        for row in inventory.rows(_LOST)
-    ]
-    url = storage.join(output, REJECTS)
-    if lines:
-        _replace(url, b"".join(lines))
+    url, data = storage.join(output, REJECTS), rejects_of(inventory.rows(_LOST))
+    if data:
+        _replace(url, data)
     else:
         storage.delete(url)
 
 
+def rejects_of(rows: Iterable[LedgerRow]) -> bytes:
+    """What `REJECTS` holds of these rows, which are in the order of their keys."""
+    return b"".join(
+        storage.canonical_json(
+            {"path": row.path, "url": row.url, "reason": row.reason, "message": row.message}
+        )
+        for row in rows
+        if row.status in ("rejected", "ignored")
+    )
+
+
 def _write_split(
-    output: str, split: str, receipts: Sequence[UnitReceipt],
+    output: str, split: Split, receipts: Sequence[UnitReceipt],
     dead: Mapping[str, Iterable[int]], state: PackState | None,
 ) -> str:  # fmt: skip
     """The manifest that follows on the one of `state`; its digest. Nothing names it yet."""
     url = _split_url(output, split)
-    if state is None:
-        before = None
-    elif split in state.manifests:
-        before = read_generation(url, state.manifests[split])
-    else:
-        before = read_current(url)  # of a version that kept no digests
+    before = read_generation(url, state.manifests[split]) if state else None
     old = before.shards if before else ()
     present = {shard.path for shard in old}
     new = [r.shards[split] for r in receipts if split in r.shards]

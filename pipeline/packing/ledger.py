@@ -9,20 +9,21 @@ packs creates; all that names a current state is derived from it.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.data.manifest import ShardRecord, check_format
-from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.data.manifest import PACK_STATE, Count, Digest, ShardRecord, read_pointer
+from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
+from pipeline.storage.tables import parse_table
 
 STATE = "pack.json"
-FORMAT = "vae-pipeline/pack"
-VERSION = 2
+
+Split = Literal["", "train", "holdout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +55,46 @@ class LedgerRow:
 class PackState:
     """What packing knows of a dataset that it made."""
 
-    generation: int
-    options: Mapping[str, Any]
+    generation: Count
+    options: dict[str, Any]
     sources: tuple[str, ...]
-    classes: Mapping[str, int]
+    classes: dict[str, int]
     ledgers: tuple[str, ...]
-    manifests: Mapping[str, str] = field(default_factory=dict)
+    manifests: dict[Split, Digest]
     """The digest of each split's manifest."""
 
 
 def read_state(output: str) -> PackState | None:
-    """The newest state at `output`; None when nothing was packed there."""
+    """The newest state at `output`; None when nothing was packed there.
+
+    Raises `DatasetError` where a dataset's pointer names a later pack than any state there is: the
+    newest one is gone, and what it knew (removed keys, say) must not come back in silence.
+    """
     state = _read_state(storage.join(output, STATE))
     # The copy lags behind while a pack is about to replace it, or was killed before it did.
-    while newer := _read_state(_generation_url(output, state.generation + 1 if state else 1)):
+    while newer := read_generation_state(output, state.generation + 1 if state else 1):
         state = newer
+    for split in state.manifests if state else ():
+        assert state is not None, "it has manifests"
+        pointer = read_pointer(storage.join(output, split) if split else output)
+        if pointer is None or pointer.ledger is None or pointer.ledger <= state.generation:
+            continue
+        if read_generation_state(output, state.generation + 1) is not None:
+            return read_state(output)  # another pack committed in between
+        raise DatasetError(
+            f"{_generation_url(output, pointer.ledger)}: is gone, and {STATE} is older than it "
+            f"({state.generation}). What that pack added and removed is not known any more: "
+            "restore that file, or pack anew into another --output."
+        )
+    return state
+
+
+def read_generation_state(output: str, generation: int) -> PackState | None:
+    """The state that pack number `generation` created; None where there is none."""
+    url = _generation_url(output, generation)
+    state = _read_state(url)
+    if state is not None and state.generation != generation:
+        raise PACK_STATE.damaged(url, f"it is the state of generation {state.generation}")
     return state
 
 
@@ -78,18 +104,16 @@ def _generation_url(output: str, generation: int) -> str:
 
 def _read_state(url: str) -> PackState | None:
     try:
-        data = storage.read_json(url)
+        value = storage.read_document(PACK_STATE, url)
     except ObjectNotFoundError:
         return None
-    check_format(data, url, FORMAT, VERSION)
+    state = PACK_STATE.typed(PackState, value, url)
     try:
-        return PackState(
-            int(data["generation"]), dict(data["options"]), tuple(map(str, data["sources"])),
-            dict(data["classes"]), tuple(map(str, data["ledgers"])),
-            dict(data.get("manifests", {})),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{url}: is no whole state of packing ({error}). Restore it.") from None
+        for path in state.ledgers:
+            storage.check_name(path, url)
+    except StorageError as error:
+        raise DatasetError(str(error)) from None
+    return state
 
 
 def create_state(output: str, state: PackState) -> bool:
@@ -101,7 +125,7 @@ def create_state(output: str, state: PackState) -> bool:
 
 def state_to_bytes(state: PackState) -> bytes:
     """What is stored of a state."""
-    return storage.canonical_json({"format": FORMAT, "version": VERSION, **asdict(state)})
+    return PACK_STATE.encode(asdict(state))
 
 
 def read_ledger(output: str, state: PackState | None) -> dict[str, LedgerRow]:
@@ -114,12 +138,21 @@ def ledger_rows(output: str, state: PackState | None) -> Iterator[LedgerRow]:
     for path in state.ledgers if state else ():
         url = storage.join(output, path)
         try:
-            yield from rows_from_bytes(storage.read(url))
-        except (pa.ArrowException, TypeError) as error:
-            raise DatasetError(
-                f"{url}: is no whole table of what was packed ({error}). Restore it, or pack anew "
-                "into another --output."
-            ) from None
+            data = storage.read(url)
+            _check_hash(data, path, url)
+            yield from rows_from_bytes(data, url)
+        except ObjectNotFoundError:
+            raise DatasetError(f"{url}: is missing, and with it what was packed. {_ANEW}") from None
+        except StorageError as error:
+            raise DatasetError(f"{error} {_ANEW}") from None
+
+
+_ANEW = "Restore it, or pack anew into another --output."
+
+
+def _check_hash(data: bytes, path: str, url: str) -> None:
+    if hashlib.sha256(data).hexdigest()[:12] != path[-18:-6]:
+        raise StorageError(f"{url}: its bytes are not those that its name is a hash of.")
 
 
 def write_ledger(output: str, generation: int, rows: Iterable[LedgerRow], folder: Path) -> str:
@@ -148,12 +181,11 @@ def _write_rows(sink: Any, rows: Iterable[LedgerRow]) -> None:
             writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
 
-def rows_from_bytes(data: bytes) -> Iterator[LedgerRow]:
-    """From what `write_ledger` wrote, a batch at a time."""
-    with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-        for number in range(reader.num_record_batches):
-            columns = reader.get_batch(number).to_pydict()
-            yield from (LedgerRow(*values) for values in zip(*columns.values(), strict=True))
+def rows_from_bytes(data: bytes, url: str) -> Iterator[LedgerRow]:
+    """From what `write_ledger` wrote, a batch at a time; raises `StorageError` naming `url`."""
+    for batch in parse_table(data, _SCHEMA, url).to_batches():
+        columns = batch.to_pydict()
+        yield from (LedgerRow(*values) for values in zip(*columns.values(), strict=True))
 
 
 def without(

@@ -36,7 +36,14 @@ from pipeline.packing.plan import (
     remove_plan,
     write_inputs,
 )
-from pipeline.packing.unit import UnitJob, UnitReceipt, pack_unit, receipt_url
+from pipeline.packing.unit import (
+    RECEIPT,
+    UnitJob,
+    UnitReceipt,
+    pack_unit,
+    read_receipt,
+    receipt_url,
+)
 from pipeline.progress import Progress
 from pipeline.sources.annotations import read_annotations
 from pipeline.sources.archives import forget_unpacked
@@ -325,7 +332,9 @@ def _run_units(jobs: _Jobs, config: PackConfig, executor: Executor | None) -> li
     for number in range(plan.units):
         url = receipt_url(output, plan.generation, plan.digest, number)
         try:
-            receipts[number] = UnitReceipt.from_json(storage.read_json(url), url)
+            receipts[number] = read_receipt(url)
+            if len(receipts[number].rows) != len(plan.unit(number).files):
+                raise RECEIPT.damaged(url, "it is the receipt of other files")
         except ObjectNotFoundError:
             continue
     left = [number for number in range(plan.units) if number not in receipts]

@@ -6,7 +6,6 @@ the next append.
 
 import hashlib
 import io
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.data.manifest import Count, Digest
+from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
 from pipeline.sources.source_file import SourceFile
+from pipeline.storage.tables import FAULTS
 
 # A tar's own share of a sample: headers of image, json and cls, their padding, and the json.
 _SAMPLE_OVERHEAD = 3584
@@ -62,12 +63,15 @@ class Plan:
     def header(self) -> bytes:
         """What is stored beside the table."""
         values = {name: value for name, value in vars(self).items() if name not in _NOT_STORED}
-        return storage.canonical_json(values)
+        return PLAN.encode(values)
 
     def unit(self, number: int) -> "PlannedUnit":
         """The inputs of one unit."""
+        # Its hash was compared when it was copied here; whoever made the hash may have meant harm.
         with pa.memory_map(str(self.path)) as file:
-            columns = pa.ipc.open_file(file).get_batch(number).to_pydict()
+            batch = pa.ipc.open_file(file).get_batch(number)
+            batch.validate(full=True)
+            columns = batch.to_pydict()
         known = columns.pop("known")
         files = tuple(SourceFile(*values) for values in zip(*columns.values(), strict=True))
         return PlannedUnit(number, files, tuple(known))
@@ -161,25 +165,56 @@ def find_plan(output: str, generation: int, folder: Path) -> Plan | None:
     """The unfinished plan of a generation, if there is one; its table is copied into `folder`."""
     url = plan_url(output, generation)
     try:
-        values = json.loads(storage.read(url))
-        plan = Plan(
-            **{**values, "removals": tuple(values["removals"])}, path=folder / "found.arrow"
-        )
+        header = PLAN.typed(_Header, storage.read_document(PLAN, url), url)
+        if header.generation != generation:
+            raise PLAN.damaged(url, f"it is the plan of generation {header.generation}")
+        plan = Plan(**vars(header), path=folder / "found.arrow")
         url = _table_url(output, plan)
         with plan.path.open("wb") as file:
             shutil.copyfileobj(io.BufferedReader(storage.StorageFile(url), 2**23), file, 2**23)
         with plan.path.open("rb") as copied:
             found = hashlib.file_digest(copied, "sha256").hexdigest()
         if found != plan.sha256:
-            raise ValueError(f"sha256 {found[:12]}")  # noqa: TRY301  # told below with the rest
+            raise ValueError(f"sha256 {found[:12]}")  # told below with the rest
+        _check_table(plan)
     except ObjectNotFoundError:
         return None
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (StorageError, *FAULTS) as error:
         raise DatasetError(
             f"{url}: is no whole plan of a pack ({error}). Delete "
             f"{plan_url(output, generation)}, and run the same command again."
         ) from None
     return plan
+
+
+PLAN = storage.DocumentKind(
+    "vae-pipeline/plan", 2, DatasetError, "Delete it, and run the same command again."
+)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A plan as it lies in its file."""
+
+    generation: Count
+    request: dict[str, Any]
+    classes: dict[str, int]
+    removals: tuple[str, ...]
+    files: Count
+    units: Count
+    size: Count
+    sha256: Digest
+    seen: Count
+    known: dict[str, int]
+    others: dict[str, int]
+    table: dict[str, Any]
+
+
+def _check_table(plan: Plan) -> None:
+    with pa.memory_map(str(plan.path)) as file:
+        table = pa.ipc.open_file(file)
+        if table.schema != _SCHEMA or table.num_record_batches != plan.units:
+            raise ValueError(f"its table holds {table.num_record_batches} units of {plan.units}")
 
 
 def check_request(plan: Plan, request: Mapping[str, Any], output: str) -> None:

@@ -65,6 +65,7 @@ class ShardWriter:
             self._put(_header(f"{sample.key}.{extension}", len(data)))
             if extension in SIDECARS:
                 row |= {f"{extension}_offsets": self.bytes, f"{extension}_sizes": len(data)}
+                row[f"{extension}_crc32"] = zlib.crc32(data)
             else:
                 row |= {"offsets": self.bytes, "sizes": len(data), "crc32": zlib.crc32(data)}
             self._put(data)
@@ -137,9 +138,13 @@ def index_of(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> ShardInd
         return np.array([row.get(name, missing) for row in rows], dtype=kind)
 
     beside = {
-        f"{extension}_{what}": column(f"{extension}_{what}", np.int64, -1 if what == "sizes" else 0)
+        f"{extension}_{what}": column(f"{extension}_{what}", kind, missing)
         for extension in SIDECARS
-        for what in ("offsets", "sizes")
+        for what, kind, missing in (
+            ("offsets", np.int64, 0),
+            ("sizes", np.int64, -1),
+            ("crc32", np.uint32, 0),
+        )
     }
     return ShardIndex(
         keys=[row["keys"] for row in rows],

@@ -4,7 +4,7 @@ Units share nothing, so that any executor may run them anywhere; data first, the
 """
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.data.manifest import ShardRecord
-from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError, StorageError
+from pipeline.errors import (
+    DatasetError,
+    ObjectNotFoundError,
+    PipelineError,
+    SampleError,
+    StorageError,
+)
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import Sample, ShardWriter
 from pipeline.progress import Progress
@@ -76,27 +82,40 @@ class UnitReceipt:
     shards: Mapping[str, ShardRecord]
     rows: tuple[UnitRow, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` is its inverse."""
-        return {
-            "shards": {split: asdict(record) for split, record in self.shards.items()},
-            "rows": [list(vars(row).values()) for row in self.rows],
-        }
+    def to_bytes(self) -> bytes:
+        """The document; `read_receipt` reads it."""
+        shards = {split: asdict(record) for split, record in self.shards.items()}
+        return RECEIPT.encode({"shards": shards, "rows": [asdict(row) for row in self.rows]})
 
-    @staticmethod
-    def from_json(data: Any, url: str) -> "UnitReceipt":
-        """From what `to_json` gave; raises `DatasetError` naming `url` for anything else."""
+
+@dataclass(frozen=True)
+class _Stored:
+    """A receipt as it lies in its file."""
+
+    shards: dict[Literal["", "train", "holdout"], ShardRecord]
+    rows: tuple[UnitRow, ...]
+
+
+RECEIPT = storage.DocumentKind(
+    "vae-pipeline/unit", 2, DatasetError, "Delete it, and run the same command again."
+)
+
+
+def read_receipt(url: str) -> UnitReceipt:
+    """The receipt of a unit that is finished.
+
+    Raises `ObjectNotFoundError` where it is not, and `DatasetError` for a damaged receipt.
+    """
+    found = RECEIPT.typed(_Stored, storage.read_document(RECEIPT, url), url)
+    packed = Counter(row.split for row in found.rows if row.status == "packed")
+    if packed != {split: record.samples for split, record in found.shards.items()}:
+        raise RECEIPT.damaged(url, "its rows are not those of its shards")
+    for record in found.shards.values():
         try:
-            shards = {
-                split: ShardRecord(**{**record, "removed": tuple(record["removed"])})
-                for split, record in data["shards"].items()
-            }
-            return UnitReceipt(shards, tuple(UnitRow(*row) for row in data["rows"]))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{url}: is no whole receipt of a shard ({error}). Delete it, and run the same "
-                "command again."
-            ) from None
+            record.check(url)
+        except PipelineError as error:
+            raise DatasetError(str(error)) from None
+    return UnitReceipt({str(split): record for split, record in found.shards.items()}, found.rows)
 
 
 def receipt_url(output: str, generation: int, plan: str, number: int) -> str:
@@ -136,10 +155,10 @@ def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
 def _agreed(receipt: UnitReceipt, job: UnitJob) -> UnitReceipt:
     """The receipt that counts: a twin's, where that was there first (a source may have changed)."""
     url = receipt_url(job.output, job.generation, job.plan, job.number)
-    if storage.create_if_absent(url, storage.canonical_json(receipt.to_json())):
+    if storage.create_if_absent(url, receipt.to_bytes()):
         return receipt
     try:
-        return UnitReceipt.from_json(storage.read_json(url), url)
+        return read_receipt(url)
     except ObjectNotFoundError:  # the twin has committed since, and commits compare
         return receipt
 

@@ -9,23 +9,40 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import (
+    POINTER,
+    read_generation,
+    read_pointer,
+)
 from pipeline.data.order import PADDED, slots_of
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
-from pipeline.packing.ledger import LedgerRow, read_ledger, read_state
+from pipeline.packing.commit import REJECTS, rejects_of
+from pipeline.packing.ledger import (
+    STATE,
+    LedgerRow,
+    read_generation_state,
+    read_ledger,
+    read_state,
+    state_to_bytes,
+)
 from pipeline.progress import Progress
 
 _PART_BYTES = 32 * 2**20
 
 
-def verify_dataset(url: str, threads: int = 4) -> list[str]:
+def verify_dataset(url: str, shards_below: Sequence[str] = (), threads: int = 4) -> list[str]:
     """What is wrong with a dataset, one line each; empty for a whole one.
 
-    Sizes and checksums of shards and indexes, counts, the crc of each image, keys that occur twice;
-    a damaged shard's line is followed by the sources to pack again.
+    The manifest of every generation that is still named; of the current one the sizes and checksums
+    of shards and indexes, counts, the crc of each member that readers use, keys that occur twice.
+    (A shard leaves a dataset only when nothing of it counts any more.) Beside it the state of
+    packing, its tables and the list of rejects. A damaged shard's line is followed by the sources
+    to pack again.
     """
-    dataset = Dataset.open(url)
-    problems: list[str] = []
+    dataset = Dataset.open(url, None, shards_below)
+    problems = [*_check_pointer(dataset), *_check_state(dataset)]
+    problems += _check_generations(dataset)
     keys: dict[bytes, int] = {}
     with (
         ThreadPoolExecutor(threads) as pool,
@@ -46,7 +63,80 @@ def verify_dataset(url: str, threads: int = 4) -> list[str]:
     return problems
 
 
-def prove_order(url: str, worlds: Sequence[int], global_batch_size: int) -> list[str]:
+def _check_generations(dataset: Dataset) -> list[str]:
+    """What is wrong with the generations before the current one, each named by the one after."""
+    after, digest = dataset.manifest, dataset.manifest.parent
+    while digest is not None:
+        url = f"{storage.join(dataset.url, 'manifests', digest)}.json"
+        try:
+            before = read_generation(dataset.url, digest)
+        except ObjectNotFoundError:
+            return [
+                f"{url}: is missing; runs and stores that began with that generation can't read it "
+                "any more. Restore it."
+            ]
+        except (DatasetError, StorageError) as error:
+            return [str(error)]
+        if before.generation != after.generation - 1:
+            return [f"{url}: is generation {before.generation}, before {after.generation}."]
+        after, digest = before, before.parent
+    return []
+
+
+def _check_pointer(dataset: Dataset) -> list[str]:
+    pointer = read_pointer(dataset.url)
+    if pointer is None or pointer.digest == dataset.digest:
+        return []
+    return [
+        f"{storage.join(dataset.url, POINTER)}: is older than the ledger beside it. Run the same "
+        "jobs.pack again, which writes it anew."
+    ]
+
+
+def _check_state(dataset: Dataset) -> list[str]:
+    """What is wrong with what packing keeps beside the shards, for the next pack."""
+    root, split = _root_of(dataset.url)
+    pointer = read_pointer(dataset.url)
+    if pointer is None or pointer.ledger is None or pointer.split != split:
+        return []
+    problems: list[str] = []
+    for number in range(1, pointer.ledger + 1):
+        try:
+            if read_generation_state(root, number) is None:
+                problems.append(f"{root}/ledger/{number:06d}.json: is missing. Restore it.")
+        except (DatasetError, StorageError) as error:
+            problems.append(str(error))
+    try:
+        state = read_state(root)
+        if state is None:
+            return [*problems, f"{root}: its state of packing is gone. Restore ledger/."]
+        if storage.read(storage.join(root, STATE)) != state_to_bytes(state):
+            problems.append(f"{storage.join(root, STATE)}: is older than ledger/. Run jobs.pack.")
+        rows = read_ledger(root, state)
+        if _read_rejects(root) != rejects_of(row for _, row in sorted(rows.items())):
+            problems.append(
+                f"{storage.join(root, REJECTS)}: is not what the ledger lists. Run the same "
+                "jobs.pack again, which writes it anew."
+            )
+    except (DatasetError, StorageError) as error:
+        problems.append(str(error))
+    return problems
+
+
+def _read_rejects(root: str) -> bytes:
+    try:
+        return storage.read(storage.join(root, REJECTS))
+    except ObjectNotFoundError:
+        return b""
+
+
+def _root_of(url: str) -> tuple[str, str]:
+    """The folder that was packed into, and which split of it this is."""
+    root, _, split = url.rstrip("/").rpartition("/")
+    return (root, split) if split in ("train", "holdout") else (url.rstrip("/"), "")
+
+
+def prove_order(dataset: Dataset, worlds: Sequence[int], global_batch_size: int) -> list[str]:
     """What is wrong with the order in which that many ranks would read an epoch; empty if nothing.
 
     Goes through a whole epoch as a loader does, without reading images: each sample that counts
@@ -54,7 +144,7 @@ def prove_order(url: str, worlds: Sequence[int], global_batch_size: int) -> list
     """
     from pipeline.data.layout import plan_order
 
-    dataset = Dataset.open(url)
+    url = dataset.url
     order = plan_order(dataset, global_batch_size, 0, 512 * 2**20, shuffle=True, tail="pad")
     problems = []
     for world in worlds:
@@ -112,48 +202,62 @@ def _check_shard(dataset: Dataset, number: int) -> tuple[list[str], list[str]]:
 def _check_bytes(url: str, sha256: str, size: int, index: ShardIndex) -> list[str]:
     """Reads the shard once, in parts; names the samples whose image has changed."""
     whole = hashlib.sha256()
-    damaged: list[str] = []
-    for position, crc in _image_checksums(url, size, index, whole):
-        if crc != int(index.crc32[position]):
-            damaged.append(index.keys[position])
+    damaged: dict[str, None] = {}
+    for position, crc, wanted in _member_checksums(url, size, index, whole):
+        if crc != wanted:
+            damaged[index.keys[position]] = None
     if whole.hexdigest() == sha256 and not damaged:
         return []
-    shown = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
-    what = f"; {len(damaged)} damaged images: {shown}" if damaged else ""
+    shown = ", ".join([*damaged][:5]) + (" ..." if len(damaged) > 5 else "")
+    what = f"; {len(damaged)} damaged samples: {shown}" if damaged else ""
     return [f"{url}: its bytes are not those of the manifest (sha256 differs){what}."]
 
 
-def _image_checksums(
+def _member_checksums(
     url: str, size: int, index: ShardIndex, whole: "hashlib._Hash"
-) -> Iterator[tuple[int, int]]:
-    crc, position = 0, 0
+) -> Iterator[tuple[int, int, int]]:
+    """Position, CRC-32 found and wanted of each member that readers use, in one pass."""
+    members = np.concatenate([
+        np.stack([np.arange(len(index)), offsets, sizes, crcs.astype(np.int64)], axis=1)
+        for offsets, sizes, crcs in (
+            (index.offsets, index.sizes, index.crc32),
+            (index.json_offsets, index.json_sizes, index.json_crc32),
+            (index.cls_offsets, index.cls_sizes, index.cls_crc32),
+            (index.txt_offsets, index.txt_sizes, index.txt_crc32),
+        )
+    ])  # fmt: skip
+    members = members[members[:, 2] >= 0]
+    members = members[np.argsort(members[:, 1], kind="stable")]
+    crc, at = 0, 0
     for start in range(0, size, _PART_BYTES):
         part = memoryview(storage.read(url, start, min(size, start + _PART_BYTES)))
         whole.update(part)
         end = start + len(part)
-        while position < len(index):
-            first = int(index.offsets[position])
-            last = first + int(index.sizes[position])
-            if first >= end:
+        while at < len(members):
+            position, first, length, wanted = members[at].tolist()
+            last = first + length
+            if first >= end and length:
                 break
-            crc = zlib.crc32(part[max(first - start, 0) : last - start], crc)
+            crc = zlib.crc32(part[max(first - start, 0) : max(last - start, 0)], crc)
             if last > end:
                 break
-            yield position, crc
-            crc, position = 0, position + 1
+            yield position, crc, wanted
+            crc, at = 0, at + 1
 
 
 def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
     """Which sources hold the samples of a damaged shard, where the ledger knows."""
-    root, split = dataset.url, ""
-    if dataset.url.rstrip("/").endswith(("/train", "/holdout")):
-        root, _, split = dataset.url.rstrip("/").rpartition("/")
-    state = read_state(root)
-    if state is None or (bool(state.options["holdout"]) != bool(split)):
+    root, split = _root_of(dataset.url)
+    try:
+        state = read_state(root)
+        rows = read_ledger(root, state).values()
+    except (DatasetError, StorageError):
+        return  # its own problem, listed already
+    if state is None or (bool(state.options.get("holdout")) != bool(split)):
         return
     path = dataset.shards[number].path
     by_url: dict[str, list[LedgerRow]] = {}
-    for row in read_ledger(root, state).values():
+    for row in rows:
         if row.shard == path and row.split == split:
             by_url.setdefault(row.url, []).append(row)
     for url in sorted(by_url):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import TrackingError
 from pipeline.registry.models import RegisteredModel, model_tags, register, resolve, version_tags
-from pipeline.registry.promotion import place_alias
+from pipeline.registry.promotion import elbo_of, place_alias
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.vae import load_bundle, save_bundle
@@ -105,7 +105,6 @@ _LINEAGE = (
 
 
 def _row(found: Any, aliases: list[str]) -> dict[str, Any]:
-    elbo = found.tags.get("holdout_elbo")
     when = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
     return {
         "version": int(found.version),
@@ -113,6 +112,6 @@ def _row(found: Any, aliases: list[str]) -> dict[str, Any]:
         "digest": found.tags.get("digest"),
         "run": found.tags.get("run"),
         "dataset_digest": found.tags.get("dataset_digest"),
-        "holdout_elbo": float(elbo) if elbo else None,
+        "holdout_elbo": elbo_of(found.tags),
         "registered": when.isoformat(timespec="seconds"),
     }

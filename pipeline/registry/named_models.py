@@ -30,13 +30,13 @@ def finished_run(name: str, runs: str) -> FinishedRun | None:
         return None
     for url in dict.fromkeys([name, storage.join(runs, name)]):
         try:
-            result = storage.read_json(storage.join(url, "result.json"))
-            config = storage.read_json(storage.join(url, "run.json"))["config"]
+            run = Run(url)
+            result, config = run.result(), run.config()
         except ObjectNotFoundError:
             continue
-        # Where a run is there lies its bundle: what its result says of that is for people.
-        run = Run(url)
-        return FinishedRun(run, config, run.path("bundle"), result["digest"])
+        if result is not None:
+            # Where a run is there lies its bundle: what its result says of that is for people.
+            return FinishedRun(run, config, run.path("bundle"), str(result.digest))
     return None
 
 

@@ -1,13 +1,11 @@
 """What aliases mean: the champion beat the one before it on equal terms, or is that one again; the
 candidate is the best version of its name, the newest of equals."""
 
-import json
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.data import Dataset
 from pipeline.errors import ModelError
@@ -19,8 +17,14 @@ from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, trac
 logger = logging.getLogger(__name__)
 
 CHAMPION, CANDIDATE = "champion", "candidate"
-HISTORY_TAG = "champions"
-"""On the registered model: the versions that have been champion, the present one last."""
+ORDER_TAG = "champion"
+"""On a version that is or was champion: the place of its coronation, counted from 1.
+
+The tags are the truth, and the alias follows them: MLflow can't compare and set, but two writers
+never write the same version's tag, so no coronation is lost. Of two with one place the better one
+came second. Whoever writes looks again until the alias is the tags' last, so whoever writes last
+leaves it right, and a kill in between leaves what the next promotion or rollback completes.
+"""
 
 _BATCH = 100
 
@@ -36,21 +40,29 @@ class Standing:
 
 
 def promote(
-    uri: str, data: str | None = None, allow_custom: Collection[str] = ()
+    uri: str,
+    data: str | None = None,
+    *,
+    allow_custom: Collection[str] = (),
+    shards_below: Sequence[str] = (),
 ) -> RegisteredModel:
     """Makes a version the champion if its held-out ELBO is above the present champion's.
 
     The ELBOs are those of the registry, or, with `data`, measured now on that dataset. Raises
-    `ModelError` if it is not better, or if the two numbers are not of the same thing.
+    `ModelError` if it is not better (also than one that was promoted meanwhile), or if the two
+    numbers are not of the same thing.
     """
     model = resolve(uri)
-    past = _champions(model.name)
+    past = champions(model.name)
     if past and past[-1] == model.version:
         logger.info("%s is the champion already", model.uri)
+        _settle(model.name)
         return model
     rival = resolve(f"models:/{model.name}/{past[-1]}") if past else None
-    for each in filter(None, (model, rival) if data else ()):
-        _measure(each, str(data), allow_custom)
+    if data is not None:
+        dataset = Dataset.open(data, None, shards_below)
+        for each in filter(None, (model, rival)):
+            _measure(each, dataset, allow_custom)
     mine = _standing(model)
     if mine.elbo is None:
         raise ModelError(
@@ -58,7 +70,13 @@ def promote(
         )
     if rival is not None:
         _refuse_unless_better(mine, _standing(rival))
-    _crown(model.name, [*past, model.version])
+    _tag(model, _place_of(rival) + 1)
+    now = _settle(model.name)
+    if now != model.version:
+        raise ModelError(
+            f"{model.uri}: was promoted while version {now} was, which is better on equal "
+            "terms and is the champion."
+        )
     return model
 
 
@@ -118,15 +136,22 @@ def _point(model: RegisteredModel, alias: str) -> None:
 
 
 def roll_back(name: str) -> RegisteredModel:
-    """Makes the champion before the present one the champion again."""
-    past = _champions(name)
-    if len(past) < 2:
+    """Makes the champion before the present one the champion again.
+
+    The present one is the one that the alias means: a promotion that was killed before it moved
+    that never took place.
+    """
+    past, present = champions(name), _alias(name)
+    ended = past[past.index(present) :] if present in past else past[-1:]
+    left = past[: len(past) - len(ended)]
+    if not left:
         raise ModelError(
             f"model {name!r}: there is no champion before {past or 'any'}. Choose one with "
             "--promote."
         )
-    _crown(name, past[:-1])
-    return resolve(f"models:/{name}/{past[-2]}")
+    for version in reversed(ended):
+        _tag(resolve(f"models:/{name}/{version}"), None)
+    return resolve(f"models:/{name}/{_settle(name)}")
 
 
 def _refuse_unless_better(mine: Standing, other: Standing) -> None:
@@ -153,15 +178,13 @@ def _refuse_unless_better(mine: Standing, other: Standing) -> None:
 
 def _standing(model: RegisteredModel) -> Standing:
     tags = version_tags(model)
-    # A diverged model's is no number, and as good as none.
-    elbo = float(tags.get("holdout_elbo") or "nan")
     terms = {name: tags.get(name) for name in ("holdout_digest", "preprocess", "measure")}
-    return Standing(model, elbo if math.isfinite(elbo) else None, terms, tags.get("run"))
+    return Standing(model, elbo_of(tags), terms, tags.get("run"))
 
 
-def _measure(model: RegisteredModel, data: str, allow_custom: Collection[str]) -> None:
+def _measure(model: RegisteredModel, dataset: Dataset, allow_custom: Collection[str]) -> None:
     """Measures the exact ELBO on a dataset and writes it to the version's tags."""
-    vae, dataset = load_model(model.uri, allow_custom), Dataset.open(data)
+    vae = load_model(model.uri, allow_custom)
     with closing(in_order(dataset, vae.preprocess, _BATCH)) as loader:
         means = evaluate_elbo(vae, loader, 0, _BATCH).means()
     found = {"holdout_digest": dataset.digest, "holdout_elbo": repr(means["elbo"])}
@@ -172,22 +195,75 @@ def _measure(model: RegisteredModel, data: str, allow_custom: Collection[str]) -
             client.set_model_version_tag(model.name, str(model.version), name, value)
 
 
-def _champions(name: str) -> list[int]:
-    """The versions that have been champion, in order; the last is the one that the alias means."""
+def champions(name: str) -> list[int]:
+    """The versions that are or were champion, in order; the last is the present one."""
     where = tracking_uri()
-    client = mlflow_client(where)
     with tracking_errors(where):
-        model = client.get_registered_model(name)
-    past: list[int] = json.loads(model.tags.get(HISTORY_TAG, "[]"))
-    present: Any = model.aliases.get(CHAMPION)
-    if present is not None and (not past or past[-1] != int(present)):
-        past.append(int(present))  # Somebody moved the alias by hand.
+        found = mlflow_client(where).search_model_versions(f"name = '{name}'")
+    placed = []
+    for version in found:
+        place = version.tags.get(ORDER_TAG, "")
+        if place.isdecimal() and len(place) < _DIGITS:
+            elbo = elbo_of(version.tags)
+            placed.append((int(place), -math.inf if elbo is None else elbo, int(version.version)))
+    past = [version for _, _, version in sorted(placed)]
+    present = _alias(name)
+    known = {int(version.version) for version in found}
+    if present in known and present not in past:
+        past.append(present)  # Somebody moved the alias by hand.
     return past
 
 
-def _crown(name: str, champions: list[int]) -> None:
+_DIGITS = 10
+"""More coronations than a place of so many digits counts there never were."""
+
+
+def elbo_of(tags: Mapping[str, str]) -> float | None:
+    """A version's held-out ELBO as its tags tell it; None where they tell no number."""
+    try:
+        elbo = float(tags.get("holdout_elbo") or "nan")
+    except ValueError:
+        return None
+    return elbo if math.isfinite(elbo) else None
+
+
+def _alias(name: str) -> int | None:
+    where = tracking_uri()
+    with tracking_errors(where):
+        present = mlflow_client(where).get_registered_model(name).aliases.get(CHAMPION)
+    return int(present) if present is not None else None
+
+
+def _place_of(rival: RegisteredModel | None) -> int:
+    """The place of a champion; one that was made by hand gets its tag now."""
+    if rival is None:
+        return 0
+    place = version_tags(rival).get(ORDER_TAG, "")
+    if place.isdecimal() and len(place) < _DIGITS:
+        return int(place)
+    past = champions(rival.name)
+    before = [v for v in past if v != rival.version]
+    last = _place_of(resolve(f"models:/{rival.name}/{before[-1]}")) if before else 0
+    _tag(rival, last + 1)
+    return last + 1
+
+
+def _tag(model: RegisteredModel, place: int | None) -> None:
     where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
-        client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(champions))
-        client.set_registered_model_alias(name, CHAMPION, str(champions[-1]))
+        if place is None:
+            client.set_model_version_tag(model.name, str(model.version), ORDER_TAG, "")
+        else:
+            client.set_model_version_tag(model.name, str(model.version), ORDER_TAG, str(place))
+
+
+def _settle(name: str) -> int:
+    """Lets the alias mean the last champion of the tags, and looks again; that version."""
+    where = tracking_uri()
+    while True:
+        last = champions(name)[-1]
+        if _alias(name) == last:
+            return last
+        with tracking_errors(where):
+            mlflow_client(where).set_registered_model_alias(name, CHAMPION, str(last))

@@ -9,8 +9,8 @@ of the one that is.
 
 import hashlib
 import io
-import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +29,13 @@ from pipeline.vae import ObjectiveState
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+RECEIPT = storage.DocumentKind(
+    "vae-pipeline/checkpoint", VERSION, RunError, "Restore it from a copy."
+)
+NEWEST = storage.DocumentKind(
+    "vae-pipeline/newest-checkpoint", VERSION, RunError, "Delete it: checkpoints are found without."
+)
 
 MOST_FAILURES = 3
 """Checkpoints in a row that storage may refuse before the run fails."""
@@ -149,8 +155,10 @@ class CheckpointWriter:
         storage.publish(self._run.path("checkpoints", name), data)
         receipt = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
         storage.publish(
-            self._run.path("checkpoints", f"step-{step:08d}.json"), storage.canonical_json(receipt)
+            self._run.path("checkpoints", f"step-{step:08d}.json"), RECEIPT.encode(receipt)
         )
+        # Last: it only ever names what is there, and so what must not be missing later.
+        storage.publish(self._run.path("checkpoints", _NEWEST), NEWEST.encode({"step": step}))
         self.stats = replace(
             self.stats,
             written=self.stats.written + 1,
@@ -187,8 +195,8 @@ def newest_checkpoint(run: Run, step: int | None = None) -> Checkpoint | None:
         receipts = [url for url in receipts if url.endswith(f"step-{step:08d}.json")]
     for url in reversed(receipts):
         try:
-            return _load(run, storage.read_json(url))
-        except (StorageError, RunError, json.JSONDecodeError) as error:
+            return _load(run, url)
+        except (StorageError, RunError) as error:
             logger.warning("checkpoint %s is skipped: %s", url, error)
     if receipts:
         raise RunError(
@@ -221,17 +229,62 @@ def _receipts(run: Run) -> list[str]:
         urls = [item.url for item in storage.list_objects(run.path("checkpoints"))]
     except ObjectNotFoundError:
         return []
-    return [url for url in urls if url.endswith(".json")]
+    return [url for url in urls if re.search(r"/step-\d{8,}\.json$", url)]
 
 
-def _load(run: Run, receipt: dict[str, Any]) -> Checkpoint:
-    url = storage.below(run.path("checkpoints"), receipt["file"])
+_NEWEST = "newest.json"
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    """checkpoints/step-N.json."""
+
+    step: int
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Newest:
+    """checkpoints/newest.json."""
+
+    step: int
+
+
+def refuse_lost(run: Run, reached: int) -> None:
+    """Raises `RunError` where the run's newest checkpoint is gone.
+
+    `reached`: a step whose checkpoint was there for sure, by what else the run has left; 0 where
+    nothing says so. Nothing falls back to an older one, or to the beginning, in silence.
+    """
+    url, newest = run.path("checkpoints", _NEWEST), newest_step(run)
+    try:
+        found = NEWEST.typed(_Newest, storage.read_document(NEWEST, url), url).step
+    except ObjectNotFoundError:
+        found = 0
+    except (RunError, StorageError) as error:
+        logger.warning("%s", error)
+        found = 0
+    if max(found, reached) > newest:
+        raise RunError(
+            f"{run.path('checkpoints')}: the checkpoint of step {max(found, reached)} is gone; "
+            + (f"the newest there is of step {newest}. " if newest else "there is none. ")
+            + "Restore it, or begin anew on purpose: --begin-anew."
+        )
+
+
+def _load(run: Run, receipt_url: str) -> Checkpoint:
+    receipt = RECEIPT.typed(_Receipt, storage.read_document(RECEIPT, receipt_url), receipt_url)
+    if not receipt_url.endswith(f"step-{receipt.step:08d}.json"):
+        raise RECEIPT.damaged(receipt_url, f"it is the receipt of step {receipt.step}")
+    url = storage.below(run.path("checkpoints"), receipt.file)
     data = storage.read(url)
     digest = hashlib.sha256(data).hexdigest()
-    if digest != receipt["sha256"]:
+    if digest != receipt.sha256:
         raise RunError(
             f"{url}: its {len(data)} bytes have sha256 {digest[:12]}, "
-            f"its receipt says {receipt['bytes']} bytes and {receipt['sha256'][:12]}"
+            f"its receipt says {receipt.bytes} bytes and {receipt.sha256[:12]}"
         )
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -14,16 +14,15 @@ The clock starts when the driver of the run's first start claims it, and stands 
 is done. What a dead start did after its last tally is counted as `recover`: it may be lost.
 """
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, StorageError
 from pipeline.runs.run import Attempt, Run
 
 logger = logging.getLogger(__name__)
@@ -44,6 +43,11 @@ class Tally:
     until: float
     step: int = 0
     ended: bool = False
+
+
+TALLY = storage.DocumentKind(
+    "vae-pipeline/tally", 2, RunError, "The run goes on without what it counted."
+)
 
 
 def productive_share(seconds: Mapping[State, float]) -> float | None:
@@ -135,7 +139,7 @@ class WallClock:
         """Whether that was the last time, because another claim owns the run."""
         with self._lock:
             self._pass_on()
-            tally = storage.canonical_json(asdict(self._tally))
+            tally = TALLY.encode(asdict(self._tally))
         path = self._run.path("time", f"{self._attempt.name}.json")
         try:
             if self._run.newest_attempt() > self._attempt:
@@ -159,8 +163,9 @@ def _newest(run: Run, attempt: Attempt) -> Tally | None:
     own = f"{attempt.name}.json"
     for url in sorted((url for url in urls if url.rsplit("/", 1)[-1] < own), reverse=True):
         try:
-            return Tally(**storage.read_json(url))
-        except (StorageError, json.JSONDecodeError, TypeError) as error:
+            tally = TALLY.typed(Tally, storage.read_document(TALLY, url), url)
+            return replace(tally, seconds={**dict.fromkeys(STATES, 0.0), **tally.seconds})
+        except PipelineError as error:
             logger.warning("%s is skipped, the one before it is taken: %s", url, error)
     first = run.claimed_at(Attempt(1)) if attempt.number > 1 or attempt.restart > 1 else None
     return None if first is None else Tally(dict.fromkeys(STATES, 0.0), first)

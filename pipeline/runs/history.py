@@ -7,15 +7,17 @@ the first images, float64 `[M]`; `course`, the training steps since the look bef
 0000001000.json, written after it: the numbers.
 """
 
+import hashlib
 import logging
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.errors import ObjectNotFoundError, RunError, StorageError
 from pipeline.runs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -59,13 +61,78 @@ class Moment:
 
 
 def read_validations(run: Run) -> list[Validation]:
-    """Every validation of a run, in the order of steps; empty where it has none."""
+    """Every validation of a run, in the order of steps; empty where it has none.
+
+    Raises `RunError` where one of them is damaged, or gone.
+    """
+    found = [_read(url) for url in _listed(run)]
+    for before, stored in zip([None, *found], found, strict=False):
+        if stored.previous != (before.validation.step if before else None):
+            raise RunError(
+                f"{run.path('history')}: the validation of step {stored.previous} is gone, which "
+                f"that of step {stored.validation.step} names. {VALIDATION.advice}"
+            )
+    return [stored.validation for stored in found]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A validation as it lies in its file: beside it the checksum of its tensors.
+
+    `previous`: the step of the validation before it, so that one that is gone is missed.
+    """
+
+    step: int
+    images: int
+    terms: dict[str, float]
+    sha256: str
+    previous: int | None
+
+    @property
+    def validation(self) -> Validation:
+        return Validation(self.step, self.images, self.terms)
+
+
+VALIDATION = storage.DocumentKind(
+    "vae-pipeline/validation", 2, RunError, "Restore it, or begin anew on purpose: --begin-anew."
+)
+
+
+def write_validation(run: Run, validation: Validation, tensors: bytes) -> None:
+    """Keeps a validation; its tensors first. A replayed step writes the same bytes again."""
+    name = f"{validation.step:010d}"
+    steps = [int(_step_of(url)) for url in _listed(run) if _step_of(url) < name]
+    stored = {
+        **asdict(validation),
+        "sha256": hashlib.sha256(tensors).hexdigest(),
+        "previous": max(steps, default=None),
+    }
+    storage.publish(run.path("history", f"{name}.safetensors"), tensors)
+    storage.publish(run.path("history", f"{name}.json"), VALIDATION.encode(stored))
+
+
+def newest_validation(run: Run) -> int:
+    """The step of the newest validation, 0 where there is none; reads none of them."""
+    return max((int(_step_of(url)) for url in _listed(run)), default=0)
+
+
+def _listed(run: Run) -> list[str]:
     try:
-        items = list(storage.list_objects(run.path("history")))
+        urls = [item.url for item in storage.list_objects(run.path("history"))]
     except ObjectNotFoundError:
         return []
-    urls = sorted(item.url for item in items if item.url.endswith(".json"))
-    return [Validation(**storage.read_json(url)) for url in urls]
+    return sorted(url for url in urls if re.search(r"/\d{10}\.json$", url))
+
+
+def _step_of(url: str) -> str:
+    return url.rsplit("/", 1)[-1].removesuffix(".json")
+
+
+def _read(url: str) -> _Stored:
+    stored = VALIDATION.typed(_Stored, storage.read_document(VALIDATION, url), url)
+    if f"{stored.step:010d}" != _step_of(url):
+        raise VALIDATION.damaged(url, f"it is the validation of step {stored.step}")
+    return stored
 
 
 def read_kl_per_dimension(run: Run, validation: Validation) -> Tensor:
@@ -101,8 +168,15 @@ def read_moments(run: Run, validations: list[Validation], count: int) -> list[Mo
 
 def _tensors(run: Run, validation: Validation) -> dict[str, Tensor]:
     url = run.path("history", f"{validation.step:010d}.safetensors")
+    wanted = _read(run.path("history", f"{validation.step:010d}.json")).sha256
+    data = storage.read(url)
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise StorageError(
+            f"{storage.shown(url)}: is damaged: its bytes are not those that were written. Remove "
+            "it and the .json of the same name: the pictures go on without that step."
+        )
     try:
-        return load(storage.read(url))
+        return load(data)
     except SafetensorError as error:
         raise StorageError(
             f"{storage.shown(url)}: is damaged ({error}). Remove it and the .json of the same "

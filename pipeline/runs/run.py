@@ -22,6 +22,7 @@ RUN/ended.json            how the newest start that came to an end did: its numb
 RUN/result.json           written last: the run is finished
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,15 +34,24 @@ from pipeline.errors import ObjectNotFoundError, RunError
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
-FORMAT = "vae-pipeline/run"
-VERSION = 1
+_LOST = "Restore it, or begin anew on purpose: --begin-anew."
+RUN = storage.DocumentKind("vae-pipeline/run", 2, RunError, _LOST)
+RESULT = storage.DocumentKind("vae-pipeline/result", 2, RunError, _LOST)
+ENDED = storage.DocumentKind("vae-pipeline/ended", 2, RunError, "Delete it.")
+CLAIM = storage.DocumentKind("vae-pipeline/claim", 2, RunError, "Delete it.")
+POINTS = storage.DocumentKind(
+    "vae-pipeline/points", 2, RunError, "Delete it: MLflow then lacks these points."
+)
+
+_TRACES = ("checkpoints", "history", "best", "bundle", "result.json", "ended.json", "time")
+"""What a run leaves behind that has begun; what `--begin-anew` removes."""
 
 # What may differ when a run is continued; anything else would be another run.
 CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "evaluate_every", "loader",
         "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
-        "dry_run", "profile", "cpus_per_worker",
+        "dry_run", "profile", "cpus_per_worker", "shards_below", "begin_anew",
     }
 )  # fmt: skip
 
@@ -84,8 +94,42 @@ class Run:
 
     def pins(self) -> Pins | None:
         """What the run reads to its end; None before its first start."""
-        found = _read_or_none(self.path("run.json"))
-        return Pins(found["dataset_digest"], found.get("holdout_digest")) if found else None
+        found = _read_or_none(RUN, self.path("run.json"))
+        if found is None:
+            return None
+        stored = RUN.typed(_Stored, found, self.path("run.json"))
+        return Pins(stored.dataset_digest, stored.holdout_digest)
+
+    def config(self) -> dict[str, Any]:
+        """What the run was asked for; raises `ObjectNotFoundError` where there is no run."""
+        url = self.path("run.json")
+        return RUN.typed(_Stored, storage.read_document(RUN, url), url).config
+
+    def begin_anew(self) -> None:
+        """Removes what is left of a run of which something is lost; its claims stay."""
+        for name in (*_TRACES, "run.json", "points.json", "init"):
+            for url in self._below(name):
+                storage.delete(url)
+
+    def _below(self, name: str) -> list[str]:
+        url = self.path(name)
+        if name.endswith(".json"):
+            return [url] if storage.exists(url) else []
+        try:
+            return [item.url for item in storage.list_objects(url)]
+        except ObjectNotFoundError:
+            return []
+
+    def refuse_lost_identity(self) -> None:
+        """A folder with a run's work and without its run.json: nobody knows what made that."""
+        if storage.exists(self.path("run.json")):
+            return
+        left = [name for name in _TRACES if self._below(name)]
+        if left and not storage.exists(self.path("run.json")):  # nobody began it just now
+            raise RunError(
+                f"{self.path('run.json')}: is gone, and {', '.join(left)} of that run are there "
+                f"still: with which data and configuration they were made is not known. {_LOST}"
+            )
 
     def open(self, config: TrainConfig, pins: Pins) -> None:
         """Creates the run, or checks that `config` continues the one that is there.
@@ -93,20 +137,14 @@ class Run:
         Raises `RunError` listing each difference that is not allowed.
         """
         identity = {
-            "format": FORMAT,
-            "version": VERSION,
             "dataset_digest": pins.dataset,
             "holdout_digest": pins.holdout,
             "config": config.model_dump(mode="json"),
         }
-        if storage.create_if_absent(self.path("run.json"), storage.canonical_json(identity)):
+        url = self.path("run.json")
+        if storage.create_if_absent(url, RUN.encode(identity)):
             return
-        found = storage.read_json(self.path("run.json"))
-        if found.get("format") != FORMAT or found.get("version") != VERSION:
-            raise RunError(
-                f"{self.path('run.json')}: is {found.get('format')} version {found.get('version')};"
-                f" this program reads {FORMAT} version {VERSION}. Use another --run name."
-            )
+        found = vars(RUN.typed(_Stored, storage.read_document(RUN, url), url))
         differences = _differences(found, identity)
         if differences:
             raise RunError(
@@ -145,64 +183,99 @@ class Run:
 
     def claimed_at(self, attempt: Attempt) -> float | None:
         """When the driver of an attempt claimed it, in seconds since 1970, if that is known."""
-        claim = _read_or_none(self.path("attempts", f"{Attempt(attempt.number).name}.json"))
-        return claim.get("began") if claim else None
+        url = self.path("attempts", f"{Attempt(attempt.number).name}.json")
+        claim = _read_or_none(CLAIM, url)
+        return CLAIM.typed(_Claim, claim, url).began if claim else None
 
     def result(self) -> TrainingResult | None:
         """What the finished run ended with; None while it is not finished."""
-        found = _read_or_none(self.path("result.json"))
-        return None if found is None else TrainingResult.from_json(found)
+        url = self.path("result.json")
+        found = _read_or_none(RESULT, url)
+        return None if found is None else RESULT.typed(TrainingResult, found, url)
 
     def finish(self, result: TrainingResult) -> None:
         """Marks the run as finished."""
-        storage.publish(self.path("result.json"), storage.canonical_json(result.to_json()))
+        storage.publish(self.path("result.json"), RESULT.encode(result.to_json()))
 
     def end(self, attempt: Attempt, result: TrainingResult) -> None:
         """Says how a start ended, finished or not: who waits for it elsewhere reads it here."""
         ended = {"attempt": attempt.number, "result": result.to_json()}
-        storage.publish(self.path("ended.json"), storage.canonical_json(ended))
+        storage.publish(self.path("ended.json"), ENDED.encode(ended))
 
     def ended(self) -> TrainingResult | None:
         """How the newest start ended; None while it goes on, or if it died."""
-        ended = _read_or_none(self.path("ended.json"))
-        if ended is None:
+        url = self.path("ended.json")
+        found = _read_or_none(ENDED, url)
+        if found is None:
             return self.result()
-        if ended["attempt"] != self.newest_attempt().number:
+        ended = ENDED.typed(_Ended, found, url)
+        if ended.attempt != self.newest_attempt().number:
             return None
-        result = TrainingResult.from_json(ended["result"])
+        result = ended.result
         return self.result() if result.reason == "done" else result
 
     def keep_points(self, points: Sequence[Point]) -> None:
         """Stores the points that could not be delivered; none deletes the file."""
         if points:
             data = [point.to_json() for point in points]
-            storage.publish(self.path("points.json"), storage.canonical_json(data))
+            storage.publish(self.path("points.json"), POINTS.encode({"points": data}))
         else:
             storage.delete(self.path("points.json"))
 
     def kept_points(self) -> list[Point]:
         """The points that an earlier start could not deliver."""
-        return [Point.from_json(data) for data in _read_or_none(self.path("points.json")) or []]
+        url = self.path("points.json")
+        found = _read_or_none(POINTS, url)
+        return list(POINTS.typed(_Points, found, url).points) if found else []
 
     def _attempts(self) -> list[Attempt]:
         try:
             names = [item.url for item in storage.list_objects(self.path("attempts"))]
         except ObjectNotFoundError:
             return []
-        attempts = []
-        for name in names:
-            number, restart = name.rsplit("/", 1)[-1].removesuffix(".json").split(".")
-            attempts.append(Attempt(int(number), int(restart)))
-        return attempts
+        # Somebody may have put another file there: a claim is known by its name.
+        found = (re.search(r"/(\d{6,})\.(\d{3,})\.json$", name) for name in names)
+        return [Attempt(int(each[1]), int(each[2])) for each in found if each]
 
     def _create(self, attempt: Attempt) -> bool:
-        claim = storage.canonical_json({"began": time.time()})
+        claim = CLAIM.encode({"began": time.time()})
         return storage.create_if_absent(self.path("attempts", f"{attempt.name}.json"), claim)
 
 
-def _read_or_none(url: str) -> Any:
+@dataclass(frozen=True)
+class _Stored:
+    """run.json."""
+
+    dataset_digest: str
+    holdout_digest: str | None
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """attempts/NAME.json."""
+
+    began: float
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """ended.json."""
+
+    attempt: int
+    result: TrainingResult
+
+
+@dataclass(frozen=True)
+class _Points:
+    """points.json."""
+
+    points: tuple[Point, ...]
+
+
+def _read_or_none(kind: storage.DocumentKind, url: str) -> dict[str, Any] | None:
     try:
-        return storage.read_json(url)
+        return storage.read_document(kind, url)
     except ObjectNotFoundError:
         return None
 

@@ -6,7 +6,6 @@ The S3 endpoint comes from `AWS_ENDPOINT_URL` alone, credentials from the proces
 """
 
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,17 +15,31 @@ from typing import Any
 
 from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.storage import local, other, s3
+from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
 from pipeline.storage.temporary import temporary_folder
-from pipeline.storage.urls import absolute, below, join, local_path, protocol, shown
+from pipeline.storage.urls import (
+    absolute,
+    below,
+    check_address,
+    check_name,
+    join,
+    local_path,
+    protocol,
+    shown,
+)
 
 __all__ = [
+    "DocumentKind",
     "ObjectInfo",
     "RetryPolicy",
     "StorageFile",
     "absolute",
     "below",
     "canonical_json",
+    "check_address",
+    "check_name",
+    "checksum_of",
     "create_if_absent",
     "delete",
     "exists",
@@ -37,6 +50,8 @@ __all__ = [
     "protocol",
     "publish",
     "read",
+    "read_bounded",
+    "read_document",
     "read_json",
     "retry_counts",
     "retry_policy",
@@ -81,18 +96,20 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
 
 def read_json(url: str, limit_bytes: int = _JSON_BYTES) -> Any:
     """The value of a JSON object of at most `limit_bytes`."""
+    return parse_json(read_bounded(url, limit_bytes), url)
+
+
+def read_document(kind: DocumentKind, url: str, limit_bytes: int = _JSON_BYTES) -> dict[str, Any]:
+    """The value of a document of ours, its checksum compared; see `DocumentKind.parse`."""
+    return kind.parse(read_bounded(url, limit_bytes), url)
+
+
+def read_bounded(url: str, limit_bytes: int) -> bytes:
+    """All bytes of an object that may hold at most `limit_bytes`."""
     data = read(url, 0, limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise StorageError(f"{shown(url)}: holds more than {limit_bytes} bytes, too many for JSON.")
-    return parse_json(data, url)
-
-
-def parse_json(data: bytes, url: str) -> Any:
-    """The value of JSON that was read at `url`; nested a thousand deep, it is none."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{shown(url)}: holds no JSON that is sane: {error}.") from None
+        raise StorageError(f"{shown(url)}: holds more than {limit_bytes:,} bytes, too many for it.")
+    return data
 
 
 def stat(url: str) -> ObjectInfo:
@@ -104,6 +121,7 @@ def stat(url: str) -> ObjectInfo:
             raise local.explain(error, path, "looking it up") from None
         if path.is_dir():
             raise ObjectNotFoundError(f"{url}: is a folder, not a file.")
+        local.check_regular(status, path)
         return ObjectInfo(url, status.st_size, local.version(status))
     if protocol(url) in ("s3", "s3a"):
         return ObjectInfo(url, *s3.stat(url))
@@ -198,14 +216,6 @@ def delete(url: str) -> None:
         s3.delete(url)
     else:
         other.refuse_writing(url)
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8, a newline at the end."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode() + b"\n"
 
 
 class StorageFile(io.RawIOBase):

@@ -1,15 +1,21 @@
 """The local filesystem: replace atomically, create exactly once, list without leftovers."""
 
+import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
 
+logger = logging.getLogger(__name__)
+
 _TEMPORARY = ".partial"
+# Without O_NONBLOCK a FIFO is waited on for ever by whoever opens it.
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def scratch(path: Path) -> Path:
@@ -21,9 +27,11 @@ def read(path: Path, start: int, end: int | None) -> bytes:
     """Bytes [start, end); fewer where the file ends before."""
     try:
         # Half of what a file object costs, which is a hundredth of a photo's decoding.
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, _READING)
         try:
-            last = os.fstat(file).st_size if end is None else end
+            status = os.fstat(file)
+            check_regular(status, path)
+            last = status.st_size if end is None else min(end, status.st_size)
             parts, at = [], start
             while at < last and (part := os.pread(file, last - at, at)):
                 parts.append(part)
@@ -33,6 +41,22 @@ def read(path: Path, start: int, end: int | None) -> bytes:
             os.close(file)
     except OSError as error:
         raise explain(error, path, "reading") from None
+
+
+def check_regular(status: os.stat_result, path: Path) -> None:
+    """Raises `StorageError` for a FIFO, a socket or a device, of which a read may never end."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise StorageError(f"{path}: is {kind}, no file: it was not read. Put the file back there.")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def publish(path: Path, data: bytes | Path) -> None:
@@ -114,6 +138,9 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
             if not entry.is_symlink():
                 continue
             status = None
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            logger.warning("%s is left out: it is no regular file", entry.path)
+            continue
         yield entry.path, status
 
 

@@ -6,18 +6,32 @@ from typing import Any, NoReturn
 
 from pipeline.errors import StorageError
 from pipeline.storage.retry import RequestFailedError, Verdict, retrying
-from pipeline.storage.urls import shown
+from pipeline.storage.urls import protocol, shown
 
 _PART_BYTES = 16 * 2**20
 
 
+_SCHEMES = frozenset(
+    ("http", "https", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "webhdfs", "oci", "oss",
+     "hf", "memory")
+)  # fmt: skip
+"""Plain stores of objects. Not those that run templates, open archives or log in to machines."""
+
+
 def _open(url: str) -> tuple[Any, str]:
+    scheme = protocol(url)
+    if scheme not in _SCHEMES or "::" in url:
+        raise StorageError(
+            f"{shown(url)}: {scheme}:// is no kind of address that is read here. Give a path, "
+            f"s3://, or one of {', '.join(sorted(_SCHEMES))}."
+        )
     import fsspec
 
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"{shown(url)}: can't be opened: {error}.") from None
+    except Exception as error:
+        # Each filesystem's own constructor raises what it likes: IndexError, TypeError, KeyError.
+        raise StorageError(f"{shown(url)}: can't be opened: {error}.") from error
     return filesystem, str(path)
 
 
@@ -28,6 +42,9 @@ def _request() -> Iterator[None]:
         yield
     except OSError as error:
         raise RequestFailedError(_verdict(error), error) from error
+    except Exception as error:
+        # aiohttp's and each cloud's own errors are none of the system's.
+        raise RequestFailedError("connection", error) from error
 
 
 def _verdict(error: OSError) -> Verdict:

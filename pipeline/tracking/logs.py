@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from pipeline import storage
 from pipeline.errors import StorageError
+from pipeline.log_lines import SafeFormatter
 from pipeline.runs.run import Run
 
 FILE_BYTES = 1_000_000
@@ -60,7 +61,7 @@ class _Handler(logging.Handler):
     def __init__(self, run: Run, name: str) -> None:
         super().__init__()
         self.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s %(threadName)s: %(message)s")
+            SafeFormatter("%(asctime)s %(levelname)s %(name)s %(threadName)s: %(message)s")
         )
         self._run, self._name = run, name
         self._number = 1

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import without_passwords
 from pipeline.errors import TrackingError
+from pipeline.masking import masked
 
 DEFAULT_FOLDER = "runs"
 
@@ -79,7 +79,7 @@ def tracking_errors(uri: str) -> Iterator[None]:
     except MlflowException as error:
         where = storage.shown(uri)
         # MLflow names its server with user and password.
-        said = without_passwords(str(error).splitlines()[0])
+        said = masked(str(error).splitlines()[0])
         raise TrackingError(
             f"MLflow at {where} failed: {said} Check that it runs, that "
             "MLFLOW_TRACKING_URI is right and that its server allows this host name."

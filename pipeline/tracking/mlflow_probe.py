@@ -4,7 +4,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from pipeline.config import without_passwords
+from pipeline.masking import masked
 from pipeline.tracking.mlflow_client import artifact_location, mlflow_client
 
 
@@ -34,5 +34,5 @@ def probe_mlflow(uri: str) -> str | None:
             client.delete_run(run)
     except (MlflowException, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return without_passwords(first)[:300]
+        return masked(first)[:300]
     return None if same else "an artifact came back with other bytes than were sent"

@@ -28,12 +28,14 @@ class BatchSettings:
     loader: LoaderConfig
 
 
-def open_pinned(run: Run, data: str, holdout: str | None) -> tuple[Dataset, Dataset | None]:
+def open_pinned(
+    run: Run, data: str, holdout: str | None, shards_below: tuple[str, ...]
+) -> tuple[Dataset, Dataset | None]:
     """The generations of training data and hold-out that the run began with."""
     pins = run.pins()
     assert pins is not None, "a run is opened before it is trained"
-    held = Dataset.open(holdout, pins.holdout) if holdout else None
-    return Dataset.open(data, pins.dataset), held
+    held = Dataset.open(holdout, pins.holdout, shards_below) if holdout else None
+    return Dataset.open(data, pins.dataset, shards_below), held
 
 
 def training_loader(

@@ -2,16 +2,15 @@
 
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save
 
-from pipeline import storage
 from pipeline.data import Dataset, load_images
 from pipeline.errors import StorageError
 from pipeline.evaluation.sums import evaluating
-from pipeline.runs.history import HeldOut
+from pipeline.runs.history import HeldOut, write_validation
 from pipeline.runs.run import Run
 from pipeline.vae import VAE
 
@@ -53,14 +52,9 @@ class HistoryWriter:
             # Convolutions give their channels last, and safetensors keeps plain order alone.
             "reconstructions": pixels.contiguous(),
         }
-        name = f"{validation.step:010d}"
         # A run that diverges goes on, and says so: NaN is no JSON, and no point of a curve.
         finite = {key: value for key, value in validation.terms.items() if math.isfinite(value)}
         try:
-            storage.publish(self._run.path("history", f"{name}.safetensors"), save(tensors))
-            storage.publish(
-                self._run.path("history", f"{name}.json"),
-                storage.canonical_json(asdict(replace(validation, terms=finite))),
-            )
+            write_validation(self._run, replace(validation, terms=finite), save(tensors))
         except StorageError as error:
             logger.warning("the pictures of step %d are not kept: %s", validation.step, error)

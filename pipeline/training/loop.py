@@ -84,7 +84,7 @@ def _train(
     drained: Callable[[], bool],
     clock: WallClock,
 ) -> Iterator[StepReport | Validation | Ended]:
-    dataset, held = open_pinned(run, settings.data, settings.holdout)
+    dataset, held = open_pinned(run, settings.data, settings.holdout, settings.shards_below)
     state, checkpoint = restore(settings.state, run, world, dataset)
     if checkpoint and world.rank == 0:
         outbox.take_over(checkpoint.points)

@@ -18,6 +18,7 @@ class TrainSettings:
     name: str
     data: str
     holdout: str | None
+    shards_below: tuple[str, ...]
     steps: int
     checkpoint_every: int
     profile: str | None
@@ -35,6 +36,7 @@ def settings_of(config: TrainConfig, world: World) -> TrainSettings:
         name=config.run,
         data=config.data,
         holdout=config.holdout,
+        shards_below=config.shards_below,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         # Every rank makes the same steps: one trace tells of them.

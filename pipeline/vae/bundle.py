@@ -7,6 +7,7 @@ weights, both configs), not over how a safetensors version happens to lay them o
 
 import hashlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StorageError
 from pipeline.vae.vae import VAE, build_vae
 
-FORMAT = "vae-pipeline/model"
-VERSION = 1
+BUNDLE = storage.DocumentKind("vae-pipeline/model", 2, ModelError, "Pull or save the bundle again.")
 FILES = ("config.json", "preprocess.json", "model.safetensors")
 RECEIPT = "bundle.json"
 
@@ -40,15 +40,13 @@ def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None
     }
     digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
     receipt = {
-        "format": FORMAT,
-        "version": VERSION,
         "digest": digest,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         "metadata": dict(metadata or {}),
     }
     for name, data in contents.items():
         storage.publish(storage.join(str(folder), name), data)
-    storage.publish(storage.join(str(folder), "bundle.json"), storage.canonical_json(receipt))
+    storage.publish(storage.join(str(folder), RECEIPT), BUNDLE.encode(receipt))
     vae.digest, vae.metadata = digest, dict(metadata or {})
     return digest
 
@@ -64,9 +62,9 @@ def load_bundle(
     """
     url = str(url)
     receipt = _receipt(url)
-    if digest is not None and receipt["digest"] != digest:
+    if digest is not None and receipt.digest != digest:
         raise ModelError(
-            f"{url}: has digest {str(receipt['digest'])[:16]}, asked for was {digest[:16]}: "
+            f"{url}: has digest {str(receipt.digest)[:16]}, asked for was {digest[:16]}: "
             "another model lies there now. Name the model that was meant."
         )
     model, preprocess, weights = _contents(url, receipt)
@@ -75,28 +73,29 @@ def load_bundle(
     with torch.random.fork_rng(devices=[]):
         vae = build_vae(model, preprocess).to(_weights_dtype(weights))
     put_weights(vae, weights, url)
-    vae.digest, vae.metadata = receipt["digest"], dict(receipt["metadata"])
+    vae.digest, vae.metadata = receipt.digest, dict(receipt.metadata)
     return vae.eval()
 
 
 def _contents(
-    url: str, receipt: Mapping[str, Any]
+    url: str, receipt: "_Receipt"
 ) -> tuple[ModelConfig, PreprocessConfig, dict[str, Tensor]]:
     """What a bundle's files hold, every checksum and the digest compared; nothing is built."""
     contents = {name: _verified(url, name, receipt) for name in FILES}
     try:
-        model = ModelConfig.model_validate_json(contents["config.json"])
-        preprocess = PreprocessConfig.model_validate_json(contents["preprocess.json"])
+        model = ModelConfig.model_validate(storage.parse_json(contents["config.json"], url))
+        parsed = storage.parse_json(contents["preprocess.json"], url)
+        preprocess = PreprocessConfig.model_validate(parsed)
         weights = safetensors.torch.load(contents["model.safetensors"])
-    except (ValidationError, safetensors.SafetensorError) as error:
+    except (ValidationError, StorageError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"{url}: this version can't read the bundle: {error}\nIt was made by another version: "
             "install that one, or train again."
         ) from None
     digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
-    if digest != receipt["digest"]:
+    if digest != receipt.digest:
         raise ModelError(
-            f"{url}: bundle.json says digest {receipt['digest']}, its contents have {digest}. "
+            f"{url}: bundle.json says digest {receipt.digest}, its contents have {digest}. "
             "The bundle was changed after it was written: pull or save it again."
         )
     return model, preprocess, weights
@@ -104,14 +103,14 @@ def _contents(
 
 def bundle_digest(url: Path | str) -> str:
     """The digest in a bundle's bundle.json; reads nothing else."""
-    return str(_receipt(str(url))["digest"])
+    return str(_receipt(str(url)).digest)
 
 
 def verify_bundle(url: Path | str) -> str:
     """The digest, after every file and the whole were compared with theirs; nothing is built."""
     receipt = _receipt(str(url))
     _contents(str(url), receipt)
-    return str(receipt["digest"])
+    return str(receipt.digest)
 
 
 def _check_custom(model: ModelConfig, allowed: Collection[str], url: str) -> None:
@@ -184,28 +183,29 @@ def _digest(weights: Mapping[str, Tensor], config: bytes, preprocess: bytes) -> 
     return hashed.hexdigest()
 
 
-def _receipt(url: str) -> dict[str, Any]:
-    where = storage.join(url, "bundle.json")
+def _receipt(url: str) -> "_Receipt":
+    where = storage.join(url, RECEIPT)
     if not storage.exists(where):
         raise ModelError(
             f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short. "
             "Name the folder that jobs.pull or a training run wrote; for a run by its name "
             "give its --storage too."
         )
-    receipt = storage.read_json(where)
-    if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
-        raise ModelError(f"{where}: no model bundle: its format is not {FORMAT!r}.")
-    if receipt.get("version") != VERSION:
-        raise ModelError(
-            f"{where}: version {receipt.get('version')}, this release reads {VERSION}. "
-            "Install the release that wrote it."
-        )
-    return receipt
+    return BUNDLE.typed(_Receipt, storage.read_document(BUNDLE, where), where)
 
 
-def _verified(url: str, name: str, receipt: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True)
+class _Receipt:
+    """`bundle.json`: the digest of the whole, each file's checksum, and what is told of it."""
+
+    digest: str
+    files: dict[str, str]
+    metadata: dict[str, Any]
+
+
+def _verified(url: str, name: str, receipt: _Receipt) -> bytes:
     data = storage.read(storage.join(url, name))
-    found, wanted = hashlib.sha256(data).hexdigest(), receipt["files"].get(name)
+    found, wanted = hashlib.sha256(data).hexdigest(), receipt.files.get(name)
     if found != wanted:
         raise ModelError(
             f"{storage.join(url, name)}: sha256 {found}, bundle.json says {wanted}. The file was "

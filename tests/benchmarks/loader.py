@@ -242,7 +242,7 @@ def scale(arguments: argparse.Namespace) -> dict[str, float]:
     )  # fmt: skip
     path = Path(arguments.work) / "manifest.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(storage.canonical_json(Manifest(1, None, shards).to_json()))
+    path.write_bytes(Manifest(1, None, shards).to_bytes())
     words = [sys.executable, "-c", _OPEN, str(path)]
     found = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return dict(json.loads(found))
@@ -256,7 +256,7 @@ from pipeline.data.layout import plan_order
 from pipeline.data.manifest import Manifest
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 imports, started = peak(), time.perf_counter()
-dataset = Dataset('/nowhere', Manifest.from_json(json.load(open(sys.argv[1])), '/nowhere'))
+dataset = Dataset('/nowhere', Manifest.from_bytes(open(sys.argv[1], 'rb').read(), '/nowhere'))
 order = plan_order(dataset, 4096, 0, 2**34, shuffle=True, tail='pad')
 reader = SampleReader(dataset, order.chunk, 2**28, ())
 for sample in order.batch(7, 123_456, range(4096)).tolist():

@@ -51,7 +51,7 @@ def make_dataset(bucket: str, folder: Path) -> tuple[str, dict[str, str]]:
                 writer.write({"__key__": f"{number:05d}", "png": png(number)})
         storage.publish(f"{bucket}/tars/{tar:03d}.tar", (folder / "x.tar").read_bytes())
     adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/d", verify="none"))
-    dataset = Dataset.open(f"{bucket}/d")
+    dataset = Dataset.open(f"{bucket}/d", None, [bucket])
     reasons = {f"{number:05d}": "truncated" for number in BROKEN_AT_THE_SOURCE}
     for number in DAMAGED_IN_THE_STORE:
         index, url = dataset.read_index(number // PER_TAR), _tar(bucket, number // PER_TAR)

@@ -30,19 +30,27 @@ def test_a_manifest_of_another_version_names_both_versions(tmp_path):
     storage.publish(
         str(tmp_path / "manifest.json"), storage.canonical_json({**pointer, "version": 99})
     )
-    with pytest.raises(DatasetError, match=r"version 99.*version 1"):
+    with pytest.raises(DatasetError, match=r"version 99.*version 2"):
         read_current(str(tmp_path))
 
 
-def test_the_digest_tells_apart_order_and_removals():
+def test_the_digest_tells_apart_every_field():
     other = dataclasses.replace(RECORD, sha256="ef" * 32)
+    changed = {
+        "path": "shards/1.tar", "bytes": 1, "samples": 6, "index_path": "index/1.arrow",
+        "index_sha256": "ee" * 32,
+    }  # fmt: skip
     digests = {
         Manifest(1, None, (RECORD, other)).digest,
         Manifest(1, None, (other, RECORD)).digest,
         Manifest(1, None, (dataclasses.replace(RECORD, removed=()), other)).digest,
     }
-    assert len(digests) == 3
-    assert Manifest(7, "parent", (RECORD, other)).digest in digests
+    digests |= {
+        Manifest(1, None, (dataclasses.replace(RECORD, **{name: value}), other)).digest
+        for name, value in changed.items()
+    }
+    digests |= {Manifest(7, None, (RECORD, other)).digest, Manifest(1, "p", (RECORD, other)).digest}
+    assert len(digests) == 10
 
 
 def test_a_hundred_thousand_shards_open_within_seconds(tmp_path):

@@ -6,10 +6,10 @@ import pytest
 from pipeline.latents.latent_file import (
     LatentFileWriter,
     file_digest,
-    parse_record_batch,
     rows_of,
     schema_of,
 )
+from pipeline.storage.tables import parse_batch
 from tests.support.small_store import LATENT_SHAPE, identity_of, small_vae
 
 IDENTITY = identity_of(
@@ -59,11 +59,11 @@ def test_each_place_is_one_record_batch_that_can_be_read_alone(written):
     data = written.path.read_bytes()
     assert [place.rows for place in written.places] == [3, 0, 2]
     empty, last = written.places[1:]
-    batch = parse_record_batch(schema_of(IDENTITY), data[empty.offset : empty.offset + empty.bytes])
+    batch = parse_batch(data[empty.offset : empty.offset + empty.bytes], schema_of(IDENTITY), "f")
     nothing = rows_of(batch, IDENTITY, ("mean",))
     assert (len(nothing), nothing.keys) == (0, [])
     assert nothing.tensors["mean"].shape == (0, *LATENT_SHAPE)
-    batch = parse_record_batch(schema_of(IDENTITY), data[last.offset : last.offset + last.bytes])
+    batch = parse_batch(data[last.offset : last.offset + last.bytes], schema_of(IDENTITY), "f")
     rows = rows_of(batch, IDENTITY, ("logvar",))
     assert rows.keys == KEYS[3:]
     assert rows.positions.tolist() == [13, 14]
@@ -78,7 +78,7 @@ def test_tensors_are_views_of_the_files_memory_and_not_copies(written):
     with pa.memory_map(str(written.path)) as file:
         whole = file.read_buffer()
         place = written.places[0]
-        batch = parse_record_batch(schema_of(IDENTITY), whole.slice(place.offset, place.bytes))
+        batch = parse_batch(whole.slice(place.offset, place.bytes), schema_of(IDENTITY), "f")
         values = rows_of(batch, IDENTITY, ("mean",)).tensors["mean"]
         offset = values.__array_interface__["data"][0] - whole.address
         assert 0 < offset < whole.size

@@ -1,14 +1,25 @@
 from pipeline.latents.marks import begin, begun, end
 
 
-def test_what_has_begun_is_seen_until_it_ends_and_each_dataset_has_a_mark_of_its_own(tmp_path):
+def test_what_has_begun_is_seen_until_it_ends_and_each_process_has_a_mark_of_its_own(tmp_path):
     store = str(tmp_path)
     assert begun(store) == set()
-    for dataset in ("monday", "tuesday", "monday"):
-        begin(store, "one", dataset)
-    begin(store, "other", "monday")
-    end(store, "one", "monday")
-    assert begun(store) == {"one", "other"}
-    end(store, "one", "tuesday")
-    end(store, "one", "tuesday")
+    first, second = (begin(store, "one", "monday") for _ in range(2))
+    other = begin(store, "other", "monday")
+    end(first, whole=False)
+    end(first, whole=False)
+    assert begun(store) == {"one", "other"}, "the second one goes on"
+    end(second, whole=False)
     assert begun(store) == {"other"}
+    end(other, whole=False)
+    assert begun(store) == set()
+
+
+def test_a_whole_snapshot_ends_the_marks_of_killed_encodings_of_its_dataset_alone(tmp_path):
+    store = str(tmp_path)
+    begin(store, "one", "monday")  # killed
+    begin(store, "one", "tuesday")
+    end(begin(store, "one", "monday"), whole=True)
+    assert begun(store) == {"one"}
+    end(begin(store, "one", "tuesday"), whole=True)
+    assert begun(store) == set()

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import StoreError
+from pipeline.latents import receipt
 from pipeline.latents.latent_file import RecordBatchPlace
 from pipeline.latents.receipt import (
     FailedSample,
@@ -22,7 +23,7 @@ from pipeline.latents.statistics import ChannelStatistics
 RECEIPT = Receipt(
     identity="i" * 32, shard="000001", source_sha256="s" * 64, samples=5, path="latents/x.arrow",
     bytes=999, sha256="f" * 64,
-    record_batches=(RecordBatchPlace(8, 100, 3), RecordBatchPlace(108, 60, 1)),
+    record_batches=(RecordBatchPlace(8, 100, 3, 7), RecordBatchPlace(108, 60, 1, 8)),
     failed=(FailedSample(2, "k2", "truncated"),), redone_batches=1,
     statistics=ChannelStatistics(4, 4, (0.1, 1 / 3), (2.0, 1e-300), (1.0, 2.0)),
 )  # fmt: skip
@@ -59,11 +60,11 @@ def test_no_receipt_is_no_error_and_a_foreign_or_damaged_one_is(tmp_path):
     assert receipts_present(store, "i") == set()
     storage.publish(storage.join(store, receipt_path("i", "s")), b'{"format": "x"}')
     assert receipts_present(store, "i") == {"s"}
-    with pytest.raises(StoreError, match="no receipt of version 1"):
+    with pytest.raises(StoreError, match="reads vae-pipeline/latent-receipt version 2"):
         read_receipt(store, "i", "s")
-    damaged = RECEIPT.to_json() | {"statistics": None}
-    storage.publish(storage.join(store, receipt_path("i", "s")), storage.canonical_json(damaged))
-    with pytest.raises(StoreError, match=r"damaged.*Delete it"):
+    damaged = receipt.RECEIPT.encode(RECEIPT.to_json() | {"statistics": None})
+    storage.publish(storage.join(store, receipt_path("i", "s")), damaged)
+    with pytest.raises(StoreError, match=r"makes no sense.*Delete it"):
         read_receipt(store, "i", "s")
 
 

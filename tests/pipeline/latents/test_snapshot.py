@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +5,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.latents.snapshot import (
+    STORE,
     LostShard,
     StoredShard,
     point_to,
@@ -90,6 +90,7 @@ def test_a_pointer_that_names_no_snapshot_says_what_mends_it(snapshot, tmp_path,
     store = str(tmp_path)
     point_to(store, snapshot, publish_snapshot(store, snapshot), data="d", model="m")
     pointer = tmp_path / "store.json"
-    pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"snapshot": wrong}))
-    with pytest.raises(StoreError, match=r"store\.json: the pointer is damaged .* Delete it"):
+    value = STORE.parse(pointer.read_bytes(), "store") | {"snapshot": wrong}
+    pointer.write_bytes(STORE.encode(value))
+    with pytest.raises(StoreError, match=r"store\.json: makes no sense .* Delete it"):
         read_pointer(store)

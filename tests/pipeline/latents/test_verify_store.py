@@ -1,10 +1,11 @@
-import json
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
-from pipeline.latents.receipt import content_digest
+from pipeline.latents.receipt import RECEIPT, content_digest
+from pipeline.latents.snapshot import SNAPSHOT, STORE
 from tests.support.small_store import encode, small_dataset, small_vae
 
 
@@ -15,13 +16,19 @@ def store(tmp_path) -> LatentStore:
 
 def rewrite(store: LatentStore, change) -> None:
     """Applies `change` to the snapshot, and lets the pointer vouch for the result."""
-    path, pointer = Path(store.url, store.snapshot.path), Path(store.url, "store.json")
-    value = json.loads(path.read_bytes())
+    path = Path(store.url, store.snapshot.path)
+    value = SNAPSHOT.parse(path.read_bytes(), "snapshot")
     change(value)
-    data = json.dumps(value).encode()
+    data = SNAPSHOT.encode(value)
     path.write_bytes(data)
-    stated = json.loads(pointer.read_bytes()) | {"sha256": content_digest(data)}
-    pointer.write_text(json.dumps(stated))
+    point(store, sha256=content_digest(data))
+
+
+def point(store: LatentStore, **changes) -> None:
+    """Changes the pointer and its copy, checksums fitting."""
+    for pointer in (Path(store.url, "store.json"), Path(store.url, "published/000001.json")):
+        value = STORE.parse(pointer.read_bytes(), "store") | changes
+        pointer.write_bytes(STORE.encode(value))
 
 
 def test_a_whole_store_has_no_problems(store):
@@ -35,23 +42,26 @@ def test_a_file_that_is_missing_is_named_with_what_mends_it(store):
     assert f"{file.name}: is missing. Delete {store.url}/store.json, and run the same" in problem
 
 
-def test_totals_that_do_not_follow_from_the_shards_are_found(store):
+def test_totals_that_do_not_follow_from_the_shards_are_refused(store):
+    rewrite(store, lambda value: value.update(samples=41))
+    with pytest.raises(StoreError, match="its totals are not those of its shards"):
+        verify_store(store.url)
+
+
+def test_a_deviation_that_does_not_follow_from_the_shards_is_found(store):
     def change(value):
         value["statistics"]["std"][0] += 1e-9
-        value["samples"] = 41
 
     rewrite(store, change)
-    problems = verify_store(store.url)
-    assert len(problems) == 2
-    assert "states samples 41, its shards give 40" in problems[0]
-    assert "states statistics" in problems[1]
+    (problem,) = verify_store(store.url)
+    assert "states statistics" in problem
 
 
 def test_statistics_that_are_not_those_of_the_rows_are_found_even_when_all_say_the_same(store):
     receipt = next(Path(store.url).glob("receipts/*/*.json"))
-    stated = json.loads(receipt.read_bytes())
+    stated = RECEIPT.parse(receipt.read_bytes(), "receipt")
     stated["statistics"]["mean"][0] += 1e-6
-    receipt.write_text(json.dumps(stated))
+    receipt.write_bytes(RECEIPT.encode(stated))
 
     def change(value):
         for shard in value["shards"]:
@@ -66,6 +76,7 @@ def test_statistics_that_are_not_those_of_the_rows_are_found_even_when_all_say_t
 def test_a_key_that_is_there_twice_is_found_and_named(store):
     def change(value):
         value["shards"].append(value["shards"][0])
+        value["samples"] += value["shards"][0]["receipt"]["rows"]
 
     rewrite(store, change)
     key = store[0].key
@@ -73,7 +84,14 @@ def test_a_key_that_is_there_twice_is_found_and_named(store):
 
 
 def test_a_wrong_pointer_is_found(store):
-    pointer = Path(store.url, "store.json")
-    pointer.write_text(json.dumps(json.loads(pointer.read_bytes()) | {"samples": 7}))
+    point(store, samples=7)
     (problem,) = verify_store(store.url)
     assert "its totals are not the snapshot's" in problem
+
+
+def test_a_pointer_that_is_not_the_one_that_was_published_is_found(store):
+    copy = Path(store.url, "store.json")
+    value = STORE.parse(copy.read_bytes(), "store") | {"model": "another"}
+    copy.write_bytes(STORE.encode(value))
+    (problem,) = verify_store(store.url)
+    assert "is not what published/ keeps" in problem

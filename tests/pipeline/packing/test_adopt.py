@@ -34,14 +34,14 @@ def test_stock_tars_are_adopted_where_they_lie(tmp_path):
         stock_tar(tmp_path / f"{n}.tar", range(n * 10, n * 10 + 10))
     output = str(tmp_path / "adopted")
     result = adopt(IndexConfig(source=(str(tmp_path / "{0..2}.tar"),), output=output))
-    dataset = Dataset.open(output)
+    dataset = Dataset.open(output, None, [str(tmp_path)])
     assert len(dataset) == result.samples == 30
     index = dataset.read_index(1)
     assert index.keys[0] == "0010"
     assert (index.widths[0], index.heights[0]) == (12, 10)
     data = (tmp_path / "1.tar").read_bytes()
     assert data[index.offsets[0] :][: index.sizes[0]] == jpeg(10)
-    assert verify_dataset(output) == []
+    assert verify_dataset(output, [str(tmp_path)]) == []
 
 
 def test_a_cut_at_any_place_is_found(tmp_path):
@@ -61,7 +61,7 @@ def test_a_sample_that_is_no_image_does_not_count_and_is_listed(tmp_path):
     output = str(tmp_path / "adopted")
     result = adopt(IndexConfig(source=(str(tmp_path / "a.tar"),), output=output, verify="full"))
     assert (result.samples, result.rejected) == (4, 1)
-    assert Dataset.open(output).shards[0].removed == (2,)
+    assert Dataset.open(output, None, [str(tmp_path)]).shards[0].removed == (2,)
 
 
 def test_a_key_in_two_tars_is_refused(tmp_path):
@@ -85,7 +85,7 @@ def test_what_another_index_committed_meanwhile_is_not_lost(tmp_path, monkeypatc
     monkeypatch.setattr("pipeline.packing.adopt.adopt_tar", while_another_commits)
     with pytest.raises(DatasetError, match=r"holds another dataset"):
         adopt(IndexConfig(source=(first,), output=output))
-    assert Dataset.open(output).manifest.samples == 2
+    assert Dataset.open(output, None, [str(tmp_path)]).manifest.samples == 2
 
 
 def test_a_key_that_one_tar_holds_twice_is_the_one_that_is_named(tmp_path):
@@ -130,8 +130,8 @@ def test_tars_on_object_storage_are_adopted_where_they_lie(s3_server, tmp_path):
     result = adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/d"))
     assert (result.samples, result.shards) == (20, 2)
     assert {info.url: info.etag for info in storage.list_objects(f"{bucket}/tars")} == before
-    assert verify_dataset(result.dataset) == []
+    assert verify_dataset(result.dataset, [bucket]) == []
     storage.publish(f"{bucket}/tars/1.tar", data.rstrip(b"\0"))
-    assert any("cut short" in problem for problem in verify_dataset(result.dataset))
+    assert any("cut short" in problem for problem in verify_dataset(result.dataset, [bucket]))
     with pytest.raises(DatasetError, match=r"1\.tar.*cut short|1\.tar.*no end mark"):
         adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/e"))

@@ -66,7 +66,7 @@ def test_thirty_nightly_appends_read_sample_by_sample_as_one_pack_of_the_final_s
     assert sum(len(at_once) for _, at_once in read) == len(live)
     for url, _ in pairs:
         assert verify_dataset(url) == []
-        assert prove_order(url, (1, 3), 8) == []
+        assert prove_order(Dataset.open(url), (1, 3), 8) == []
 
 
 def test_a_run_in_progress_reads_on_as_if_nothing_had_been_appended_or_removed(tmp_path):

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import StorageError
 from pipeline.packing.inspect_image import ImagePolicy
-from pipeline.packing.unit import UnitJob, UnitReceipt, pack_unit, receipt_url, split_of
+from pipeline.packing.unit import UnitJob, pack_unit, read_receipt, receipt_url, split_of
 from pipeline.sources.annotations import Annotation
 from pipeline.sources.source_file import SourceFile
 from tests.pipeline.packing.test_pack import png, write
@@ -46,8 +46,7 @@ def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
 
 def test_the_receipt_is_written_last_and_read_back_as_it_was(job):
     receipt = pack_unit(job)
-    stored = storage.read_json(receipt_url(job.output, 1, "plan", 0))
-    assert UnitReceipt.from_json(stored, "receipt") == receipt
+    assert read_receipt(receipt_url(job.output, 1, "plan", 0)) == receipt
 
 
 def test_labels_captions_and_other_columns_lie_beside_the_image(job):

@@ -48,12 +48,12 @@ def test_a_short_copy_a_missing_shard_and_a_changed_index_are_found(dataset):
 
 
 def test_each_sample_is_read_once_at_any_of_these_worlds(dataset):
-    assert prove_order(dataset.url, (1, 3, 8), 8) == []
-    assert prove_order(dataset.url, (1, 2, 5), 5) == []
+    assert prove_order(dataset, (1, 3, 8), 8) == []
+    assert prove_order(dataset, (1, 2, 5), 5) == []
 
 
 def test_progress_counts_each_sample_of_each_world(dataset, capsys):
-    prove_order(dataset.url, (1, 3), 7)
+    prove_order(dataset, (1, 3), 7)
     lines = capsys.readouterr().err.splitlines()
     ended = [line.split(" [")[0] for line in lines if line.startswith("order of")]
     assert ended == ["order of 1 ranks: 8/8 samples", "order of 3 ranks: 8/8 samples"]
@@ -67,7 +67,7 @@ def test_an_order_that_reads_one_sample_twice_and_one_never_is_found(dataset, mo
         return np.where(ids == 3, 4, ids)
 
     monkeypatch.setattr(Order, "batch", wrong)
-    (problem,) = prove_order(dataset.url, (2,), 4)
+    (problem,) = prove_order(dataset, (2,), 4)
     assert "with 2 ranks 2 samples are not read exactly once, such as number 3 (0 times)" in problem
 
 
@@ -79,13 +79,13 @@ def test_a_shuffle_that_maps_two_places_to_one_is_found(dataset, monkeypatch):
         return np.maximum(real(self, epoch, lane, place, length), 1)
 
     monkeypatch.setattr(Order, "_shuffled", wrong)
-    (problem,) = prove_order(dataset.url, (2,), 4)
+    (problem,) = prove_order(dataset, (2,), 4)
     assert "are not read exactly once" in problem
 
 
 def test_slots_that_hold_no_sample_do_not_count(dataset):
     assert len(dataset) % 7, "the last batch is padded"
-    assert prove_order(dataset.url, (3,), 7) == []
+    assert prove_order(dataset, (3,), 7) == []
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.4])

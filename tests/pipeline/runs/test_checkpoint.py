@@ -1,5 +1,4 @@
 import hashlib
-import json
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import AccessDeniedError, RunError
-from pipeline.runs.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from pipeline.runs.checkpoint import RECEIPT, Checkpoint, CheckpointWriter, newest_checkpoint
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Point
 from pipeline.runs.run import Attempt, Run
@@ -56,7 +55,7 @@ def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     run = Run(str(tmp_path))
     write(run, 1, 2, 3, 4, keep=2)
-    assert len(files(run)) == 4
+    assert len(files(run)) == 5
     assert newest_checkpoint(run).step == 4
     assert newest_checkpoint(run, step=3).step == 3
 
@@ -95,7 +94,7 @@ def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_o
     write(run, 3, keep=1)
     assert unreceipted.exists()
     write(run, 5, keep=1)
-    assert len(files(run)) == 2
+    assert len(files(run)) == 3
     assert newest_checkpoint(run).step == 5
 
 
@@ -108,9 +107,10 @@ def test_a_poisoned_checkpoint_is_refused_without_running_its_code(tmp_path, cap
     write(run, 1)
     (data,) = Path(run.path("checkpoints")).glob("*.pt")
     torch.save({"version": 1, "poison": Poison()}, data)
-    (receipt,) = Path(run.path("checkpoints")).glob("*.json")
+    (receipt,) = Path(run.path("checkpoints")).glob("step-*.json")
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "sha256": digest}))
+    value = RECEIPT.parse(receipt.read_bytes(), "receipt") | {"sha256": digest}
+    receipt.write_bytes(RECEIPT.encode(value))
     with pytest.raises(RunError):
         newest_checkpoint(run)
     assert "holds more than tensors" in caplog.text

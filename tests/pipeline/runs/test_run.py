@@ -6,7 +6,7 @@ from pipeline import storage
 from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.runs.outbox import Point
-from pipeline.runs.run import Attempt, Pins, Run
+from pipeline.runs.run import RUN, Attempt, Pins, Run
 
 
 def config(tmp_path, **changes) -> TrainConfig:
@@ -22,9 +22,9 @@ def test_a_run_continues_with_more_steps_and_other_workers(tmp_path):
 def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
-    kept = storage.read_json(run.path("run.json"))
+    kept = storage.read_document(RUN, run.path("run.json"))
     del kept["config"]["crop"], kept["config"]["optimizer"]["clip_norm"]
-    storage.publish(run.path("run.json"), storage.canonical_json(kept))
+    storage.publish(run.path("run.json"), RUN.encode(kept))
     run.open(config(tmp_path), Pins("digest", None))
     with pytest.raises(RunError, match="crop: was 'center', is 'stretch'"):
         run.open(config(tmp_path, crop="stretch"), Pins("digest", None))

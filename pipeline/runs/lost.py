@@ -1,0 +1,64 @@
+"""What a run has lost: told before it goes on, so that nothing falls back in silence."""
+
+import logging
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.errors import PipelineError, RunError
+from pipeline.runs.checkpoint import MOST_FAILURES, newest_checkpoint, newest_step, refuse_lost
+from pipeline.runs.history import newest_validation
+from pipeline.runs.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_lost_work(config: TrainConfig, run: Run) -> None:
+    """Raises `RunError` naming what is gone of a run that had got further.
+
+    With `--begin-anew` such a run, and one none of whose checkpoints is whole, is removed instead;
+    one that has lost nothing is left as it is, so that the flag may stay in a script.
+    """
+    try:
+        _check(config, run)
+        if config.begin_anew:
+            newest_checkpoint(run)
+    except PipelineError as error:
+        if not config.begin_anew:
+            raise
+        logger.warning("--begin-anew: what is left of run %s is removed: %s", run.url, error)
+        run.begin_anew()
+
+
+def _check(config: TrainConfig, run: Run) -> None:
+    run.refuse_lost_identity()
+    result, validated = run.result(), newest_validation(run)
+    # Three checkpoints in a row may fail to be written, and the fourth be under way at a death.
+    every = max(config.checkpoint_every, _stated(run, "checkpoint_every"))
+    reached = validated - (MOST_FAILURES + 1) * every
+    steps = result.steps if result else 0
+    refuse_lost(run, max(reached, steps))
+    if result is not None and result.holdout_after and validated < steps:
+        raise _gone(run, "history", f"the validation of step {steps}")
+    if result is not None and result.digest:
+        _refuse_without(run, "bundle")
+    if config.objective.aims_at_elbo and config.holdout and validated > 0 and newest_step(run) > 0:
+        _refuse_without(run, "best")
+
+
+def _stated(run: Run, knob: str) -> int:
+    if not storage.exists(run.path("run.json")):
+        return 0
+    value = run.config().get(knob, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _refuse_without(run: Run, folder: str) -> None:
+    if not storage.exists(run.path(folder, "bundle.json")):
+        raise _gone(run, folder, "the model in it")
+
+
+def _gone(run: Run, name: str, what: str) -> RunError:
+    return RunError(
+        f"{run.path(name)}: {what} is gone, which the run had. Restore it, or begin anew on "
+        "purpose: --begin-anew."
+    )

@@ -1,0 +1,153 @@
+"""JSON that shows that it is what was written: a checksum over every byte, strict types.
+
+    {"checksum":"SHA-256 of all that follows this comma",...}
+
+A document is one line of canonical JSON, its checksum first. `parse_json` is for everything else.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import PipelineError, StorageError
+from pipeline.masking import one_line
+
+Value = TypeVar("Value")
+
+MOST_DIGITS = 19
+"""Of an integer: 2^63 has as many. Longer ones cost their square to read, and are nobody's."""
+
+_HEAD = b'{"checksum":"'
+_SEALED = re.compile(rb'\{"checksum":"([0-9a-f]{64})",(?=")')
+_LONG = re.compile(rb"\d{%d}" % (MOST_DIGITS + 1))
+_SURROGATE = re.compile(rb"(?i)\\ud[89a-f]")
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8, a newline at the end."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode() + b"\n"
+
+
+def parse_json(data: bytes, url: str) -> Any:
+    """The value of JSON that was read at `url`.
+
+    Refused: nesting of a thousand levels, a key that occurs twice, NaN and infinity, integers of
+    more than 19 digits, halves of a character.
+    """
+    try:
+        value = json.loads(
+            data,
+            object_pairs_hook=_unique,
+            parse_int=_integer if _LONG.search(data) else None,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
+        if _SURROGATE.search(data):
+            canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        said = "half a character" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise StorageError(f"{one_line(url)}: holds no JSON that is sane: {said}.") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS + digits.startswith("-"):
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:20]} is not finite")
+    return value
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def checksum_of(document: bytes) -> str:
+    """The checksum that stands in a document's bytes, 64 hexadecimal digits."""
+    return document[len(_HEAD) : len(_HEAD) + 64].decode()
+
+
+@dataclass(frozen=True)
+class DocumentKind:
+    """One kind of document: its format's name and version, and what to say of one that is none."""
+
+    format: str
+    version: int
+    error: type[PipelineError]
+    advice: str
+    """What to do about a damaged one: a sentence."""
+
+    def encode(self, value: Mapping[str, Any]) -> bytes:
+        """The document's bytes, the same for the same value."""
+        rest = canonical_json({"format": self.format, "version": self.version, **value})[1:]
+        return b"".join((_HEAD, hashlib.sha256(rest).hexdigest().encode(), b'",', rest))
+
+    def parse(self, data: bytes, url: str) -> dict[str, Any]:
+        """The value of a whole document of this kind; raises this kind's error naming `url`."""
+        try:
+            found = parse_json(data, url)
+        except StorageError as error:
+            raise self.error(f"{error} {self.advice}") from None
+        here = (found.get("format"), found.get("version")) if isinstance(found, dict) else None
+        if here != (self.format, self.version) or isinstance(here[1], bool):
+            is_what = f"no {self.format}" if here is None else f"{here[0]!r} version {here[1]!r}"
+            raise self.error(
+                f"{one_line(url)}: is {is_what}; this program reads {self.format} version "
+                f"{self.version}. Use the program version that wrote it, or another place."
+            )
+        head = _SEALED.match(data)
+        if head is None or hashlib.sha256(data[head.end() :]).digest() != bytes.fromhex(
+            head.group(1).decode()
+        ):
+            raise self.error(
+                f"{one_line(url)}: its checksum is not that of what it holds: it was damaged, or "
+                f"changed by hand. {self.advice}"
+            )
+        return {k: v for k, v in found.items() if k not in ("checksum", "format", "version")}
+
+    def typed(self, kind: type[Value], value: Any, url: str) -> Value:
+        """`value` as the record `kind`, whose annotations it must meet."""
+        try:
+            return _adapter(kind).validate_python(value)
+        except (ValidationError, RecursionError, PipelineError) as error:
+            raise self.damaged(url, error) from None
+
+    def damaged(self, url: str, cause: object) -> PipelineError:
+        """The error for a document whose checksum fits and whose contents make no sense."""
+        if isinstance(cause, ValidationError):
+            first = cause.errors(include_url=False, include_input=False)[0]
+            cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return self.error(f"{one_line(url)}: makes no sense ({cause}). {self.advice}")
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Value]) -> TypeAdapter[Value]:
+    """Building one costs a millisecond; there are few kinds."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
