@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +11,6 @@ from pipeline.submission.ray_jobs import RayJobs
 from pipeline.web import ask
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.ray_head import TOKEN, RayHead
-from tests.support.killing import ROOT
 from tests.support.submitting import ended, python, sleeping, submit, until
 
 
@@ -192,11 +190,3 @@ def test_a_given_id_that_has_been_used_gets_a_number(to_head, tmp_path):
     code, told = ended(submit(tmp_path, *command))
     assert (code, told["submission_id"]) == (0, "mine-2")
     assert (tmp_path / "log").read_text().count("againagain\n") == 2
-
-
-def test_a_reader_of_the_list_that_has_read_enough_ends_it_without_a_traceback(to_head, tmp_path):
-    found = subprocess.run(
-        f"{sys.executable} -m jobs.submit --list | head -c 1", shell=True, cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert found.stderr == ""
