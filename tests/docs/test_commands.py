@@ -16,10 +16,11 @@ from tests.support.warm import run
 README, TRAINING, LATENTS = (
     ROOT / name for name in ("README.md", "docs/training.md", "docs/latents.md")
 )
+pytestmark = pytest.mark.slow
 SMALL = {
     "train": ["--steps", "3", "--workers", "0", "--global-batch-size", "8", "--model.width", "8"],
     "encode": ["--actors", "0"],
-    "evaluate": ["--importance-samples", "2"],
+    "evaluate": ["--importance-samples", "2", "--bound-images", "0"],
     "explain": ["--importance-samples", "2"],
 }
 """What makes a job short; all else is as written."""
@@ -78,7 +79,7 @@ def test_the_readmes_python_reads_what_the_commands_made(way, folder, monkeypatc
     names: dict[str, Any] = {}
     (text,) = blocks(README, "python")
     exec(text, names)
-    assert len(names["store"]) == sum(len(keys) for keys in [list(names["store"].keys)])
+    assert len(names["store"]) == len(list(names["store"].keys)) > 60
     assert names["vae"].digest == names["store"].model_digest
     assert names["batch"].images.shape[1:] == (3, 64, 64)
 

@@ -54,3 +54,9 @@ def test_every_test_that_a_page_names_exists_in_the_file_it_names() -> None:
                 missing.append(f"{page.relative_to(ROOT)}: {file}::{test}")
     assert missing == []
     assert seen > 40  # docs/guarantees.md is a list of them
+
+
+def test_the_architectures_table_has_a_row_for_each_room_and_for_no_other() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert sorted(re.findall(r"^\| `pipeline/(\w+)/`", page, re.M)) == sorted(rooms)
