@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,11 @@ def test_the_architectures_table_has_a_row_for_each_room_and_for_no_other() -> N
     page = (ROOT / "docs/architecture.md").read_text()
     rooms = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
     assert sorted(re.findall(r"^\| `pipeline/(\w+)/`", page, re.M)) == sorted(rooms)
+
+
+def test_the_import_rules_know_every_room() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [each["layers"] for each in rules["contracts"] if each["type"] == "layers"]
+    known = {name for layer in layers for name in layer.split(" | ")}
+    rooms = {f"pipeline.{path.parent.name}" for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert rooms - known == set()
