@@ -12,9 +12,13 @@ DOCUMENTS = sorted(
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """What stands between ```language and ```, unindented."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), re.M | re.S)
-    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
+    """What stands between ```language and ```, unindented; "": the blocks of no language."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^ *```$", page.read_text(), re.M | re.S)
+    return [
+        re.sub(rf"^{indent}", "", text, flags=re.M)
+        for indent, name, text in found
+        if name == language
+    ]
 
 
 def files(page: Path) -> dict[str, str]:

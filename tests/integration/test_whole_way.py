@@ -1,6 +1,7 @@
 """The demo as a user starts it, then its model and its store as a consumer reads them."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 import pipeline
 from pipeline.latents import LatentStore
+from tests.docs.blocks import ROOT, blocks
 from tests.support.warm import run
 
 
@@ -26,10 +28,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(folder) -> dict:
-    process = run(folder, "jobs.demo", "--steps", "60")
-    assert "Traceback" not in process.stderr
-    return result_of(process)
+def ended(folder) -> subprocess.CompletedProcess[str]:
+    return run(folder, "jobs.demo", "--steps", "60")
+
+
+@pytest.fixture(scope="module")
+def demo(ended) -> dict:
+    assert "Traceback" not in ended.stderr
+    return result_of(ended)
 
 
 @pytest.fixture
@@ -43,6 +49,16 @@ def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo
     assert 0 < demo["appended"] <= 60
     assert demo["samples"] > demo["appended"]
     assert all(Path(figure).stat().st_size > 5_000 for figure in demo["figures"])
+
+
+def test_the_demo_ends_with_the_lines_that_the_readme_shows(demo, ended):
+    (shown,) = [block for block in blocks(ROOT / "README.md", "") if "nats per image" in block]
+    printed = [without_numbers(line) for line in ended.stdout.splitlines()]
+    assert {without_numbers(line) for line in shown.splitlines()} - set(printed) == set()
+
+
+def without_numbers(line: str) -> str:
+    return re.sub(r"-?\d[\d,.]*|\s+", lambda found: "#" if found[0].strip() else " ", line)
 
 
 def test_nothing_is_written_outside_runs(demo, folder):
