@@ -1,6 +1,5 @@
 """A model measured by Ray tasks, one share of the images each."""
 
-import math
 from contextlib import closing
 
 import torch
@@ -30,7 +29,7 @@ def measure_on_ray(vae: VAE, workers: int, dataset: Dataset, options: MeasureOpt
                 part = ray.get(ready[0])
                 progress.advance(len(part.positions))
                 parts.append(part)
-    return merge(parts, math.prod(vae.latent_shape))
+    return merge(parts, vae.latent.dimensions)
 
 
 def _measure_part(

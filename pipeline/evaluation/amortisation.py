@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.vae import VAE, Noise, Posterior, draw_noise
-from pipeline.vae.posterior import posterior_from_moments, standard_normal_log_prob
+from pipeline.vae.posterior import posterior_from_moments
 
 _TRAINING_DRAWS = 4
 _SCORING_DRAWS = 64
@@ -80,7 +80,7 @@ def importance_bound(
         latents = posterior.sample(noise.posterior[:, :draws].to(target.dtype))
         parameters = vae.decode_parameters(latents.flatten(0, 1))
         conditional = vae.likelihood.log_prob(parameters, target.repeat_interleave(draws, 0))
-        weights = conditional.view(-1, draws) + standard_normal_log_prob(latents)
+        weights = conditional.view(-1, draws) + vae.prior.log_prob(latents)
         weights = (weights - posterior.log_prob(latents)).double().cpu()
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
     return total - math.log(samples)
@@ -93,7 +93,7 @@ def _elbo(vae: VAE, moments: Tensor, target: Tensor, noise: Noise) -> Tensor:
     draws = latents.shape[1]
     parameters = vae.decode_parameters(latents.flatten(0, 1))
     conditional = vae.likelihood.log_prob(parameters, target.repeat_interleave(draws, 0))
-    return conditional.view(-1, draws).mean(dim=1) - posterior.kl()
+    return conditional.view(-1, draws).mean(dim=1) - vae.prior.kl(posterior)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.vae import VAE, Posterior
 from pipeline.vae.noise import slot_generator
-from pipeline.vae.posterior import DiagonalPosterior, FullPosterior, standard_normal_log_prob
+from pipeline.vae.posterior import DiagonalPosterior, FullPosterior
 
 _PILOTS = 4
 """Chains that find each step's size beforehand: a step that looked at its own chain is no
@@ -204,12 +204,12 @@ class _Path:
             # A sum of thousands of pixels in float32 is off by a thousandth of a nat.
             target = self.target.double().repeat_interleave(chains, 0)
             conditional = self.vae.likelihood.log_prob(parameters, target).view(-1, chains)
-            joint = conditional + standard_normal_log_prob(latents)
+            joint = conditional + self.vae.prior.log_prob(latents)
             (gradient,) = torch.autograd.grad(joint.sum(), [place])
         return _Point(place.detach(), joint.detach().double(), gradient)
 
     def _noise(self, stream: int, chains: int) -> Tensor:
-        size = (chains, math.prod(self.vae.latent_shape))
+        size = (chains, self.vae.latent.dimensions)
         rows = [
             torch.from_numpy(slot_generator(self.seed, _STREAMS + stream, slot).normal(size=size))
             for slot in self.slots

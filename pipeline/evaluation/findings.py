@@ -22,13 +22,13 @@ from pipeline.evaluation.evidence import (
 from pipeline.evaluation.fidelity import PROTOCOL, psnr, ssim
 from pipeline.evaluation.interpolation import path_lengths
 from pipeline.evaluation.kl_split import ACTIVE_VARIANCE, split_kl
-from pipeline.evaluation.mixture import Mixture, choose_mixture, standard_normal_log_prob
+from pipeline.evaluation.mixture import Mixture, choose_mixture
 from pipeline.evaluation.neighbours import image_similarity, label_agreement
 from pipeline.evaluation.quadrature import integrate
 from pipeline.evaluation.rows import Measured
 from pipeline.evaluation.sums import seen_images
 from pipeline.runs.json_numbers import plain_json
-from pipeline.vae import VAE, ElboTerms, draw_noise
+from pipeline.vae import VAE, ElboTerms, Prior, draw_noise
 
 _PAIRS = 32
 _GENERATED = 200
@@ -87,7 +87,7 @@ def find(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
     codes = latents[few] + (0.5 * log_variances[few]).exp() * noise
     similarity = image_similarity(codes, first[few])
     numbers["similarity"] = asdict(similarity) if similarity else None
-    mixture, numbers["mixture"] = fit_latents(latents, log_variances, options.seed)
+    mixture, numbers["mixture"] = fit_latents(vae.prior, latents, log_variances, options.seed)
     numbers["interpolation"] = _interpolation(vae, latents)
     numbers |= _generated(vae, first, options)
     return Findings(plain_json(numbers), kl_per_dimension, activity, mixture)
@@ -147,7 +147,7 @@ def mean_and_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def fit_latents(
-    means: Tensor, log_variances: Tensor, seed: int
+    prior: Prior, means: Tensor, log_variances: Tensor, seed: int
 ) -> tuple[Mixture | None, dict[str, float] | None]:
     """A mixture fitted to draws of q for every second image and scored on the other half's.
 
@@ -161,7 +161,7 @@ def fit_latents(
     mixture = choose_mixture(draws[::2], seed)
     held_out = draws[1::2]
     of_mixture = float(mixture.log_prob(held_out).mean())
-    of_prior = float(standard_normal_log_prob(held_out).mean())
+    of_prior = float(prior.log_prob(prior.latent.unflattened(held_out)).mean())
     return mixture, {
         "components": len(mixture.log_weights),
         "log_density": of_mixture,
@@ -172,7 +172,7 @@ def fit_latents(
 
 def _quadrature(vae: VAE, first: Tensor, seed: int) -> dict[str, float] | None:
     """The exact log p(x) and KLs of the first images, where z has one or two dimensions."""
-    if math.prod(vae.latent_shape) > 2:
+    if vae.latent.dimensions > 2:
         return None
     images = first[:_INTEGRATED]
     noise = draw_noise(vae, seed, 0, range(len(images)))
@@ -236,7 +236,7 @@ def _interpolation(vae: VAE, means: Tensor) -> dict[str, Any] | None:
     pairs = min(_PAIRS, len(means) // 2)
     if pairs == 0:
         return None
-    latents = means[: 2 * pairs].view(-1, *vae.latent_shape)
+    latents = vae.latent.unflattened(means[: 2 * pairs])
     return asdict(path_lengths(vae, latents[:pairs], latents[pairs:]))
 
 
@@ -247,10 +247,11 @@ def _generated(vae: VAE, first: Tensor, options: FindingOptions) -> dict[str, An
     A low nearest says that samples look like no image; a value near the reconstructions' would say
     that they copy one. None for a single image, which is no set.
     """
-    noise = draw_noise(vae, options.seed, -4, range(_GENERATED)).posterior
+    noise = draw_noise(vae, options.seed, -4, range(_GENERATED))
+    drawn = vae.prior.sample(noise.posterior)
     slots = range(len(first))
     with torch.no_grad():
-        samples = torch.cat([vae.decode(part) for part in torch.split(noise, 50)]).float()
+        samples = torch.cat([vae.decode(part) for part in torch.split(drawn, 50)]).float()
         seen = seen_images(vae, first, draw_noise(vae, options.seed, 0, slots))
         parts = [vae.decode(vae.encode(part).mean) for part in torch.split(seen, 50)]
     rebuilt, real = torch.cat(parts).float(), seen.float() / 255

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.vae.prior import kl_to_standard_normal
+
 ACTIVE_VARIANCE = 0.01
 """Burda et al. 2016: an active dimension's posterior mean has a variance over images above it."""
 
@@ -43,7 +45,7 @@ def split_kl(means: Tensor, log_variances: Tensor, noise: Tensor) -> Surgery:
     mu, log_variance = means.double(), log_variances.double()
     variance = log_variance.exp()
     count = len(mu)
-    kl = 0.5 * (mu.square() + torch.expm1(log_variance) - log_variance).sum(dim=1)
+    kl = kl_to_standard_normal(mu, log_variance).sum(dim=1)
     # log N(z; mu, v) = z^2 . (-1/2v) + z . (mu/v) + offset: pairwise densities are two products.
     quadratic, linear = (-0.5 / variance).T, (mu / variance).T
     offset = -0.5 * (mu.square() / variance + log_variance + math.log(2 * math.pi)).sum(dim=1)

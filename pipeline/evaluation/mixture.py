@@ -109,12 +109,6 @@ def fit_mixture(
         last = value
 
 
-def standard_normal_log_prob(points: Tensor) -> Tensor:
-    """log density of N(0, I) in nats of points `[N, D]`: `[N]`, float64."""
-    points = points.double()
-    return -0.5 * (points.square() + math.log(2 * math.pi)).sum(dim=1)
-
-
 def _spread_seeds(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """k-means++ (Arthur & Vassilvitskii 2007): seeds drawn by squared distance to the others."""
     first = torch.randint(len(points), (1,), generator=generator)

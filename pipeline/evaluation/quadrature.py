@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from pipeline.errors import ModelError
 from pipeline.evaluation.sums import evaluating, seen_images
 from pipeline.vae import VAE, Noise, Posterior
-from pipeline.vae.posterior import standard_normal_log_prob
 
 _CELL = 0.2
 _REACH = 7.0
@@ -141,12 +140,12 @@ class _Problem:
             parameters = self.vae.decode_parameters(part)
             target = self.target.expand(len(part), *self.target.shape[1:])
             likelihoods.append(self.vae.likelihood.log_prob(parameters, target))
-        joint = torch.cat(likelihoods) + standard_normal_log_prob(latents)
+        joint = torch.cat(likelihoods) + self.vae.prior.log_prob(latents)
         return joint, self.posterior.log_prob(latents[None])[0]
 
 
 def _problems(vae: VAE, images: Tensor, noise: Noise) -> Iterator[_Problem]:
-    dimensions = math.prod(vae.latent_shape)
+    dimensions = vae.latent.dimensions
     if dimensions > 2:
         raise ModelError(
             f"quadrature needs one or two latent dimensions, and this model has {dimensions}. The "

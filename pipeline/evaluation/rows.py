@@ -85,7 +85,7 @@ def measure(
             for batch in batches
             if bool(batch.valid.any())
         ]
-    return merge(parts, int(np.prod(vae.latent_shape)))
+    return merge(parts, vae.latent.dimensions)
 
 
 def merge(parts: Sequence[Measured], latent_dimensions: int) -> Measured:

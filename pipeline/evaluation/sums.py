@@ -57,7 +57,7 @@ class EvaluationSums:
         """No image yet."""
         return EvaluationSums(
             table=torch.zeros(3, len(QUANTITIES), dtype=torch.float64),
-            dimensions=torch.zeros(3, math.prod(vae.latent_shape), dtype=torch.float64),
+            dimensions=torch.zeros(3, vae.latent.dimensions, dtype=torch.float64),
             elbos=torch.zeros(_PAIRED_IMAGES, dtype=torch.float64),
             pixels=math.prod(vae.image_shape),
             # Bernoulli scores the binarised image, so its bits are not bits of the uint8 image.

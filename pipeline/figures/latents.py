@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -24,6 +25,7 @@ from pipeline.figures.canvas import (
     to_array,
     to_pixels,
 )
+from pipeline.vae.prior import kl_to_standard_normal, log_density
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -86,8 +88,10 @@ def draw_aggregated_posterior(
     when None. Where both curves agree, draws from the prior land where the decoder has been.
     """
     mu = to_array(means).reshape(len(means), -1).astype(np.float64)
-    variance = np.exp(to_array(log_variances).reshape(len(mu), -1).astype(np.float64))
-    kl = 0.5 * np.mean(mu**2 + variance - 1 - np.log(variance), axis=0)
+    log_variance = to_array(log_variances).reshape(len(mu), -1).astype(np.float64)
+    variance = np.exp(log_variance)
+    nats = kl_to_standard_normal(torch.from_numpy(mu), torch.from_numpy(log_variance))
+    kl = nats.mean(dim=0).numpy()
     chosen = np.argsort(-kl)[:8] if dimensions is None else np.asarray(dimensions)
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -99,7 +103,7 @@ def draw_aggregated_posterior(
         note or "blue: q(z), the average of q(z|x) over the images;  dashed: the prior N(0, 1)",
     ) as canvas:
         grid = np.linspace(-4, 4, 241)
-        prior = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
+        prior = log_density(torch.from_numpy(grid)).exp().numpy()
         for place, dimension in enumerate(chosen):
             row, column = divmod(place, columns)
             axes = canvas.axes(column * cell + 0.08, row * 1.7 + 0.3, cell - 0.16, 1.1)

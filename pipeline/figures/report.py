@@ -1,6 +1,5 @@
 """All pictures of one evaluation, by name."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,7 +40,7 @@ def draw_report(
         yield "samples.png", to_png(draw_samples, vae.decode(noise))
         if findings.mixture is not None:
             yield "samples_mixture.png", _mixture_samples(vae, findings, seed)
-        latents = torch.from_numpy(measured.means).view(-1, *vae.latent_shape)
+        latents = vae.latent.unflattened(torch.from_numpy(measured.means))
         walks = min(_WALKS, len(latents) // 2, len(first) // 2)
         if walks:
             yield "interpolations.png", _interpolations(vae, findings, latents, first, walks)
@@ -57,7 +56,7 @@ def draw_report(
             "latent_means.png",
             to_png(draw_latent_means, measured.means, labels=measured.labels, note=note),
         )
-        if math.prod(vae.latent_shape) == 2:
+        if vae.latent.dimensions == 2:
             yield "posteriors.png", _posteriors(vae, findings, first, seed)
         yield "aggregated_posterior.png", _aggregated(findings, measured)
         yield (
@@ -83,7 +82,7 @@ def _reconstructions(vae: VAE, findings: Findings, first: Tensor, seed: int) -> 
 def _mixture_samples(vae: VAE, findings: Findings, seed: int) -> bytes:
     assert findings.mixture is not None
     generator = torch.Generator().manual_seed(seed)
-    draws = findings.mixture.sample(_SAMPLES, generator).float().view(-1, *vae.latent_shape)
+    draws = vae.latent.unflattened(findings.mixture.sample(_SAMPLES, generator).float())
     gain = findings.numbers["mixture"]["gain"]
     return to_png(
         draw_samples,
@@ -113,7 +112,7 @@ def _traversals(vae: VAE, findings: Findings, start: Tensor) -> bytes:
     latents = latents.view(len(chosen), len(_TRAVERSAL), -1)
     for row, dimension in enumerate(chosen):
         latents[row, :, dimension] = torch.tensor(_TRAVERSAL)
-    images = vae.decode(latents.view(-1, *vae.latent_shape))
+    images = vae.decode(vae.latent.unflattened(latents))
     names = [f"z{index}  {findings.kl_per_dimension[index]:.2f} nats" for index in chosen]
     return to_png(
         draw_traversals,

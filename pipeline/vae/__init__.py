@@ -12,17 +12,20 @@ from pipeline.vae.objectives import (
     optimised,
 )
 from pipeline.vae.posterior import Posterior
+from pipeline.vae.prior import Latent, Prior
 from pipeline.vae.vae import VAE, build_vae
 
 __all__ = [
     "VAE",
     "ElboTerms",
     "ImportanceEstimate",
+    "Latent",
     "Noise",
     "ObjectiveState",
     "ObjectiveTerms",
     "Optimised",
     "Posterior",
+    "Prior",
     "build_vae",
     "bundle_digest",
     "draw_noise",

@@ -1,10 +1,20 @@
-"""What a network is to the VAE: two methods, and how large what they give must be."""
+"""What a network is to the VAE: two methods, and how large what they give must be.
+
+A user's own comes by its import path, and passes the checks that ours pass.
+"""
 
 import abc
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.config.import_path import find_named
+from pipeline.errors import ModelError
+from pipeline.vae.posterior import num_moments
 
 
 @dataclass(frozen=True)
@@ -41,3 +51,56 @@ class Network(nn.Module, abc.ABC):
     @abc.abstractmethod
     def start_at(self, parameters: Tensor) -> None:
         """Moves the output's bias to these parameters [num_parameters, H, W]: a mean image, say."""
+
+
+def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
+    """The class at `model.custom`, built with `(shape, model)` and tried on two images.
+
+    It needs `latent_shape`, `encode` and `decode` as `Network` says, and may be any `nn.Module`.
+    """
+    assert model.custom is not None
+    network: Any = _class(model.custom)(shape, model)
+    for name in ("latent_shape", "encode", "decode"):
+        if not hasattr(network, name):
+            raise ModelError(
+                f"custom {model.custom}: has no {name}. A network needs latent_shape (Z, h, w), "
+                "encode(images) and decode(latents), as pipeline.vae.networks.Network says."
+            )
+    _try(model.custom, network, shape)
+    made: Network = network
+    return made
+
+
+def _class(path: str) -> Any:
+    found = find_named(path, "custom", ModelError)
+    if not isinstance(found, type):
+        raise ModelError(f"custom {path}: is no class, but {found!r}.")
+    # Before it is called: the path may come from somebody's bundle.
+    if not issubclass(found, nn.Module):
+        raise ModelError(f"custom {path}: is no torch.nn.Module. Derive it from one.")
+    return found
+
+
+@torch.no_grad()
+def _try(path: str, network: Network, shape: NetworkShape) -> None:
+    size = shape.image_size
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise ModelError(f"custom {path}: has no weights to train.")
+    training = network.training
+    network.eval()
+    latent_shape = tuple(network.latent_shape)
+    dimensions = math.prod(latent_shape)
+    moments = network.encode(parameter.new_zeros(2, shape.channels, size, size))
+    parameters = network.decode(parameter.new_zeros(2, *latent_shape))
+    network.train(training)
+    wanted: tuple[int, ...] = (2, 2 * latent_shape[0], *latent_shape[1:])
+    if shape.posterior == "full":
+        wanted = (2, num_moments("full", dimensions), 1, 1)
+    _same(f"custom {path}: encode", tuple(moments.shape), wanted)
+    _same(f"custom {path}: decode", tuple(parameters.shape), (2, shape.num_parameters, size, size))
+
+
+def _same(where: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise ModelError(f"{where} of 2 images gives {found}, and must give {wanted}.")

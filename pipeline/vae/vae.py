@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae.autoencoder_kl import AutoencoderKL
 from pipeline.vae.conv import Conv
-from pipeline.vae.custom import custom_network
-from pipeline.vae.elbo import ElboTerms, elbo_terms
+from pipeline.vae.elbo import Drawn, ElboTerms, elbo_terms
 from pipeline.vae.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
@@ -18,9 +17,10 @@ from pipeline.vae.likelihoods import (
 )
 from pipeline.vae.logistic import DiscretisedLogistic, LogisticMixture
 from pipeline.vae.mlp import Linear, Mlp
-from pipeline.vae.networks import Network, NetworkShape
+from pipeline.vae.networks import Network, NetworkShape, custom_network
 from pipeline.vae.noise import Noise
 from pipeline.vae.posterior import Posterior, posterior_from_moments
+from pipeline.vae.prior import Latent, Prior
 
 
 class VAE(nn.Module):
@@ -48,6 +48,16 @@ class VAE(nn.Module):
     def latent_shape(self) -> tuple[int, int, int]:
         """(Z, h, w)."""
         return self.network.latent_shape
+
+    @property
+    def latent(self) -> Latent:
+        """The space that z lies in."""
+        return Latent(self.latent_shape)
+
+    @property
+    def prior(self) -> Prior:
+        """p(z)."""
+        return Prior(self.latent)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -87,13 +97,9 @@ class VAE(nn.Module):
                 wanted = torch.cat([samples, posterior.mean.unsqueeze(1)], 1)
         parameters = self.decode_parameters(wanted.flatten(0, 1))
         with torch.autocast(device, enabled=False):
-            return elbo_terms(
-                self.likelihood,
-                posterior,
-                samples,
-                parameters.view(*wanted.shape[:2], *parameters.shape[1:]),
-                target,
-            )
+            parameters = parameters.view(*wanted.shape[:2], *parameters.shape[1:])
+            drawn = Drawn(posterior, samples, parameters)
+            return elbo_terms(self.likelihood, self.prior, drawn, target)
 
     def encode(self, images: Tensor) -> Posterior:
         """q(z|x) of uint8 images [B, C, H, W]; grey ones too under Bernoulli, not binarised."""

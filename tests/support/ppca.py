@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, build_vae
-from pipeline.vae.elbo import ElboTerms, elbo_terms
+from pipeline.vae.elbo import Drawn, ElboTerms, elbo_terms
 from pipeline.vae.posterior import posterior_from_moments
 
 EIGENVALUES = torch.tensor([9.0, 4.0, 2.0, 0.6, 0.55], dtype=torch.float64)
@@ -106,7 +106,7 @@ def terms_of(vae: VAE, positions: Tensor, noise: Tensor) -> ElboTerms:
     posterior = posterior_from_moments(vae.model_config.posterior, moments, vae.latent_shape)
     samples = posterior.sample(noise)
     parameters = vae.decode_parameters(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])
-    return elbo_terms(vae.likelihood, posterior, samples, parameters, positions)
+    return elbo_terms(vae.likelihood, vae.prior, Drawn(posterior, samples, parameters), positions)
 
 
 def exact_noise(batch: int, latents: int) -> Tensor:

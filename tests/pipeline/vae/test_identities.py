@@ -9,7 +9,7 @@ from torch.distributions import Categorical, kl_divergence
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, Noise, build_vae, draw_noise, importance_estimate
 from pipeline.vae.likelihoods import SIGMA_GAIN, SMALLEST_SIGMA
-from pipeline.vae.posterior import DiagonalPosterior, standard_normal_log_prob
+from pipeline.vae.posterior import DiagonalPosterior
 from tests.support.digit_models import digits_vae, images
 
 
@@ -73,7 +73,7 @@ def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
     def integrand(latents: torch.Tensor, q: DiagonalPosterior) -> torch.Tensor:
         decoded = vae.decode_parameters(latents[0])
         score = vae.likelihood.log_prob(decoded, target.expand(draws, -1, -1, -1))
-        return score + standard_normal_log_prob(latents[0]) - q.log_prob(latents)[0]
+        return score + vae.prior.log_prob(latents[0]) - q.log_prob(latents)[0]
 
     def per_draw(function) -> torch.Tensor:
         """[draws, 4]: each draw's own gradient, by giving each its own copy of the parameters."""
@@ -88,7 +88,7 @@ def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
         latents = q.sample(noise[0])
         decoded = vae.decode_parameters(latents)
         score = vae.likelihood.log_prob(decoded, target.expand(draws, -1, -1, -1))
-        return score + standard_normal_log_prob(latents) - q.log_prob(latents)
+        return score + vae.prior.log_prob(latents) - q.log_prob(latents)
 
     def score_function(q: DiagonalPosterior) -> torch.Tensor:
         latents = q.sample(noise[0]).detach()
