@@ -1,5 +1,7 @@
 """Decode latents of a store back to images: as they are, interpolated, or moved."""
 
+from dataclasses import asdict
+
 from jobs.command import Outcome, run_job
 from pipeline.config import DecodeConfig
 
@@ -9,7 +11,7 @@ def main(config: DecodeConfig) -> Outcome:
     from pipeline.commands.decode import run_decoding
 
     result = run_decoding(config)
-    return Outcome(result, summary=[f"{result['output']}: {result['images']:,} images."])
+    return Outcome(asdict(result), summary=[f"{result.output}: {result.images:,} images."])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
 """The registry: list, register, promote and roll back models; show where one came from."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import ModelsConfig
+
+if TYPE_CHECKING:
+    from pipeline.registry.catalogue import Model
 
 
 def main(config: ModelsConfig) -> Outcome:
@@ -11,9 +16,9 @@ def main(config: ModelsConfig) -> Outcome:
     from pipeline.registry.catalogue import lineage, list_models, register_folder
     from pipeline.registry.promotion import promote, roll_back
 
-    result: dict[str, Any] = {}
+    result: dict[str, str] = {}
     if config.lineage is not None:
-        found = lineage(config.lineage)
+        found = asdict(lineage(config.lineage))
         return Outcome(found, summary=[f"{name:<24}{value}" for name, value in found.items()])
     if config.register is not None:
         result["registered"] = register_folder(
@@ -29,18 +34,20 @@ def main(config: ModelsConfig) -> Outcome:
     if config.rollback is not None:
         result["champion"] = roll_back(config.rollback).uri
     models = list_models()
-    return Outcome({**result, "models": models}, summary=_table(models))
+    return Outcome(
+        {**result, "models": [asdict(model) for model in models]}, summary=_table(models)
+    )
 
 
-def _table(models: list[dict[str, Any]]) -> list[str]:
+def _table(models: Sequence["Model"]) -> list[str]:
     lines = [f"{'model':<24}{'held-out ELBO':>14}  {'digest':<14}{'aliases':<24}run"]
     for model in models:
-        for row in model["versions"]:
-            elbo = "-" if row["holdout_elbo"] is None else f"{row['holdout_elbo']:.3f}"
+        for row in model.versions:
+            elbo = "-" if row.holdout_elbo is None else f"{row.holdout_elbo:.3f}"
             lines.append(
-                f"{model['name']}/{row['version']}".ljust(24)
-                + f"{elbo:>14}  {(row['digest'] or '-')[:12]:<14}"
-                + f"{' '.join(row['aliases']):<24}{row['run'] or '-'}"
+                f"{model.name}/{row.version}".ljust(24)
+                + f"{elbo:>14}  {(row.digest or '-')[:12]:<14}"
+                + f"{' '.join(row.aliases):<24}{row.run or '-'}"
             )
     return lines
 

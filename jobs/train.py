@@ -1,6 +1,7 @@
 """Train a VAE on a packed dataset; run again, it continues."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
@@ -17,11 +18,11 @@ def main(config: TrainConfig) -> Outcome:
 
         cost = dry_run(config)
         return Outcome(
-            cost,
+            asdict(cost),
             summary=[
-                f"{cost['images']:,} images, {cost['epochs']:.1f} epochs in {cost['steps']:,} "
-                f"steps of {cost['seconds_per_step']:.3f} s: {cost['hours']:.2f} hours on "
-                f"{cost['workers']} workers, {cost['bytes_read'] / 1e9:.1f} GB read"
+                f"{cost.images:,} images, {cost.epochs:.1f} epochs in {cost.steps:,} "
+                f"steps of {cost.seconds_per_step:.3f} s: {cost.hours:.2f} hours on "
+                f"{cost.workers} workers, {cost.bytes_read / 1e9:.1f} GB read"
             ],
         )
     if config.sweep is not None:

@@ -27,7 +27,7 @@ from pipeline.tracking.recorder import (
     Settled,
     failing,
     mlflow_status,
-    recorder_arguments,
+    recorder_settings,
 )
 from pipeline.training.world import current_world
 
@@ -68,7 +68,7 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(*recorder_arguments(config, run))
+            .remote(recorder_settings(config, run))
         )
 
         def finish(status: str) -> None:

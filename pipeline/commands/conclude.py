@@ -20,7 +20,7 @@ from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Attempt, Run
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
-from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_arguments
+from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_settings
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
         return result
     points = run.kept_points()
     if points or result.run_id is None:
-        recorder = RunRecorder(*recorder_arguments(config, run))
+        recorder = RunRecorder(recorder_settings(config, run))
         recorder.record("kept", points, MetricsReport())
         left = recorder.flush(FLUSH_SECONDS)
         result = replace(result, run_id=recorder.finish("FINISHED"))

@@ -47,8 +47,17 @@ class Named:
     latent: Tensor
 
 
-def run_decoding(config: DecodeConfig) -> dict[str, Any]:
-    """Decodes to PNG files below the output; returns the job's result."""
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoding wrote, and with which model."""
+
+    images: int
+    output: str
+    model_digest: str
+
+
+def run_decoding(config: DecodeConfig) -> Decoded:
+    """Decodes to PNG files below the output."""
     store = LatentStore.open(config.store)
     vae = model_of(store, config)
     count, latents = _chosen(store, config)
@@ -68,7 +77,7 @@ def run_decoding(config: DecodeConfig) -> dict[str, Any]:
                 storage.publish(storage.below(output, f"{file_name_of(name)}.png"), png(pixels))
                 written += 1
                 progress.advance(1)
-    return {"images": written, "output": output, "model_digest": store.model_digest}
+    return Decoded(written, output, store.model_digest)
 
 
 def run_sample(config: VerifyConfig) -> Reencoded:

@@ -27,7 +27,7 @@ from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
-from pipeline.tracking.recorder import recorder_arguments
+from pipeline.tracking.recorder import recorder_settings
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def _track(
     """
     name, asked = config.tracking.registered_as(config.run)
     uri = tracking_uri()
-    params = recorder_arguments(config, run)[-1]
+    params = recorder_settings(config, run).params
     try:
         with tracking_errors(uri):
             parent = TrackedRun(uri, config.tracking.experiment, config.run, run.url, params)

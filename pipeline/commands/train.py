@@ -28,7 +28,7 @@ from pipeline.tracking.recorder import (
     Settled,
     failing,
     mlflow_status,
-    recorder_arguments,
+    recorder_settings,
 )
 from pipeline.training.world import current_world, process_group
 from pipeline.vae import save_bundle
@@ -135,7 +135,7 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
     with process_group(config.stall_seconds):
         world = current_world()
         world.broadcast(attempt.number)
-        recorder = RunRecorder(*recorder_arguments(config, run))
+        recorder = RunRecorder(recorder_settings(config, run))
         with (
             failing(recorder.finish),
             live_view(run, config.run, config.steps, recorder.latest),

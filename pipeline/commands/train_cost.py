@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
@@ -23,6 +22,22 @@ _WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
+class TrainCost:
+    """What a run would take: all its steps, and the hours of each and of all workers."""
+
+    images: int
+    steps: int
+    epochs: float
+    images_seen: int
+    bytes_read: int
+    workers: int
+    seconds_per_step: float
+    hours: float
+    worker_hours: float
+    probed_steps: int
+
+
+@dataclass(frozen=True)
 class Probed:
     """How long some steps took."""
 
@@ -30,7 +45,7 @@ class Probed:
     steps: int
 
 
-def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> dict[str, Any]:
+def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> TrainCost:
     """Images, steps, bytes read and hours of a run; trains here for a while and writes nothing.
 
     Each of several workers is taken to be like this process with its share of the batch: what they
@@ -43,18 +58,18 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> dict[s
     per_step = probed.seconds / probed.steps
     epochs = config.steps * config.global_batch_size / len(dataset)
     hours = config.steps * per_step / 3600
-    return {
-        "images": len(dataset),
-        "steps": config.steps,
-        "epochs": epochs,
-        "images_seen": config.steps * config.global_batch_size,
-        "bytes_read": int(epochs * sum(shard.bytes for shard in dataset.shards)),
-        "workers": workers,
-        "seconds_per_step": per_step,
-        "hours": hours,
-        "worker_hours": hours * workers,
-        "probed_steps": probed.steps,
-    }
+    return TrainCost(
+        images=len(dataset),
+        steps=config.steps,
+        epochs=epochs,
+        images_seen=config.steps * config.global_batch_size,
+        bytes_read=int(epochs * sum(shard.bytes for shard in dataset.shards)),
+        workers=workers,
+        seconds_per_step=per_step,
+        hours=hours,
+        worker_hours=hours * workers,
+        probed_steps=probed.steps,
+    )
 
 
 def _probe(config: TrainConfig, dataset: Dataset, probe_seconds: float) -> Probed:

@@ -4,7 +4,8 @@ import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,8 +24,29 @@ _EXPERIMENT = "imported"
 """In MLflow: of the runs that stand for models from elsewhere."""
 
 
-def list_models() -> list[dict[str, Any]]:
-    """Every registered model with its versions, the newest first, as plain data."""
+@dataclass(frozen=True)
+class Version:
+    """One version of a model, with what its tags say; `registered` as ISO 8601, in UTC."""
+
+    version: int
+    aliases: Sequence[str]
+    digest: str | None
+    run: str | None
+    dataset_digest: str | None
+    holdout_elbo: float | None
+    registered: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model and its versions, the newest first."""
+
+    name: str
+    versions: Sequence[Version]
+
+
+def list_models() -> list[Model]:
+    """Every registered model."""
     where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
@@ -35,8 +57,8 @@ def list_models() -> list[dict[str, Any]]:
             for alias, version in sorted(model.aliases.items()):
                 aliases.setdefault(int(version), []).append(alias)
             rows = [_row(found, aliases.get(int(found.version), [])) for found in versions]
-            rows.sort(key=lambda row: -row["version"])
-            models.append({"name": model.name, "versions": rows})
+            rows.sort(key=lambda row: -row.version)
+            models.append(Model(model.name, rows))
         return models
 
 
@@ -76,13 +98,41 @@ def _called(url: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]).strip("-.") if parts else "model"
 
 
-def lineage(uri: str) -> dict[str, Any]:
-    """Dataset -> run -> model -> latent stores, of one version."""
+@dataclass(frozen=True)
+class Lineage:
+    """Dataset -> run -> model -> latent stores, of one version: None where nobody noted it."""
+
+    model: str
+    digest: str | None
+    run: str | None
+    run_id: str | None
+    data: str | None
+    dataset_digest: str | None
+    holdout_digest: str | None
+    holdout_elbo: str | None
+    git_revision: str | None
+    source: str | None
+    stores: Sequence[str]
+
+
+def lineage(uri: str) -> Lineage:
+    """Where a version came from and went to."""
     model = resolve(uri)
     tags = version_tags(model)
     stores = sorted(value for name, value in tags.items() if name.startswith(_STORE_TAG))
-    facts = {name: tags.get(name) for name in _LINEAGE}
-    return {"model": model.uri, **facts, "stores": stores}
+    return Lineage(
+        model=model.uri,
+        digest=tags.get("digest"),
+        run=tags.get("run"),
+        run_id=tags.get("run_id"),
+        data=tags.get("data"),
+        dataset_digest=tags.get("dataset_digest"),
+        holdout_digest=tags.get("holdout_digest"),
+        holdout_elbo=tags.get("holdout_elbo"),
+        git_revision=tags.get("git_revision"),
+        source=tags.get("source"),
+        stores=stores,
+    )
 
 
 def note_store(model: RegisteredModel, store: str) -> None:
@@ -98,20 +148,16 @@ def note_store(model: RegisteredModel, store: str) -> None:
 
 
 _FACTS = ("run", "dataset_digest", "steps", "images_seen")
-_LINEAGE = (
-    "digest", "run", "run_id", "data", "dataset_digest", "holdout_digest", "holdout_elbo",
-    "git_revision", "source",
-)  # fmt: skip
 
 
-def _row(found: Any, aliases: list[str]) -> dict[str, Any]:
+def _row(found: Any, aliases: list[str]) -> Version:
     when = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
-    return {
-        "version": int(found.version),
-        "aliases": aliases,
-        "digest": found.tags.get("digest"),
-        "run": found.tags.get("run"),
-        "dataset_digest": found.tags.get("dataset_digest"),
-        "holdout_elbo": elbo_of(found.tags),
-        "registered": when.isoformat(timespec="seconds"),
-    }
+    return Version(
+        version=int(found.version),
+        aliases=aliases,
+        digest=found.tags.get("digest"),
+        run=found.tags.get("run"),
+        dataset_digest=found.tags.get("dataset_digest"),
+        holdout_elbo=elbo_of(found.tags),
+        registered=when.isoformat(timespec="seconds"),
+    )

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.errors import StorageError
+from pipeline.json_value import JsonValue
 from pipeline.runs.outbox import Point
 from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run
@@ -61,18 +62,26 @@ class Settled:
     left: Sequence[Point]
 
 
+@dataclass(frozen=True)
+class RecorderSettings:
+    """A run for its recorder: its folder and name, where it is tracked, and MLflow's parameters."""
+
+    run_url: str
+    name: str
+    tracking: TrackingConfig
+    mlflow_uri: str
+    params: Mapping[str, str]
+
+
 class RunRecorder:
     """Takes points and reports at any time; delivers points to MLflow in a thread, in order."""
 
-    def __init__(
-        self,
-        run_url: str,
-        name: str,
-        tracking: TrackingConfig,
-        uri: str,
-        params: Mapping[str, str],
-    ) -> None:
-        self._connect = partial(TrackedRun, uri, tracking.experiment, name, run_url, params)
+    def __init__(self, settings: RecorderSettings) -> None:
+        tracking, uri = settings.tracking, settings.mlflow_uri
+        run_url, name = settings.run_url, settings.name
+        self._connect = partial(
+            TrackedRun, uri, tracking.experiment, name, run_url, params=settings.params
+        )
         self._uri = uri
         self._tracked: TrackedRun | None = None
         self._id = uuid.uuid4().hex
@@ -213,10 +222,10 @@ def _failures() -> tuple[type[Exception], ...]:
 FLUSH_SECONDS = 60.0
 
 
-def recorder_arguments(config: TrainConfig, run: Run) -> tuple[Any, ...]:
-    """What a `RunRecorder` is made from, here or in an actor."""
+def recorder_settings(config: TrainConfig, run: Run) -> RecorderSettings:
+    """What a `RunRecorder` is made from, here or in an actor; the whole config is its parameters."""
     params = _flat(config.model_dump(mode="json", exclude={"tracking"}))
-    return run.url, config.run, config.tracking, tracking_uri(), params
+    return RecorderSettings(run.url, config.run, config.tracking, tracking_uri(), params)
 
 
 def mlflow_status(reason: Reason) -> str | None:
@@ -226,7 +235,7 @@ def mlflow_status(reason: Reason) -> str | None:
     return "FINISHED" if reason == "done" else "KILLED"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -23,7 +23,7 @@ from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.recorder import RunRecorder
+from pipeline.tracking.recorder import RecorderSettings, RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
 from pipeline.training.step import StepReport
@@ -123,7 +123,7 @@ def one_round(folder: Path, data: str, name: str, *, tracked: bool) -> tuple[flo
     outbox, reporter = Outbox(), None
     if tracked:
         uri = f"sqlite:///{folder}/mlflow.db"
-        recorder = RunRecorder(run.url, name, TrackingConfig(), uri, {})
+        recorder = RunRecorder(RecorderSettings(run.url, name, TrackingConfig(), uri, {}))
         while recorder.run_id() is None:
             time.sleep(0.05)  # MLflow's first connection costs seconds, once a run.
         reporter = Reporter(recorder, outbox, config.tracking.every_steps, MetricsReport(restart=1))

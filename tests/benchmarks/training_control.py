@@ -18,7 +18,7 @@ from pipeline.config import TrackingConfig
 from pipeline.data.order import Order, slots_of
 from pipeline.runs.outbox import Outbox
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.recorder import RunRecorder
+from pipeline.tracking.recorder import RecorderSettings, RunRecorder
 from pipeline.tracking.reporter import SEND_SECONDS, Reporter
 from pipeline.training.step import StepReport
 from tests.support.killing import ROOT, descendants
@@ -58,7 +58,7 @@ def recorder(folder: Path) -> dict[str, float]:
     """CPU of reporter, recorder, /metrics and MLflow on sqlite, for a step every 0.2 s."""
     uri = f"sqlite:///{folder}/control.db"
     (folder / "control").mkdir()
-    made = RunRecorder(str(folder / "control"), "control", TrackingConfig(), uri, {})
+    made = RunRecorder(RecorderSettings(str(folder / "control"), "control", TrackingConfig(), uri, {}))
     while made.run_id() is None:
         time.sleep(0.05)
     reporter = Reporter(made, Outbox(), TrackingConfig().every_steps, MetricsReport(restart=1))

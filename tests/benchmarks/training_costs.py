@@ -10,7 +10,7 @@ from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.recorder import RunRecorder, recorder_arguments
+from pipeline.tracking.recorder import RunRecorder, recorder_settings
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
 from pipeline.training.step import StepReport
@@ -63,7 +63,7 @@ def one_run(config: TrainConfig, *, tracked: bool) -> dict[str, float]:
     run.open(config, Pins(Dataset.open(config.data).digest, None))
     outbox, reporter, recorder = Outbox(), None, None
     if tracked:
-        recorder = RunRecorder(*recorder_arguments(config, run))
+        recorder = RunRecorder(recorder_settings(config, run))
         while recorder.run_id() is None:
             time.sleep(0.05)  # MLflow's first connection costs seconds, once a run.
         reporter = Reporter(

@@ -86,8 +86,8 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
     np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-6)
 
     found = lineage("models:/r@champion")
-    assert found["dataset_digest"] == Dataset.open(config.data).digest
-    assert (found["run"], found["run_id"]) == (result.run, result.run_id)
+    assert found.dataset_digest == Dataset.open(config.data).digest
+    assert (found.run, found.run_id) == (result.run, result.run_id)
     client = mlflow.MlflowClient(mlflow_server.uri)
     figures = {item.path for item in client.list_artifacts(result.run_id, "figures")}
     assert "figures/training_curves.png" in figures

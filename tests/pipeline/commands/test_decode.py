@@ -46,7 +46,7 @@ def store(vae, tmp_path_factory) -> LatentStore:
 
 
 def decode(store, output: Path, **options) -> int:
-    return run_decoding(DecodeConfig(store=store.url, output=str(output), **options))["images"]
+    return run_decoding(DecodeConfig(store=store.url, output=str(output), **options)).images
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -20,11 +20,11 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):
     config = train_config(data, tmp_path, "planned", steps=1000, workers=2)
     cost = dry_run(config, probe_seconds=0.2)
     dataset = Dataset.open(str(data))
-    assert cost["images"] == 120
-    assert cost["images_seen"] == 24_000
-    assert cost["bytes_read"] == 200 * sum(shard.bytes for shard in dataset.shards)
-    assert cost["hours"] == pytest.approx(1000 * cost["seconds_per_step"] / 3600)
-    assert cost["worker_hours"] == pytest.approx(2 * cost["hours"])
+    assert cost.images == 120
+    assert cost.images_seen == 24_000
+    assert cost.bytes_read == 200 * sum(shard.bytes for shard in dataset.shards)
+    assert cost.hours == pytest.approx(1000 * cost.seconds_per_step / 3600)
+    assert cost.worker_hours == pytest.approx(2 * cost.hours)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -36,7 +36,7 @@ def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(data, tmp
     save_bundle(vae, tmp_path / "given", {})
     runs = tmp_path / "runs"
     config = train_config(data, runs, "planned", init=str(tmp_path / "given"))
-    assert dry_run(config, probe_seconds=0.1)["probed_steps"] > 0
+    assert dry_run(config, probe_seconds=0.1).probed_steps > 0
     assert not runs.exists()
     other = train_config(
         data, runs, "planned", init=str(tmp_path / "given"),

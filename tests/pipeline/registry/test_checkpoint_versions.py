@@ -49,6 +49,6 @@ def test_while_a_run_goes_on_its_due_checkpoint_is_registered(config, monkeypatc
     with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result.run_id):
         while not found:
             assert time.monotonic() < deadline
-            found = [model for model in list_models() if model["name"] == "on-the-way"]
-            found = [row for model in found for row in model["versions"] if row.aliases]
+            found = [model for model in list_models() if model.name == "on-the-way"]
+            found = [row for model in found for row in model.versions if row.aliases]
     assert [row.digest for row in found] == [result.digest]

@@ -12,7 +12,7 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.outbox import Point
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.recorder import RunRecorder, mlflow_status
+from pipeline.tracking.recorder import RecorderSettings, RunRecorder, mlflow_status
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def uri(tmp_path) -> str:
 def recorder(tmp_path):
     """Makes recorders of one run whose folder has a quote in its name."""
     return lambda uri, **knobs: RunRecorder(
-        f"{tmp_path}/it's mine", "mine", TrackingConfig(**knobs), uri, {"seed": "0"}
+        RecorderSettings(
+            f"{tmp_path}/it's mine", "mine", TrackingConfig(**knobs), uri, {"seed": "0"}
+        )
     )
 
 

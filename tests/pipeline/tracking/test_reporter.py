@@ -13,7 +13,7 @@ from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Outbox, Point
 from pipeline.tracking import reporter as reporting
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.recorder import RunRecorder
+from pipeline.tracking.recorder import RecorderSettings, RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.step import StepReport
 
@@ -92,7 +92,7 @@ def test_what_a_dead_recorder_held_is_given_to_the_next_and_arrives_once(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
 
     def recorder(uri: str) -> RunRecorder:
-        return RunRecorder(str(tmp_path), "r", TrackingConfig(), uri, {})
+        return RunRecorder(RecorderSettings(str(tmp_path), "r", TrackingConfig(), uri, {}))
 
     outbox = Outbox()
     first = recorder(uri if delivered_by_the_first else "http://127.0.0.1:9")

@@ -14,7 +14,7 @@ from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Outbox
 from pipeline.tracking import reporter as reporting
 from pipeline.tracking.metric_table import TRAINING, MetricsReport
-from pipeline.tracking.recorder import RunRecorder
+from pipeline.tracking.recorder import RecorderSettings, RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.step import StepReport
 
@@ -71,7 +71,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunRecorder, 
     """A recorder that a reporter has told of a validation and a step."""
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    recorder = RunRecorder(str(tmp_path), "r", TrackingConfig(), uri, {})
+    recorder = RunRecorder(RecorderSettings(str(tmp_path), "r", TrackingConfig(), uri, {}))
     begun = MetricsReport(start=5, restart=1, world_size=3, target_steps=100, checkpoint_every=50)
     reporter = Reporter(recorder, Outbox(), 1, begun)
     reporter.validation(Validation(6, 10, {"elbo": -22.0, "kl": 2.5, "active_units": 9}))
