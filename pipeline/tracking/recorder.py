@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrackingConfig, TrainConfig
@@ -223,7 +222,7 @@ FLUSH_SECONDS = 60.0
 
 
 def recorder_settings(config: TrainConfig, run: Run) -> RecorderSettings:
-    """What a `RunRecorder` is made from, here or in an actor; the whole config is its parameters."""
+    """What a `RunRecorder` is made from, here or in an actor: the config as parameters."""
     params = _flat(config.model_dump(mode="json", exclude={"tracking"}))
     return RecorderSettings(run.url, config.run, config.tracking, tracking_uri(), params)
 

@@ -58,7 +58,9 @@ def recorder(folder: Path) -> dict[str, float]:
     """CPU of reporter, recorder, /metrics and MLflow on sqlite, for a step every 0.2 s."""
     uri = f"sqlite:///{folder}/control.db"
     (folder / "control").mkdir()
-    made = RunRecorder(RecorderSettings(str(folder / "control"), "control", TrackingConfig(), uri, {}))
+    made = RunRecorder(
+        RecorderSettings(str(folder / "control"), "control", TrackingConfig(), uri, {})
+    )
     while made.run_id() is None:
         time.sleep(0.05)
     reporter = Reporter(made, Outbox(), TrackingConfig().every_steps, MetricsReport(restart=1))
