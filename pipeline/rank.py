@@ -52,7 +52,7 @@ def run_rank(
     claim = Attempt(attempt.number, world.broadcast(restart))
     with stored_log(run, f"{claim.name}-rank{world.rank}"):
         logger.info("rank %d of %d starts on %s", world.rank, world.size, socket.gethostname())
-        return _run_claimed(config, run, claim, world, recorder, drained)
+        return _run_claimed(config, run, claim, world=world, recorder=recorder, drained=drained)
 
 
 def _run_claimed(
@@ -77,7 +77,7 @@ def _run_claimed(
         else None
     )
     ended: Ended | None = None
-    for report in train(config, run, claim, world, outbox, drained):
+    for report in train(config, run, claim, world=world, outbox=outbox, drained=drained):
         if isinstance(report, Ended):
             ended = report
         elif reporter is None:

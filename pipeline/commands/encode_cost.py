@@ -55,7 +55,9 @@ def probe(
 
         def lane(number: int) -> _Probed:
             path = Path(folder) / str(number)
-            return _encode_until(config, vae, dataset, identity, number, path, deadline)
+            return _encode_until(
+                config, vae, dataset, identity=identity, number=number, path=path, deadline=deadline
+            )
 
         probed = list(pool.map(lane, plan.todo[:lanes]))
     done = max(1, sum(each.images for each in probed))
@@ -81,8 +83,8 @@ def _encode_until(
 ) -> _Probed:
     options, images = identity.options, 0
     batches = read_shard(
-        dataset, dataset.shards[number], vae.preprocess, options.batch_size,
-        options.columns, max(1, int(config.cores)),
+        dataset, dataset.shards[number], vae.preprocess, batch_size=options.batch_size,
+        columns=options.columns, threads=max(1, int(config.cores)),
     )  # fmt: skip
     with LatentFileWriter(path, identity) as writer, exact_numerics():
         for batch in batches:

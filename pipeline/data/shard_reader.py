@@ -46,7 +46,9 @@ def read_shard(
             samples = waiting.result()
             if index + 1 < count:
                 waiting = ahead.submit(fetch, index + 1)
-            yield _decode_all(samples, preprocess, batch_size, index, pool, columns)
+            yield _decode_all(
+                samples, preprocess, batch_size, index=index, pool=pool, columns=columns
+            )
 
 
 def read_batch(
@@ -61,7 +63,7 @@ def read_batch(
     reader = _reader_of(dataset, shard, ())
     samples = reader.read_positions(0, first, min(shard.samples, first + batch_size))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return _decode_all(samples, preprocess, batch_size, index, pool, ())
+        return _decode_all(samples, preprocess, batch_size, index=index, pool=pool, columns=())
 
 
 def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> Batch:
@@ -69,7 +71,9 @@ def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> B
     reader = SampleReader(dataset, 32, 64 * 2**20, ("label",))
     samples = [reader.read(sample) for sample in range(min(count, len(dataset)))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return _decode_all(samples, preprocess, len(samples), 0, pool, ("label",))
+        return _decode_all(
+            samples, preprocess, len(samples), index=0, pool=pool, columns=("label",)
+        )
 
 
 def _reader_of(dataset: Dataset, shard: ShardRecord, columns: Sequence[str]) -> SampleReader:

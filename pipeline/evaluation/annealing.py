@@ -75,7 +75,9 @@ def anneal(
         part = slice(start, start + rows)
         slots = range(start, min(start + rows, len(target)))
         known = None if drawn_from is None else drawn_from[part]
-        path = _Path(vae, _sliced(posterior, part), target[part], schedule, seed, slots)
+        path = _Path(
+            vae, _sliced(posterior, part), target[part], schedule=schedule, seed=seed, slots=slots
+        )
         parts.append(path.run(known))
     uppers = [found.upper for found in parts if found.upper is not None]
     return Annealed(

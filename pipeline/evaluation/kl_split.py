@@ -62,4 +62,11 @@ def split_kl(means: Tensor, log_variances: Tensor, noise: Tensor) -> Surgery:
     mutual = float(information.mean())
     error = float(information.std(correction=1)) / math.sqrt(count) if count > 1 else math.inf
     mean_kl = float(kl.mean())
-    return Surgery(count, mean_kl, mutual, error, mean_kl - mutual, math.log(count))
+    return Surgery(
+        images=count,
+        kl=mean_kl,
+        mutual_information=mutual,
+        mutual_information_error=error,
+        marginal_kl=mean_kl - mutual,
+        cap=math.log(count),
+    )

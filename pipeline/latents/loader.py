@@ -220,9 +220,15 @@ class LatentLoader:
             for name, values in columns.items():
                 values[slot] = rows.columns[name][row]
         return LatentBatch(
-            torch.from_numpy(latents), keys, torch.from_numpy(valid), columns, failed,
-            self.epoch, pending.index, self.slots,
-        )  # fmt: skip
+            latents=torch.from_numpy(latents),
+            keys=keys,
+            valid=torch.from_numpy(valid),
+            columns=columns,
+            failed=failed,
+            epoch=self.epoch,
+            index=pending.index,
+            slots=self.slots,
+        )
 
     def _latent(self, rows: LatentRows, row: int) -> npt.NDArray[np.float32]:
         key, seed = rows.keys[row], self.order.seed

@@ -69,10 +69,13 @@ def counted(found: Mapping[str, int], seen: int, others: Mapping[str, int]) -> C
             status, reason = "ignored", "removed"
         by_status[status][reason] += number
     return Counts(
-        seen, by_status["packed"].total(), by_status["duplicate"].total(),
-        dict(sorted(by_status["rejected"].items())), dict(sorted(by_status["ignored"].items())),
-        dict(sorted(others.items())),
-    )  # fmt: skip
+        seen=seen,
+        packed=by_status["packed"].total(),
+        duplicates=by_status["duplicate"].total(),
+        reasons=dict(sorted(by_status["rejected"].items())),
+        ignored=dict(sorted(by_status["ignored"].items())),
+        others=dict(sorted(others.items())),
+    )
 
 
 def _told(what: str, found: Mapping[str, int]) -> list[str]:

@@ -218,9 +218,17 @@ def _refused(file: SourceFile, status: str, reason: str, message: str) -> Source
         for text in (file.path, file.url)
     )
     return SourceFile(
-        path, url, file.size, file.etag, file.offset, file.member, file.inner,
-        "rejected" if status == "rejected" else "ignored", reason, message,
-    )  # fmt: skip
+        path=path,
+        url=url,
+        size=file.size,
+        etag=file.etag,
+        offset=file.offset,
+        member=file.member,
+        inner=file.inner,
+        status="rejected" if status == "rejected" else "ignored",
+        reason=reason,
+        message=message,
+    )
 
 
 def _dangling(path: str, url: str, listing: Listing) -> Iterator[SourceFile]:
@@ -277,5 +285,11 @@ def _member(found: _Found, listing: Listing) -> Iterator[SourceFile]:
 
 def _file_of(path: str, url: str, member: ArchiveMember) -> SourceFile:
     return SourceFile(
-        path, url, member.size, member.etag, member.offset, member.member, member.inner
+        path=path,
+        url=url,
+        size=member.size,
+        etag=member.etag,
+        offset=member.offset,
+        member=member.member,
+        inner=member.inner,
     )

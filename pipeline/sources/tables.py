@@ -72,9 +72,16 @@ def _image_rows(info: storage.ObjectInfo, prefix: str, layout: _Layout) -> Itera
     for group, size, labels in _groups(info, layout):
         for row, label in enumerate(labels):
             yield SourceFile(
-                f"{prefix}/{first + row:08d}", info.url, size, info.etag or "", row, layout.image,
-                str(group), row_group=f"{prefix}#{group}", given_label=label,
-            )  # fmt: skip
+                path=f"{prefix}/{first + row:08d}",
+                url=info.url,
+                size=size,
+                etag=info.etag or "",
+                offset=row,
+                member=layout.image,
+                inner=str(group),
+                row_group=f"{prefix}#{group}",
+                given_label=label,
+            )
         first += len(labels)
 
 

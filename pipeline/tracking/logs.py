@@ -43,7 +43,13 @@ def stored_log(run: Run, name: str, seconds: float = SECONDS) -> Iterator[None]:
     except Exception:
         handler.handle(
             logger.makeRecord(
-                logger.name, logging.ERROR, __file__, 0, "ended by an error", (), sys.exc_info()
+                logger.name,
+                logging.ERROR,
+                __file__,
+                lno=0,
+                msg="ended by an error",
+                args=(),
+                exc_info=sys.exc_info(),
             )
         )
         raise

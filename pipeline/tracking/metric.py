@@ -42,7 +42,15 @@ def counter(
     since_first_start: bool = False,
 ) -> Metric:
     """What only grows."""
-    return Metric(name, "counter", unit, meaning, label, per_restart, since_first_start)
+    return Metric(
+        name=name,
+        kind="counter",
+        unit=unit,
+        help=meaning,
+        label=label,
+        per_restart=per_restart,
+        since_first_start=since_first_start,
+    )
 
 
 def gauge(name: str, unit: str, meaning: str, *, label: str | None = None) -> Metric:

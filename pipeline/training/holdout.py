@@ -133,7 +133,12 @@ def validate(state: TrainState, holdout: Dataset, settings: BatchSettings, world
         vae = state.ema.module
         assert isinstance(vae, VAE)
         sums = evaluate_elbo(
-            vae, loader, settings.seed, settings.global_batch_size, world.device, _IMPORTANCE
+            vae,
+            loader,
+            settings.seed,
+            global_batch_size=settings.global_batch_size,
+            device=world.device,
+            importance=_IMPORTANCE,
         )
     total = sums.with_values(world.sum(sums.to_tensor().to(world.device)))
     means = {name: value for name, value in total.means().items() if value is not None}
