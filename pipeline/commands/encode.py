@@ -73,7 +73,9 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
         refuse_another_model(store, identity.model_digest, model)
     if config.dry_run:
         plan = plan_encoding(store, dataset, identity, config.limit)
-        return probe(config, _on_device(vae), dataset, identity, plan, _window(config))
+        return probe(
+            config, _on_device(vae), dataset, identity=identity, plan=plan, lanes=_window(config)
+        )
     pointer = finished_pointer(store, dataset.digest, identity.digest)
     if pointer is not None:
         logger.info("%s holds all of %s already", store, dataset.url)
@@ -81,7 +83,11 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     mark = begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
     drop_orphans(store, identity.digest, plan)
-    report = _encode(config, vae, dataset, identity, store, plan) if plan.todo else DriveReport()
+    report = (
+        _encode(config, vae, dataset, identity=identity, store=store, plan=plan)
+        if plan.todo
+        else DriveReport()
+    )
     lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
     lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
@@ -150,7 +156,7 @@ def _encode(
     store: str,
     plan: EncodePlan,
 ) -> DriveReport:
-    make = partial(_encoder, vae, dataset, identity, store, max(1, int(config.cores)))
+    make = partial(_encoder, vae, dataset, identity, store=store, threads=max(1, int(config.cores)))
     window = _window(config)
     # A worker that dies has more often met a lost node than a bad shard: 10 deaths for 3 tries.
     deaths = 3 * config.attempts + 1
@@ -187,7 +193,9 @@ def _encoder(
     model = _on_device(vae)
 
     def encode(number: int) -> Receipt:
-        return encode_shard(model, dataset, dataset.shards[number], identity, store, threads)
+        return encode_shard(
+            model, dataset, dataset.shards[number], identity=identity, store=store, threads=threads
+        )
 
     return encode
 

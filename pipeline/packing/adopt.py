@@ -150,10 +150,22 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
     index = index_of(rows, columns).to_bytes()
     name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
     record = ShardRecord(
-        url if "://" in url else f"file://{url}", stream.size, stream.sha256, len(rows),
-        f"index/{name}.arrow", hashlib.sha256(index).hexdigest(), tuple(removed),
-    )  # fmt: skip
-    return AdoptedShard(record, index, [row["keys"] for row in rows], seen, rejects, others)
+        path=url if "://" in url else f"file://{url}",
+        bytes=stream.size,
+        sha256=stream.sha256,
+        samples=len(rows),
+        index_path=f"index/{name}.arrow",
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        removed=tuple(removed),
+    )
+    return AdoptedShard(
+        record=record,
+        index=index,
+        keys=[row["keys"] for row in rows],
+        seen=seen,
+        rejects=rejects,
+        others=others,
+    )
 
 
 @dataclass(frozen=True)
@@ -270,8 +282,15 @@ def _utf8(name: str) -> str:
 def _inspect(image: bytes, verify: str) -> PackedImage:
     if verify == "none":
         return PackedImage(b"", "", 0, 0)
-    kind = "full" if verify == "full" else "header"
-    return inspect_image(image, ImagePolicy(kind, "keep", 0, None, 1, PIXEL_LIMIT))  # type: ignore[arg-type]
+    policy = ImagePolicy(
+        verify="full" if verify == "full" else "header",
+        encoding="keep",
+        quality=0,
+        short_side=None,
+        min_side=1,
+        pixel_limit=PIXEL_LIMIT,
+    )
+    return inspect_image(image, policy)
 
 
 def _check_keys(adopted: Iterable[AdoptedShard]) -> None:

@@ -119,9 +119,13 @@ def commit_generation(
     }
     sources = sorted({*(state.sources if state else ()), *plan.request["sources"]})
     state = PackState(
-        plan.generation, dict(plan.request["options"]), tuple(sources), dict(plan.classes),
-        (*(state.ledgers if state else ()), path), manifests,
-    )  # fmt: skip
+        generation=plan.generation,
+        options=dict(plan.request["options"]),
+        sources=tuple(sources),
+        classes=dict(plan.classes),
+        ledgers=(*(state.ledgers if state else ()), path),
+        manifests=manifests,
+    )
     committed = create_state(output, state)
     newest = publish_newest(output, state if committed else None, inventory)
     remove_plan(output, plan.generation)
@@ -283,10 +287,23 @@ def _ledger_row(
         return replace(before, url=file.url, size=file.size, etag=file.etag)
     shard = receipt.shards[row.split].path if row.status == "packed" else ""
     return LedgerRow(
-        file.key, file.url, file.path, file.size, file.etag, row.sha256, row.split, shard,
-        row.position, row.status, row.reason, row.message, row.label, row.width, row.height,
-        row.mode,
-    )  # fmt: skip
+        key=file.key,
+        url=file.url,
+        path=file.path,
+        size=file.size,
+        etag=file.etag,
+        sha256=row.sha256,
+        split=row.split,
+        shard=shard,
+        position=row.position,
+        status=row.status,
+        reason=row.reason,
+        message=row.message,
+        label=row.label,
+        width=row.width,
+        height=row.height,
+        mode=row.mode,
+    )
 
 
 def write_rejects(output: str, inventory: Inventory) -> None:

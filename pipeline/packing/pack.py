@@ -111,9 +111,13 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
 def policy_of(config: PackConfig) -> ImagePolicy:
     """The part of the config that decides on one image."""
     return ImagePolicy(
-        config.verify, config.encoding, config.quality, config.short_side, config.min_side,
-        PIXEL_LIMIT,
-    )  # fmt: skip
+        verify=config.verify,
+        encoding=config.encoding,
+        quality=config.quality,
+        short_side=config.short_side,
+        min_side=config.min_side,
+        pixel_limit=PIXEL_LIMIT,
+    )
 
 
 def options_of(config: PackConfig) -> dict[str, Any]:
@@ -314,9 +318,18 @@ class _Jobs:
     def __getitem__(self, number: int) -> UnitJob:
         unit, config, plan = self.plan.unit(number), self._config, self.plan
         return UnitJob(
-            self._output, plan.generation, plan.digest, number, unit.files, unit.known,
-            plan.classes, policy_of(config), config.holdout, self._threads, config.image_column,
-        )  # fmt: skip
+            output=self._output,
+            generation=plan.generation,
+            plan=plan.digest,
+            number=number,
+            files=unit.files,
+            known=unit.known,
+            classes=plan.classes,
+            policy=policy_of(config),
+            holdout=config.holdout,
+            threads=self._threads,
+            image_column=config.image_column,
+        )
 
 
 def _processes(config: PackConfig, units: int, size: int) -> int:

@@ -232,10 +232,15 @@ def _sample(job: UnitJob, file: SourceFile, found: _Inspected) -> Sample:
         metadata["caption"] = captions
     text = captions[0] if isinstance(captions, list) and captions else captions
     return Sample(
-        file.key, image.extension, image.data, image.width, image.height, metadata,
-        job.classes.get(label) if label is not None else None,
-        text if isinstance(text, str) else None,
-    )  # fmt: skip
+        key=file.key,
+        extension=image.extension,
+        image=image.data,
+        width=image.width,
+        height=image.height,
+        metadata=metadata,
+        class_number=job.classes.get(label) if label is not None else None,
+        text=text if isinstance(text, str) else None,
+    )
 
 
 class _SplitWriter:
@@ -280,6 +285,10 @@ class _SplitWriter:
             ) from None
         storage.publish(storage.join(self._root, index_path), index)
         return ShardRecord(
-            path, self._writer.bytes, self._writer.sha256, len(self._writer.rows),
-            index_path, hashlib.sha256(index).hexdigest(),
-        )  # fmt: skip
+            path=path,
+            bytes=self._writer.bytes,
+            sha256=self._writer.sha256,
+            samples=len(self._writer.rows),
+            index_path=index_path,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
