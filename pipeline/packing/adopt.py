@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.config import IndexConfig
@@ -150,22 +150,12 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
     index = index_of(rows, columns).to_bytes()
     name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
     record = ShardRecord(
-        path=url if "://" in url else f"file://{url}",
-        bytes=stream.size,
-        sha256=stream.sha256,
-        samples=len(rows),
-        index_path=f"index/{name}.arrow",
-        index_sha256=hashlib.sha256(index).hexdigest(),
+        url if "://" in url else f"file://{url}", stream.size, stream.sha256, len(rows),
+        index_path=f"index/{name}.arrow", index_sha256=hashlib.sha256(index).hexdigest(),
         removed=tuple(removed),
-    )
-    return AdoptedShard(
-        record=record,
-        index=index,
-        keys=[row["keys"] for row in rows],
-        seen=seen,
-        rejects=rejects,
-        others=others,
-    )
+    )  # fmt: skip
+    keys = [row["keys"] for row in rows]
+    return AdoptedShard(record, index, keys, seen=seen, rejects=rejects, others=others)
 
 
 @dataclass(frozen=True)
@@ -282,14 +272,9 @@ def _utf8(name: str) -> str:
 def _inspect(image: bytes, verify: str) -> PackedImage:
     if verify == "none":
         return PackedImage(b"", "", 0, 0)
-    policy = ImagePolicy(
-        verify="full" if verify == "full" else "header",
-        encoding="keep",
-        quality=0,
-        short_side=None,
-        min_side=1,
-        pixel_limit=PIXEL_LIMIT,
-    )
+    checks: Literal["full", "header"] = "full" if verify == "full" else "header"
+    policy = ImagePolicy(checks, "keep", quality=0, short_side=None, min_side=1,
+                         pixel_limit=PIXEL_LIMIT)  # fmt: skip
     return inspect_image(image, policy)
 
 
