@@ -100,14 +100,7 @@ def _train(
         closing(CheckpointWriter(run, attempt)) as writer,
         closing(StopSignal(run, attempt, drained)) as signal,
     ):
-        stopping = Stopping(
-            steps=settings.steps,
-            run=run,
-            attempt=attempt,
-            world=world,
-            holdout=holdout,
-            signal=signal,
-        )
+        stopping = Stopping(settings.steps, run, attempt, world, holdout=holdout, signal=signal)
         stepper = Stepper(
             state, world, settings.step, optimizer=settings.optimizer, steps=settings.steps,
             loader=loader, writer=writer, clock=clock, trace=trace,
