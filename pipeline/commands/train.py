@@ -13,7 +13,7 @@ from pipeline.cluster.worker_group import train_on_ray
 from pipeline.commands.conclude import conclude, deliver, result_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import StorageError
+from pipeline.errors import DatasetError, StorageError
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.registry.named_models import load_named
@@ -99,6 +99,7 @@ def _pins(config: TrainConfig, run: Run) -> Pins:
     current = Dataset.open(config.data, None, places)
     pins = run.pins()
     if pins is None:
+        _check_size(current, config.global_batch_size)
         holdout = Dataset.open(config.holdout, None, places) if config.holdout else None
         return Pins(current.digest, holdout.digest if holdout else None)
     if pins.dataset != current.digest:
@@ -147,6 +148,20 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
         return RunEnd(end.ended, Settled(run_id, left))
 
 
+def _check_size(dataset: Dataset, global_batch_size: int) -> None:
+    """Before anything starts: an empty dataset is an error, one smaller than a batch is said."""
+    if not len(dataset):
+        raise DatasetError(
+            f"{dataset.url}: holds no samples that count. Pack images into it first."
+        )
+    if global_batch_size > len(dataset):
+        logger.warning(
+            "a batch of %d is larger than the dataset of %d images: each step is an epoch, and its "
+            "rest is padding, which is masked. Give a smaller --global-batch-size",
+            global_batch_size, len(dataset),
+        )  # fmt: skip
+
+
 def resolve(config: TrainConfig) -> TrainConfig:
     """The config with absolute URLs, and with the hold-out that lies beside the training data."""
     data = storage.absolute(config.data)
@@ -156,6 +171,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         beside = storage.join(parent, "holdout")
         # An empty one, as a small dataset may get, is none.
         there = storage.exists(storage.join(beside, "manifest.json"))
-        holdout = beside if there and len(Dataset.open(beside)) else None
+        holdout = beside if there and len(Dataset.open(beside, None, config.shards_below)) else None
     update = {"data": data, "holdout": holdout, "storage": storage.absolute(config.storage)}
     return config.model_copy(update=update)

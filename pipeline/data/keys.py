@@ -28,8 +28,9 @@ def path_of(key: str) -> str:
 
 
 def without_suffix(path: str) -> str:
-    """`a/b.c.jpg` as `a/b.c`."""
-    return path[: len(path) - len(PurePosixPath(path).suffix)]
+    """`a/b.c.jpg` as `a/b.c`; a name that only begins or ends with a dot has none."""
+    start, dot = path.rfind("/") + 1, path.rfind(".")
+    return path[:dot] if start < dot < len(path) - 1 else path
 
 
 def find_key(asked: str, keys: Collection[str]) -> str:

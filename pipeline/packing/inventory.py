@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _CACHE_KIB = 65_536
 _BATCH_ROWS = 10_000
 _FILE = [field.name for field in fields(SourceFile)]
 _ROW = [field.name for field in fields(LedgerRow)]
+_values_of = attrgetter(*_FILE)
 _WHOLE = {"size", "offset", "position", "width", "height", "met"}
 
 
@@ -129,10 +131,7 @@ class Inventory:
         marks = ",".join("?" * (4 + len(_FILE)))
         self._write(
             f"INSERT INTO listed VALUES ({marks})",  # noqa: S608  # marks alone
-            (
-                [file.order, file.key, root, file.label, *(getattr(file, n) for n in _FILE)]
-                for file in files
-            ),
+            ((file.order, file.key, root, file.label, *_values_of(file)) for file in files),
         )
 
     def settle(self) -> int:

@@ -6,9 +6,11 @@ index come from the one pass; the bytes are those of webdataset's own TarWriter 
 
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,8 @@ from pipeline.data.column_types import note_columns
 from pipeline.data.shard_index import ShardIndex
 
 BLOCK = tarfile.BLOCKSIZE
+_SYNC_BYTES = 32 * 2**20
+"""A shard of 256 MiB synced at its end alone cost a quarter of its packing (measured)."""
 SIDECARS = ("json", "cls", "txt")
 
 
@@ -51,8 +55,12 @@ class Sample:
 class ShardWriter:
     """Writes samples to a tar at `path`; after the `with` block: `sha256`, `bytes`, `index`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        """`durable`: what is written goes to the disk meanwhile, not all of it at the end."""
         self._file = path.open("wb")
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk") if durable else None
+        self._syncing: Future[None] | None = None
+        self._synced = 0
         self._hash = hashlib.sha256()
         self.rows: list[dict[str, Any]] = []
         self.columns: dict[str, str] = {}
@@ -79,6 +87,12 @@ class ShardWriter:
         self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)
+        if self._disk is not None and self.bytes - self._synced >= _SYNC_BYTES:
+            if self._syncing is not None:
+                self._syncing.result()
+            self._file.flush()
+            self._syncing = self._disk.submit(os.fdatasync, self._file.fileno())
+            self._synced = self.bytes
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +107,12 @@ class ShardWriter:
 
     def close(self) -> None:
         """Closes the file as it is; after a whole `with` block it is closed already."""
+        if self._disk is not None:
+            self._disk.shutdown(wait=True)
         self._file.close()
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()  # raises what the disk said
 
     @property
     def sha256(self) -> str:

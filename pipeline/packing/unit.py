@@ -253,7 +253,8 @@ class _SplitWriter:
         self._root = storage.join(job.output, split) if split else job.output
         self._name = f"{job.generation:03d}-{job.number:06d}"
         self._scratch = storage.scratch(storage.join(self._root, "shards", f"{self._name}.tar"))
-        self._writer = ShardWriter(self._scratch)
+        local = storage.local_path(self._root) is not None
+        self._writer = ShardWriter(self._scratch, durable=local)
 
     def __enter__(self) -> "_SplitWriter":
         return self

@@ -61,7 +61,7 @@ class SourceFile:
     @property
     def order(self) -> bytes:
         """Inputs are packed in the order of this hash: sorted names would sort the classes too."""
-        text = self.row_group or key_of(without_suffix(self.path)).removesuffix("%2E")
+        text = self.row_group or key_of(without_suffix(self.path))
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
     def read(self) -> bytes:

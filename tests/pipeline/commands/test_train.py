@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.train import run_training
+from jobs.demo import write_digits
+from pipeline.commands.train import _check_size, resolve, run_training
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError
@@ -102,3 +103,25 @@ def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
     assert "not finite, so no model is registered" in caplog.text
     client = mlflow_client(tracking_uri())
     assert list(client.search_registered_models()) == []
+
+
+def test_an_empty_hold_out_beside_the_data_is_none(tmp_path):
+    write_digits(tmp_path / "images", range(30))
+    result = pack(
+        PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), holdout=1e-9)
+    )
+    assert (result.holdout_samples, len(Dataset.open(result.holdout))) == (0, 0)
+    asked = config(Path(result.dataset), 1, holdout=None)
+    assert resolve(asked).holdout is None
+
+
+def test_an_empty_dataset_and_a_batch_larger_than_it_are_said_before_the_start(tmp_path, caplog):
+    write_digits(tmp_path / "images", range(30))
+    result = pack(
+        PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), holdout=1e-9)
+    )
+    with pytest.raises(DatasetError, match="holds no samples"):
+        run_training(config(Path(result.holdout), 1, holdout=None))
+    with caplog.at_level(logging.WARNING):
+        _check_size(Dataset.open(result.dataset), 64)
+    assert "a batch of 64 is larger than the dataset of 30 images" in caplog.text

@@ -56,3 +56,27 @@ def test_a_header_is_the_one_that_tarfile_makes(name, size):
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o444
     assert shard_module._header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8")
+
+
+def test_a_shard_that_goes_to_the_disk_meanwhile_is_the_same_and_a_disk_s_error_is_told(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shard_module, "_SYNC_BYTES", 1000)
+    samples = [Sample(str(n), "png", bytes([n]) * 700, 1, 1, {"n": n}) for n in range(9)]
+    for name, durable in (("plain", False), ("durable", True)):
+        with ShardWriter(tmp_path / name, durable=durable) as writer:
+            for sample in samples:
+                writer.write(sample)
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "durable").read_bytes()
+
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    def write_all() -> None:
+        with ShardWriter(tmp_path / "x", durable=True) as writer:
+            for sample in samples:
+                writer.write(sample)
+
+    monkeypatch.setattr("os.fdatasync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        write_all()
