@@ -48,7 +48,7 @@ def _keys(config: VerifyConfig) -> list[str]:
     from pipeline.data import Dataset
 
     assert config.dataset is not None, "the config demands one of both"
-    return list(Dataset.open(config.dataset).keys)
+    return list(Dataset.open(config.dataset, None, config.shards_below).keys)
 
 
 if __name__ == "__main__":
