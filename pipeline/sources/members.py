@@ -124,7 +124,10 @@ def tar_headers(
                     f"{where}: {stop - base:,} bytes follow its end mark, and are no tar ({error})."
                     " Cut them off, or copy it again."
                 ) from None
-            raise DatasetError(f"{where}: can't be read ({error}). Is it whole?") from None
+            raise DatasetError(
+                f"{where}: can't be read as a tar ({error}): it was cut short, or is none. Copy it "
+                "again."
+            ) from None
         file.seek(end)
         check_tar_end(file.read(max(min(2 * BLOCK, stop - end), 0)), end, where)
         following = _next_tar(file, base, end, stop)
