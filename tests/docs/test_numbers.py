@@ -9,6 +9,7 @@ from pipeline.evaluation.rows import MeasureOptions, measure
 from pipeline.packing.counts import Counts
 from pipeline.runs.goodput import STATES
 from pipeline.runs.result import TrainingResult
+from pipeline.training.step import StepReport
 from pipeline.vae import ElboTerms
 from tests.docs.blocks import ROOT
 from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images
@@ -33,7 +34,8 @@ def test_every_figure_of_an_evaluation_is_told():
 
 def test_every_figure_of_a_training_and_a_pack_is_told():
     assert {field.name for field in fields(TrainingResult)} - NO_FIGURES - TOLD == set()
-    assert {*STATES, *ElboTerms.COMPONENTS} - TOLD == set()
+    assert {*STATES, *ElboTerms.COMPONENTS, "objective", "beta"} - TOLD == set()
+    assert {"objective", "beta"} < {field.name for field in fields(StepReport)}
     assert {"seen", "packed", "duplicates", "rejected", "ignored"} - TOLD == set()
     assert {"seen", "packed", "duplicates", "ignored"} < {field.name for field in fields(Counts)}
 

@@ -69,3 +69,18 @@ def test_the_import_rules_know_every_room() -> None:
     known = {name for layer in layers for name in layer.split(" | ")}
     rooms = {f"pipeline.{path.parent.name}" for path in (ROOT / "pipeline").glob("*/__init__.py")}
     assert rooms - known == set()
+
+
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_pictures_are_small_and_each_is_shown_somewhere() -> None:
+    shown = {
+        (page.parent / target).resolve()
+        for page in DOCUMENTS
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    for picture in (ROOT / "docs/images").iterdir():
+        assert picture.stat().st_size < 150_000
+        assert picture in shown
