@@ -42,12 +42,14 @@ class PosteriorGap:
     """KL(q(z|x) || p(z|x)) >= `nats`, the mean over the first `images`, by the `method` that gave
     the highest bound, chance apart; `error` is one standard error over these images.
 
+    `elbo`: of these images, by the draws that the gap is measured to: ELBO + gap <= log p(x).
     `amortisation`: nats that q optimised for each image wins over the encoder's, and its error;
     `remaining`: what that q still lacks at least. They add up to `nats`; None where nothing was
     optimised. `bounds`: the gap that each method shows, all of them lower bounds.
     """
 
     images: int
+    elbo: float
     nats: float
     error: float
     method: Method
@@ -87,15 +89,17 @@ def affordable(vae: VAE, asked: int) -> int:
 
 @dataclass(frozen=True)
 class WeightRows:
-    """What K = `samples` importance weights of each image showed: `[N]` gaps, effective draws."""
+    """What K = `samples` importance weights of each image showed: `[N]` each."""
 
+    elbos: npt.NDArray[np.float64]
     gaps: npt.NDArray[np.float64]
     effective: npt.NDArray[np.float64]
     samples: int
 
     def first(self, count: int) -> "WeightRows":
         """Those of the first images."""
-        return WeightRows(self.gaps[:count], self.effective[:count], self.samples)
+        parts = (each[:count] for each in (self.elbos, self.gaps, self.effective))
+        return WeightRows(*parts, self.samples)
 
 
 def importance_gap(rows: WeightRows) -> PosteriorGap:
@@ -103,6 +107,7 @@ def importance_gap(rows: WeightRows) -> PosteriorGap:
     kept = torch.from_numpy(rows.gaps[np.isfinite(rows.gaps)])
     return PosteriorGap(
         images=len(kept),
+        elbo=float(rows.elbos[np.isfinite(rows.gaps)].mean()),
         nats=float(kept.mean()),
         error=_standard_error(kept),
         method="importance",
@@ -142,6 +147,7 @@ def bound_gap(
         effective = float(annealed.effective_samples.mean())
     return PosteriorGap(
         images=len(images),
+        elbo=float(weights.elbos.mean() if method == "importance" else found.encoder_elbo.mean()),
         nats=nats,
         error=_standard_error(gaps[method]),
         method=method,

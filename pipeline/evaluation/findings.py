@@ -118,22 +118,21 @@ def _gap(vae: VAE, measured: Measured, first: Tensor, options: FindingOptions) -
     `gap.elbo` and `gap.evidence` are of the gap's own images: ELBO + gap <= log p(x).
     """
     weights = WeightRows(
+        measured.column("mean_log_weight"),
         measured.column("iwae_gap"),
         measured.column("effective_samples"),
         options.importance_samples,
     )
     count = min(affordable(vae, options.bound_images), len(first))
-    found, images = importance_gap(weights), len(measured.positions)
+    found = importance_gap(weights)
     if count:
-        images = count
         slots = measured.positions[:count].tolist()
         found = bound_gap(vae, first[:count], slots, weights.first(count), options.seed)
-    elbo, _ = mean_and_error(measured.column("elbo")[:images])
     bracket = None
     if options.bound_images:
         drawn = affordable(vae, options.bound_images)
         bracket = asdict(bracket_evidence(vae, drawn, options.seed))
-    told = {"how": METHODS[found.method], "elbo": elbo, "evidence": elbo + found.nats}
+    told = {"how": METHODS[found.method], "evidence": found.elbo + found.nats}
     return {"posterior_gap": found.nats, "gap": asdict(found) | told, "bracket": bracket}
 
 

@@ -54,7 +54,8 @@ def test_the_bound_reaches_the_quadratures_log_evidence(model):
 def gap_of(vae: VAE, pixels: torch.Tensor) -> PosteriorGap:
     estimate = importance_estimate(vae, pixels, 64, 0)
     gaps = (estimate.bound - estimate.mean_log_weight).numpy()
-    weights = WeightRows(gaps, estimate.effective_samples.numpy(), 64)
+    elbos = estimate.mean_log_weight.numpy()
+    weights = WeightRows(elbos, gaps, estimate.effective_samples.numpy(), 64)
     return bound_gap(vae, pixels, range(len(pixels)), weights, 0)
 
 
