@@ -98,8 +98,8 @@ class WeightRows:
 
     def first(self, count: int) -> "WeightRows":
         """Those of the first images."""
-        parts = (each[:count] for each in (self.elbos, self.gaps, self.effective))
-        return WeightRows(*parts, self.samples)
+        elbos, gaps, effective = self.elbos[:count], self.gaps[:count], self.effective[:count]
+        return WeightRows(elbos, gaps, effective, self.samples)
 
 
 def importance_gap(rows: WeightRows) -> PosteriorGap:
