@@ -62,8 +62,9 @@ def run_job(
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "run the same command again to go on."
+        print(f"Interrupted: {said}", file=sys.stderr)
         sys.exit(130)
     _print(outcome, output)
     sys.exit(outcome.exit_code)

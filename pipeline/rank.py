@@ -87,4 +87,6 @@ def _run_claimed(
         else:
             reporter.validation(report)
     assert ended is not None, "the loop's last report is always `Ended`"
+    if world.rank == 0 and ended.reason in ("stopped", "drained"):
+        logger.info("saved at step %d" if ended.step else "step %d: nothing saved yet", ended.step)
     return RankEnd(ended, reporter.settle() if reporter else Unsettled((), begun))

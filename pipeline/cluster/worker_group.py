@@ -3,12 +3,15 @@
 import logging
 import os
 import tempfile
+import threading
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.cluster.node_drain import node_is_drained
@@ -32,6 +35,8 @@ from pipeline.tracking.recorder import (
 from pipeline.training.world import current_world
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> Rank
         ),
     )
     try:
-        end: RankEnd | FatalError = trainer.fit().return_value
+        end: RankEnd | FatalError = _in_a_thread(trainer.fit).return_value
     except ControllerError:
         raise
     except TrainingFailedError as error:
@@ -189,6 +194,25 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> Rank
     if isinstance(end, FatalError):
         raise RunError(end.message)
     return end
+
+
+def _in_a_thread(function: Callable[[], Result]) -> Result:
+    """Calls it in a thread of its own.
+
+    In the main one Ray's `fit` puts its own handler of Ctrl-C in place of ours, which aborts the
+    workers without a checkpoint.
+    """
+    done: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            done.set_exception(error)
+
+    # A daemon: a second Ctrl-C ends this process without it.
+    threading.Thread(target=call, name="fit", daemon=True).start()
+    return done.result()
 
 
 def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None:

@@ -63,7 +63,7 @@ def result_of(run: Run, end: RunEnd) -> TrainingResult:
         bad_samples=ended.bad_images,
         converged=ended.converged,
         run_seconds=dict(ended.run_seconds.items()),
-        elbo=plain_json(terms["elbo"]),
+        elbo=plain_json(terms.get("elbo")),
         chosen_step=ended.chosen.step if ended.chosen else ended.step,
         holdout_before=plain_json(before.terms) if before else None,
         holdout_after=plain_json(ended.chosen.terms) if ended.chosen else None,

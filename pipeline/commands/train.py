@@ -2,18 +2,14 @@
 
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from pipeline import storage
 from pipeline.cluster.worker_group import train_on_ray
 from pipeline.commands.conclude import conclude, deliver, result_of
+from pipeline.commands.interruption import ended_by_signals, saved_at
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import DatasetError, StorageError
+from pipeline.errors import DatasetError
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.registry.named_models import load_named
@@ -60,37 +56,15 @@ def run_training(config: TrainConfig) -> TrainingResult:
     # Before an older start is told to stop; and a recorder that is an actor would only die of it.
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     attempt = run.claim()
-    with _stopped_by_sigterm(run):
+    with ended_by_signals(run, attempt) as interruption:
         end = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
-    return deliver(config, run, conclude(run, attempt, end))
-
-
-@contextmanager
-def _stopped_by_sigterm(run: Run) -> Iterator[None]:
-    """While the block runs, SIGTERM (a pod that is deleted, torchrun's end) stops the run.
-
-    It leaves the same `STOP` that anybody may: the loop ends with a checkpoint, so no step is lost.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread may handle signals.
-        return
-
-    def leave_stop() -> None:
-        try:
-            storage.publish(run.path("STOP"), b"SIGTERM\n")
-        except StorageError as error:
-            logger.warning("SIGTERM: the run can't be told to stop: %s", error)
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        logger.warning("SIGTERM: the run stops after a last checkpoint")
-        # A thread: this may interrupt the main one in the middle of a call into storage.
-        threading.Thread(target=leave_stop, name="sigterm").start()
-
-    before = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    result = conclude(run, attempt, end)
+    if result.reason == "stopped":
+        # To whoever pressed Ctrl-C the run is over, and so is what would have come after it.
+        if interruption.by_keyboard:
+            raise KeyboardInterrupt(saved_at(run))
+        logger.warning("stopped: %s", saved_at(run))
+    return deliver(config, run, result)
 
 
 def _pins(config: TrainConfig, run: Run) -> Pins:
@@ -125,10 +99,14 @@ def _keep_init(config: TrainConfig, run: Run) -> None:
 
 def _follow(config: TrainConfig, run: Run) -> TrainingResult:
     """Any rank of torchrun's but the first, which alone claims, tracks and registers."""
-    with process_group(config.stall_seconds), _stopped_by_sigterm(run):
+    # Its claim is not known yet; a signal before that is told to the run as well.
+    with ended_by_signals(run, Attempt(0)) as interruption, process_group(config.stall_seconds):
         world = current_world()
         end = run_rank(config, Attempt(world.broadcast(0)), world, None)
-        return result_of(run, RunEnd(end.ended, Settled(None, ())))
+    result = result_of(run, RunEnd(end.ended, Settled(None, ())))
+    if result.reason == "stopped" and interruption.by_keyboard:
+        raise KeyboardInterrupt(saved_at(run))
+    return result
 
 
 def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:

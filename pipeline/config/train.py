@@ -103,7 +103,12 @@ class TrainConfig(PreprocessConfig, RunsConfig):
         description="If something of this run is lost or damaged, remove the rest and begin at "
         "step 0; a whole run goes on.",
     )
-    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints.")
+    checkpoint_every: int = Field(
+        500,
+        gt=0,
+        description="Steps between checkpoints; one is also left after "
+        "the first minute, every 10 minutes, and when the run is stopped.",
+    )
     holdout: Url | None = Field(
         None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
-from pipeline.runs.checkpoint import Checkpoint, CheckpointWriter
+from pipeline.runs.checkpoint import Cadence, Checkpoint, CheckpointWriter
 from pipeline.runs.facts import RunFacts
 from pipeline.runs.goodput import State, WallClock
 from pipeline.runs.history import Validation
@@ -107,6 +107,8 @@ def _train(
         )  # fmt: skip
         if holdout.is_due(0, last=False):
             yield holdout.look(state)
+        # Only rank 0 writes: the clocks of ranks need not agree.
+        cadence = Cadence(settings.checkpoint_every)
         reason = stopping.at_start(state.step)
         while reason is None:
             made = stepper.make(stop=stopping.is_wished)
@@ -116,7 +118,7 @@ def _train(
             if holdout.is_due(state.step, last=state.step == settings.steps):
                 yield holdout.look(state)
             reason = stopping.after(made.report)
-            is_due = reason is not None or state.step % settings.checkpoint_every == 0
+            is_due = cadence.is_due(state.step) or reason is not None
             if is_due and reason != "superseded":
                 clock.enter("checkpoint")
                 incidents.publish()

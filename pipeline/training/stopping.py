@@ -34,7 +34,10 @@ class Stopping:
 
     def at_start(self, step: int) -> Reason | None:
         """Why no step is to be made after `step` ones of earlier starts; None: there are more."""
-        return "done" if self._is_complete(step) else None
+        if self._is_complete(step):
+            return "done"
+        # Workers may take minutes to get here: whoever said stop meanwhile waits for no step.
+        return self._asked() if self.world.broadcast(int(self.is_wished)) else None
 
     def after(self, report: StepReport) -> Reason | None:
         """Why that step was the last one of this start; None: the run goes on."""
