@@ -1,5 +1,6 @@
 """Train a VAE on a packed dataset; run again, it continues."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from pipeline.config import TrainConfig
 
 if TYPE_CHECKING:
     from pipeline.commands.sweep import SweepRow
+    from pipeline.runs.result import TrainingResult
 
 
 def main(config: TrainConfig) -> Outcome:
@@ -32,7 +34,41 @@ def main(config: TrainConfig) -> Outcome:
         return Outcome(swept.to_json(), summary=_table(swept.rows))
     from pipeline.commands.train import run_training
 
-    return Outcome(run_training(config).to_json())
+    result = run_training(config)
+    return Outcome(result.to_json(), summary=_lines(config, result))
+
+
+def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
+    """What came out, where it lies, and what to do next."""
+    if result.reason != "done":
+        return [f"{config.run}: {result.reason} at step {result.steps} of {config.steps:,}"]
+    lines = [f"{config.run}: {result.steps:,} steps of {result.samples:,} images", *_elbo(result)]
+    if result.model is None:
+        return [*lines, f"no model was registered; its run lies in {result.run}"]
+    storage = "" if config.storage == "./runs" else f" --storage {shlex.quote(config.storage)}"
+    return [
+        *lines,
+        f"model: {result.model} (version {result.model_version}), the same in {result.bundle}",
+        f"pictures: with MLflow's run {result.run_id} in experiment {config.tracking.experiment}",
+        f"What its numbers mean: vae explain --run {config.run}{storage}",
+        f"Latents: vae encode --model {result.model} --data {shlex.quote(config.data)} "
+        "--output runs/latents",
+    ]
+
+
+def _elbo(result: "TrainingResult") -> list[str]:
+    before = (result.holdout_before or {}).get("elbo")
+    after = (result.holdout_after or {}).get("elbo")
+    if after is None or before is None:
+        where = "of the last batch that was trained on: nothing is held out"
+        return [] if result.elbo is None else [f"ELBO {result.elbo:,.2f} nats per image, {where}"]
+    lines = [f"held-out ELBO {after:,.2f} nats per image; untrained it was {before:,.2f}"]
+    if result.chosen_step < result.steps:
+        lines.append(
+            f"the model is that of step {result.chosen_step:,}: no later look at the hold-out was "
+            "better. More images, --flip or --patience help against it"
+        )
+    return lines
 
 
 def _table(rows: Sequence["SweepRow"]) -> list[str]:

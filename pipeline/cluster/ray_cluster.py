@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline import storage
+from pipeline.errors import ClusterError
 from pipeline.progress import phase
 
 # Ray reads these when it is imported; what a user has set wins.
@@ -37,7 +38,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         yield
         return
     if remote:
-        with phase(f"joining the Ray cluster at {os.environ['RAY_ADDRESS']}"):
+        address = os.environ["RAY_ADDRESS"]
+        with phase(f"joining the Ray cluster at {address}"), _told_as_ours(address):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
@@ -47,7 +49,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     # A short path: the sockets inside may not exceed 107 characters.
     with storage.temporary_folder("vae-ray-") as folder:
         try:
-            with phase("starting Ray on this machine"):
+            with phase("starting Ray on this machine"), _told_as_ours(None):
                 ray.init(
                     address="local",
                     num_cpus=max(cpus, os.cpu_count() or 1),
@@ -60,6 +62,35 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _told_as_ours(address: str | None) -> Iterator[None]:
+    """Turns what Ray raises while it starts (None) or is joined into one `ClusterError`."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS {address}: the Ray cluster there refused this process's token: "
+            f"{_first_line(error)} Give it in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH."
+        ) from error
+    except Exception as error:  # Ray raises that very class where its own start takes over 30 s.
+        if address is None:
+            raise ClusterError(
+                f"Ray did not start on this machine: {_first_line(error)} On one that is busy or "
+                "short of memory it may with less beside it: run the same command again."
+            ) from error
+        raise ClusterError(
+            f"RAY_ADDRESS {address}: no Ray cluster could be joined there: {_first_line(error)} "
+            "Start one, correct RAY_ADDRESS, or unset it: Ray then starts on this machine."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if line.endswith(".") else f"{line}."
 
 
 def _own_token() -> dict[str, str]:

@@ -17,6 +17,8 @@ from pipeline import storage
 from pipeline.cluster.node_drain import node_is_drained
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.cluster.recorder_actor import ActorRecorder, actor_deaths
+from pipeline.cluster.room import Wait
+from pipeline.cluster.worker_warnings import warnings_told
 from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError, RunError
 from pipeline.rank import RankEnd, RunEnd, run_rank
@@ -82,7 +84,13 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
 
         with (
             failing(finish),
-            live_view(run, config.run, config.steps, lambda: _ask(recorder.latest)),
+            live_view(
+                run,
+                config.run,
+                config.steps,
+                lambda: _ask(recorder.latest),
+                waits_for=Wait(run, attempt, config.min_workers, _each(config)).note,
+            ),
             registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
         ):
             end = _until_ended(config, run, attempt, name)
@@ -151,7 +159,6 @@ def _free_reservations() -> None:
 
 def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> RankEnd:
     """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
-    import ray
     from ray.train import (
         ControllerError,
         FailureConfig,
@@ -161,7 +168,7 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> Rank
     )
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= config.min_workers
+    use_gpu = _uses_gpu(config)
     fewest, most = config.min_workers, config.max_workers
     trainer = TorchTrainer(
         _ray_worker,
@@ -215,6 +222,19 @@ def _in_a_thread(function: Callable[[], Result]) -> Result:
     return done.result()
 
 
+def _uses_gpu(config: TrainConfig) -> bool:
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) >= config.min_workers)
+
+
+def _each(config: TrainConfig) -> dict[str, float]:
+    """What Ray keeps for one worker, its own defaults too."""
+    use_gpu = _uses_gpu(config)
+    default = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
+    return _resources(config, use_gpu=use_gpu) or default
+
+
 def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None:
     """What Ray keeps for each worker; it also sets OMP_NUM_THREADS by it, unless a user has."""
     import ray
@@ -239,13 +259,14 @@ def _ray_worker(loop: dict[str, Any]) -> RankEnd | FatalError:
     if fatal:
         return FatalError(fatal)
     try:
-        return run_rank(
-            config,
-            Attempt(loop["attempt"]),
-            world,
-            ActorRecorder(recorder) if world.rank == 0 else None,
-            node_is_drained,
-        )
+        with warnings_told(recorder, world.rank):
+            return run_rank(
+                config,
+                Attempt(loop["attempt"]),
+                world,
+                ActorRecorder(recorder) if world.rank == 0 else None,
+                node_is_drained,
+            )
     except PipelineError as error:
         ray.get(recorder.set_fatal_error.remote(str(error)))
         raise

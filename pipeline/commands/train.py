@@ -2,17 +2,19 @@
 
 import logging
 import os
+from datetime import UTC, datetime
 
 from pipeline import storage
 from pipeline.cluster.worker_group import train_on_ray
 from pipeline.commands.conclude import conclude, deliver, result_of
 from pipeline.commands.interruption import ended_by_signals, saved_at
+from pipeline.commands.train_checks import refuse_what_cannot_train
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import DatasetError
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
-from pipeline.registry.named_models import load_named
+from pipeline.runs.checkpoint import newest_step
+from pipeline.runs.goodput import furthest_step
 from pipeline.runs.lost import refuse_lost_work
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Attempt, Pins, Run
@@ -35,27 +37,28 @@ logger = logging.getLogger(__name__)
 def run_training(config: TrainConfig) -> TrainingResult:
     """Trains to the last step and registers the model.
 
-    Starting the same run again continues it, or says that it is finished.
+    Starting the same run again continues it, or says that it is finished. What can't be trained is
+    refused before the run's name is taken.
     """
     config = resolve(config)
     run = Run.at(config)
-    if int(os.environ.get("RANK", "0")) == 0:
+    is_first = bool(config.max_workers) or int(os.environ.get("RANK", "0")) == 0
+    if is_first:
         refuse_lost_work(config, run)
-    run.open(config, _pins(config, run))
+        _open(config, run)
     finished = run.result()
     done = finished is not None and (
         finished.steps >= config.steps or (finished.converged and config.patience is not None)
     )
-    if not config.max_workers and int(os.environ.get("RANK", "0")) > 0:
+    if not is_first:
         return finished if done and finished else _follow(config, run)
     if done and finished:
         logger.info("run %s is finished at step %d", run.url, finished.steps)
         return deliver(config, run, finished)
-    if config.init is not None:
-        _keep_init(config, run)
     # Before an older start is told to stop; and a recorder that is an actor would only die of it.
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     attempt = run.claim()
+    _tell_continued(run)
     with ended_by_signals(run, attempt) as interruption:
         end = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
     result = conclude(run, attempt, end)
@@ -67,15 +70,47 @@ def run_training(config: TrainConfig) -> TrainingResult:
     return deliver(config, run, result)
 
 
+def _open(config: TrainConfig, run: Run) -> None:
+    """Takes the run's name, or finds that it is this run's: a name is taken by its first step."""
+    if newest_step(run) or furthest_step(run) or run.result():
+        run.open(config, _pins(config, run))
+        return
+    pins = _current_pins(config)
+    start = refuse_what_cannot_train(config, pins)
+    differences = run.differences(config, pins)
+    if differences:
+        logger.warning(
+            "run %s was tried with another configuration and made no step; it begins with this "
+            "one:\n  %s", run.url, "\n  ".join(differences),
+        )  # fmt: skip
+        run.begin_anew()
+    run.open(config, pins)
+    if start is not None:
+        # Copied into the run, where every worker finds it and nothing moves it.
+        save_bundle(start, run.path("init"), start.metadata)
+
+
+def _tell_continued(run: Run) -> None:
+    """Which step a start goes on from, and what was made beyond it by those before and is lost."""
+    step, furthest = newest_step(run), furthest_step(run)
+    if not furthest:
+        return
+    began = run.claimed_at(Attempt(1))
+    when = f"started {datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC; " if began else ""
+    lost = max(0, furthest - step)
+    logger.info(
+        "continues run %s from step %d (%s%s)", run.url, step, when,
+        f"lost {lost} steps, which are made again" if lost else "lost no step",
+    )  # fmt: skip
+
+
 def _pins(config: TrainConfig, run: Run) -> Pins:
     """The generations that the run began with, or, for a new one, the current ones."""
-    places = config.shards_below
-    current = Dataset.open(config.data, None, places)
     pins = run.pins()
     if pins is None:
-        _check_size(current, config.global_batch_size)
-        holdout = Dataset.open(config.holdout, None, places) if config.holdout else None
-        return Pins(current.digest, holdout.digest if holdout else None)
+        return _current_pins(config)
+    places = config.shards_below
+    current = Dataset.open(config.data, None, places)
     if pins.dataset != current.digest:
         kept = Dataset.open(config.data, pins.dataset, places)
         logger.info(
@@ -89,12 +124,10 @@ def _pins(config: TrainConfig, run: Run) -> Pins:
     return pins
 
 
-def _keep_init(config: TrainConfig, run: Run) -> None:
-    """Copies what --init names into the run, where every worker finds it and nothing moves it."""
-    if not storage.exists(run.path("init", "bundle.json")):
-        own = config.model.own_classes
-        vae, _ = load_named(str(config.init), config.storage, own)
-        save_bundle(vae, run.path("init"), vae.metadata)
+def _current_pins(config: TrainConfig) -> Pins:
+    places = config.shards_below
+    holdout = Dataset.open(config.holdout, None, places) if config.holdout else None
+    return Pins(Dataset.open(config.data, None, places).digest, holdout.digest if holdout else None)
 
 
 def _follow(config: TrainConfig, run: Run) -> TrainingResult:
@@ -124,20 +157,6 @@ def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
         left = recorder.settle(end.unsettled.points, end.unsettled.report, FLUSH_SECONDS)
         run_id = recorder.finish(mlflow_status(end.ended.reason))
         return RunEnd(end.ended, Settled(run_id, left))
-
-
-def _check_size(dataset: Dataset, global_batch_size: int) -> None:
-    """Before anything starts: an empty dataset is an error, one smaller than a batch is said."""
-    if not len(dataset):
-        raise DatasetError(
-            f"{dataset.url}: holds no samples that count. Pack images into it first."
-        )
-    if global_batch_size > len(dataset):
-        logger.warning(
-            "a batch of %d is larger than the dataset of %d images: each step is an epoch, and its "
-            "rest is padding, which is masked. Give a smaller --global-batch-size",
-            global_batch_size, len(dataset),
-        )  # fmt: skip
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

@@ -1,9 +1,17 @@
 """Groups of knobs that several jobs share: preprocessing, model, objective, optimiser, tracking."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.masking import secret_in
 
@@ -314,7 +322,22 @@ class LoaderConfig(Section):
     )
 
 
-ModelAlias = Annotated[str, Field(pattern=r"^[^@/:\s]+(@[^@/:\s]+)?$")]
+def _registrable(text: str) -> str:
+    """MLflow refuses other names and aliases, but only when training is over."""
+    name, at, alias = text.partition("@")
+    if name in (".", "..") or (at and not re.fullmatch(r"[\w-]{1,255}", alias)):
+        raise ValueError(
+            "an alias holds letters, digits, _ and - alone, and a name is not . or .., as MLflow "
+            "wants it"
+        )
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise ValueError(f"MLflow keeps the alias {alias} for itself; give another one")
+    return text
+
+
+ModelAlias = Annotated[
+    str, Field(pattern=r"^[^@/:\s]+(@[^@/:\s]+)?$"), AfterValidator(_registrable)
+]
 """A name in MLflow's model registry, and an alias that is to move: NAME or NAME@ALIAS."""
 
 

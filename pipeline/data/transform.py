@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config.import_path import find_named
+from pipeline.config.import_path import find_named, told
 from pipeline.errors import ConfigError, DatasetError
 
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -41,11 +41,28 @@ def load_transform(path: str) -> Transform:
 
 
 def apply_transform(transform: Transform, path: str, images: Tensor, seeds: list[int]) -> None:
-    """Replaces `images` in place; raises `DatasetError` for another shape or type."""
-    result = transform(images, torch.tensor(seeds, dtype=torch.int64))
+    """Replaces `images` in place; raises `DatasetError` where it fails, or for another shape."""
+    try:
+        result = transform(images, torch.tensor(seeds, dtype=torch.int64))
+    except Exception as error:
+        raise DatasetError(
+            f"transform {path}: failed with {told(error)} It is called as transform(images, seeds) "
+            f"with uint8 {tuple(images.shape)} and int64 [{len(seeds)}], and gives images alike."
+        ) from error
+    if not isinstance(result, Tensor):
+        raise DatasetError(f"transform {path}: gave no tensor, but {type(result).__name__}.")
     if result.shape != images.shape or result.dtype != torch.uint8:
         raise DatasetError(
             f"transform {path}: gave {result.dtype} {tuple(result.shape)} for uint8 "
             f"{tuple(images.shape)}; it must give uint8 of the same shape."
         )
     images.copy_(result)
+
+
+def try_transform(path: str, shape: tuple[int, int, int]) -> None:
+    """Calls it on two black images [C, S, S]; raises `ConfigError` if it can't be trained with."""
+    images = torch.zeros((2, *shape), dtype=torch.uint8)
+    try:
+        apply_transform(load_transform(path), path, images, [0, 1])
+    except DatasetError as error:
+        raise ConfigError(str(error)) from error

@@ -150,6 +150,12 @@ class WallClock:
         return False
 
 
+def furthest_step(run: Run) -> int:
+    """The furthest step that any start has begun, by its tally: 0 where none has made one."""
+    tally = _newest(run, Attempt(10**9))
+    return tally.step if tally else 0
+
+
 def _newest(run: Run, attempt: Attempt) -> Tally | None:
     """The last whole tally of the claims before `attempt`.
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrainConfig
-from pipeline.errors import ObjectNotFoundError, RunError
+from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
@@ -106,7 +106,7 @@ class Run:
         return RUN.typed(_Stored, storage.read_document(RUN, url), url).config
 
     def begin_anew(self) -> None:
-        """Removes what is left of a run of which something is lost; its claims stay."""
+        """Removes what is left of a run that lost something or made no step; its claims stay."""
         for name in (*_TRACES, "run.json", "points.json", "init"):
             for url in self._below(name):
                 storage.delete(url)
@@ -134,25 +134,29 @@ class Run:
     def open(self, config: TrainConfig, pins: Pins) -> None:
         """Creates the run, or checks that `config` continues the one that is there.
 
-        Raises `RunError` listing each difference that is not allowed.
+        Raises `ConfigError` listing each difference that is not allowed.
         """
-        identity = {
-            "dataset_digest": pins.dataset,
-            "holdout_digest": pins.holdout,
-            "config": config.model_dump(mode="json"),
-        }
-        url = self.path("run.json")
-        if storage.create_if_absent(url, RUN.encode(identity)):
+        if storage.create_if_absent(self.path("run.json"), RUN.encode(_identity(config, pins))):
             return
-        found = vars(RUN.typed(_Stored, storage.read_document(RUN, url), url))
-        differences = _differences(found, identity)
+        differences = self.differences(config, pins)
         if differences:
-            raise RunError(
+            raise ConfigError(
                 f"{self.url}: this run was started with another configuration:\n  "
                 + "\n  ".join(differences)
                 + f"\nOnly {', '.join(sorted(CHANGEABLE))} may change on continuing. "
                 "Give the old values, or another --run name."
             )
+
+    def differences(self, config: TrainConfig, pins: Pins) -> list[str]:
+        """What keeps `config` from continuing the run that is there; nothing where there is none.
+
+        Raises `RunError` where what is there is no run of this program.
+        """
+        found = _read_or_none(RUN, self.path("run.json"))
+        if found is None:
+            return []
+        stored = RUN.typed(_Stored, found, self.path("run.json"))
+        return _differences(vars(stored), _identity(config, pins))
 
     def claim(self) -> Attempt:
         """Takes the run over from any earlier start, which stops when it notices.
@@ -278,6 +282,14 @@ def _read_or_none(kind: storage.DocumentKind, url: str) -> dict[str, Any] | None
         return storage.read_document(kind, url)
     except ObjectNotFoundError:
         return None
+
+
+def _identity(config: TrainConfig, pins: Pins) -> dict[str, Any]:
+    return {
+        "dataset_digest": pins.dataset,
+        "holdout_digest": pins.holdout,
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

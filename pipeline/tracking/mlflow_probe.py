@@ -4,8 +4,9 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.masking import masked
-from pipeline.tracking.mlflow_client import artifact_location, mlflow_client
+from pipeline.tracking.mlflow_client import artifact_location, mlflow_client, tracking_uri
 
 
 def probe_mlflow(uri: str) -> str | None:
@@ -36,3 +37,28 @@ def probe_mlflow(uri: str) -> str | None:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return masked(first)[:300]
     return None if same else "an artifact came back with other bytes than were sent"
+
+
+def deleted_experiment(name: str) -> list[str]:
+    """Why MLflow takes no run into experiment `name`, if it is one that somebody deleted.
+
+    Empty where all is well, and where MLflow does not answer.
+    """
+    uri = tracking_uri()
+    try:
+        client = mlflow_client(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = client.get_experiment_by_name(name)
+        except MlflowException:
+            return []
+    except OSError:
+        return []
+    if found is None or found.lifecycle_stage != "deleted":
+        return []
+    return [
+        f"--tracking.experiment {name}: is deleted in MLflow at {storage.shown(uri)}, which takes "
+        f"no run into it. Restore it with `mlflow experiments restore --experiment-id "
+        f"{found.experiment_id}`, or give another --tracking.experiment."
+    ]

@@ -43,30 +43,36 @@ def numbers_of(report: MetricsReport) -> str:
 
 @contextmanager
 def live_view(
-    run: Run, name: str, steps: int, latest: Callable[[], Latest | None]
+    run: Run,
+    name: str,
+    steps: int,
+    latest: Callable[[], Latest | None],
+    *,
+    waits_for: Callable[[], str | None] = lambda: None,
 ) -> Iterator[None]:
-    """Shows a run's newest report on stderr while the block runs.
+    """Shows a run's newest report on stderr while the block runs, and its workers' warnings.
 
-    `latest` gives it, or None while whoever knows can't answer.
+    `latest` gives it, or None while whoever knows can't answer; `waits_for` names what is waited
+    for at the moment, if anything.
     """
     ended = threading.Event()
-    begun = newest_step(run)
+    begun, pins = newest_step(run), run.pins()
+    first = _before_the_next_step(begun, is_held_out=pins is not None and bool(pins.holdout))
 
     def show() -> None:
-        problem, shown, over = None, begun, False
+        told, shown, over = _Told(), begun, False
         with Progress(name, steps, "steps", done=begun) as progress:
             while not over:
                 over = ended.wait(_SECONDS)
-                now = latest()
-                if now is None:
-                    continue
+                waited, now = waits_for(), latest()
+                report = MetricsReport() if now is None else now.report
                 # A recorder that has just been made knows no step yet.
-                step = shown if now.report.step is None else now.report.step
-                progress.advance(step - shown, numbers_of(now.report))
+                step = shown if report.step is None else report.step
+                note = waited or numbers_of(report) or first
+                progress.advance(step - shown, None if now is None and not waited else note)
                 shown = step
-                if now.problem != problem:
-                    problem = now.problem
-                    logger.warning("%s", problem or "MLflow can be reached again.")
+                if now is not None:
+                    told.tell(now)
 
     thread = threading.Thread(target=show, name="progress", daemon=True)
     thread.start()
@@ -75,3 +81,28 @@ def live_view(
     finally:
         ended.set()
         thread.join(timeout=10)
+
+
+class _Told:
+    """What of a run's troubles a terminal has been told."""
+
+    def __init__(self) -> None:
+        self._problem: str | None = None
+        self._warnings = 0
+
+    def tell(self, now: Latest) -> None:
+        """The rest."""
+        if now.problem != self._problem:
+            self._problem = now.problem
+            logger.warning("%s", now.problem or "MLflow can be reached again.")
+        for warning in now.warnings[self._warnings :]:
+            logger.warning("%s", warning)
+        # A recorder that took over from a dead one knows of none.
+        self._warnings = len(now.warnings)
+
+
+def _before_the_next_step(begun: int, *, is_held_out: bool) -> str:
+    if begun:
+        return f"reads the checkpoint of step {begun}, then makes the next step"
+    before = "measures the untrained model on the hold-out, then " if is_held_out else ""
+    return f"{before}makes the first step"

@@ -29,6 +29,9 @@ from pipeline.tracking.version import version
 SEND_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 
+_MOST_WARNINGS = 200
+"""Of the workers', that a terminal is told of; all of them stand in RUN/logs."""
+
 
 @dataclass(frozen=True)
 class Delivered:
@@ -44,10 +47,14 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Latest:
-    """The newest report of a run, and the problem that there is with MLflow, if any."""
+    """The newest report of a run, and the problem that there is with MLflow, if any.
+
+    `warnings`: those of the workers so far, in order, for whoever can't read their stderr.
+    """
 
     report: MetricsReport
     problem: str | None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class RunRecorder:
         self._report = MetricsReport()
         self._problem: str | None = None
         self._fatal_error: str | None = None
+        self._warnings: dict[str, str] = {}
         self.metrics = Endpoint(TRAINING, "run", name, version())
         self._address = self.metrics.serve(tracking.metrics_host, tracking.metrics_port)
         self._discovery = storage.join(run_url, "metrics.json")
@@ -126,7 +134,12 @@ class RunRecorder:
 
     def latest(self) -> Latest:
         """What is known now, for the live view."""
-        return Latest(self._report, self._problem)
+        return Latest(self._report, self._problem, tuple(self._warnings.values()))
+
+    def warn(self, rank: int, message: str) -> None:
+        """Takes a worker's warning; the same one of other ranks is the same warning."""
+        if message not in self._warnings and len(self._warnings) < _MOST_WARNINGS:
+            self._warnings[message] = f"rank {rank}: {message}"
 
     def set_fatal_error(self, message: str) -> None:
         """Remembers an error that restarting the workers can't mend."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.import_path import find_named
+from pipeline.config.import_path import find_named, told
 from pipeline.errors import ModelError
 from pipeline.vae.posterior import num_moments
 
@@ -59,14 +59,30 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
     It needs `latent_shape`, `encode` and `decode` as `Network` says, and may be any `nn.Module`.
     """
     assert model.custom is not None
-    network: Any = _class(model.custom)(shape, model)
+    made_by = _class(model.custom)
+    try:
+        network: Any = made_by(shape, model)
+    except Exception as error:
+        raise ModelError(
+            f"custom {model.custom}: can't be built: {told(error)} It is called as "
+            f"{made_by.__name__}(shape, model), with a NetworkShape and the ModelConfig."
+        ) from error
     for name in ("latent_shape", "encode", "decode"):
         if not hasattr(network, name):
             raise ModelError(
                 f"custom {model.custom}: has no {name}. A network needs latent_shape (Z, h, w), "
                 "encode(images) and decode(latents), as pipeline.vae.networks.Network says."
             )
-    _try(model.custom, network, shape)
+    try:
+        _try(model.custom, network, shape)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"custom {model.custom}: failed on two black images: {told(error)} encode gets "
+            f"[B, {shape.channels}, {shape.image_size}, {shape.image_size}], decode "
+            "[B, *latent_shape]; latent_shape is (Z, h, w)."
+        ) from error
     made: Network = network
     return made
 

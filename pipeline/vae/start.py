@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.vae.bundle import put_weights
+from pipeline.vae.bundle import check_weights
 from pipeline.vae.vae import VAE
 
 Part = Literal["encoder", "decoder"]
@@ -17,15 +17,34 @@ def start_from(vae: VAE, source: VAE, name: str) -> None:
     The likelihood's own weights come along where both have the same likelihood. Raises
     `ModelError` naming what does not fit.
     """
-    own = vae.state_dict()
+    check_start(vae, source, name)
+    vae.load_state_dict(_weights_for(vae, source))
+
+
+def check_start(vae: VAE, source: VAE, name: str) -> None:
+    """Raises `ModelError` unless `source` fits `vae`, which may lie on no device."""
+    try:
+        check_weights(vae, _weights_for(vae, source), name)
+    except ModelError as error:
+        if vae.image_shape == source.image_shape:
+            raise
+        made, wanted = ("x".join(map(str, v.image_shape)) for v in (source, vae))
+        raise ModelError(
+            f"{name}: was made for images of {made} (channels, height, width), this model is of "
+            f"{wanted}, and their weights differ in shape. Give --image-size "
+            f"{source.image_shape[-1]} --channels {source.image_shape[0]}."
+        ) from error
+
+
+def _weights_for(vae: VAE, source: VAE) -> dict[str, torch.Tensor]:
     alike = vae.model_config.likelihood == source.model_config.likelihood
     weights = {
         key: value
         for key, value in source.state_dict().items()
         if alike or not key.startswith("likelihood.")
     }
-    kept = {key: value for key, value in own.items() if key.startswith("likelihood.")}
-    put_weights(vae, kept | weights, name)
+    own = vae.state_dict().items()
+    return {key: value for key, value in own if key.startswith("likelihood.")} | weights
 
 
 def freeze(vae: VAE, part: Part) -> None:

@@ -1,14 +1,19 @@
 import logging
+import re
 import socket
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.demo import write_digits
-from pipeline.commands.train import _check_size, resolve, run_training
+from pipeline.commands.train import resolve, run_training
+from pipeline.commands.train_checks import check_size
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.errors import ConfigError, DatasetError, PipelineError
 from pipeline.packing.pack import pack
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
@@ -76,10 +81,16 @@ def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
         run_training(config(dataset, 4))
 
 
-def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset):
-    broken = config(dataset, 2, transform="json:loads")  # takes one argument, gets two
-    with pytest.raises(TypeError, match="positional argument"):
-        run_training(broken)
+def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset, own_module):
+    own_module(
+        "class Odd(Mine):\n"
+        "    def encode(self, images):\n"
+        "        if len(images) > 2:  # which it is tried on\n"
+        "            raise OSError('no disk')\n"
+        "        return super().encode(images)\n"
+    )
+    with pytest.raises(OSError, match="no disk"):
+        run_training(config(dataset, 2, model=custom("mynet:Odd")))
     client = mlflow_client(tracking_uri())
     (found,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
     assert found.info.status == "FAILED"
@@ -123,5 +134,144 @@ def test_an_empty_dataset_and_a_batch_larger_than_it_are_said_before_the_start(t
     with pytest.raises(DatasetError, match="holds no samples"):
         run_training(config(Path(result.holdout), 1, holdout=None))
     with caplog.at_level(logging.WARNING):
-        _check_size(Dataset.open(result.dataset), 64)
+        check_size(Dataset.open(result.dataset), 64)
     assert "a batch of 64 is larger than the dataset of 30 images" in caplog.text
+
+
+MINE = """
+from torch import nn
+from pipeline.vae.networks import Network
+
+class Mine(Network):
+    latent_shape = (2, 1, 1)
+    channels = 4
+
+    def __init__(self, shape, model):
+        super().__init__()
+        size = shape.image_size
+        self.down = nn.Conv2d(shape.channels, self.channels, size)
+        self.up = nn.ConvTranspose2d(2, shape.num_parameters, size)
+
+    def encode(self, images):
+        return self.down(images)
+
+    def decode(self, latents):
+        return self.up(latents)
+
+    def start_at(self, parameters):
+        pass
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Writes the module `mynet`: a network that is right, and what a test adds."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+
+    def write(more: str = "") -> None:
+        (tmp_path / "mynet.py").write_text(MINE + more)
+
+    yield write
+    sys.modules.pop("mynet", None)
+
+
+def custom(path: str) -> ModelConfig:
+    return ModelConfig(kind="custom", custom=path)
+
+
+WRONG = {
+    "no such class": ({"model": custom("mynet:Nope")}, "no attribute 'Nope'"),
+    "a module that fails": ({"model": custom("broken:Net")}, "SyntaxError"),
+    "another constructor": ({"model": custom("mynet:Bare")}, r"Bare\(shape, model\)"),
+    "another shape": ({"model": custom("mynet:Thin")}, r"gives \(2, 3, 1, 1\)"),
+    "a forward that fails": (
+        {"model": custom("mynet:Falls")},
+        r"ZeroDivisionError.*mynet.py, line",
+    ),
+    "a transform that fails": ({"transform": "json:loads"}, "failed with TypeError"),
+    "a transform of floats": ({"transform": "mynet:floats"}, "must give uint8 of the same shape"),
+    "no such start": ({"init": "nowhere"}, "nowhere"),
+}
+
+MORE = """
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+class Thin(Mine):
+    channels = 3
+
+class Falls(Mine):
+    def decode(self, latents):
+        return 1 / 0
+
+def floats(images, seeds):
+    return images.float()
+"""
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_trained_is_refused_before_the_name_is_taken(
+    dataset, own_module, tmp_path, case
+):
+    own_module(MORE)
+    (tmp_path / "broken.py").write_text("class Net(:\n")
+    changes, said = WRONG[case]
+    with pytest.raises(PipelineError, match=f"(?s){said}"):
+        run_training(config(dataset, 1, **changes))
+    assert not (dataset.parent / "runs/pinned").exists()
+
+
+def test_a_start_of_another_image_size_names_the_flags_that_fit(dataset):
+    run_training(config(dataset, 1))
+    with pytest.raises(ConfigError, match="Give --image-size 8 --channels 1") as refused:
+        run_training(config(dataset, 1, run="larger", image_size=16, init="pinned"))
+    assert refused.value.exit_code == 2
+
+
+def test_a_name_is_taken_by_the_first_step_and_not_by_a_start_before_it(
+    dataset, monkeypatch, caplog
+):
+    monkeypatch.setattr("pipeline.runs.stop.StopSignal.requested", True)
+    stopped = run_training(config(dataset, 2, seed=1))
+    assert (stopped.reason, stopped.steps) == ("stopped", 0)
+    monkeypatch.undo()
+    assert run_training(config(dataset, 2, seed=2)).reason == "done"
+    assert "made no step; it begins with this one:\n  seed: was 1, is 2" in caplog.text
+    with pytest.raises(ConfigError, match="seed: was 2, is 3"):
+        run_training(config(dataset, 3, seed=3))
+
+
+def test_a_deleted_experiment_is_refused_by_name_before_anything_is_trained(dataset):
+    client = mlflow_client(tracking_uri())
+    client.delete_experiment(client.create_experiment("old"))
+    with pytest.raises(ConfigError, match="experiments restore --experiment-id"):
+        run_training(config(dataset, 1, tracking={"experiment": "old"}))
+    assert not (dataset.parent / "runs/pinned").exists()
+
+
+@pytest.mark.parametrize("name", ["vae@latest", "vae@v3", "vae@my.alias", "..@candidate"])
+def test_a_name_or_alias_that_mlflow_would_refuse_is_refused_first(dataset, name):
+    with pytest.raises(ValidationError, match=r"MLflow (keeps|wants)"):
+        config(dataset, 1, tracking={"model": name})
+
+
+def test_a_batch_of_more_images_than_there_are_and_no_hold_out_are_told(dataset, caplog):
+    run_training(config(dataset, 1, global_batch_size=150, holdout=None))
+    assert "150 is more than the 120 images" in caplog.text
+    assert "no hold-out: every number of this run is of the images that it trains on" in caplog.text
+
+
+def test_a_continued_start_says_from_which_step_and_what_was_lost(dataset, caplog):
+    caplog.set_level(logging.INFO)
+    run_training(config(dataset, 4, checkpoint_every=2))
+    assert "continues run" not in caplog.text
+    run = Run.at(config(dataset, 4))
+    for name in ("checkpoints/step-00000004.json", "result.json"):
+        Path(run.path(name)).unlink()  # as if it had been killed before its last checkpoint
+    run_training(config(dataset, 4, checkpoint_every=2))
+    told = re.search(r"continues run \S+ from step 2 \(started (.*) UTC; lost 2 steps", caplog.text)
+    assert told, caplog.text
+    began = datetime.strptime(told[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    assert abs((datetime.now(UTC) - began).total_seconds()) < 600

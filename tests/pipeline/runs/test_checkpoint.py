@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from pipeline.errors import AccessDeniedError, RunError
-from pipeline.runs.checkpoint import RECEIPT, Checkpoint, CheckpointWriter, newest_checkpoint
+from pipeline.runs import checkpoint
+from pipeline.runs.checkpoint import (
+    RECEIPT,
+    Cadence,
+    Checkpoint,
+    CheckpointWriter,
+    newest_checkpoint,
+)
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Point
 from pipeline.runs.run import Attempt, Run
@@ -128,3 +135,16 @@ def test_an_old_checkpoint_that_may_not_be_deleted_ends_no_run(tmp_path, monkeyp
     assert newest is not None
     assert newest.step == 5
     assert "deleting was refused" in caplog.text
+
+
+def test_a_checkpoint_is_due_by_the_clock_however_long_a_step_takes(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    cadence = Cadence(500)
+    due = []
+    for step in range(1, 1001):
+        now += 7.0
+        if cadence.is_due(step):
+            due.append(step)
+    # One minute, then ten minutes after the last one: 86 steps of 7 s are 602 s.
+    assert due == [9, 95, 181, 267, 353, 439, 500, 586, 672, 758, 844, 930, 1000]

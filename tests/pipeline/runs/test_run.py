@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.config import OptimizerConfig, TrainConfig
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError
 from pipeline.runs.outbox import Point
 from pipeline.runs.run import RUN, Attempt, Pins, Run
 
@@ -26,7 +26,7 @@ def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
     del kept["config"]["crop"], kept["config"]["optimizer"]["clip_norm"]
     storage.publish(run.path("run.json"), RUN.encode(kept))
     run.open(config(tmp_path), Pins("digest", None))
-    with pytest.raises(RunError, match="crop: was 'center', is 'stretch'"):
+    with pytest.raises(ConfigError, match="crop: was 'center', is 'stretch'"):
         run.open(config(tmp_path, crop="stretch"), Pins("digest", None))
 
 
@@ -41,16 +41,16 @@ def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
 def test_another_configuration_is_refused_and_the_difference_is_named(tmp_path, changes, named):
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
-    with pytest.raises(RunError, match=named):
+    with pytest.raises(ConfigError, match=named):
         run.open(config(tmp_path, **changes), Pins("digest", None))
 
 
 def test_another_dataset_or_fewer_steps_are_refused(tmp_path):
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
-    with pytest.raises(RunError, match="dataset: was digest, is other"):
+    with pytest.raises(ConfigError, match="dataset: was digest, is other"):
         run.open(config(tmp_path), Pins("other", None))
-    with pytest.raises(RunError, match="steps: was 10, is 5"):
+    with pytest.raises(ConfigError, match="steps: was 10, is 5"):
         run.open(config(tmp_path).model_copy(update={"steps": 5}), Pins("digest", None))
 
 

@@ -169,3 +169,24 @@ def test_the_order_counts_every_image_once_in_an_epoch(data, tmp_path):
     ended = train(train_config(data, tmp_path, "once", steps=samples // 24))[0]
     seen = list(chain(*ended["keys"]))
     assert len(seen) == len(set(seen)) == samples
+
+
+def test_checkpoints_by_the_clock_change_no_bit_and_are_gone_on_from(data, tmp_path, monkeypatch):
+    plain = train_config(data, tmp_path, "plain", steps=5, checkpoint_every=100)
+    by_clock = plain.model_copy(update={"run": "by-clock"})
+    expected = train(plain)
+    monkeypatch.setattr("pipeline.runs.checkpoint.FIRST_SECONDS", 0.0)
+    found = train(by_clock)
+    assert found[0]["digest"] == expected[0]["digest"]
+    steps = [Path(tmp_path / name / "checkpoints").glob("*.json") for name in ("plain", "by-clock")]
+    assert [sorted(int(path.stem[5:]) for path in paths) for paths in steps] == [[5], [1, 5]]
+
+
+def test_who_stops_before_the_first_step_has_made_none_and_saved_nothing(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.runs.stop.StopSignal.requested", True)
+    config = train_config(data, tmp_path, "early")
+    (told,) = train(config)
+    assert (told["step"], told["losses"], told["digest"]) == (0, [], None)
+    assert newest_checkpoint(Run.at(config)) is None
