@@ -100,7 +100,7 @@ def _tell_continued(run: Run) -> None:
     lost = max(0, furthest - step)
     logger.info(
         "continues run %s from step %d (%s%s)", run.url, step, when,
-        f"lost {lost} steps, which are made again" if lost else "lost no step",
+        f"lost {lost} step{'s' * (lost > 1)}, made again" if lost else "lost no step",
     )  # fmt: skip
 
 

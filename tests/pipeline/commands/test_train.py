@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DatasetError, PipelineError
 from pipeline.packing.pack import pack
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
+from pipeline.training.stepper import Stepper
 from tests.support.digit_models import pack_digits
 
 
@@ -259,19 +260,27 @@ def test_a_name_or_alias_that_mlflow_would_refuse_is_refused_first(dataset, name
 
 def test_a_batch_of_more_images_than_there_are_and_no_hold_out_are_told(dataset, caplog):
     run_training(config(dataset, 1, global_batch_size=150, holdout=None))
-    assert "150 is more than the 120 images" in caplog.text
+    assert "a batch of 150 is larger than the dataset of 120 images" in caplog.text
     assert "no hold-out: every number of this run is of the images that it trains on" in caplog.text
 
 
-def test_a_continued_start_says_from_which_step_and_what_was_lost(dataset, caplog):
+def test_a_continued_start_says_from_which_step_and_what_was_lost(dataset, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
-    run_training(config(dataset, 4, checkpoint_every=2))
+    make = Stepper.make
+
+    def dies(self, *, stop):
+        if self._state.step == 3:
+            raise OSError("no disk")
+        return make(self, stop=stop)
+
+    monkeypatch.setattr(Stepper, "make", dies)
+    wanted = config(dataset, 4, checkpoint_every=2, holdout=None)
+    with pytest.raises(OSError, match="no disk"):
+        run_training(wanted)
     assert "continues run" not in caplog.text
-    run = Run.at(config(dataset, 4))
-    for name in ("checkpoints/step-00000004.json", "result.json"):
-        Path(run.path(name)).unlink()  # as if it had been killed before its last checkpoint
-    run_training(config(dataset, 4, checkpoint_every=2))
-    told = re.search(r"continues run \S+ from step 2 \(started (.*) UTC; lost 2 steps", caplog.text)
+    monkeypatch.setattr(Stepper, "make", make)
+    run_training(wanted)
+    told = re.search(r"continues run \S+ from step 2 \(started (.*) UTC; lost 1 step,", caplog.text)
     assert told, caplog.text
     began = datetime.strptime(told[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - began).total_seconds()) < 600
