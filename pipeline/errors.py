@@ -53,6 +53,10 @@ class SampleError(PipelineError):
         return SampleError, (self.reason, str(self))
 
 
+class ShortageError(PipelineError):
+    """Memory or disk did not suffice: no verdict about what was being read."""
+
+
 class ModelError(PipelineError):
     """A model bundle, a registered model or a network's options are wrong."""
 

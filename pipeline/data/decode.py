@@ -30,10 +30,20 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.data.image_kinds import EXTRAS, HEAD_BYTES, has_extra, kind_of
-from pipeline.errors import SampleError
+from pipeline.errors import PipelineError, SampleError, ShortageError
 
 PIXEL_LIMIT = 89_478_485
 """Most pixels of one image: Pillow's own guard against bombs, 256 MiB of RGB."""
+
+IMAGE_BYTES = 512 * 2**20
+"""Memory that decoding one image may take; a JPEG of `PIXEL_LIMIT` pixels takes that much."""
+
+_MOST_BYTES = 27
+"""Of a pixel with alpha: four RGBA copies of 4 bytes, RGB in 4, and the array in 3, with spare."""
+_MORE_BYTES = {"WEBP": 8, "GIF": 8, "AVIF": 16, "JPEG2000": 16}
+"""Of a pixel, in the decoder's own buffers."""
+_ROW_BYTES = 48
+"""Pillow keeps a pointer and pads each row, in up to three images at once."""
 
 DECODER_VERSION = 1
 """Raised whenever the same bytes may give other pixels; part of the preprocessing digest."""
@@ -256,7 +266,22 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     _check_pixels(image.width, image.height, pixel_limit)
+    _check_cost(image, max(IMAGE_BYTES, 6 * pixel_limit))
     return image
+
+
+def _check_cost(image: Image.Image, budget: int) -> None:
+    """Before a pixel is decoded: what decoding holds at once depends on format and rows, too."""
+    alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    per_pixel = _MOST_BYTES if alpha else 12
+    per_pixel += _MORE_BYTES.get(image.format or "", 0) + 4 * image.mode.startswith("I")
+    needed = image.width * image.height * per_pixel + image.height * _ROW_BYTES
+    if needed > budget:
+        raise SampleError(
+            "bomb",
+            f"a {image.format} of {image.width} x {image.height} ({image.mode}) takes about "
+            f"{needed / 2**20:,.0f} MiB to decode, over {budget / 2**20:,.0f}",
+        )
 
 
 def _decode_pillow(
@@ -290,6 +315,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _is_short() -> bool:
+    """Whether an image's share of memory can't be had; else the file asked for the impossible."""
+    try:
+        np.empty(IMAGE_BYTES, np.uint8)
+    except MemoryError:
+        return True
+    return False
+
+
 # What Pillow's plugins are seen to raise on broken files (its fuzzing corpus): many kinds.
 _PILLOW_ERRORS = (
     OSError,
@@ -309,7 +343,12 @@ _PILLOW_ERRORS = (
 )
 
 
-def _sample_error(error: BaseException) -> SampleError:
+def _sample_error(error: BaseException) -> PipelineError:
+    if isinstance(error, MemoryError) and _is_short():
+        return ShortageError(
+            "memory ran out while an image was decoded, which says nothing about the image. Use "
+            "fewer workers or threads, or give more memory, and run the same command again."
+        )
     message = str(error) or type(error).__name__
     reason = "truncated" if "truncated" in message.lower() else "corrupt"
     return SampleError(reason, message)

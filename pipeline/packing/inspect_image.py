@@ -72,7 +72,7 @@ def _encode(data: bytes, policy: ImagePolicy, mode: str) -> PackedImage:
         )
     try:
         encoded = _encoded(image, policy)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         raise SampleError(
             "unsupported", f"{image.width} x {image.height}: can't be encoded as {name}: {error}"
         ) from None

@@ -167,6 +167,14 @@ def _newest(run: Run, attempt: Attempt) -> Tally | None:
     except ObjectNotFoundError:
         urls = []
     own = f"{attempt.name}.json"
+    before = run.claim_before(attempt)
+    names = {url.rsplit("/", 1)[-1] for url in urls}
+    if before is not None and f"{before.name}.json" not in names and names:
+        logger.warning(
+            "%s: the tally of start %s is gone, and its seconds with it",
+            run.path("time"),
+            before.name,
+        )
     for url in sorted((url for url in urls if url.rsplit("/", 1)[-1] < own), reverse=True):
         try:
             tally = TALLY.typed(Tally, storage.read_document(TALLY, url), url)

@@ -185,6 +185,10 @@ class Run:
         """The claim that owns the run now."""
         return max(self._attempts(), default=Attempt(0))
 
+    def claim_before(self, attempt: Attempt) -> Attempt | None:
+        """The last claim of workers before `attempt`, whose tally is to be gone on with."""
+        return max((a for a in self._attempts() if a < attempt and a.restart), default=None)
+
     def claimed_at(self, attempt: Attempt) -> float | None:
         """When the driver of an attempt claimed it, in seconds since 1970, if that is known."""
         url = self.path("attempts", f"{Attempt(attempt.number).name}.json")

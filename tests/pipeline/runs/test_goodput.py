@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.runs.goodput import STATES, Tally, WallClock, productive_share, taken_up
 from pipeline.runs.run import Run
-from pipeline.training import goodput
+from pipeline.runs import goodput
 from tests.support.packed_digits import write_digits
 from tests.support.worlds import train, train_config
 
@@ -104,7 +104,7 @@ import json, os, signal, sys
 from pathlib import Path
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.training import goodput
+from pipeline.runs import goodput
 from pipeline.training.loop import train
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
