@@ -22,9 +22,10 @@ import torch
 from jobs.command import run_job
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
+from pipeline.data.manifest import CURRENT, Manifest, ShardRecord, commit, read_current
+from pipeline.latents.snapshot import STORE
 from pipeline.packing.shard_writer import Sample, ShardWriter
-from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.checkpoint import RECEIPT, newest_checkpoint
 from pipeline.runs.run import Run
 from pipeline.submission.ray_jobs import RayJobs
 from pipeline.vae import build_vae, bundle, save_bundle
@@ -91,14 +92,14 @@ def forge(tmp_path) -> Callable[..., Path]:
             ModelConfig(kind="mlp", width=8), PreprocessConfig(image_size=8, channels=1)
         )
         save_bundle(vae, folder, {})
-        receipt = json.loads((folder / "bundle.json").read_text())
+        receipt = bundle.BUNDLE.parse((folder / "bundle.json").read_bytes(), "bundle.json")
         for stem, data in files.items():
             (name,) = [name for name in receipt["files"] if name.startswith(f"{stem}.")]
             (folder / name).write_bytes(data)
             receipt["files"][name] = hashlib.sha256(data).hexdigest()
         configs = [(folder / name).read_bytes() for name in ("config.json", "preprocess.json")]
         receipt["digest"] = bundle._digest(bundle._weights(vae), *configs)
-        (folder / "bundle.json").write_text(json.dumps(receipt))
+        (folder / "bundle.json").write_bytes(bundle.BUNDLE.encode(receipt))
         return folder
 
     return make
@@ -222,9 +223,9 @@ def test_a_manifest_that_leads_out_of_its_dataset_is_refused(image, refused, cha
 @pytest.mark.parametrize("digest", ["../../secret", "http://127.0.0.1:9/x", None, ["a"], "../" * 9])
 def test_a_pointer_that_names_no_manifest_of_its_dataset_is_refused(image, refused, digest):
     url = forged_dataset(image)
-    pointer = storage.read_json(f"{url}/manifest.json")
-    (image / "manifest.json").write_text(json.dumps({**pointer, "digest": digest}))
-    assert "no digest" in refused("verify", "--dataset", url)
+    pointer = CURRENT.parse((image / "manifest.json").read_bytes(), "manifest.json")
+    (image / "manifest.json").write_bytes(CURRENT.encode({**pointer, "digest": digest}))
+    assert "makes no sense (digest" in refused("verify", "--dataset", url)
 
 
 def poisoned_arrow(marker: Path) -> bytes:
@@ -241,11 +242,11 @@ def poisoned_arrow(marker: Path) -> bytes:
 
 
 def test_an_index_with_a_pickled_type_and_one_that_is_garbage_are_refused(image, refused, marker):
-    for index in (poisoned_arrow(marker), b"ARROW1\0\0" + bytes(200), b""):
+    for n, index in enumerate((poisoned_arrow(marker), b"ARROW1\0\0" + bytes(200), b"")):
         data = forged_dataset(image, index=index)
         said = refused(
-            "train", "--data", data, "--run", "r", "--storage", str(image / "runs"), "--workers",
-            "0", "--image-size", "8", "--channels", "1", "--model.kind", "mlp", "--steps", "1",
+            "train", "--data", data, "--run", f"r{n}", "--storage", str(image / "runs"),
+            "--workers", "0", "--image-size", "8", "--channels", "1", "--model.kind", "mlp", "--steps", "1",
         )  # fmt: skip
         assert "is no index" in said
 
@@ -279,9 +280,9 @@ def test_a_store_that_leads_out_is_refused(image, refused, tmp_path):
     vae = small_vae()
     store = tmp_path / "s"
     encode(vae, small_dataset(tmp_path / "d", range(4)), store)
-    pointer = json.loads((store / "store.json").read_text())
+    pointer = STORE.parse((store / "store.json").read_bytes(), "store.json")
     for path in ("../x.json", "/etc/passwd", "http://127.0.0.1:9/x"):
-        (store / "store.json").write_text(json.dumps({**pointer, "snapshot": path}))
+        (store / "store.json").write_bytes(STORE.encode({**pointer, "snapshot": path}))
         assert "leads out" in refused("verify", "--store", str(store))
 
 
@@ -294,7 +295,7 @@ def test_a_poisoned_checkpoint_and_one_that_leads_out_are_skipped(tmp_path, mark
     for step, name in ((1, "step-00000001.pt"), (2, "../../outside.pt")):
         receipt = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
         (folder / name).resolve().write_bytes(data)
-        (folder / f"step-{step:08d}.json").write_text(json.dumps(receipt))
+        (folder / f"step-{step:08d}.json").write_bytes(RECEIPT.encode(receipt))
     with pytest.raises(Exception, match="none of its 2 checkpoints is whole"):
         newest_checkpoint(run)
     assert "holds more than tensors" in caplog.text

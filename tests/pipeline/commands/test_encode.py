@@ -93,7 +93,7 @@ def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(w
     assert verify_store(world.store().url) == []
 
 
-def test_a_finished_store_is_recognised_by_one_get_and_nothing_is_written(
+def test_a_finished_store_is_recognised_by_four_requests_and_nothing_is_written(
     world, bundle, tmp_path, s3_server, fault_proxy
 ):
     world.grow(range(60))
@@ -102,9 +102,11 @@ def test_a_finished_store_is_recognised_by_one_get_and_nothing_is_written(
     assert run_encoding(config)["encoded"] == 60
     seen = len(fault_proxy.requests)
     assert run_encoding(config)["encoded"] == 0
-    (request,) = fault_proxy.requests[seen:]
-    assert request.line.startswith("GET /")
-    assert request.line.split("?")[0].endswith("/s/store.json")
+    asked = [request.line for request in fault_proxy.requests[seen:]]
+    # The pointer, that none is newer, what it names, and that all of it is there.
+    assert len(asked) == 4
+    assert all(line.startswith("GET /") for line in asked)
+    assert asked[0].split("?")[0].endswith("/s/store.json")
 
 
 def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(world, tmp_path):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs import goodput
 from pipeline.runs.goodput import STATES, Tally, WallClock, productive_share, taken_up
 from pipeline.runs.run import Run
-from pipeline.runs import goodput
 from tests.support.packed_digits import write_digits
 from tests.support.worlds import train, train_config
 
