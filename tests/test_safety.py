@@ -246,7 +246,8 @@ def test_an_index_with_a_pickled_type_and_one_that_is_garbage_are_refused(image,
         data = forged_dataset(image, index=index)
         said = refused(
             "train", "--data", data, "--run", f"r{n}", "--storage", str(image / "runs"),
-            "--workers", "0", "--image-size", "8", "--channels", "1", "--model.kind", "mlp", "--steps", "1",
+            "--workers", "0", "--image-size", "8",
+            "--channels", "1", "--model.kind", "mlp", "--steps", "1",
         )  # fmt: skip
         assert "is no index" in said
 
