@@ -18,6 +18,7 @@ from pipeline.config import (
     PreprocessConfig,
     StoresConfig,
 )
+from pipeline.data.keys import file_name_of
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation.directions import label_direction
 from pipeline.latents import LatentStore
@@ -62,7 +63,7 @@ def expected(vae, latent: np.ndarray) -> np.ndarray:
 def test_every_image_is_what_its_own_latent_decodes_to(vae, store, tmp_path):
     assert decode(store, tmp_path) == len(store)
     for latent in store:
-        found = pixels(tmp_path / f"{latent.key}.png")
+        found = pixels(tmp_path / f"{file_name_of(latent.key)}.png")
         np.testing.assert_allclose(found, expected(vae, latent.tensors["mean"]), atol=1)
 
 
@@ -70,7 +71,7 @@ def test_some_keys_or_a_limited_number_can_be_asked_for(store, tmp_path):
     keys = (store[3].key, store[9].key)
     assert decode(store, tmp_path / "a", keys=keys) == 2
     assert {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.png")} == {
-        f"{key}.png" for key in keys
+        f"{file_name_of(key)}.png" for key in keys
     }
     assert decode(store, tmp_path / "b", limit=5) == 5
     with pytest.raises(ConfigError, match="there is no 'nobody'"):

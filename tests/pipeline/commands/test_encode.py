@@ -15,6 +15,7 @@ from jobs.demo import write_digits
 from pipeline.commands.encode import run_encoding
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
 from pipeline.data import Dataset
+from pipeline.data.keys import path_of
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import remove_garbage
 from pipeline.packing.pack import pack
@@ -71,9 +72,9 @@ def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(w
     for night in range(30):
         keys = sorted(latent.key for latent in world.store())
         gone, edited = dice.sample(keys, 2)
-        (images / f"{gone}.png").unlink()
+        (images / path_of(gone)).unlink()
         write_digits(images, range(60 + 3 * night, 63 + 3 * night))
-        shutil.copyfile(dice.choice(sorted(images.rglob("*.png"))), images / f"{edited}.png")
+        shutil.copyfile(dice.choice(sorted(images.rglob("*.png"))), images / path_of(edited))
         source, output = (str(images),), str(tmp_path / "data")
         pack(
             PackConfig(
@@ -114,9 +115,9 @@ def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(wor
     world.encode()
     keys = {world.store()[number].key for number in range(60)}
     gone, edited = sorted(keys)[0], sorted(keys)[-1]
-    path = tmp_path / "images" / f"{edited}.png"
+    path = tmp_path / "images" / path_of(edited)
     shutil.copyfile(next(p for p in path.parent.iterdir() if p != path), path)
-    (tmp_path / "images" / f"{gone}.png").unlink()
+    (tmp_path / "images" / path_of(gone)).unlink()
     source, output = (str(tmp_path / "images"),), str(tmp_path / "data")
     pack(PackConfig(source=source, output=output, append=True, remove=(gone,), shard_bytes=60_000))
     world.encode()
