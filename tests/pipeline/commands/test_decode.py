@@ -95,7 +95,7 @@ def test_an_edit_moves_by_the_difference_of_two_labels_means(vae, store, tmp_pat
     key = latents[4].key
     assert decode(store, tmp_path, edit=("1", "7"), keys=(key,), steps=3) == 3
     moved = latents[4].tensors["mean"] + direction.numpy()
-    np.testing.assert_allclose(pixels(tmp_path / f"{key}-002.png"), expected(vae, moved), atol=1)
+    np.testing.assert_allclose(pixels(tmp_path / f"{file_name_of(key)}-002.png"), expected(vae, moved), atol=1)
     with pytest.raises(ConfigError, match="label 'x' is not in the dataset"):
         decode(store, tmp_path, edit=("1", "x"), keys=(key,))
 
@@ -103,7 +103,7 @@ def test_an_edit_moves_by_the_difference_of_two_labels_means(vae, store, tmp_pat
 def test_along_the_first_axis_the_middle_is_the_image_itself(vae, store, tmp_path):
     key = store[2].key
     assert decode(store, tmp_path, axis=0, keys=(key,), steps=5) == 5
-    middle = pixels(tmp_path / f"{key}-002.png")
+    middle = pixels(tmp_path / f"{file_name_of(key)}-002.png")
     np.testing.assert_allclose(middle, expected(vae, store[2].tensors["mean"]), atol=1)
     with pytest.raises(ConfigError, match="span 50 axes only"):
         decode(store, tmp_path, axis=70, keys=(key,))
