@@ -25,8 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
+from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.preprocess import preprocess_into
-from pipeline.sources.listing import IMAGE_SUFFIXES
 from pipeline.vae import VAE, Noise, build_vae
 
 AHEAD, WARM_UP = 4, 10

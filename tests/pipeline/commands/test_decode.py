@@ -95,7 +95,9 @@ def test_an_edit_moves_by_the_difference_of_two_labels_means(vae, store, tmp_pat
     key = latents[4].key
     assert decode(store, tmp_path, edit=("1", "7"), keys=(key,), steps=3) == 3
     moved = latents[4].tensors["mean"] + direction.numpy()
-    np.testing.assert_allclose(pixels(tmp_path / f"{file_name_of(key)}-002.png"), expected(vae, moved), atol=1)
+    np.testing.assert_allclose(
+        pixels(tmp_path / f"{file_name_of(key)}-002.png"), expected(vae, moved), atol=1
+    )
     with pytest.raises(ConfigError, match="label 'x' is not in the dataset"):
         decode(store, tmp_path, edit=("1", "x"), keys=(key,))
 
