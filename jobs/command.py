@@ -22,6 +22,7 @@ from jobs.help import COMMON, help_text
 from pipeline import storage
 from pipeline.config import Section
 from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.json_value import Json
 from pipeline.log_lines import log_to_stderr
 from pipeline.masking import masked, printable
 
@@ -32,7 +33,7 @@ Config = TypeVar("Config", bound=Section)
 class Outcome:
     """What a job ends with: the last line of its stdout and its exit code."""
 
-    result: Mapping[str, Any]
+    result: Json
     exit_code: int = 0
     summary: Sequence[str] = field(default=())
 

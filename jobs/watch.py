@@ -4,13 +4,14 @@ import sys
 
 from jobs.command import Outcome, run_job
 from pipeline.config import WatchConfig
+from pipeline.json_value import Json
 
 
 def main(config: WatchConfig) -> Outcome:
     """Draws the picture anew every few seconds until what it shows has ended."""
     from pipeline.tracking.terminal import watch
 
-    result: dict[str, object] = {"run": [], "store": []}
+    result: Json = {"run": [], "store": []}
     again = "\033[H\033[J" if sys.stdout.isatty() and not config.once else ""
     for picture, lines in watch(config):
         print(again + "\n".join(lines), flush=True)

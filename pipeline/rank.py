@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config import TrainConfig
 from pipeline.runs.outbox import Outbox
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.tracking.logs import stored_log
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import Settled
@@ -37,7 +37,7 @@ class RunEnd:
 
 def run_rank(
     config: TrainConfig,
-    attempt: Attempt,
+    start: Start,
     world: World,
     recorder: Recorder | None,
     drained: Callable[[], bool] = lambda: False,
@@ -48,8 +48,8 @@ def run_rank(
     """
     run = Run.at(config)
     # Each worker group claims for itself: one that Ray has replaced, but not yet killed, is older.
-    restart = run.claim_restart(attempt).restart if world.rank == 0 else 0
-    claim = Attempt(attempt.number, world.broadcast(restart))
+    restart = run.claim_restart(start).restart if world.rank == 0 else 0
+    claim = Start(start.number, world.broadcast(restart))
     with stored_log(run, f"{claim.name}-rank{world.rank}"):
         logger.info("rank %d of %d starts on %s", world.rank, world.size, socket.gethostname())
         return _run_claimed(config, run, claim, world=world, recorder=recorder, drained=drained)
@@ -58,7 +58,7 @@ def run_rank(
 def _run_claimed(
     config: TrainConfig,
     run: Run,
-    claim: Attempt,
+    claim: Start,
     world: World,
     recorder: Recorder | None,
     drained: Callable[[], bool],

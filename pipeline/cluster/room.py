@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.errors import StorageError
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ _SAY_SECONDS = 60.0
 
 @dataclass
 class Wait:
-    """Of the start `attempt` for `workers` workers, each of which needs `each` (CPU, GPU)."""
+    """Of the start `start` for `workers` workers, each of which needs `each` (CPU, GPU)."""
 
     run: Run
-    attempt: Attempt
+    start: Start
     workers: int
     each: Mapping[str, float]
     _begun: bool = False
@@ -50,10 +50,10 @@ class Wait:
 
     def _look(self) -> None:
         try:
-            newest = self.run.newest_attempt()
+            newest = self.run.newest_start()
         except StorageError:
             return  # The workers need it, and say so.
-        self._begun = self._begun or newest.number > self.attempt.number or newest.restart > 0
+        self._begun = self._begun or newest.number > self.start.number or newest.restart > 0
         self._pending = _reservation_is_pending()
 
     def _words(self, seconds: float) -> str:

@@ -23,7 +23,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError, RunError
 from pipeline.rank import RankEnd, RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.tracking.logs import stored_log
 from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import (
@@ -48,10 +48,10 @@ class FatalError:
     message: str
 
 
-def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
+def train_on_ray(config: TrainConfig, run: Run, start: Start) -> RunEnd:
     """Ray Train workers; the recorder is an actor on the driver's node."""
     with (
-        stored_log(run, f"{attempt.number:06d}-driver"),
+        stored_log(run, f"{start.number:06d}-driver"),
         ray_cluster(config.max_workers),
     ):
         import ray
@@ -89,11 +89,11 @@ def train_on_ray(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
                 config.run,
                 config.steps,
                 lambda: _ask(recorder.latest),
-                waits_for=Wait(run, attempt, config.min_workers, _each(config)).note,
+                waits_for=Wait(run, start, config.min_workers, _each(config)).note,
             ),
             registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
         ):
-            end = _until_ended(config, run, attempt, name)
+            end = _until_ended(config, run, start, name)
         points, report = end.unsettled.points, end.unsettled.report
         status = mlflow_status(end.ended.reason)
         try:
@@ -115,14 +115,14 @@ def _ask(method: Any) -> Any:
         return None
 
 
-def _until_ended(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> RankEnd:
+def _until_ended(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
     """Fits again after what is no failure of the training: a drained node, a dead controller."""
     from ray.train import ControllerError
 
     failures = 0
     while True:
         try:
-            end = _fit(config, run, attempt, recorder)
+            end = _fit(config, run, start, recorder)
         except (ControllerError, *actor_deaths()) as error:
             # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
             failures += 1
@@ -157,7 +157,7 @@ def _free_reservations() -> None:
             ray.util.remove_placement_group(made)
 
 
-def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> RankEnd:
+def _fit(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
     """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
     from ray.train import (
         ControllerError,
@@ -174,7 +174,7 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> Rank
         _ray_worker,
         train_loop_config={
             "config": config.model_dump(mode="json"),
-            "attempt": attempt.number,
+            "start": start.number,
             "recorder": recorder,
         },
         scaling_config=ScalingConfig(
@@ -186,7 +186,7 @@ def _fit(config: TrainConfig, run: Run, attempt: Attempt, recorder: str) -> Rank
             backend="nccl" if use_gpu else "gloo", timeout_s=ceil(config.stall_seconds)
         ),
         run_config=RunConfig(
-            name=f"{config.run}-{attempt.name}-{uuid.uuid4().hex[:8]}",
+            name=f"{config.run}-{start.name}-{uuid.uuid4().hex[:8]}",
             # Ray's own bookkeeping of this start only; our checkpoints never go through it.
             storage_path=str(storage.local_path(run.path("ray")) or Path(tempfile.gettempdir())),
             failure_config=FailureConfig(max_failures=config.max_failures),
@@ -262,7 +262,7 @@ def _ray_worker(loop: dict[str, Any]) -> RankEnd | FatalError:
         with warnings_told(recorder, world.rank):
             return run_rank(
                 config,
-                Attempt(loop["attempt"]),
+                Start(loop["start"]),
                 world,
                 ActorRecorder(recorder) if world.rank == 0 else None,
                 node_is_drained,

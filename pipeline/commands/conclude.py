@@ -17,7 +17,7 @@ from pipeline.registry.promotion import place_alias
 from pipeline.runs.history import read_kl_per_dimension, read_validations
 from pipeline.runs.json_numbers import plain_json
 from pipeline.runs.result import TrainingResult
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_settings
@@ -25,20 +25,20 @@ from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_sett
 logger = logging.getLogger(__name__)
 
 
-def conclude(run: Run, attempt: Attempt, end: RunEnd) -> TrainingResult:
+def conclude(run: Run, start: Start, end: RunEnd) -> TrainingResult:
     """The result of a run that has ended, kept in its folder when it is finished.
 
     Raises `RunError` if another start took the run over.
     """
     if end.ended.reason == "superseded":
         raise RunError(
-            f"run {run.url} was started again elsewhere (attempt {run.newest_attempt().number}; "
-            f"this one was {attempt.number}): this process stopped at step {end.ended.step} and "
+            f"run {run.url} was started again elsewhere (start {run.newest_start().number}; "
+            f"this one was {start.number}): this process stopped at step {end.ended.step} and "
             "wrote nothing more. Follow the other one, or start this command again to take over."
         )
     run.keep_points(end.settled.left)
     result = result_of(run, end)
-    run.end(attempt, result)
+    run.end(start, result)
     if result.reason == "done":
         run.finish(result)
         words = last_word(read_looks(run), result.chosen_step)

@@ -12,7 +12,7 @@ from types import FrameType
 from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.runs.checkpoint import newest_step
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ so soon after the first, a signal is its echo."""
 class Interruption:
     """What has been asked of the start `attempt` by signals so far."""
 
-    def __init__(self, run: Run, attempt: Attempt) -> None:
+    def __init__(self, run: Run, attempt: Start) -> None:
         self._run, self._attempt = run, attempt
         self._came_at: float | None = None
         self._nothing_runs = False
@@ -50,7 +50,7 @@ class Interruption:
         try:
             # The same that anybody may leave: the loop ends with a checkpoint, so no step is lost.
             storage.publish(self._run.path("STOP"), f"{name}\n".encode())
-            if self._run.newest_attempt() == self._attempt:
+            if self._run.newest_start() == self._attempt:
                 # No worker has begun, and perhaps none finds room: nothing to wait for.
                 self._nothing_runs = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -59,7 +59,7 @@ class Interruption:
 
 
 @contextmanager
-def ended_by_signals(run: Run, attempt: Attempt) -> Iterator[Interruption]:
+def ended_by_signals(run: Run, attempt: Start) -> Iterator[Interruption]:
     """While the block runs, signals stop the run; the second raises `KeyboardInterrupt`.
 
     That says then what is saved.

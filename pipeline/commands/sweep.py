@@ -21,6 +21,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
+from pipeline.json_value import Json
 from pipeline.registry.models import resolve as resolve_model
 from pipeline.registry.promotion import place_alias
 from pipeline.runs.result import TrainingResult
@@ -55,7 +56,7 @@ class SweepResult:
     rows: Sequence[SweepRow]
     figures: Sequence[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The best run's result, with the table and the figures."""
         rows = [asdict(row) for row in self.rows]
         return {**self.best.to_json(), "sweep": rows, "figures": list(self.figures)}

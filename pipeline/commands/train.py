@@ -17,7 +17,7 @@ from pipeline.runs.checkpoint import newest_step
 from pipeline.runs.goodput import furthest_step
 from pipeline.runs.lost import refuse_lost_work
 from pipeline.runs.result import TrainingResult
-from pipeline.runs.run import Attempt, Pins, Run
+from pipeline.runs.run import Pins, Run, Start
 from pipeline.tracking.endpoint import refuse_taken
 from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import (
@@ -57,11 +57,11 @@ def run_training(config: TrainConfig) -> TrainingResult:
         return deliver(config, run, finished)
     # Before an older start is told to stop; and a recorder that is an actor would only die of it.
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
-    attempt = run.claim()
+    start = run.claim()
     _tell_continued(run)
-    with ended_by_signals(run, attempt) as interruption:
-        end = (train_on_ray if config.max_workers else _train_here)(config, run, attempt)
-    result = conclude(run, attempt, end)
+    with ended_by_signals(run, start) as interruption:
+        end = (train_on_ray if config.max_workers else _train_here)(config, run, start)
+    result = conclude(run, start, end)
     if result.reason == "stopped":
         # To whoever pressed Ctrl-C the run is over, and so is what would have come after it.
         if interruption.by_keyboard:
@@ -95,7 +95,7 @@ def _tell_continued(run: Run) -> None:
     step, furthest = newest_step(run), furthest_step(run)
     if not furthest:
         return
-    began = run.claimed_at(Attempt(1))
+    began = run.claimed_at(Start(1))
     when = f"started {datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC; " if began else ""
     lost = max(0, furthest - step)
     logger.info(
@@ -133,27 +133,27 @@ def _current_pins(config: TrainConfig) -> Pins:
 def _follow(config: TrainConfig, run: Run) -> TrainingResult:
     """Any rank of torchrun's but the first, which alone claims, tracks and registers."""
     # Its claim is not known yet; a signal before that is told to the run as well.
-    with ended_by_signals(run, Attempt(0)) as interruption, process_group(config.stall_seconds):
+    with ended_by_signals(run, Start(0)) as interruption, process_group(config.stall_seconds):
         world = current_world()
-        end = run_rank(config, Attempt(world.broadcast(0)), world, None)
+        end = run_rank(config, Start(world.broadcast(0)), world, None)
     result = result_of(run, RunEnd(end.ended, Settled(None, ())))
     if result.reason == "stopped" and interruption.by_keyboard:
         raise KeyboardInterrupt(saved_at(run))
     return result
 
 
-def _train_here(config: TrainConfig, run: Run, attempt: Attempt) -> RunEnd:
+def _train_here(config: TrainConfig, run: Run, start: Start) -> RunEnd:
     """This process, alone or as the first rank of torchrun's."""
     with process_group(config.stall_seconds):
         world = current_world()
-        world.broadcast(attempt.number)
+        world.broadcast(start.number)
         recorder = RunRecorder(recorder_settings(config, run))
         with (
             failing(recorder.finish),
             live_view(run, config.run, config.steps, recorder.latest),
             registered_on_the_way(config, run, recorder.run_id),
         ):
-            end = run_rank(config, attempt, world, recorder)
+            end = run_rank(config, start, world, recorder)
         left = recorder.settle(end.unsettled.points, end.unsettled.report, FLUSH_SECONDS)
         run_id = recorder.finish(mlflow_status(end.ended.reason))
         return RunEnd(end.ended, Settled(run_id, left))

@@ -6,12 +6,12 @@ are of N values, or `json` for whatever has no one kind.
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import DatasetError
+from pipeline.json_value import Json
 
 _LIST = re.compile(r"list<(.*)>(?:\[(\d+)\])?")
 
@@ -47,7 +47,7 @@ def merged(one: str, other: str) -> str:
     return "json"
 
 
-def note_columns(kinds: dict[str, str], values: Mapping[str, Any]) -> None:
+def note_columns(kinds: dict[str, str], values: Json) -> None:
     """Widens `kinds` to hold the columns of one more sample."""
     for name, value in values.items():
         kind = kind_of_value(value)

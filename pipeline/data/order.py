@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.config import Tail
 from pipeline.errors import ConfigError
+from pipeline.json_value import Json
 
 Ids = npt.NDArray[np.int64]
 PADDED = -1
@@ -122,7 +123,7 @@ class Order:
         keys = _keys(self.seed, epoch, 0)
         return int(permute(last, counts, keys, np.zeros(1, np.int64), inverse=True)[0])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Every argument, as kept in a loader's state."""
         names = ("samples", "batch_size", "seed", "chunk", "window", "shuffle", "tail")
         return {name: getattr(self, name) for name in names}

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.json_value import Json
 
 Content = Literal["moments", "mean", "sample"]
 Precision = Literal["bf16", "fp32"]
@@ -73,7 +74,7 @@ class Identity:
         """32 hexadecimal digits."""
         return hashlib.sha256(storage.canonical_json(self.to_json())).hexdigest()[:32]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A JSON-able dictionary of every field that counts."""
         options = asdict(self.options)
         options["columns"] = list(self.options.columns)

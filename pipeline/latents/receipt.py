@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pipeline import storage
 from pipeline.data.manifest import Count
 from pipeline.errors import ObjectNotFoundError, PipelineError, StoreError
+from pipeline.json_value import Json
 from pipeline.latents.latent_file import RecordBatchPlace
 from pipeline.latents.statistics import ChannelStatistics
 
@@ -69,7 +70,7 @@ class Receipt:
         """Latents in the file."""
         return sum(place.rows for place in self.record_batches)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A JSON-able dictionary, the same for the same shard whoever encoded it."""
         return {
             "identity": self.identity,

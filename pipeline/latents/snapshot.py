@@ -20,6 +20,7 @@ from pipeline.errors import (
     PipelineError,
     StoreError,
 )
+from pipeline.json_value import Json
 from pipeline.latents.identity import Identity
 from pipeline.latents.receipt import POINTER, SNAPSHOTS, FailedSample, Receipt, content_digest
 from pipeline.latents.statistics import ChannelStatistics, empty
@@ -114,7 +115,7 @@ class Snapshot:
 
     def encode(self) -> bytes:
         """The snapshot's bytes."""
-        value = {
+        value: Json = {
             "identity": self.identity.to_json(),
             "dataset": self.dataset,
             "complete": self.complete,
@@ -328,7 +329,7 @@ def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: s
     return newest or pointer
 
 
-def statistics_json(statistics: ChannelStatistics) -> dict[str, Any]:
+def statistics_json(statistics: ChannelStatistics) -> Json:
     """The sums and, for readers, the standard deviations that follow from them."""
     sample_std = statistics.sample_std
     return {

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from pipeline.json_value import Json
+
 Array = npt.NDArray[Any]
 
 
@@ -77,7 +79,7 @@ class ChannelStatistics:
             within = tuple(a * mine + b * theirs for a, b in pairs)
         return ChannelStatistics(rows, self.positions, tuple(mean), tuple(squares), within)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A JSON-able dictionary; float64 survives it exactly."""
         return {
             "rows": self.rows,

@@ -15,6 +15,7 @@ from pipeline.data.manifest import (
     write_manifest,
 )
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.json_value import Json
 from pipeline.packing.counts import Counts, counted
 from pipeline.packing.inventory import Inventory
 from pipeline.packing.ledger import (
@@ -83,7 +84,7 @@ class PackResult:
         """Inputs that were not opened, by kind."""
         return self.counts.ignored
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The result of the job: the law's numbers stand beside the rest."""
         values = asdict(self)
         law = values.pop("counts")

@@ -9,7 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import islice
 from multiprocessing import get_context
-from typing import Any
 
 from pipeline import storage
 from pipeline.config import PackConfig
@@ -17,6 +16,7 @@ from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.keys import find_key
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.json_value import Json
 from pipeline.packing.commit import (
     PackResult,
     commit_generation,
@@ -120,12 +120,12 @@ def policy_of(config: PackConfig) -> ImagePolicy:
     )
 
 
-def options_of(config: PackConfig) -> dict[str, Any]:
+def options_of(config: PackConfig) -> Json:
     """What must not change while a dataset grows."""
     return {"holdout": config.holdout, **vars(policy_of(config))}
 
 
-def request_of(config: PackConfig) -> dict[str, Any]:
+def request_of(config: PackConfig) -> Json:
     """What makes two commands the same one, so that the second goes on with the first's plan."""
     return {
         "sources": [storage.absolute(url) for url in config.source],

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.data.manifest import Count, Digest
 from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
+from pipeline.json_value import Json
 from pipeline.sources.source_file import SourceFile
 from pipeline.storage.tables import FAULTS
 
@@ -217,7 +218,7 @@ def _check_table(plan: Plan) -> None:
             raise ValueError(f"its table holds {table.num_record_batches} units of {plan.units}")
 
 
-def check_request(plan: Plan, request: Mapping[str, Any], output: str) -> None:
+def check_request(plan: Plan, request: Json, output: str) -> None:
     """Raises `DatasetError` unless `request` is what the unfinished plan was made for."""
     differing = [name for name in request if request[name] != plan.request.get(name)]
     if differing:

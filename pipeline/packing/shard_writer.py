@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.data.column_types import note_columns
 from pipeline.data.shard_index import ShardIndex
+from pipeline.json_value import Json
 
 BLOCK = tarfile.BLOCKSIZE
 _SYNC_BYTES = 32 * 2**20
@@ -36,7 +37,7 @@ class Sample:
     image: bytes
     width: int
     height: int
-    metadata: Mapping[str, Any]
+    metadata: Json
     class_number: int | None = None
     text: str | None = None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline import storage
 from pipeline.data.manifest import ShardRecord
@@ -20,6 +20,7 @@ from pipeline.errors import (
     SampleError,
     StorageError,
 )
+from pipeline.json_value import JsonValue
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import Sample, ShardWriter
 from pipeline.progress import Progress
@@ -224,7 +225,7 @@ def _sample(job: UnitJob, file: SourceFile, found: _Inspected) -> Sample:
     image, annotation = found.image, found.annotation
     assert image is not None, "only good inputs become samples"
     label = annotation.label or file.label
-    metadata: dict[str, Any] = {**annotation.others, "path": file.path}
+    metadata: dict[str, JsonValue] = {**annotation.others, "path": file.path}
     if label is not None:
         metadata["label"] = label
     captions = annotation.caption

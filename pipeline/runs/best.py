@@ -54,5 +54,5 @@ def save_final(
                 chosen, vae = validations[-1], averaged
     metadata = facts.to_json(chosen.terms if chosen else None)
     if chosen:
-        metadata["step"] = chosen.step
+        metadata = {**metadata, "step": chosen.step}
     return save_bundle(vae, run.path("bundle"), metadata), chosen

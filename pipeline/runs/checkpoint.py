@@ -22,9 +22,10 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, RunError, StorageError
+from pipeline.json_value import Json
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Point
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.vae import ObjectiveState
 
 logger = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ class Cadence:
 class CheckpointWriter:
     """Writes checkpoints of one run in the background, one at a time, and removes old ones."""
 
-    def __init__(self, run: Run, attempt: Attempt, keep: int = KEPT) -> None:
-        self._run, self._attempt, self._keep = run, attempt, keep
+    def __init__(self, run: Run, start: Start, keep: int = KEPT) -> None:
+        self._run, self._start, self._keep = run, start, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._failures = 0
@@ -169,7 +170,7 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True)
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        if self._run.newest_attempt() > self._attempt:
+        if self._run.newest_start() > self._start:
             return  # The loop stops at its next look; nothing of ours may count any more.
         started = time.perf_counter()
         buffer = io.BytesIO()
@@ -178,7 +179,7 @@ class CheckpointWriter:
         digest = hashlib.sha256(data).hexdigest()
         name = f"step-{step:08d}-{digest[:12]}.pt"
         storage.publish(self._run.path("checkpoints", name), data)
-        receipt = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
+        receipt: Json = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
         storage.publish(
             self._run.path("checkpoints", f"step-{step:08d}.json"), RECEIPT.encode(receipt)
         )

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.json_value import Json
 from pipeline.runs.json_numbers import plain_json
 from pipeline.vae import Optimised
 
@@ -19,7 +19,7 @@ class RunFacts:
     steps: int
     images_seen: int
 
-    def to_json(self, holdout: Mapping[str, float] | None) -> dict[str, Any]:
+    def to_json(self, holdout: Mapping[str, float] | None) -> Json:
         """The bundle's metadata; `holdout`: what its weights were seen to do, if they were."""
         terms = None if holdout is None else plain_json(holdout)
         return {**vars(self), "objective": self.objective.to_json(), "holdout": terms}

@@ -1,6 +1,6 @@
 """Where a run's time goes: each second of its wall clock is in one of seven states.
 
-RUN/time/ATTEMPT.json   a tally of the whole run up to now, written every few seconds by rank 0
+RUN/time/START.json   a tally of the whole run up to now, written every few seconds by rank 0
 
 start       from a start's beginning to its first step, where nothing had died before
 recover     what a death costs before the next step: from the last tally of what died, to that step
@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, StorageError
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,12 @@ class WallClock:
     A claim that another one has replaced writes nothing any more.
     """
 
-    def __init__(self, run: Run, attempt: Attempt, *, writes: bool) -> None:
-        self._run, self._attempt, self._writes = run, attempt, writes
+    def __init__(self, run: Run, start: Start, *, writes: bool) -> None:
+        self._run, self._start, self._writes = run, start, writes
         began = time.time()
-        before = _newest(run, attempt) if writes else None
-        start = run.claimed_at(attempt) if writes else None
-        self._tally, self._state = taken_up(before, start or began, began)
+        before = _newest(run, start) if writes else None
+        claimed = run.claimed_at(start) if writes else None
+        self._tally, self._state = taken_up(before, claimed or began, began)
         self._made_before = self._tally.step
         self._since = time.monotonic()
         self._lock = threading.Lock()
@@ -140,9 +140,9 @@ class WallClock:
         with self._lock:
             self._pass_on()
             tally = TALLY.encode(asdict(self._tally))
-        path = self._run.path("time", f"{self._attempt.name}.json")
+        path = self._run.path("time", f"{self._start.name}.json")
         try:
-            if self._run.newest_attempt() > self._attempt:
+            if self._run.newest_start() > self._start:
                 return True
             storage.publish(path, tally)
         except StorageError as error:
@@ -152,12 +152,12 @@ class WallClock:
 
 def furthest_step(run: Run) -> int:
     """The furthest step that any start has begun, by its tally: 0 where none has made one."""
-    tally = _newest(run, Attempt(10**9))
+    tally = _newest(run, Start(10**9))
     return tally.step if tally else 0
 
 
-def _newest(run: Run, attempt: Attempt) -> Tally | None:
-    """The last whole tally of the claims before `attempt`.
+def _newest(run: Run, start: Start) -> Tally | None:
+    """The last whole tally of the claims before `start`.
 
     Where none of them left one, they died: a tally of nothing since the first of them. None where
     there are no such claims.
@@ -166,8 +166,8 @@ def _newest(run: Run, attempt: Attempt) -> Tally | None:
         urls = [item.url for item in storage.list_objects(run.path("time"))]
     except ObjectNotFoundError:
         urls = []
-    own = f"{attempt.name}.json"
-    before = run.claim_before(attempt)
+    own = f"{start.name}.json"
+    before = run.claim_before(start)
     names = {url.rsplit("/", 1)[-1] for url in urls}
     if before is not None and f"{before.name}.json" not in names and names:
         logger.warning(
@@ -181,5 +181,5 @@ def _newest(run: Run, attempt: Attempt) -> Tally | None:
             return replace(tally, seconds={**dict.fromkeys(STATES, 0.0), **tally.seconds})
         except PipelineError as error:
             logger.warning("%s is skipped, the one before it is taken: %s", url, error)
-    first = run.claimed_at(Attempt(1)) if attempt.number > 1 or attempt.restart > 1 else None
+    first = run.claimed_at(Start(1)) if start.number > 1 or start.restart > 1 else None
     return None if first is None else Tally(dict.fromkeys(STATES, 0.0), first)

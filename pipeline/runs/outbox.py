@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, get_args
 
+from pipeline.json_value import Json
+
 Series = Literal["elbo", "holdout_elbo"]
 """What a point measures, by the metric that each of its points has: training or the hold-out."""
 SERIES: tuple[Series, ...] = get_args(Series)
@@ -20,7 +22,7 @@ class Point:
     time_ms: int
     values: Mapping[str, float]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain data, as kept in checkpoints and in the run's storage."""
         return {**vars(self), "values": dict(self.values)}
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.json_value import Json
 from pipeline.runs.reason import Reason
 
 Terms = Mapping[str, float | None]
@@ -35,7 +36,7 @@ class TrainingResult:
     bundle: str | None
     digest: str | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain data, under the names that scripts rely on."""
         return asdict(self)
 

@@ -31,6 +31,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
+from pipeline.json_value import Json
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
@@ -57,7 +58,7 @@ CHANGEABLE = frozenset(
 
 
 @dataclass(frozen=True, order=True)
-class Attempt:
+class Start:
     """One start of a run (`number`), and the restarts of its workers within it (`restart`)."""
 
     number: int
@@ -65,7 +66,7 @@ class Attempt:
 
     @property
     def name(self) -> str:
-        """The name of its claim: sorts like the attempts themselves."""
+        """The name of its claim: sorts like the starts themselves."""
         return f"{self.number:06d}.{self.restart:03d}"
 
 
@@ -158,40 +159,40 @@ class Run:
         stored = RUN.typed(_Stored, found, self.path("run.json"))
         return _differences(vars(stored), _identity(config, pins))
 
-    def claim(self) -> Attempt:
+    def claim(self) -> Start:
         """Takes the run over from any earlier start, which stops when it notices.
 
         A `STOP` object that ended the start before has done its work, and is removed.
         """
         storage.delete(self.path("STOP"))
-        number = max((attempt.number for attempt in self._attempts()), default=0)
+        number = max((start.number for start in self._starts()), default=0)
         while True:
             number += 1
-            attempt = Attempt(number)
-            if self._create(attempt):
-                return attempt
+            start = Start(number)
+            if self._create(start):
+                return start
 
-    def claim_restart(self, attempt: Attempt) -> Attempt:
+    def claim_restart(self, start: Start) -> Start:
         """The claim of a worker group that replaces a dead one within the same start."""
-        same_start = [a.restart for a in self._attempts() if a.number == attempt.number]
+        same_start = [a.restart for a in self._starts() if a.number == start.number]
         restart = max(same_start, default=0)
         while True:
             restart += 1
-            claim = Attempt(attempt.number, restart)
+            claim = Start(start.number, restart)
             if self._create(claim):
                 return claim
 
-    def newest_attempt(self) -> Attempt:
+    def newest_start(self) -> Start:
         """The claim that owns the run now."""
-        return max(self._attempts(), default=Attempt(0))
+        return max(self._starts(), default=Start(0))
 
-    def claim_before(self, attempt: Attempt) -> Attempt | None:
-        """The last claim of workers before `attempt`, whose tally is to be gone on with."""
-        return max((a for a in self._attempts() if a < attempt and a.restart), default=None)
+    def claim_before(self, start: Start) -> Start | None:
+        """The last claim of workers before `start`, whose tally is to be gone on with."""
+        return max((a for a in self._starts() if a < start and a.restart), default=None)
 
-    def claimed_at(self, attempt: Attempt) -> float | None:
-        """When the driver of an attempt claimed it, in seconds since 1970, if that is known."""
-        url = self.path("attempts", f"{Attempt(attempt.number).name}.json")
+    def claimed_at(self, start: Start) -> float | None:
+        """When the driver of a start claimed it, in seconds since 1970, if that is known."""
+        url = self.path("attempts", f"{Start(start.number).name}.json")
         claim = _read_or_none(CLAIM, url)
         return CLAIM.typed(_Claim, claim, url).began if claim else None
 
@@ -205,9 +206,9 @@ class Run:
         """Marks the run as finished."""
         storage.publish(self.path("result.json"), RESULT.encode(result.to_json()))
 
-    def end(self, attempt: Attempt, result: TrainingResult) -> None:
+    def end(self, start: Start, result: TrainingResult) -> None:
         """Says how a start ended, finished or not: who waits for it elsewhere reads it here."""
-        ended = {"attempt": attempt.number, "result": result.to_json()}
+        ended: Json = {"start": start.number, "result": result.to_json()}
         storage.publish(self.path("ended.json"), ENDED.encode(ended))
 
     def ended(self) -> TrainingResult | None:
@@ -217,7 +218,7 @@ class Run:
         if found is None:
             return self.result()
         ended = ENDED.typed(_Ended, found, url)
-        if ended.attempt != self.newest_attempt().number:
+        if ended.start != self.newest_start().number:
             return None
         result = ended.result
         return self.result() if result.reason == "done" else result
@@ -236,18 +237,18 @@ class Run:
         found = _read_or_none(POINTS, url)
         return list(POINTS.typed(_Points, found, url).points) if found else []
 
-    def _attempts(self) -> list[Attempt]:
+    def _starts(self) -> list[Start]:
         try:
             names = [item.url for item in storage.list_objects(self.path("attempts"))]
         except ObjectNotFoundError:
             return []
         # Somebody may have put another file there: a claim is known by its name.
         found = (re.search(r"/(\d{6,})\.(\d{3,})\.json$", name) for name in names)
-        return [Attempt(int(each[1]), int(each[2])) for each in found if each]
+        return [Start(int(each[1]), int(each[2])) for each in found if each]
 
-    def _create(self, attempt: Attempt) -> bool:
+    def _create(self, start: Start) -> bool:
         claim = CLAIM.encode({"began": time.time()})
-        return storage.create_if_absent(self.path("attempts", f"{attempt.name}.json"), claim)
+        return storage.create_if_absent(self.path("attempts", f"{start.name}.json"), claim)
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class _Claim:
 class _Ended:
     """ended.json."""
 
-    attempt: int
+    start: int
     result: TrainingResult
 
 

@@ -6,21 +6,21 @@ from collections.abc import Callable
 from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.runs.reason import StopReason
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 
 
 class StopSignal:
     """Looks at the run's folder every few seconds, in a thread of rank 0.
 
-    `requested` becomes true when a newer attempt owns the run, a `STOP` object lies in its folder,
+    `requested` becomes true when a newer start owns the run, a `STOP` object lies in its folder,
     or `drained` says that a node is being taken away; the loop reads it at every step and tells
     all ranks at the same one.
     """
 
     def __init__(
-        self, run: Run, attempt: Attempt, drained: Callable[[], bool], seconds: float = 3.0
+        self, run: Run, start: Start, drained: Callable[[], bool], seconds: float = 3.0
     ) -> None:
-        self._run, self._attempt, self._seconds = run, attempt, seconds
+        self._run, self._start, self._seconds = run, start, seconds
         self._drained = drained
         self._requested = threading.Event()
         self._closed = threading.Event()
@@ -34,7 +34,7 @@ class StopSignal:
 
     def reason(self) -> StopReason:
         """Why the loop should stop, by what the run's folder says now."""
-        if self._run.newest_attempt() > self._attempt:
+        if self._run.newest_start() > self._start:
             return "superseded"
         told = storage.exists(self._run.path("STOP")) or not self._drained()
         return "stopped" if told else "drained"
@@ -47,7 +47,7 @@ class StopSignal:
     def _watch(self) -> None:
         while not self._closed.wait(self._seconds):
             try:
-                superseded = self._run.newest_attempt() > self._attempt
+                superseded = self._run.newest_start() > self._start
                 if superseded or storage.exists(self._run.path("STOP")):
                     self._requested.set()
             except StorageError:

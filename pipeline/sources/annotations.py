@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.keys import without_suffix
 from pipeline.errors import DatasetError
+from pipeline.json_value import Json
 from pipeline.sources.table_rows import Row, read_rows
 
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image", "key", "url", "uri", "image_url")
@@ -29,7 +30,7 @@ class Annotation:
 
     label: str | None = None
     caption: str | list[str] | None = None
-    others: Mapping[str, Any] = field(default_factory=dict)
+    others: Json = field(default_factory=dict)
 
     def to_text(self) -> str:
         """JSON; `from_text` is its inverse."""
@@ -121,7 +122,7 @@ def text_of(value: Any) -> str | None:
     return str(value)
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Row) -> Json:
     """Values that JSON can hold; absent ones and bytes are left out, others become text."""
     kept = {name: _jsonable(value) for name, value in row.items() if not isinstance(value, bytes)}
     return {name: value for name, value in kept.items() if value is not None}

@@ -9,13 +9,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import PipelineError, StorageError
+from pipeline.json_value import Json
 from pipeline.masking import one_line
 
 Value = TypeVar("Value")
@@ -100,7 +100,7 @@ class DocumentKind:
     advice: str
     """What to do about a damaged one: a sentence."""
 
-    def encode(self, value: Mapping[str, Any]) -> bytes:
+    def encode(self, value: Json) -> bytes:
         """The document's bytes, the same for the same value."""
         rest = canonical_json({"format": self.format, "version": self.version, **value})[1:]
         return b"".join((_HEAD, hashlib.sha256(rest).hexdigest().encode(), b'",', rest))

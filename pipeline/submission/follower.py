@@ -166,7 +166,7 @@ def logs(place: Place, request: Request) -> Iterator[str]:
     if output is not None and output.whole:
         yield output.text
         return
-    newest = request.run.newest_attempt().number if request.run else 0
+    newest = request.run.newest_start().number if request.run else 0
     if request.run is not None and newest:
         if problem is not None:
             logger.warning("%s From the run's own folder:", problem)
@@ -183,11 +183,11 @@ def logs(place: Place, request: Request) -> Iterator[str]:
         )
 
 
-def logs_in(run: Run, attempt: int) -> Iterator[str]:
+def logs_in(run: Run, start: int) -> Iterator[str]:
     """What driver and ranks of one of a training's starts left in its folder."""
     for item in storage.list_objects(run.path("logs")):
         name = item.url.rsplit("/", 1)[-1]
-        if name.startswith(f"{attempt:06d}"):
+        if name.startswith(f"{start:06d}"):
             yield f"==> {name} <==\n{storage.read(item.url).decode(errors='replace')}"
 
 

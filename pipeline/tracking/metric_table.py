@@ -218,7 +218,7 @@ class RunMetrics:
         counter("vae_train_restarts", "restarts", "Groups of workers started in place of others.")
     )
     start: int | None = metric(
-        gauge("vae_train_attempt", "starts", "Which start of the run this is.")
+        gauge("vae_train_start", "starts", "Which start of the run this is.")
     )
     holdout_terms: Mapping[str, float] = metric(
         gauge(

@@ -16,7 +16,7 @@ from itertools import islice
 from pipeline import storage
 from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.errors import StorageError
-from pipeline.json_value import JsonValue
+from pipeline.json_value import Json
 from pipeline.runs.outbox import Point
 from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run
@@ -247,7 +247,7 @@ def mlflow_status(reason: Reason) -> str | None:
     return "FINISHED" if reason == "done" else "KILLED"
 
 
-def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, str]:
+def _flat(values: Json, prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):

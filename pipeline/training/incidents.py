@@ -1,6 +1,6 @@
 """What went wrong in a run and did not end it, written down by each rank; and when it is too much.
 
-RUN/bad_samples/ATTEMPT.RANK.json   key -> reason, of the samples that this rank could not read
+RUN/bad_samples/START.RANK.json   key -> reason, of the samples that this rank could not read
 RUN/skipped/STEP.RANK.json          the keys of a batch whose loss or gradient was not finite
 """
 
@@ -9,7 +9,7 @@ import logging
 from pipeline import storage
 from pipeline.data import Batch, Dataset
 from pipeline.errors import RunError, StorageError
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.training.state import TrainState
 from pipeline.training.step import StepReport
 from pipeline.training.world import World
@@ -25,10 +25,10 @@ class Incidents:
     """Collects them for one rank; `check` raises alike on every rank."""
 
     def __init__(
-        self, run: Run, attempt: Attempt, world: World, dataset: Dataset, bad_fraction: float
+        self, run: Run, start: Start, world: World, dataset: Dataset, bad_fraction: float
     ) -> None:
         """`bad_fraction`: the part of the dataset's images that may be bad before the run ends."""
-        self._run, self._attempt, self._world = run, attempt, world
+        self._run, self._start, self._world = run, start, world
         self._dataset, self._bad_fraction = dataset, bad_fraction
         self._reasons: dict[str, str] = {}
         self._published = 0
@@ -64,7 +64,7 @@ class Incidents:
         """Writes this rank's list of bad samples, if it has grown."""
         if len(self._reasons) > self._published:
             self._published = len(self._reasons)
-            self._write(f"bad_samples/{self._attempt.name}.{self._world.rank}.json", self._reasons)
+            self._write(f"bad_samples/{self._start.name}.{self._world.rank}.json", self._reasons)
 
     def _write(self, name: str, content: object) -> None:
         try:

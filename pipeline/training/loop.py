@@ -12,7 +12,7 @@ from pipeline.runs.goodput import State, WallClock
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.reason import Reason
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.runs.stop import StopSignal
 from pipeline.training.batches import open_pinned, training_loader
 from pipeline.training.holdout import HoldOut
@@ -53,7 +53,7 @@ class Ended:
 def train(
     config: TrainConfig,
     run: Run,
-    attempt: Attempt,
+    start: Start,
     world: World,
     outbox: Outbox,
     drained: Callable[[], bool] = lambda: False,
@@ -66,10 +66,10 @@ def train(
     settings = settings_of(config, world)
     with (
         numerics(settings.state),
-        closing(WallClock(run, attempt, writes=world.rank == 0)) as clock,
+        closing(WallClock(run, start, writes=world.rank == 0)) as clock,
     ):
         yield from _train(
-            settings, run=run, attempt=attempt, world=world, outbox=outbox, drained=drained,
+            settings, run=run, start=start, world=world, outbox=outbox, drained=drained,
             clock=clock,
         )  # fmt: skip
 
@@ -78,7 +78,7 @@ def _train(
     settings: TrainSettings,
     *,
     run: Run,
-    attempt: Attempt,
+    start: Start,
     world: World,
     outbox: Outbox,
     drained: Callable[[], bool],
@@ -92,15 +92,15 @@ def _train(
     holdout = HoldOut(
         run, world, held, settings=settings.looks, batches=settings.batches, validations=seen
     )
-    incidents = Incidents(run, attempt, world, dataset, settings.bad_fraction)
+    incidents = Incidents(run, start, world, dataset, settings.bad_fraction)
     order = checkpoint.order if checkpoint else None
     with (
         closing(StepTrace(run, settings.profile)) as trace,
         closing(training_loader(dataset, settings.batches, world, order)) as loader,
-        closing(CheckpointWriter(run, attempt)) as writer,
-        closing(StopSignal(run, attempt, drained)) as signal,
+        closing(CheckpointWriter(run, start)) as writer,
+        closing(StopSignal(run, start, drained)) as signal,
     ):
-        stopping = Stopping(settings.steps, run, attempt, world, holdout=holdout, signal=signal)
+        stopping = Stopping(settings.steps, run, start, world, holdout=holdout, signal=signal)
         stepper = Stepper(
             state, world, settings.step, optimizer=settings.optimizer, steps=settings.steps,
             loader=loader, writer=writer, clock=clock, trace=trace,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.runs.reason import Reason, StopReason
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.runs.stop import StopSignal
 from pipeline.training.holdout import HoldOut
 from pipeline.training.step import StepReport
@@ -22,7 +22,7 @@ class Stopping:
 
     steps: int
     run: Run
-    attempt: Attempt
+    start: Start
     world: World
     holdout: HoldOut
     signal: StopSignal
@@ -51,7 +51,7 @@ class Stopping:
         """The last word, before the model is written: another start may own the run by now."""
         if reason != "done":
             return reason
-        is_replaced = self.world.broadcast(int(self.run.newest_attempt() > self.attempt))
+        is_replaced = self.world.broadcast(int(self.run.newest_start() > self.start))
         return "superseded" if is_replaced else "done"
 
     def _is_complete(self, step: int) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError, StorageError
+from pipeline.json_value import Json
 from pipeline.vae.vae import VAE, build_vae
 
 BUNDLE = storage.DocumentKind("vae-pipeline/model", 2, ModelError, "Pull or save the bundle again.")
@@ -27,7 +28,7 @@ FILES = ("config.json", "preprocess.json", "model.safetensors")
 RECEIPT = "bundle.json"
 
 
-def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None = None) -> str:
+def save_bundle(vae: VAE, folder: Path | str, metadata: Json | None = None) -> str:
     """Writes the bundle into `folder` (path or URL) and returns its digest, also as `vae.digest`.
 
     Saving the same model with the same metadata again changes no byte.
@@ -39,7 +40,7 @@ def save_bundle(vae: VAE, folder: Path | str, metadata: Mapping[str, Any] | None
         "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
     }
     digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
-    receipt = {
+    receipt: Json = {
         "digest": digest,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         "metadata": dict(metadata or {}),

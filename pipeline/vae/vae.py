@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.json_value import Json
 from pipeline.vae.autoencoder_kl import AutoencoderKL
 from pipeline.vae.conv import Conv
 from pipeline.vae.elbo import Drawn, ElboTerms, elbo_terms
@@ -42,7 +43,7 @@ class VAE(nn.Module):
         self.network = network
         self.likelihood = likelihood
         self.digest: str | None = None
-        self.metadata: dict[str, object] | None = None
+        self.metadata: Json | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -29,7 +29,7 @@ from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.goodput import _newest
 from pipeline.runs.history import read_kl_per_dimension, read_moments, read_validations
 from pipeline.runs.lost import refuse_lost_work
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.vae import load_bundle
 from tests.damage.damaged_world import World
 from tests.support.worlds import train_config
@@ -160,8 +160,8 @@ def read_time(world: World) -> dict[str, Any]:
     """Where its seconds went: a tally that can't be read is a warning, and counts as lost."""
     run = Run(str(world.path("run")))
     return {
-        "tally": repr(_newest(run, Attempt(9))), "claimed": run.claimed_at(Attempt(1)),
-        "newest": run.newest_attempt(),
+        "tally": repr(_newest(run, Start(9))), "claimed": run.claimed_at(Start(1)),
+        "newest": run.newest_start(),
     }  # fmt: skip
 
 

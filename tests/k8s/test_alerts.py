@@ -36,7 +36,7 @@ HEALTHY = {
     f"vae_checkpoint_step{RUN}": "0+100x240",
     f"vae_checkpoint_every_steps{RUN}": "500x240",
     f"vae_train_restarts_total{RUN}": "0x240",
-    f"vae_train_attempt{RUN}": "1x240",
+    f"vae_train_start{RUN}": "1x240",
     f"vae_holdout_active_units{RUN}": "0x30 20x210",
     f"vae_holdout_step{RUN}": "0+100x240",
     'vae_train_nats{run="r",term="elbo"}': "-200+0.1x240",
@@ -72,7 +72,7 @@ SICK: dict[str, list[dict[str, str]]] = {
     "VaeNoCheckpoint": [{"vae_checkpoint_step": "0+100x200 20000x40"}],
     "VaeRestartStorm": [
         {"vae_train_restarts_total": "0x200 1 2 3 4 5x36"},
-        {"vae_train_attempt": "1x200 2 3 4 5 6x36"},
+        {"vae_train_start": "1x200 2 3 4 5 6x36"},
     ],
     "VaePosteriorCollapse": [
         {"vae_holdout_active_units": "0x240"},

@@ -9,7 +9,7 @@ from jobs.command import Outcome
 from jobs.submit import main, request_of
 from pipeline.config import SubmitConfig
 from pipeline.runs.result import TrainingResult
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 
 ENCODE = (
     "python", "-m", "jobs.encode", "--model", "m", "--data", "d", "--output", "o",
@@ -66,9 +66,9 @@ def ended(train: tuple[str, ...], reason: str, step: int, number: int = 1) -> No
     """What `jobs.train` leaves in the run's folder when its driver ends."""
     run = request_of(train).run
     assert run is not None
-    assert run.claim() == Attempt(number)
+    assert run.claim() == Start(number)
     result = result_of(run, reason, step)
-    run.end(Attempt(number), result)
+    run.end(Start(number), result)
     if reason == "done":
         run.finish(result)
 

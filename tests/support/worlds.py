@@ -11,7 +11,7 @@ import torch.distributed
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
-from pipeline.runs.run import Attempt, Pins, Run
+from pipeline.runs.run import Pins, Run, Start
 from pipeline.training import loop
 from pipeline.training.step import StepReport
 from pipeline.training.stepper import Made, Stepper
@@ -34,23 +34,23 @@ def train(config: TrainConfig, ranks: int = 1) -> list[dict[str, Any]]:
     run = Run.at(config)
     holdout = Dataset.open(config.holdout).digest if config.holdout else None
     run.open(config, run.pins() or Pins(Dataset.open(config.data).digest, holdout))
-    attempt = run.claim()
+    start = run.claim()
     if ranks == 1:
-        return [_train(config, run, attempt)]
-    folder = Path(run.path(f"ranks-{attempt.number}"))
+        return [_train(config, run, start)]
+    folder = Path(run.path(f"ranks-{start.number}"))
     folder.mkdir(parents=True)
-    arguments = (ranks, config.model_dump(mode="json"), attempt.number, str(folder))
+    arguments = (ranks, config.model_dump(mode="json"), start.number, str(folder))
     torch.multiprocessing.spawn(_rank, args=arguments, nprocs=ranks)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def _rank(rank: int, ranks: int, config: dict[str, Any], attempt: int, folder: str) -> None:
+def _rank(rank: int, ranks: int, config: dict[str, Any], start: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(Path(folder) / "rendezvous"), ranks)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks, store=store)
     made = TrainConfig.model_validate(config)
-    result = _train(made, Run.at(made), Attempt(attempt))
+    result = _train(made, Run.at(made), Start(start))
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
     leave_process_group()
     assert not [name for name in _threads() if "gloo" in name]
@@ -61,7 +61,7 @@ def _threads() -> list[str]:
     return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
-def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
+def _train(config: TrainConfig, run: Run, start: Start) -> dict[str, Any]:
     keys: list[list[str]] = []
     make = Stepper.make
 
@@ -73,7 +73,7 @@ def _train(config: TrainConfig, run: Run, attempt: Attempt) -> dict[str, Any]:
     Stepper.make = noted
     try:
         world = current_world(torch.device("cpu"))
-        reports = list(loop.train(config, run, attempt, world, Outbox()))
+        reports = list(loop.train(config, run, start, world, Outbox()))
     finally:
         Stepper.make = make
     ended = reports[-1]

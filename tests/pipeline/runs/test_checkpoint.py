@@ -17,7 +17,7 @@ from pipeline.runs.checkpoint import (
 )
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Point
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.vae import ObjectiveState
 
 FIRST = Checkpoint(
@@ -34,8 +34,8 @@ FIRST = Checkpoint(
 )
 
 
-def write(run: Run, *steps: int, keep: int = 3, attempt: Attempt | None = None) -> None:
-    with closing(CheckpointWriter(run, attempt or run.newest_attempt(), keep)) as writer:
+def write(run: Run, *steps: int, keep: int = 3, start: Start | None = None) -> None:
+    with closing(CheckpointWriter(run, start or run.newest_start(), keep)) as writer:
         for step in steps:
             writer.save(replace(FIRST, step=step))
         writer.finish()
@@ -48,7 +48,7 @@ def files(run: Run) -> list[str]:
 def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path):
     run = Run(str(tmp_path))
     weight = torch.arange(4.0)
-    with closing(CheckpointWriter(run, Attempt(0), 3)) as writer:
+    with closing(CheckpointWriter(run, Start(0), 3)) as writer:
         writer.save(replace(FIRST, model={"weight": weight}))
         weight.zero_()
     found = newest_checkpoint(run)
@@ -89,7 +89,7 @@ def test_a_superseded_attempt_writes_nothing(tmp_path):
     run = Run(str(tmp_path))
     mine = run.claim()
     run.claim()
-    write(run, 1, attempt=mine)
+    write(run, 1, start=mine)
     assert newest_checkpoint(run) is None
 
 

@@ -114,9 +114,9 @@ goodput.WRITE_SECONDS = 0.1
 config = TrainConfig.model_validate_json(sys.argv[1])
 run = Run.at(config)
 run.open(config, Pins(Dataset.open(config.data).digest, None))
-attempt = run.claim()
-tally = Path(run.path("time", f"{attempt.name}.json"))
-for report in train(config, run, attempt, current_world(), Outbox()):
+start = run.claim()
+tally = Path(run.path("time", f"{start.name}.json"))
+for report in train(config, run, start, current_world(), Outbox()):
     # Once it is written down that steps after the last checkpoint were made: they come again.
     if report.step >= int(sys.argv[2]) and report.step % 7 in (4, 5):
         if json.loads(tally.read_text())["step"] > report.step - 4:

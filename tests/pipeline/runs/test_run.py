@@ -6,7 +6,7 @@ from pipeline import storage
 from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.outbox import Point
-from pipeline.runs.run import RUN, Attempt, Pins, Run
+from pipeline.runs.run import RUN, Pins, Run, Start
 
 
 def config(tmp_path, **changes) -> TrainConfig:
@@ -64,8 +64,8 @@ def test_a_run_keeps_the_generations_that_it_began_with(tmp_path):
 def test_starts_at_the_same_time_get_different_attempts(tmp_path):
     run = Run.at(config(tmp_path))
     with ThreadPoolExecutor(8) as threads:
-        attempts = list(threads.map(lambda _: run.claim(), range(24)))
-    assert sorted(attempt.number for attempt in attempts) == list(range(1, 25))
+        starts = list(threads.map(lambda _: run.claim(), range(24)))
+    assert sorted(start.number for start in starts) == list(range(1, 25))
 
 
 def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path):
@@ -73,9 +73,9 @@ def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path):
     first = run.claim()
     second = run.claim()
     restarted = run.claim_restart(first)
-    assert restarted == Attempt(1, 1)
-    assert run.newest_attempt() == second
-    assert run.claim_restart(second) == Attempt(2, 1) == run.newest_attempt()
+    assert restarted == Start(1, 1)
+    assert run.newest_start() == second
+    assert run.claim_restart(second) == Start(2, 1) == run.newest_start()
 
 
 def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.runs.run import Attempt, Run
+from pipeline.runs.run import Run, Start
 from pipeline.submission.place import Job, said_and_printed
 from pipeline.submission.verdict import cause_of, left_in, verdict
 from tests.support.rayjobs import result_of
@@ -53,13 +53,13 @@ def test_every_reason_but_done_is_told_whoever_printed_it(reason):
 def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path):
     run = Run(str(tmp_path))
     assert left_in(run, "first", None) is None
-    attempt = run.claim()
-    run.end(attempt, result_of(run, "stopped", 3))
+    start = run.claim()
+    run.end(start, result_of(run, "stopped", 3))
     before = run.ended().to_json()
     assert left_in(run, "first", before) is None
     assert left_in(run, "first", None).status == "STOPPED"
     run.claim()
     assert left_in(run, "first", None) is None  # The newest start goes on.
-    run.end(Attempt(2), result_of(run, "done", 9))
+    run.end(Start(2), result_of(run, "done", 9))
     run.finish(result_of(run, "done", 9))
     assert left_in(run, "first", before).status == "SUCCEEDED"

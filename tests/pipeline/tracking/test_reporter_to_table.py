@@ -53,7 +53,7 @@ EXPECTED = {
     "vae_data_cache_hits_total": 11, "vae_data_cache_misses_total": 12,
     "vae_data_queued_batches": 4,
     "vae_run_seconds_total": {"productive": 30, "start": 9}, "vae_train_world_size": 3,
-    "vae_train_restarts_total": 0, "vae_train_attempt": 5,
+    "vae_train_restarts_total": 0, "vae_train_start": 5,
     "vae_holdout_nats": {"elbo": -22, "kl": 2.5}, "vae_holdout_active_units": 9,
     "vae_holdout_step": 6, "vae_checkpoints_written_total": 1,
     "vae_checkpoint_failures_total": 2, "vae_checkpoint_seconds_total": 0.75,

@@ -31,12 +31,12 @@ def stopping(
 ) -> Iterator[Stopping]:
     """Of a run of 10 steps, which two looks in a row that are no better would end."""
     run = Run(str(folder))
-    attempt = run.claim()
+    start = run.claim()
     settings = HoldOutSettings(every_steps=1, patience=2, keeps_best=False)
     seen = [Validation(step, 1, {"elbo": elbo}) for step, elbo in enumerate(elbos)]
     holdout = HoldOut(run, WORLD, None, settings=settings, batches=BATCHES, validations=seen)
-    with closing(StopSignal(run, attempt, lambda: drained)) as signal:
-        yield Stopping(10, run, attempt, WORLD, holdout, signal)
+    with closing(StopSignal(run, start, lambda: drained)) as signal:
+        yield Stopping(10, run, start, WORLD, holdout, signal)
 
 
 def report(step: int, *, asked: bool = False) -> StepReport:
