@@ -32,7 +32,7 @@ def stopping(
     """Of a run of 10 steps, which two looks in a row that are no better would end."""
     run = Run(str(folder))
     start = run.claim()
-    settings = HoldOutSettings(every_steps=1, patience=2, keeps_best=False)
+    settings = HoldOutSettings(every_steps=1, patience=2, keeps_best=False, warmup_steps=0)
     seen = [Validation(step, 1, {"elbo": elbo}) for step, elbo in enumerate(elbos)]
     holdout = HoldOut(run, WORLD, None, settings=settings, batches=BATCHES, validations=seen)
     with closing(StopSignal(run, start, lambda: drained)) as signal:
