@@ -59,7 +59,7 @@ class Wait:
     def _words(self, seconds: float) -> str:
         asked = f"{self._asked()}; {_there(self.each)}"
         if not self._pending:
-            return f"no worker has begun after {seconds / 60:.0f} minutes: {asked}"
+            return f"no worker has begun for {seconds:.0f} s: {asked}"
         words = f"the cluster has no room for the workers yet: {asked}. They start once it has."
         if any(self.workers * each > _resources()[0].get(n, 0) for n, each in self.each.items()):
             words += " In all it has less than that: give fewer --workers, or add nodes."

@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.errors import StorageError
 from pipeline.json_value import Json
+from pipeline.masking import masked
 from pipeline.runs.outbox import Point
 from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run
@@ -191,11 +192,7 @@ class RunRecorder:
                 self._send_all()
                 self._problem = None
             except _failures() as error:
-                where = storage.shown(self._uri)
-                self._problem = (
-                    f"MLflow at {where} can't be reached ({type(error).__name__}). Training goes "
-                    "on; points are kept and sent later."
-                )
+                self._problem = _problem(storage.shown(self._uri), error)
             self._wake.wait(RETRY_SECONDS if self._problem else SEND_SECONDS)
             self._wake.clear()
 
@@ -229,6 +226,19 @@ def _failures() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
 
     return (MlflowException, OSError)
+
+
+_SILENT = (None, "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+"""MLflow's words for a server that gave no answer, or none of its own; others are a refusal."""
+
+
+def _problem(where: str, error: Exception) -> str:
+    rest = "Training goes on; points are kept and sent later."
+    if getattr(error, "error_code", None) in _SILENT:
+        # Not what it says: that differs from try to try, and each would be told anew.
+        return f"MLflow at {where} can't be reached ({type(error).__name__}). {rest}"
+    said = masked(str(error).strip().splitlines()[0])[:300].rstrip(".")
+    return f"MLflow at {where} refuses what it is sent: {said}. {rest}"
 
 
 FLUSH_SECONDS = 60.0

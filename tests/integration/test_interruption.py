@@ -95,3 +95,16 @@ def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data, tmp_path):
     assert "nothing saved yet" in text
     assert "Traceback" not in text
     assert saved_steps(tmp_path) == []
+
+
+def test_who_waits_for_room_is_told_what_is_asked_and_there_and_ends_by_one_ctrl_c(data, tmp_path):
+    command = ["-m", "jobs.train", "--data", str(data), *COMMAND, "--cpus-per-worker", "64"]
+    with terminal(tmp_path, command, columns=200) as window:
+        window.wait_for("waits for room: asked are 1 worker with 64 CPUs; the cluster has", 300)
+        text = " ".join(window.wait_for("the cluster has no room for the workers yet", 120))
+        assert "In all it has less than that" in text
+        window.type("C-c")
+        text = " ".join(window.wait_for("exit code", 120))
+    assert "exit code 130" in text
+    assert "nothing saved yet" in text
+    assert "Traceback" not in text

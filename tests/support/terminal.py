@@ -57,7 +57,8 @@ def terminal(folder: Path, command: list[str], columns: int = 80) -> Iterator[Te
             pytest.fail(message)
         pytest.skip(message)
     shown = Terminal(f"vae-test-{uuid.uuid4().hex[:8]}")
-    line = f"{shlex.join([sys.executable, *command])}; echo exit code $?; sleep 600"
+    # The shell gets Ctrl-C as well, and would end with the command.
+    line = f"trap : INT; {shlex.join([sys.executable, *command])}; echo exit code $?; sleep 600"
     # Whoever starts the tests may have told programs of another width.
     environment = ["-u", "COLUMNS", "-u", "LINES", f"PYTHONPATH={ROOT}", "TERM=xterm-256color"]
     shown.tmux(

@@ -1,21 +1,46 @@
-"""The live view's line and bar."""
+"""What a training's live view says beside its numbers."""
 
-import math
+import logging
+import time
+from pathlib import Path
 
+import pytest
+
+from pipeline.runs.run import Run
+from pipeline.tracking import progress_line
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.progress_line import numbers_of
-
-REPORT = MetricsReport(
-    step=40, images_per_second=1234.4, step_seconds=8.0, data_wait_seconds=2.0,
-    memory_bytes=3 * 2**29, gpu_share=0.4, slowest_rank=3, slowest_rank_ratio=1.75,
-    run_seconds={"productive": 6.0, "data_wait": 2.0, "idle": 50.0},
-    terms={"elbo": -80.5, "log_likelihood": -70.25, "kl": 10.25, "beta": 1.0},
-)  # fmt: skip
+from pipeline.tracking.progress_line import live_view
+from pipeline.tracking.recorder import Latest
 
 
-def test_all_numbers_stand_in_one_line_and_those_that_are_missing_are_left_out():
-    assert numbers_of(REPORT) == (
-        "elbo -80.50, log_likelihood -70.25, kl 10.25, 1,234 images/s, data wait 25%, "
-        "GPU 40% of peak, goodput 75%, rank 3 is slow (1.8 times the median), memory 1.5 GiB"
-    )
-    assert numbers_of(MetricsReport(step=1, terms={"elbo": math.nan})) == ""
+def test_workers_warnings_are_told_once_each(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(progress_line, "_SECONDS", 0.01)
+    told: list[str] = []
+    looks = 0
+
+    def latest() -> Latest:
+        nonlocal looks
+        looks += 1
+        if looks in (2, 4):
+            told.append(f"rank 0: warning {looks}")
+        return Latest(MetricsReport(), None, tuple(told))
+
+    with caplog.at_level(logging.WARNING), live_view(Run(str(tmp_path)), "r", 10, latest):
+        while looks < 6:
+            time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "rank 0: warning 2",
+        "rank 0: warning 4",
+    ]
+
+
+def test_until_the_first_step_it_says_what_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(str(tmp_path))
+    with live_view(run, "r", 10, lambda: None, waits_for=lambda: "2 workers start"):
+        pass
+    assert "r: 0/10 steps [0:00, 2 workers start]" in capsys.readouterr().err
+    with live_view(run, "r", 10, lambda: Latest(MetricsReport(), None)):
+        pass
+    assert "makes the first step]" in capsys.readouterr().err

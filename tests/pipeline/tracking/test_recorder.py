@@ -1,6 +1,7 @@
 """One recorder, a real MLflow on sqlite, a real HTTP endpoint."""
 
 import json
+import time
 import urllib.request
 
 import mlflow
@@ -153,3 +154,16 @@ def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri, recorder):
     second = recorder(uri, metrics=f"127.0.0.1:{port}")
     assert second.address() == first.address()
     second.finish("FINISHED")
+
+
+def test_a_deleted_experiment_is_told_as_a_refusal_and_not_as_silence(uri, recorder):
+    client = mlflow.MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("old"))
+    refused = recorder(uri, experiment="old")
+    end = time.monotonic() + 60
+    while refused.latest().problem is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    refused.finish(None)
+    assert "refuses what it is sent: " in refused.latest().problem
+    assert "can't be reached" not in refused.latest().problem
