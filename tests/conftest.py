@@ -77,7 +77,7 @@ def _s3_process() -> Iterator[rgw.S3Server]:
 
 
 @pytest.fixture
-def s3_server(_s3_process, monkeypatch) -> rgw.S3Server:
+def s3_server(_s3_process: rgw.S3Server, monkeypatch: pytest.MonkeyPatch) -> rgw.S3Server:
     """A real S3 server, to which this test's environment points."""
     for name, value in _s3_process.environment.items():
         monkeypatch.setenv(name, value)
@@ -85,7 +85,7 @@ def s3_server(_s3_process, monkeypatch) -> rgw.S3Server:
 
 
 @pytest.fixture(scope="session")
-def _mlflow_process(tmp_path_factory) -> Iterator[MlflowServer]:
+def _mlflow_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow")
     server = MlflowServer(folder, f"sqlite:///{folder}/mlflow.db")
     yield server
@@ -93,7 +93,7 @@ def _mlflow_process(tmp_path_factory) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture
-def mlflow_server(_mlflow_process, monkeypatch) -> MlflowServer:
+def mlflow_server(_mlflow_process: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
     """A real MLflow server on sqlite, running, to which this test's environment points."""
     return _pointed_to(_mlflow_process, monkeypatch)
 
@@ -109,14 +109,18 @@ def postgres() -> Iterator[postgresql.PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def _mlflow_on_postgres_process(postgres, tmp_path_factory) -> Iterator[MlflowServer]:
+def _mlflow_on_postgres_process(
+    postgres: postgresql.PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path_factory.mktemp("mlflow-on-postgres"), postgres.uri)
     yield server
     server.stop()
 
 
 @pytest.fixture
-def mlflow_on_postgres(_mlflow_on_postgres_process, monkeypatch) -> MlflowServer:
+def mlflow_on_postgres(
+    _mlflow_on_postgres_process: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> MlflowServer:
     """A real MLflow server on PostgreSQL, running, to which this test's environment points."""
     return _pointed_to(_mlflow_on_postgres_process, monkeypatch)
 
@@ -128,7 +132,7 @@ def _pointed_to(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Mlflow
 
 
 @pytest.fixture(scope="session")
-def prometheus(tmp_path_factory) -> Iterator[PrometheusServer]:
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
     """A real Prometheus with a Pushgateway: asks what its `scrape` is told of, every second."""
     _need("Prometheus", prometheus_missing())
     server = PrometheusServer(tmp_path_factory.mktemp("prometheus"))
@@ -138,7 +142,7 @@ def prometheus(tmp_path_factory) -> Iterator[PrometheusServer]:
 
 
 @pytest.fixture
-def fault_proxy(s3_server, monkeypatch) -> Iterator[FaultProxy]:
+def fault_proxy(s3_server: rgw.S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The real S3 server behind a proxy that fails by its `rules`; the environment says so."""
     with FaultProxy(s3_server.port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -41,7 +41,7 @@ def knobs(section: type[Section]) -> list[str]:
     return [n for n, i in section.model_fields.items() if section_in(i.annotation) is None]
 
 
-def test_the_number_of_knobs_only_goes_down():
+def test_the_number_of_knobs_only_goes_down() -> None:
     told = {
         (name, section.model_fields[name].description)
         for section in SECTIONS.values()
@@ -51,7 +51,7 @@ def test_the_number_of_knobs_only_goes_down():
     assert len(told) > MOST_KNOBS - 5, f"lower MOST_KNOBS to {len(told)}"
 
 
-def test_every_knob_says_what_it_is():
+def test_every_knob_says_what_it_is() -> None:
     dumb = [
         f"{section.__name__}.{name}"
         for section in SECTIONS.values()
@@ -61,13 +61,13 @@ def test_every_knob_says_what_it_is():
     assert dumb == []
 
 
-def test_only_what_tracks_has_flags_of_tracking():
+def test_only_what_tracks_has_flags_of_tracking() -> None:
     tracking = [name for name, section in SECTIONS.items() if "tracking" in section.model_fields]
     assert sorted(tracking) == ["EncodeConfig", "TrainConfig"]
 
 
 @pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
-def test_every_knob_is_read_from_its_own_section(section):
+def test_every_knob_is_read_from_its_own_section(section: type[Any]) -> None:
     assert [name for name in knobs(section) if name not in reads().get(section, set())] == []
 
 

@@ -32,11 +32,11 @@ def names(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
-def test_no_file_is_longer_than_400_lines():
+def test_no_file_is_longer_than_400_lines() -> None:
     assert names([p for p in SOURCES if len(p.read_text().splitlines()) > 400]) == []
 
 
-def test_no_function_is_longer_than_60_lines():
+def test_no_function_is_longer_than_60_lines() -> None:
     long = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         for path in SOURCES
@@ -50,7 +50,7 @@ def test_no_function_is_longer_than_60_lines():
 LONG_CLASSES = {"pipeline/packing/inventory.py Inventory"}
 
 
-def test_no_class_is_longer_than_200_lines():
+def test_no_class_is_longer_than_200_lines() -> None:
     long = {
         f"{path.relative_to(ROOT)} {node.name}"
         for path in SOURCES
@@ -63,7 +63,7 @@ def test_no_class_is_longer_than_200_lines():
 LOG_LEVELS = {"debug", "info", "warning", "error", "exception"}
 
 
-def test_no_call_has_more_than_5_positional_arguments():
+def test_no_call_has_more_than_5_positional_arguments() -> None:
     # A reader can't tell the sixth's meaning; a logger's arguments are named by its sentence.
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.func)}"
@@ -77,7 +77,7 @@ def test_no_call_has_more_than_5_positional_arguments():
     assert found == []
 
 
-def test_a_room_holds_18_files_and_12_percent_of_the_lines_at_most():
+def test_a_room_holds_18_files_and_12_percent_of_the_lines_at_most() -> None:
     rooms = {path for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").exists()}
     files = {room.name: list(room.glob("*.py")) for room in rooms if room.name != "config"}
     lines = {
@@ -90,7 +90,7 @@ def test_a_room_holds_18_files_and_12_percent_of_the_lines_at_most():
     assert [name for name, count in lines.items() if count > 0.12 * whole] == []
 
 
-def test_dictionaries_of_anything_grow_fewer():
+def test_dictionaries_of_anything_grow_fewer() -> None:
     # What crosses rooms is a record, or `Json`, whose values have types. This number only falls,
     # to the 30 places where JSON is read.
     found = [
@@ -111,12 +111,12 @@ def is_loose(node: ast.AST) -> bool:
     return isinstance(said, ast.Name) and said.id in {"dict", "Mapping"}
 
 
-def test_every_module_is_named_for_a_thing():
+def test_every_module_is_named_for_a_thing() -> None:
     empty = {"utils", "util", "helpers", "common", "misc", "base", "manager", "managers", "hooks"}
     assert [path for path in names(SOURCES) if Path(path).stem in empty] == []
 
 
-def test_nothing_is_pickled_or_unpickled():
+def test_nothing_is_pickled_or_unpickled() -> None:
     # torch.load is allowed with weights_only=True alone; it is the only reader of that format.
     found = []
     for path in PRODUCT:
@@ -131,7 +131,7 @@ def test_nothing_is_pickled_or_unpickled():
     assert found == []
 
 
-def test_the_rooms_import_downwards_only():
+def test_the_rooms_import_downwards_only() -> None:
     program = Path(sys.executable).with_name("lint-imports")
     found = subprocess.run([program], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
@@ -153,7 +153,7 @@ def documented_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", documented_commands())
-def test_every_documented_command_line_parses_with_its_own_job(command):
+def test_every_documented_command_line_parses_with_its_own_job(command: str) -> None:
     job, *arguments = shlex.split(command)
     if arguments == ["--help"] or not arguments:
         return
@@ -168,7 +168,7 @@ def test_every_documented_command_line_parses_with_its_own_job(command):
         test_every_documented_command_line_parses_with_its_own_job(what)
 
 
-def test_commands_are_found_in_both_forms_and_in_every_kind_of_page():
+def test_commands_are_found_in_both_forms_and_in_every_kind_of_page() -> None:
     found = documented_commands()
     assert "verify --store runs/latents" in found  # README.md: vae verify
     assert any(command.startswith("submit --kubernetes") for command in found)  # k8s/README.md

@@ -18,7 +18,7 @@ def run(*words: str) -> dict:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def test_the_gpu_benchmark_runs_small_and_counts_flops():
+def test_the_gpu_benchmark_runs_small_and_counts_flops() -> None:
     small = (
         "--seconds",
         "0.1",
@@ -39,7 +39,7 @@ def test_the_gpu_benchmark_runs_small_and_counts_flops():
     assert all(row["images_per_second"] > 0 for row in result["rows"])
 
 
-def test_the_iwae_table_runs_small_and_goes_on_where_it_was(tmp_path):
+def test_the_iwae_table_runs_small_and_goes_on_where_it_was(tmp_path: Path) -> None:
     if not MNIST.exists():
         pytest.skip("needs ../shared/data/mnist")
     small = (
@@ -54,7 +54,7 @@ def test_the_iwae_table_runs_small_and_goes_on_where_it_was(tmp_path):
     assert run(*small) == result
 
 
-def test_the_loaders_benchmark_plans_a_billion_samples_and_mixes_classes(tmp_path):
+def test_the_loaders_benchmark_plans_a_billion_samples_and_mixes_classes(tmp_path: Path) -> None:
     words = ("--photos", str(tmp_path), "--work", str(tmp_path), "--parts", "scale", "quality")
     result = run("tests.benchmarks.loader", *words)
     assert result["scale"]["peak_mib"] - result["scale"]["of_it_imports_mib"] < 300

@@ -5,7 +5,7 @@ import sys
 from tests.support.killing import ROOT
 
 
-def test_the_encoding_benchmark_prints_its_ratios_as_one_json_line():
+def test_the_encoding_benchmark_prints_its_ratios_as_one_json_line() -> None:
     command = ["tests/benchmarks/encode.py", "--images", "400", "--size", "16", "--latents", "256"]
     found = subprocess.run(
         [sys.executable, *command, "--parts", "small", "reading", "device"],

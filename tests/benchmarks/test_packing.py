@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from tests.support.killing import ROOT
 
 
-def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(tmp_path):
+def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(tmp_path: Path) -> None:
     for seed in range(3):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{seed}.jpg")

@@ -22,6 +22,7 @@ from pipeline.data import Dataset
 from pipeline.latents import verify_store
 from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
+from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import S3Server
 from tests.support.killing import descendants, finish, kill_all, start_job, tree
@@ -100,8 +101,8 @@ def kill_one(process: subprocess.Popen, kind: str, dice: random.Random) -> None:
 
 
 def test_ten_kills_two_drivers_and_failing_requests_leave_the_store_of_a_calm_day(
-    s3_server, tmp_path, monkeypatch
-):
+    s3_server: rgw.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, bundle = make_inputs(tmp_path, 1797, image_size=128, shard_bytes=25_000)
     bucket = s3_server.bucket()
     upload(data, f"{bucket}/data")
@@ -148,8 +149,8 @@ def ended_with(process: subprocess.Popen, code: int) -> dict:
 
 
 def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm_day(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent.parent)
     write_digits(tmp_path / "images", range(200))
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "images/white.png")
@@ -176,8 +177,8 @@ def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm
 
 
 def test_a_source_overwritten_midway_is_noticed_listed_and_mended_by_restoring_it(
-    s3_server, tmp_path
-):
+    s3_server: rgw.S3Server, tmp_path: Path
+) -> None:
     data, bundle = make_inputs(tmp_path, 600)
     bucket = s3_server.bucket()
     upload(data, f"{bucket}/data")
@@ -211,7 +212,9 @@ def test_a_source_overwritten_midway_is_noticed_listed_and_mended_by_restoring_i
     assert_same_store({n: d for n, d in found.items() if ".partial-" not in n}, calm)
 
 
-def test_on_a_disk_that_is_full_what_is_lost_is_listed_and_with_room_it_goes_on(tmp_path):
+def test_on_a_disk_that_is_full_what_is_lost_is_listed_and_with_room_it_goes_on(
+    tmp_path: Path,
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root")
     data, bundle = make_inputs(tmp_path, 1200, image_size=8)

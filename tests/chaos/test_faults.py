@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.fault_proxy import Rule
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.support.killing import descendants, finish, start_job, tree
 from tests.support.packed_digits import write_digits
 from tests.support.watching import Running
@@ -26,18 +27,18 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_digits(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="module")
-def calm(data, tmp_path_factory) -> dict:
+def calm(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("calm")
     return finish(start_job(folder, "jobs.train", "--data", data, *TRAIN))
 
 
 @pytest.fixture
-def start(data, tmp_path) -> Iterator[Start]:
+def start(data: str, tmp_path: Path) -> Iterator[Start]:
     """Starts the run, or starts it again; what is left of it dies with the test."""
     started: list[Running] = []
 
@@ -60,7 +61,9 @@ def reached(run: Running, step: int) -> Callable[[], bool]:
     return lambda: max(run.checkpoints(), default=0) >= step
 
 
-def test_a_rank_that_stands_still_past_the_stall_limit_is_replaced(start, calm):
+def test_a_rank_that_stands_still_past_the_stall_limit_is_replaced(
+    start: Start, calm: dict
+) -> None:
     run = start("--stall-seconds", "10")
     run.until(reached(run, 200))
     os.kill(run.workers()[-1], signal.SIGSTOP)
@@ -68,7 +71,9 @@ def test_a_rank_that_stands_still_past_the_stall_limit_is_replaced(start, calm):
     assert same(finish(run.process), calm)
 
 
-def test_a_worker_that_is_killed_for_memory_is_replaced(start, calm, monkeypatch):
+def test_a_worker_that_is_killed_for_memory_is_replaced(
+    start: Start, calm: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     total, available = (
         int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
         for name in ("MemTotal", "MemAvailable")
@@ -92,8 +97,8 @@ def test_a_worker_that_is_killed_for_memory_is_replaced(start, calm, monkeypatch
 
 
 def test_a_bucket_that_answers_503_for_30_seconds_delays_a_checkpoint_and_no_more(
-    start, calm, s3_server, fault_proxy
-):
+    start: Start, calm: dict, s3_server: rgw.S3Server, fault_proxy: FaultProxy
+) -> None:
     run = start(runs=s3_server.bucket())
     run.until(reached(run, 200))
     fault_proxy.rules = [Rule("^PUT .*/checkpoints/", "status")]
@@ -107,7 +112,7 @@ def test_a_bucket_that_answers_503_for_30_seconds_delays_a_checkpoint_and_no_mor
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0:
@@ -117,7 +122,9 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_at_a_checkpoint_ends_the_run_clearly_and_it_goes_on(start, calm, small_disk):
+def test_a_full_disk_at_a_checkpoint_ends_the_run_clearly_and_it_goes_on(
+    start: Start, calm: dict, small_disk: Path
+) -> None:
     run = start(runs=str(small_disk))
     run.until(reached(run, 200))
     ballast = small_disk / "ballast"
@@ -131,7 +138,9 @@ def test_a_full_disk_at_a_checkpoint_ends_the_run_clearly_and_it_goes_on(start, 
     assert same(finish(start(runs=str(small_disk)).process), calm)
 
 
-def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(start, calm, tmp_path):
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
+    start: Start, calm: dict, tmp_path: Path
+) -> None:
     run = start()
     run.until(reached(run, 300))
     run.kill()
@@ -143,8 +152,8 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(start, calm
 
 
 def test_a_driver_that_wakes_up_after_another_has_finished_its_run_writes_nothing(
-    start, calm, tmp_path
-):
+    start: Start, calm: dict, tmp_path: Path
+) -> None:
     older = start()
     older.until(reached(older, 200))
     asleep = [older.process.pid, *descendants(older.process.pid)]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from pipeline.errors import UnreachableError
 from pipeline.web import ask
 from tests.k8s.commands import VERSION
 from tests.k8s.manifests import ROOT
+from tests.servers import rgw
 from tests.servers.rgw import free_ports
 from tests.support.packed_digits import write_pngs
 
@@ -38,7 +40,7 @@ def _need_a_base() -> None:
     pytest.skip(f"docker, podman or buildah with {base}; tests/image/stand_in.sh makes a base")
 
 
-def test_the_image_builds_and_its_user_is_not_root_and_the_doctor_is_content():
+def test_the_image_builds_and_its_user_is_not_root_and_the_doctor_is_content() -> None:
     _need_a_base()
     done = subprocess.run(["make", "image"], cwd=ROOT, capture_output=True, text=True)
     if "no engine is here" in done.stderr:
@@ -85,7 +87,9 @@ def status_of(url: str) -> int:
         return 0
 
 
-def test_ray_of_the_image_trains_as_kuberay_starts_it(s3_server, tmp_path):
+def test_ray_of_the_image_trains_as_kuberay_starts_it(
+    s3_server: rgw.S3Server, tmp_path: Path
+) -> None:
     image = ["inspect", f"localhost/vae-pipeline:{VERSION}"]
     if (
         shutil.which("buildah") is None

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ TRAIN = (
 )  # fmt: skip
 
 
-def test_a_training_whose_driver_is_killed_six_times_at_random_ends_with_the_same_bits(tmp_path):
+def test_a_training_whose_driver_is_killed_six_times_at_random_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
     data = pack_digits(tmp_path / "data")
     (tmp_path / "calm").mkdir()
     (tmp_path / "storm").mkdir()
@@ -43,7 +46,9 @@ def test_a_training_whose_driver_is_killed_six_times_at_random_ends_with_the_sam
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
-def test_a_training_whose_workers_are_killed_four_times_ends_with_the_same_bits(tmp_path):
+def test_a_training_whose_workers_are_killed_four_times_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
     data = pack_digits(tmp_path / "data")
     (tmp_path / "calm").mkdir()
     (tmp_path / "storm").mkdir()
@@ -62,7 +67,7 @@ def test_a_training_whose_workers_are_killed_four_times_ends_with_the_same_bits(
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
-def test_an_encoding_killed_ten_times_at_random_ends_with_the_same_files(tmp_path):
+def test_an_encoding_killed_ten_times_at_random_ends_with_the_same_files(tmp_path: Path) -> None:
     write_digits(tmp_path / "images", range(1797))
     pack(
         PackConfig(
@@ -73,7 +78,7 @@ def test_an_encoding_killed_ten_times_at_random_ends_with_the_same_files(tmp_pat
     vae = build_vae(ModelConfig(width=48), PreprocessConfig(image_size=32, channels=1))
     save_bundle(vae, str(tmp_path / "bundle"), {})
 
-    def encode(folder: Path):
+    def encode(folder: Path) -> Any:
         folder.mkdir(exist_ok=True)
         return start_job(
             folder, "jobs.encode", "--model", str(tmp_path / "bundle"), "--data",
@@ -102,7 +107,7 @@ def test_an_encoding_killed_ten_times_at_random_ends_with_the_same_files(tmp_pat
     assert all(name.startswith("latents/") for name in found.keys() - calm.keys())
 
 
-def test_of_two_encoders_at_once_both_end_and_the_store_is_that_of_one(tmp_path):
+def test_of_two_encoders_at_once_both_end_and_the_store_is_that_of_one(tmp_path: Path) -> None:
     write_digits(tmp_path / "images", range(600))
     pack(
         PackConfig(

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.data import Dataset
+from tests.servers import rgw
 from tests.servers.ray_nodes import RayNodes
 from tests.support.killing import finish, start_job
 from tests.support.packed_digits import write_digits
@@ -27,12 +28,12 @@ TRAIN = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_digits(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="module")
-def calm(data, tmp_path_factory) -> dict:
+def calm(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The same training on one quiet machine."""
     folder = tmp_path_factory.mktemp("calm")
     # A node has one core for its worker; how many threads there are decides a sum's last bits.
@@ -41,7 +42,7 @@ def calm(data, tmp_path_factory) -> dict:
 
 
 @pytest.fixture
-def nodes(s3_server, monkeypatch) -> Iterator[RayNodes]:
+def nodes(s3_server: rgw.S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
     """A head for the driver, without room for a worker, and two nodes with room for one each.
 
     Jobs that are started meanwhile join it.
@@ -61,7 +62,9 @@ def nodes(s3_server, monkeypatch) -> Iterator[RayNodes]:
 
 
 @pytest.fixture
-def start(nodes, s3_server, data, tmp_path) -> Iterator[Callable[..., Running]]:
+def start(
+    nodes: RayNodes, s3_server: rgw.S3Server, data: str, tmp_path: Path
+) -> Iterator[Callable[..., Running]]:
     """Starts the training on the cluster; what is left of it dies with the test."""
     runs, started = s3_server.bucket(), []
 
@@ -76,11 +79,13 @@ def start(nodes, s3_server, data, tmp_path) -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture
-def run(start) -> Running:
+def run(start: Callable[..., Running]) -> Running:
     return start("--workers", "2")
 
 
-def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(nodes, run, calm):
+def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(
+    nodes: RayNodes, run: Running, calm: dict
+) -> None:
     run.until(lambda: max(run.checkpoints(), default=0) >= 200)
     nodes.kill_raylet("two")
     nodes.start("two", 1)
@@ -89,7 +94,9 @@ def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(nodes, run, calm)
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
-def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(nodes, run, calm):
+def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(
+    nodes: RayNodes, run: Running, calm: dict
+) -> None:
     run.until(lambda: max(run.checkpoints(), default=0) >= 200)
     nodes.send("two", signal.SIGTERM)
     run.until(lambda: "a node is being taken away" in run.log())
@@ -104,7 +111,9 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(nodes, run,
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
-def test_workers_1_to_2_follow_the_nodes_and_each_image_still_counts_once(nodes, start, data):
+def test_workers_1_to_2_follow_the_nodes_and_each_image_still_counts_once(
+    nodes: RayNodes, start: Callable[..., Running], data: str
+) -> None:
     run = start("--workers", "1..2", "--steps", "1000000")
 
     def groups(size: int) -> int:
@@ -129,7 +138,9 @@ def test_workers_1_to_2_follow_the_nodes_and_each_image_still_counts_once(nodes,
     assert result["samples"] == epochs * images + rest * 64
 
 
-def test_the_runs_of_a_sweep_go_side_by_side_where_there_is_room(nodes, s3_server, data, tmp_path):
+def test_the_runs_of_a_sweep_go_side_by_side_where_there_is_room(
+    nodes: RayNodes, s3_server: rgw.S3Server, data: str, tmp_path: Path
+) -> None:
     runs = s3_server.bucket()
     holdout = data.replace("/train", "/holdout")
     job = start_job(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data import Dataset
 from pipeline.packing.adopt import adopt
+from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import ACCESS_KEY, SECRET_KEY
 from tests.support.killing import ROOT
@@ -81,7 +83,7 @@ def write_credentials(path: Path, secret: str) -> None:
     part.replace(path)
 
 
-def start_reader(url: str, log: Path, world: int, proxy: FaultProxy, credentials: Path):
+def start_reader(url: str, log: Path, world: int, proxy: FaultProxy, credentials: Path) -> Any:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests/chaos/reader.py"), url, str(log), str(world), "0.2"],
@@ -102,8 +104,8 @@ def wait_for_lines(process: subprocess.Popen, log: Path, count: int) -> None:
 
 
 def test_an_epoch_on_a_failing_store_has_each_good_sample_once_and_no_wrong_byte(
-    s3_server, tmp_path
-):
+    s3_server: rgw.S3Server, tmp_path: Path
+) -> None:
     url, reasons = make_dataset(s3_server.bucket(), tmp_path)
     log, credentials = tmp_path / "log", tmp_path / "credentials"
     write_credentials(credentials, s3_server.secret)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture
-def own_head(monkeypatch, tmp_path) -> Iterator[RayHead]:
+def own_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RayHead]:
     """One that the test may break; its jobs find their MLflow by the environment."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     head = RayHead()
@@ -40,8 +41,8 @@ def training(folder: Path, data: Path, run: str, steps: int) -> tuple[str, ...]:
 
 
 def test_a_training_is_stopped_by_its_flag_and_told_by_its_folder_when_the_head_dies(
-    own_head, tmp_path
-):
+    own_head: RayHead, tmp_path: Path
+) -> None:
     data = write_digits(tmp_path, 200)
     command = training(tmp_path, data, "long", 1_000_000)
     first = submit(tmp_path, *command)
@@ -68,8 +69,8 @@ def test_a_training_is_stopped_by_its_flag_and_told_by_its_folder_when_the_head_
 
 
 def test_a_head_that_is_lost_is_told_and_its_job_submitted_to_the_next_one_if_asked(
-    own_head, tmp_path
-):
+    own_head: RayHead, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     command = python(sleeping(marker))
     patient = submit(tmp_path, "--resubmit-on-head-loss", "1", "--lost-seconds", "120", *command)
@@ -93,7 +94,9 @@ def test_a_head_that_is_lost_is_told_and_its_job_submitted_to_the_next_one_if_as
     "secret",
     [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 48}],
 )
-def test_who_has_not_the_token_does_not_join_the_cluster(own_head, secret, tmp_path):
+def test_who_has_not_the_token_does_not_join_the_cluster(
+    own_head: RayHead, secret: dict[str, Any], tmp_path: Path
+) -> None:
     join = f"import ray; ray.init(address='127.0.0.1:{own_head.port}'); print('joined')"
 
     def joined(environment: dict[str, str]) -> bool:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ class World:
         self._seen: dict[str, list[bytes]] = {}
 
 
-def pack_config(world: World, **changes) -> PackConfig:
+def pack_config(world: World, **changes: Any) -> PackConfig:
     given = {
         "source": (str(world.path("images")),), "output": str(world.path("dataset")),
         "holdout": 0.25, "shard_bytes": 60_000, "workers": 1, **changes,

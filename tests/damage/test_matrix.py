@@ -16,7 +16,7 @@ FLIPS = 70
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("damage") / "world")
 
 
@@ -35,12 +35,12 @@ def check(found: list[Judged]) -> None:
     assert bad == []
 
 
-def test_a_sample_of_all_damages_is_told_or_harmless(world):
+def test_a_sample_of_all_damages_is_told_or_harmless(world: World) -> None:
     check(judged(world, IN_MAKE_TEST, 20))
 
 
 @pytest.mark.chaos
-def test_every_damage_is_told_or_harmless(world):
+def test_every_damage_is_told_or_harmless(world: World) -> None:
     found = judged(world, None, FLIPS)
     assert len(found) >= 6000
     check(found)

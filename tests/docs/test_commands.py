@@ -66,13 +66,15 @@ def way(job: Callable[[list[str]], str]) -> dict[str, str]:
     return {words[0]: job(words) for words in commands(README)}
 
 
-def test_the_readmes_way_goes_from_a_folder_to_a_verified_store(way):
+def test_the_readmes_way_goes_from_a_folder_to_a_verified_store(way: dict[str, str]) -> None:
     assert list(way) == ["pack", "train", "evaluate", "encode", "verify"]
     assert "80 seen = 80 packed" in way["pack"]
     assert way["verify"].splitlines()[0] == "runs/latents: whole."
 
 
-def test_the_readmes_python_reads_what_the_commands_made(way, folder, monkeypatch):
+def test_the_readmes_python_reads_what_the_commands_made(
+    way: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/mlflow.db")
     names: dict[str, Any] = {}
@@ -83,7 +85,9 @@ def test_the_readmes_python_reads_what_the_commands_made(way, folder, monkeypatc
     assert names["batch"].images.shape[1:] == (3, 64, 64)
 
 
-def test_the_registrys_commands_promote_trace_and_pull(way, job, folder):
+def test_the_registrys_commands_promote_trace_and_pull(
+    way: dict[str, str], job: Callable[[list[str]], str], folder: Path
+) -> None:
     wanted = r"models( --promote \S+@candidate| --lineage.*)?|pull.*"
     found = [words for words in commands(TRAINING) if re.fullmatch(wanted, " ".join(words))]
     assert [words[0] for words in found] == ["models", "models", "models", "pull"]
@@ -92,7 +96,12 @@ def test_the_registrys_commands_promote_trace_and_pull(way, job, folder):
     assert (folder / "runs/pulled/bundle.json").exists()
 
 
-def test_the_latents_pages_commands_and_python_run_on_that_store(way, job, folder, monkeypatch):
+def test_the_latents_pages_commands_and_python_run_on_that_store(
+    way: dict[str, str],
+    job: Callable[[list[str]], str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (promote,) = [words for words in commands(TRAINING) if words[1:2] == ["--promote"]][:1]
     job(promote)
     for words in commands(LATENTS):

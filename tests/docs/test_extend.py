@@ -47,7 +47,9 @@ def trained(folder: Path, run: str, **knobs: object) -> dict[str, object]:
     return dict(train.main(TrainConfig.model_validate(values | knobs)).result)
 
 
-def test_network_and_augmentation_train_and_the_model_is_loaded_with_its_class_named(written):
+def test_network_and_augmentation_train_and_the_model_is_loaded_with_its_class_named(
+    written: Path,
+) -> None:
     pack_digits(written)
     plain = trained(written, "plain")
     darker = trained(written, "darker", transform="my_augmentation:darker")
@@ -57,14 +59,14 @@ def test_network_and_augmentation_train_and_the_model_is_loaded_with_its_class_n
     assert vae.latent_shape == (4, 2, 2)
 
 
-def test_the_augmentation_follows_each_images_own_seed(written):
+def test_the_augmentation_follows_each_images_own_seed(written: Path) -> None:
     darker = importlib.import_module("my_augmentation").darker
     images = torch.full((3, 1, 4, 4), 100, dtype=torch.uint8)
     found = darker(images, torch.tensor([0, 5, 64 + 7]))
     assert [int(image.unique()) for image in found] == [100, 95, 93]
 
 
-def test_the_tar_of_the_source_is_packed_whole_with_its_labels(written):
+def test_the_tar_of_the_source_is_packed_whole_with_its_labels(written: Path) -> None:
     subprocess.run([sys.executable, "my_source.py"], check=True, timeout=120)
     packed = pack(PackConfig(source=("digits.tar",), output="packed", workers=1))
     # 1,797 digits, 178 of which are ones, as scikit-learn counts them.
@@ -86,7 +88,7 @@ def student_t(written: Path) -> ModuleType:
     return module
 
 
-def test_the_likelihood_integrates_to_one_and_agrees_with_torch(student_t):
+def test_the_likelihood_integrates_to_one_and_agrees_with_torch(student_t: ModuleType) -> None:
     likelihood = student_t.StudentT(1, 0.1, learned=True).double()
     location = torch.tensor([[[[0.4]]]], dtype=torch.float64)
     points = torch.linspace(-60, 61, 400_001, dtype=torch.float64)
@@ -99,7 +101,7 @@ def test_the_likelihood_integrates_to_one_and_agrees_with_torch(student_t):
     torch.testing.assert_close(found, oracle.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_the_likelihoods_quantile_is_the_inverse_of_its_distribution(student_t):
+def test_the_likelihoods_quantile_is_the_inverse_of_its_distribution(student_t: ModuleType) -> None:
     likelihood = student_t.StudentT(1, 0.1, learned=True).double()
     uniforms = torch.tensor([0.001, 0.3, 0.5, 0.9, 0.999], dtype=torch.float64).view(-1, 1, 1, 1)
     with torch.no_grad():
@@ -156,7 +158,9 @@ assert result["steps"] == 2, result
 """
 
 
-def test_with_the_patches_the_likelihood_trains_and_the_bound_lies_where_the_page_says(written):
+def test_with_the_patches_the_likelihood_trains_and_the_bound_lies_where_the_page_says(
+    written: Path,
+) -> None:
     pack_digits(written)
     folder = patched(written)
     ended = subprocess.run(

@@ -22,7 +22,7 @@ NO_FIGURES = {
 """Of a training's result: names, not measurements."""
 
 
-def test_every_figure_of_an_evaluation_is_told():
+def test_every_figure_of_an_evaluation_is_told() -> None:
     vae = digits_vae(latents=2, steps=1)
     measured = measure(vae, held_out(40, 20), MeasureOptions(4, 0, 20, 100))
     first = images()[0][TRAINED_ON : TRAINED_ON + 8]
@@ -32,7 +32,7 @@ def test_every_figure_of_an_evaluation_is_told():
     assert math.isfinite(found["quadrature"]["error"])
 
 
-def test_every_figure_of_a_training_and_a_pack_is_told():
+def test_every_figure_of_a_training_and_a_pack_is_told() -> None:
     assert {field.name for field in fields(TrainingResult)} - NO_FIGURES - TOLD == set()
     assert {*STATES, *ElboTerms.COMPONENTS, "objective", "beta"} - TOLD == set()
     assert {"objective", "beta"} < {field.name for field in fields(StepReport)}
@@ -40,7 +40,7 @@ def test_every_figure_of_a_training_and_a_pack_is_told():
     assert {"seen", "packed", "duplicates", "ignored"} < {field.name for field in fields(Counts)}
 
 
-def test_the_pages_kl_is_that_of_torch():
+def test_the_pages_kl_is_that_of_torch() -> None:
     import torch
     from torch.distributions import Normal, kl_divergence
 

@@ -1,6 +1,7 @@
 """What only a GPU can show; on machines without one these are skipped by name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
-def train(config) -> list[float]:
+def train(config: Any) -> list[float]:
     run = Run.at(config)
     run.open(config, run.pins() or Pins(Dataset.open(config.data).digest, None))
     world = World(0, 1, torch.device("cuda"))
@@ -31,7 +32,9 @@ def train(config) -> list[float]:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_low_precision_trains_and_its_scale_survives_a_restart(data, tmp_path, precision):
+def test_low_precision_trains_and_its_scale_survives_a_restart(
+    data: Path, tmp_path: Path, precision: str
+) -> None:
     config = train_config(data, tmp_path, "half", precision=precision, steps=30)
     first = train(config)
     rest = train(config.model_copy(update={"steps": 60}))
@@ -41,7 +44,7 @@ def test_low_precision_trains_and_its_scale_survives_a_restart(data, tmp_path, p
     assert bool(checkpoint.scaler) == (precision == "fp16")
 
 
-def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(data, tmp_path):
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
     constant = {"schedule": "constant"}
     whole = train_config(data, tmp_path, "whole", deterministic=True, optimizer=constant)
     moved = train_config(data, tmp_path, "moved", deterministic=True, optimizer=constant, steps=6)
@@ -56,7 +59,7 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(data, tmp_path):
             assert torch.equal(value, getattr(other, part)[name]), (part, name)
 
 
-def test_a_compiled_model_trains_to_the_same_losses(data, tmp_path):
+def test_a_compiled_model_trains_to_the_same_losses(data: Path, tmp_path: Path) -> None:
     plain = train(train_config(data, tmp_path, "plain"))
     compiled = train(train_config(data, tmp_path, "compiled", compile=True))
     assert compiled == pytest.approx(plain, rel=1e-3)

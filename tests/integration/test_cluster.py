@@ -23,6 +23,7 @@ import pytest
 from pipeline import storage
 from pipeline.data import Dataset
 from pipeline.latents import LatentStore
+from tests.servers import rgw
 from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer
 from tests.servers.ray_nodes import RayNodes
@@ -96,7 +97,11 @@ class World:
 
 @pytest.fixture
 def world(
-    s3_server, mlflow_on_postgres: MlflowServer, prometheus, tmp_path, monkeypatch
+    s3_server: rgw.S3Server,
+    mlflow_on_postgres: MlflowServer,
+    prometheus: PrometheusServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
     bucket = s3_server.bucket()
     dashboard, metrics = free_ports(2)
@@ -131,7 +136,7 @@ def upload(folder: Path, url: str) -> None:
             storage.publish(f"{url}/{path.relative_to(folder)}", path.read_bytes())
 
 
-def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world):
+def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world: World) -> None:
     upload(write_digits(world.folder).parent, f"{world.bucket}/data")
     value = world.prometheus.value
     train = [*world.command("python -m jobs.submit -- python -m jobs.train"), *SMALL]

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.support.killing import finish, kill_all, start_job, tree
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> tuple[Path, Path]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A dataset of many small shards, and a bundle whose model is too large to be quick."""
     folder = tmp_path_factory.mktemp("inputs")
     write_digits(folder / "images", range(800))
@@ -32,7 +33,7 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "data", folder / "bundle"
 
 
-def start(inputs, folder: Path, actors: int, threads: int = 1) -> subprocess.Popen:
+def start(inputs: Any, folder: Path, actors: int, threads: int = 1) -> subprocess.Popen:
     data, bundle = inputs
     return start_job(
         folder, "jobs.encode", "--model", str(bundle), "--data", str(data),
@@ -41,7 +42,9 @@ def start(inputs, folder: Path, actors: int, threads: int = 1) -> subprocess.Pop
 
 
 @pytest.fixture(scope="module")
-def undisturbed(inputs, tmp_path_factory) -> dict[str, str]:
+def undisturbed(
+    inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("store")
     result = finish(start(inputs, folder, actors=0))
     assert result["samples"] == 800
@@ -50,7 +53,7 @@ def undisturbed(inputs, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def temporary(monkeypatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The jobs' temporary folder; Ray's sockets lie in it, whose paths must be short."""
     with tempfile.TemporaryDirectory(prefix="t-") as folder:
         monkeypatch.setenv("TMPDIR", folder)
@@ -58,8 +61,8 @@ def temporary(monkeypatch) -> Iterator[Path]:
 
 
 def test_killed_midway_with_its_actors_it_ends_with_the_same_bytes(
-    inputs, undisturbed, tmp_path, temporary
-):
+    inputs: tuple[Path, Path], undisturbed: dict[str, str], tmp_path: Path, temporary: Path
+) -> None:
     store = tmp_path / "s"
     process = start(inputs, tmp_path, actors=2)
     deadline = time.monotonic() + 120
@@ -79,8 +82,8 @@ def test_killed_midway_with_its_actors_it_ends_with_the_same_bytes(
 
 
 def test_threads_make_no_difference_and_running_again_changes_no_byte(
-    inputs, undisturbed, tmp_path
-):
+    inputs: tuple[Path, Path], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "s"
     finish(start(inputs, tmp_path, actors=0, threads=2))
     assert tree(store) == undisturbed
@@ -90,7 +93,7 @@ def test_threads_make_no_difference_and_running_again_changes_no_byte(
 
 
 def test_one_actor_makes_the_store_that_two_threads_and_no_actor_make(
-    inputs, undisturbed, tmp_path
-):
+    inputs: tuple[Path, Path], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
     assert finish(start(inputs, tmp_path, actors=1, threads=2))["samples"] == 800
     assert tree(tmp_path / "s") == undisturbed

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("data"))
 
 
@@ -51,7 +52,9 @@ def wait_for_steps(folder: Path) -> None:
     )
 
 
-def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_and_names_its_step(data, tmp_path):
+def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_and_names_its_step(
+    data: Path, tmp_path: Path
+) -> None:
     command = ["-m", "jobs.train", "--data", str(data), *COMMAND, "--workers", "2"]
     with terminal(tmp_path, command, columns=120) as window:
         window.wait_for("elbo", 300)
@@ -67,8 +70,8 @@ def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_and_names_its_step(data, tmp_p
 
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one process", "torchrun"])
 def test_ctrl_c_without_ray_reaches_every_process_and_leaves_one_checkpoint(
-    data, tmp_path, launcher
-):
+    data: Path, tmp_path: Path, launcher: Any
+) -> None:
     process = start_job(
         tmp_path, *launcher, "jobs.train", "--data", str(data), *COMMAND, "--workers", "0"
     )
@@ -82,7 +85,7 @@ def test_ctrl_c_without_ray_reaches_every_process_and_leaves_one_checkpoint(
         assert "Traceback" not in text
 
 
-def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data, tmp_path):
+def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data: Path, tmp_path: Path) -> None:
     command = ("jobs.train", "--data", str(data), *COMMAND, "--workers", "0")
     process = start_job(tmp_path, *command)
     wait_for_steps(tmp_path)
@@ -97,7 +100,9 @@ def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data, tmp_path):
     assert saved_steps(tmp_path) == []
 
 
-def test_who_waits_for_room_is_told_what_is_asked_and_there_and_ends_by_one_ctrl_c(data, tmp_path):
+def test_who_waits_for_room_is_told_what_is_asked_and_there_and_ends_by_one_ctrl_c(
+    data: Path, tmp_path: Path
+) -> None:
     command = ["-m", "jobs.train", "--data", str(data), *COMMAND, "--cpus-per-worker", "64"]
     with terminal(tmp_path, command, columns=200) as window:
         window.wait_for("waits for room: asked are 1 worker with 64 CPUs; the cluster has", 300)

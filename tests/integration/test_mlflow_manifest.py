@@ -19,6 +19,8 @@ import pytest
 from pipeline.errors import UnreachableError
 from pipeline.web import Answer, ask
 from tests.k8s.manifests import K8S, build, find
+from tests.servers import postgres as postgresql
+from tests.servers import rgw
 from tests.servers.mlflow import READY_SECONDS
 from tests.servers.postgres import PASSWORD
 from tests.servers.rgw import free_ports
@@ -86,7 +88,11 @@ def environment(postgres_port: int, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def served(_s3_process, postgres, tmp_path_factory) -> Iterator[Served]:
+def served(
+    _s3_process: rgw.S3Server,
+    postgres: postgresql.PostgresServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("mlflow-of-the-manifest")
     (port,) = free_ports(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -121,7 +127,7 @@ def _answers(served: Served) -> bool:
 
 
 @pytest.fixture(scope="module")
-def user(served) -> tuple[str, str]:
+def user(served: Served) -> tuple[str, str]:
     """Made in the way of the README's third step."""
     (path,) = re.findall(
         r"http://localhost:5000(/api\S+users/create)", (K8S / "README.md").read_text()
@@ -134,7 +140,7 @@ def user(served) -> tuple[str, str]:
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 
-def test_nobody_gets_in_without_a_password(served):
+def test_nobody_gets_in_without_a_password(served: Served) -> None:
     assert served.ask(SEARCH).status == 401
     assert served.ask(SEARCH, user=("admin", "admin")).status == 401
     assert served.ask(SEARCH, user=ADMIN).status == 200
@@ -143,17 +149,17 @@ def test_nobody_gets_in_without_a_password(served):
 @pytest.mark.parametrize(
     "host", ["mlflow:5000", "mlflow.vae.svc.cluster.local:5000", "mlflow", "10.42.0.7:5000"]
 )
-def test_the_services_names_are_answered(served, user, host):
+def test_the_services_names_are_answered(served: Served, user: tuple[str, str], host: str) -> None:
     assert served.ask(SEARCH, host=host, user=user).status == 200
 
 
-def test_a_foreign_host_is_refused(served, user):
+def test_a_foreign_host_is_refused(served: Served, user: tuple[str, str]) -> None:
     assert served.ask(SEARCH, host="evil.example:5000", user=user).status == 403
 
 
 def test_the_jobs_user_tracks_and_stores_artifacts_without_keys_of_the_storage(
-    served, user, tmp_path, monkeypatch
-):
+    served: Served, user: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user[0])
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", user[1])
@@ -168,7 +174,9 @@ def test_the_jobs_user_tracks_and_stores_artifacts_without_keys_of_the_storage(
     assert client.create_registered_model(f"vae-{user[0]}").name
 
 
-def test_prometheus_reads_its_metrics_as_the_monitor_says(served, user):
+def test_prometheus_reads_its_metrics_as_the_monitor_says(
+    served: Served, user: tuple[str, str]
+) -> None:
     (endpoint,) = find(build("gpu"), "ServiceMonitor", "mlflow")["spec"]["endpoints"]
     assert {secret["name"] for secret in endpoint["basicAuth"].values()} == {"mlflow-admin"}
     assert served.ask("/metrics").status == 401

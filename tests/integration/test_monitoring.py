@@ -24,7 +24,9 @@ from k8s.monitoring import dashboards
 from pipeline.config import PackConfig
 from pipeline.packing.pack import pack
 from pipeline.tracking.metric_table import OUTCOME
+from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy, Rule
+from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer, missing_programs
 from tests.servers.rgw import SECRET_KEY
 from tests.support import warm
@@ -90,7 +92,7 @@ def listening(pid: int) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory) -> Iterator[PrometheusServer]:
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
     """One with our own rules; the session's has none."""
     if missing_programs():
         pytest.skip("Prometheus is not installed: `make servers` installs it")
@@ -104,7 +106,12 @@ def prometheus(tmp_path_factory) -> Iterator[PrometheusServer]:
 
 
 @pytest.fixture(scope="module")
-def operated(_s3_process, _mlflow_process, prometheus, tmp_path_factory) -> Iterator[Seen]:
+def operated(
+    _s3_process: rgw.S3Server,
+    _mlflow_process: MlflowServer,
+    prometheus: PrometheusServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Seen]:
     """Trains, kills a worker, stops, encodes; everything that can be asked only meanwhile."""
     seen = Seen(prometheus, tmp_path_factory.mktemp("operated"))
     # A short path: Ray's sockets may not exceed 107 characters.
@@ -273,7 +280,9 @@ def complaints(seen: Seen) -> None:
         seen.texts[name] = found.stdout + found.stderr
 
 
-def test_counters_go_on_when_a_worker_is_killed_and_rates_are_those_of_the_run(operated):
+def test_counters_go_on_when_a_worker_is_killed_and_rates_are_those_of_the_run(
+    operated: Seen,
+) -> None:
     found = operated.counters
     assert found["after"] > found["before"] > 0
     assert found["resets"] == 0
@@ -284,7 +293,7 @@ def test_counters_go_on_when_a_worker_is_killed_and_rates_are_those_of_the_run(o
     assert operated.trained["reason"] == "stopped"
 
 
-def test_every_panel_of_the_dashboards_has_data(operated):
+def test_every_panel_of_the_dashboards_has_data(operated: Seen) -> None:
     # The share of a GPU's peak is no number of a machine without one.
     without = {
         t for t, q in dashboard_queries().items() if "gpu" in q and not torch.cuda.is_available()
@@ -292,7 +301,7 @@ def test_every_panel_of_the_dashboards_has_data(operated):
     assert set(dashboard_queries()) - operated.panels == without
 
 
-def test_the_terminal_shows_the_run_and_the_store(operated):
+def test_the_terminal_shows_the_run_and_the_store(operated: Seen) -> None:
     for name in ("jobs.watch", "jobs.watch of prometheus"):
         text = operated.texts[name]
         assert re.search(r"^r: step [\d,]+ of 1,000,000", text, re.MULTILINE), text
@@ -304,7 +313,7 @@ def test_the_terminal_shows_the_run_and_the_store(operated):
     )
 
 
-def test_the_planted_secrets_are_nowhere(operated):
+def test_the_planted_secrets_are_nowhere(operated: Seen) -> None:
     texts = dict(operated.texts)
     for path in operated.folder.rglob("*"):
         if path.is_file():
@@ -322,7 +331,7 @@ def beyond_loopback(listening: dict[str, str]) -> list[str]:
     return [command for at, command in listening.items() if not at.startswith(loopback)]
 
 
-def test_what_we_open_listens_on_loopback(operated):
+def test_what_we_open_listens_on_loopback(operated: Seen) -> None:
     """With Ray, Ray listens everywhere behind its token, its driver too: SECURITY.md says so."""
     assert operated.encoding_listens
     assert beyond_loopback(operated.encoding_listens) == []

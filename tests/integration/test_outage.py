@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import pytest
 
 from tests.servers.mlflow import MlflowServer
 from tests.support.killing import finish, kill_all, start_job
@@ -89,8 +90,8 @@ def check(server: MlflowServer, result: dict, timeout_seconds: float) -> None:
 
 
 def test_while_mlflow_is_away_steps_go_on_and_in_the_end_each_point_is_there_once(
-    mlflow_server, tmp_path, monkeypatch
-):
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("TIMEOUT", "4"), ("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "0")):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
     check(mlflow_server, train_through_an_outage(mlflow_server, tmp_path, 0), 4)

@@ -22,13 +22,14 @@ from pipeline.data import Dataset, load_images
 from pipeline.registry.catalogue import lineage
 from pipeline.registry.promotion import promote
 from pipeline.runs.result import TrainingResult
+from tests.servers.mlflow import MlflowServer
 from tests.servers.rgw import free_ports
 from tests.support.killing import ROOT
 from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture
-def trained(mlflow_server, tmp_path) -> tuple[TrainConfig, TrainingResult]:
+def trained(mlflow_server: MlflowServer, tmp_path: Path) -> tuple[TrainConfig, TrainingResult]:
     config = TrainConfig(
         data=str(write_digits(tmp_path, 200)), run="r", storage=str(tmp_path / "runs"), steps=8,
         global_batch_size=32, image_size=8, channels=1, workers=0, evaluate_every=4,
@@ -57,8 +58,8 @@ def served(port: int, images: np.ndarray, process: subprocess.Popen) -> np.ndarr
 
 
 def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
-    trained, mlflow_server, tmp_path
-):
+    trained: tuple[TrainConfig, TrainingResult], mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
     config, result = trained
     assert promote(result.model).version == result.model_version
     vae = pipeline.load_model("models:/r@champion")

@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ def head() -> Iterator[RayHead]:
 
 
 @pytest.fixture
-def to_head(head, monkeypatch) -> RayHead:
+def to_head(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> RayHead:
     for name, value in head.environment.items():
         monkeypatch.setenv(name, value)
     return head
@@ -34,7 +36,9 @@ def to_head(head, monkeypatch) -> RayHead:
     [(0, "SUCCEEDED", 0), (1, "FAILED", 1), (2, "FAILED", 2), (3, "QUARANTINED", 3),
      (137, "FAILED", 1)],
 )  # fmt: skip
-def test_the_exit_code_is_the_jobs_own_fate(to_head, tmp_path, code, status, expected):
+def test_the_exit_code_is_the_jobs_own_fate(
+    to_head: RayHead, tmp_path: Path, code: int, status: str, expected: int
+) -> None:
     source = f'import sys; print("said"); sys.exit({code})'
     returned, told = ended(submit(tmp_path, *python(source)))
     assert (returned, told["status"]) == (expected, status)
@@ -42,8 +46,8 @@ def test_the_exit_code_is_the_jobs_own_fate(to_head, tmp_path, code, status, exp
 
 
 def test_a_job_whose_driver_was_lost_with_its_supervisor_did_not_fail_but_is_lost(
-    to_head, tmp_path
-):
+    to_head: RayHead, tmp_path: Path
+) -> None:
     # As when the driver's node dies: nobody has seen how it ended.
     source = (
         "import os, pathlib, signal, time; pid = os.getppid(); proc = pathlib.Path('/proc')\n"
@@ -55,7 +59,9 @@ def test_a_job_whose_driver_was_lost_with_its_supervisor_did_not_fail_but_is_los
     assert (returned, told["status"]) == (4, "LOST")
 
 
-def test_a_wrong_token_is_wrong_usage_and_stands_in_no_message(to_head, tmp_path, monkeypatch):
+def test_a_wrong_token_is_wrong_usage_and_stands_in_no_message(
+    to_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "planted-secret")
     assert ended(submit(tmp_path, *python("print(1)"))) == (2, {})
     said = (tmp_path / "log").read_text()
@@ -64,14 +70,18 @@ def test_a_wrong_token_is_wrong_usage_and_stands_in_no_message(to_head, tmp_path
     assert TOKEN not in said
 
 
-def test_a_command_that_its_own_job_refuses_is_never_submitted(to_head, tmp_path):
+def test_a_command_that_its_own_job_refuses_is_never_submitted(
+    to_head: RayHead, tmp_path: Path
+) -> None:
     before = len(RayJobs(to_head.address).jobs())
     wrong = ("--", "python", "-m", "jobs.train", "--run", "r", "--no-such-flag", "1")
     assert ended(submit(tmp_path, *wrong)) == (2, {})
     assert len(RayJobs(to_head.address).jobs()) == before
 
 
-def test_the_same_command_twice_is_one_job_and_stopping_it_is_told_to_both(to_head, tmp_path):
+def test_the_same_command_twice_is_one_job_and_stopping_it_is_told_to_both(
+    to_head: RayHead, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     command = python(sleeping(marker))
     first = submit(tmp_path, *command)
@@ -88,7 +98,9 @@ def test_the_same_command_twice_is_one_job_and_stopping_it_is_told_to_both(to_he
     assert marker.read_text() == "started\n"
 
 
-def test_rays_list_of_jobs_holds_no_secret_and_no_environment(to_head, tmp_path, monkeypatch):
+def test_rays_list_of_jobs_holds_no_secret_and_no_environment(
+    to_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     code, told = ended(submit(tmp_path, *python("import os; print(len(os.environ))")))
     assert code == 0
@@ -100,7 +112,9 @@ def test_rays_list_of_jobs_holds_no_secret_and_no_environment(to_head, tmp_path,
     assert TOKEN not in json.dumps(listed)
 
 
-def test_a_dashboard_that_hangs_for_a_while_is_waited_for(to_head, tmp_path, monkeypatch):
+def test_a_dashboard_that_hangs_for_a_while_is_waited_for(
+    to_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     marker = tmp_path / "marker"
     process = submit(tmp_path, *python(sleeping(marker)))
     until(marker.exists, process, tmp_path)
@@ -113,7 +127,9 @@ def test_a_dashboard_that_hangs_for_a_while_is_waited_for(to_head, tmp_path, mon
     assert (code, told["status"]) == (0, "SUCCEEDED")
 
 
-def test_answers_that_are_lost_on_the_way_start_no_second_job(to_head, tmp_path, monkeypatch):
+def test_answers_that_are_lost_on_the_way_start_no_second_job(
+    to_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     marker = tmp_path / "marker"
     with FaultProxy(to_head.dashboard_port) as proxy:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", proxy.endpoint)
@@ -133,11 +149,13 @@ def test_answers_that_are_lost_on_the_way_start_no_second_job(to_head, tmp_path,
 
 
 @pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/nodes?view=summary", "/metrics"])
-def test_without_the_token_the_dashboard_says_nothing(to_head, path):
+def test_without_the_token_the_dashboard_says_nothing(to_head: RayHead, path: str) -> None:
     assert ask("GET", to_head.address + path).status == 401
 
 
-def test_the_working_tree_is_shipped_without_what_git_ignores(to_head, tmp_path):
+def test_the_working_tree_is_shipped_without_what_git_ignores(
+    to_head: RayHead, tmp_path: Path
+) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "shipped.py").write_text("NUMBER = 41")
@@ -150,7 +168,9 @@ def test_the_working_tree_is_shipped_without_what_git_ignores(to_head, tmp_path)
     assert "[42]" in (tmp_path / "log").read_text()
 
 
-def test_what_a_job_prints_is_shown_while_it_runs_byte_for_byte_and_only_once(to_head, tmp_path):
+def test_what_a_job_prints_is_shown_while_it_runs_byte_for_byte_and_only_once(
+    to_head: RayHead, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     # In two parts, neither of which begins or ends with a line's end.
     more = "print('one' * 2, '', 'two' * 2, sep='\\n', end='', flush=True)"
@@ -164,7 +184,9 @@ def test_what_a_job_prints_is_shown_while_it_runs_byte_for_byte_and_only_once(to
     assert log.read_text().count("oneone\n\ntwotwo---\nfourfour\n") == 1
 
 
-def test_the_fate_of_a_job_is_still_told_when_it_is_asked_for_later(to_head, tmp_path):
+def test_the_fate_of_a_job_is_still_told_when_it_is_asked_for_later(
+    to_head: RayHead, tmp_path: Path
+) -> None:
     command = python("import json, sys; print('RunError: no luck'); sys.exit(3)")
     _, told = ended(submit(tmp_path, *command))
     for asked in (command, ("--id", told["submission_id"])):
@@ -177,13 +199,15 @@ def test_the_fate_of_a_job_is_still_told_when_it_is_asked_for_later(to_head, tmp
 
 
 @pytest.mark.parametrize("flag", ["--status", "--logs", "--stop"])
-def test_a_job_that_nobody_knows_is_named_with_where_to_look(to_head, tmp_path, flag):
+def test_a_job_that_nobody_knows_is_named_with_where_to_look(
+    to_head: RayHead, tmp_path: Path, flag: Any
+) -> None:
     assert ended(submit(tmp_path, flag, "--id", "nobody")) == (1, {})
     (line,) = (tmp_path / "log").read_text().strip().splitlines()
     assert "knows no job nobody. --list" in line
 
 
-def test_a_given_id_that_has_been_used_gets_a_number(to_head, tmp_path):
+def test_a_given_id_that_has_been_used_gets_a_number(to_head: RayHead, tmp_path: Path) -> None:
     command = ("--id", "mine", *python("print('again' * 2)"))
     code, told = ended(submit(tmp_path, *command))
     assert (code, told["submission_id"]) == (0, "mine")

@@ -53,24 +53,24 @@ def first_losses(folder: Path, result: dict) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     return write_digits(folder)
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory) -> Path:
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("calm")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, calm) -> dict:
+def undisturbed(data: Path, calm: Path) -> dict:
     return finish(start(calm, data))
 
 
 def test_killing_driver_and_workers_midway_changes_no_bit_and_no_sample(
-    data, undisturbed, tmp_path
-):
+    data: Path, undisturbed: dict, tmp_path: Path
+) -> None:
     first = start(tmp_path, data)
     wait_for_checkpoint(tmp_path, 80)
     kill_all(first)
@@ -82,7 +82,9 @@ def test_killing_driver_and_workers_midway_changes_no_bit_and_no_sample(
     assert result["digest"] == undisturbed["digest"]
 
 
-def test_killing_one_worker_midway_changes_no_bit_and_no_sample(data, undisturbed, tmp_path):
+def test_killing_one_worker_midway_changes_no_bit_and_no_sample(
+    data: Path, undisturbed: dict, tmp_path: Path
+) -> None:
     process = start(tmp_path, data)
     wait_for_checkpoint(tmp_path, 80)
     workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
@@ -95,8 +97,8 @@ def test_killing_one_worker_midway_changes_no_bit_and_no_sample(data, undisturbe
 
 
 def test_torchrun_gives_the_same_bits_as_ray_and_one_process_the_same_losses(
-    data, undisturbed, calm, tmp_path
-):
+    data: Path, undisturbed: dict, calm: Path, tmp_path: Path
+) -> None:
     here = [part if part != "2" else "0" for part in COMMAND]
     (tmp_path / "alone").mkdir()
     (tmp_path / "two").mkdir()
@@ -115,14 +117,18 @@ def test_torchrun_gives_the_same_bits_as_ray_and_one_process_the_same_losses(
     assert first_losses(tmp_path / "alone", alone) == pytest.approx(on_ray, rel=1e-5)
 
 
-def test_a_finished_run_says_so_and_trains_nothing(data, calm, undisturbed):
+def test_a_finished_run_says_so_and_trains_nothing(
+    data: Path, calm: Path, undisturbed: dict
+) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in calm.glob("runs/r/**/*.pt"))
     assert finish(start(calm, data)) == undisturbed
     assert before == sorted((p, p.stat().st_mtime_ns) for p in calm.glob("runs/r/**/*.pt"))
     assert "is finished at step 300" in (calm / "log").read_text()
 
 
-def test_of_two_starts_of_one_run_the_newer_goes_on_and_the_older_says_why_it_stops(data, tmp_path):
+def test_of_two_starts_of_one_run_the_newer_goes_on_and_the_older_says_why_it_stops(
+    data: Path, tmp_path: Path
+) -> None:
     older = start(tmp_path, data, "--steps", "100000")
     wait_for_checkpoint(tmp_path, 40)
     newer = start(tmp_path, data, "--steps", "100000")
@@ -139,7 +145,7 @@ def test_of_two_starts_of_one_run_the_newer_goes_on_and_the_older_says_why_it_st
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_step(data, tmp_path):
+def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_step(data: Path, tmp_path: Path) -> None:
     process = start(tmp_path, data, "--steps", "100000", "--workers", "0")
     wait_for_checkpoint(tmp_path, 40)
     process.terminate()

@@ -23,27 +23,27 @@ def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
 @pytest.fixture(scope="module")
-def ended(folder) -> subprocess.CompletedProcess[str]:
+def ended(folder: Path) -> subprocess.CompletedProcess[str]:
     return run(folder, "jobs.demo", "--steps", "60")
 
 
 @pytest.fixture(scope="module")
-def demo(ended) -> dict:
+def demo(ended: subprocess.CompletedProcess[str]) -> dict:
     assert "Traceback" not in ended.stderr
     return result_of(ended)
 
 
 @pytest.fixture
-def tracking(folder, monkeypatch) -> None:
+def tracking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/mlflow.db")
 
 
-def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo):
+def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo: dict) -> None:
     assert demo["verified"] is True
     # 60 of 1,797 digits come later; those that fall into the hold-out are not encoded.
     assert 0 < demo["appended"] <= 60
@@ -51,7 +51,9 @@ def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo
     assert all(Path(figure).stat().st_size > 5_000 for figure in demo["figures"])
 
 
-def test_the_demo_ends_with_the_lines_that_the_readme_shows(demo, ended):
+def test_the_demo_ends_with_the_lines_that_the_readme_shows(
+    demo: dict, ended: subprocess.CompletedProcess[str]
+) -> None:
     (shown,) = [block for block in blocks(ROOT / "README.md", "") if "nats per image" in block]
     printed = [without_numbers(line) for line in ended.stdout.splitlines()]
     assert {without_numbers(line) for line in shown.splitlines()} - set(printed) == set()
@@ -61,11 +63,11 @@ def without_numbers(line: str) -> str:
     return re.sub(r"-?\d[\d,.]*|\s+", lambda found: "#" if found[0].strip() else " ", line)
 
 
-def test_nothing_is_written_outside_runs(demo, folder):
+def test_nothing_is_written_outside_runs(demo: dict, folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["runs"]
 
 
-def test_our_loader_and_mlflows_give_the_same_moments(demo, tracking):
+def test_our_loader_and_mlflows_give_the_same_moments(demo: dict, tracking: None) -> None:
     import mlflow
 
     vae = pipeline.load_model(demo["model"])
@@ -77,7 +79,7 @@ def test_our_loader_and_mlflows_give_the_same_moments(demo, tracking):
     np.testing.assert_allclose(moments, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_stored_latent_is_the_models_own_for_that_image(demo, tracking):
+def test_a_stored_latent_is_the_models_own_for_that_image(demo: dict, tracking: None) -> None:
     from pipeline.data import Dataset, load_images
 
     vae = pipeline.load_model(demo["model"])
@@ -93,7 +95,7 @@ def test_a_stored_latent_is_the_models_own_for_that_image(demo, tracking):
         assert stored[key].columns["label"] == key.split("/")[0]
 
 
-def test_the_stores_statistics_are_those_of_all_its_latents(demo):
+def test_the_stores_statistics_are_those_of_all_its_latents(demo: dict) -> None:
     store = LatentStore.open(demo["store"])
     means = np.concatenate([rows.tensors["mean"] for rows in store.batches()]).astype(np.float64)
     assert len(means) == len(store) == demo["samples"]
@@ -101,14 +103,16 @@ def test_the_stores_statistics_are_those_of_all_its_latents(demo):
     np.testing.assert_allclose(store.std, means.std((0, 2, 3)), rtol=1e-9)
 
 
-def test_plain_pyarrow_opens_a_latent_file(demo):
+def test_plain_pyarrow_opens_a_latent_file(demo: dict) -> None:
     (file, *_) = sorted(Path(demo["store"]).glob("latents/*/*.arrow"))
     table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     assert table.column_names == ["key", "position", "mean", "logvar", "label"]
     assert table.schema.field("mean").type.value_type == pa.float16()
 
 
-def test_pull_copies_the_bundle_twice_without_complaint_and_never_over_other_files(demo, folder):
+def test_pull_copies_the_bundle_twice_without_complaint_and_never_over_other_files(
+    demo: dict, folder: Path
+) -> None:
     pull = ("jobs.pull", "--model", demo["model"], "--output", "runs/pulled")
     first, second = result_of(run(folder, *pull)), result_of(run(folder, *pull))
     assert first == second
@@ -121,7 +125,9 @@ def test_pull_copies_the_bundle_twice_without_complaint_and_never_over_other_fil
     assert (folder / "runs/other/precious").read_text() == "x"
 
 
-def test_an_alias_that_does_not_exist_is_answered_with_those_that_do(demo, folder):
+def test_an_alias_that_does_not_exist_is_answered_with_those_that_do(
+    demo: dict, folder: Path
+) -> None:
     name = demo["model"].partition("@")[0]
     asked = run(folder, "jobs.pull", "--model", f"{name}@champion", "--output", "runs/no")
     assert asked.returncode == 1
@@ -129,7 +135,7 @@ def test_an_alias_that_does_not_exist_is_answered_with_those_that_do(demo, folde
     assert "Traceback" not in asked.stderr
 
 
-def test_encoding_another_dataset_into_the_store_is_refused(demo, folder):
+def test_encoding_another_dataset_into_the_store_is_refused(demo: dict, folder: Path) -> None:
     dataset = Path(demo["store"]).parent / "dataset/holdout"
     refused = run(
         folder, "jobs.encode", "--model", demo["model"], "--data", str(dataset),
@@ -139,7 +145,9 @@ def test_encoding_another_dataset_into_the_store_is_refused(demo, folder):
     assert "another dataset" in refused.stderr
 
 
-def test_a_run_is_explained_with_its_own_numbers_and_the_pictures_of_its_way(demo, folder):
+def test_a_run_is_explained_with_its_own_numbers_and_the_pictures_of_its_way(
+    demo: dict, folder: Path
+) -> None:
     asked = ("--run", "runs/demo/digits-1/digits-1", "--output", "runs/page")
     explained = result_of(run(folder, "jobs.explain", *asked))
     kept = json.loads((folder / "runs/demo/digits-1/digits-1/result.json").read_text())

@@ -34,14 +34,14 @@ def config_of(*arguments: str) -> TrainConfig:
     return validate(TrainConfig, values)
 
 
-def test_flags_of_sections_do_not_touch_their_siblings():
+def test_flags_of_sections_do_not_touch_their_siblings() -> None:
     config = config_of("--optimizer.learning-rate", "3e-4", "--model.kind", "mlp")
     assert config.optimizer.learning_rate == 3e-4
     assert config.optimizer.clip_norm == TrainConfig(data="d", run="r").optimizer.clip_norm
     assert config.model.kind == "mlp"
 
 
-def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("steps: 7\nseed: 5\noptimizer: {learning_rate: 0.5, clip_norm: 3}\n")
     config = config_of("--config", str(file), "--steps", "9", "--optimizer.clip-norm", "4")
@@ -60,14 +60,14 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
         ("a: [", "not YAML"),
     ],
 )
-def test_a_wrong_file_is_explained(tmp_path, text, message):
+def test_a_wrong_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         config_of("--config", str(file))
 
 
-def test_merging_keeps_what_the_upper_does_not_name():
+def test_merging_keeps_what_the_upper_does_not_name() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {
         "a": {"b": 1, "c": 4},
         "d": 3,
@@ -75,7 +75,7 @@ def test_merging_keeps_what_the_upper_does_not_name():
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_help_of_each_job_imports_nothing_heavy(job):
+def test_help_of_each_job_imports_nothing_heavy(job: str) -> None:
     # What costs seconds is torch, ray and mlflow; the parser costs a third of one.
     code = (
         "import sys, runpy\n"
@@ -93,12 +93,12 @@ def test_help_of_each_job_imports_nothing_heavy(job):
     assert "--config" in found.stdout
 
 
-def test_the_list_of_jobs_names_each_job():
+def test_the_list_of_jobs_names_each_job() -> None:
     found = run("jobs").stdout
     assert all(f"\n  {job} " in found for job in JOBS)
 
 
-def test_print_config_writes_yaml_that_gives_the_same_config(tmp_path):
+def test_print_config_writes_yaml_that_gives_the_same_config(tmp_path: Path) -> None:
     first = run("jobs.train", "--data", "d", "--run", "r", "--steps", "3", "--print-config")
     file = tmp_path / "c.yaml"
     file.write_text(first.stdout)
@@ -122,8 +122,8 @@ def test_print_config_writes_yaml_that_gives_the_same_config(tmp_path):
     ],
 )
 def test_bad_input_gets_one_message_and_its_exit_code_and_no_traceback(
-    tmp_path, arguments, code, message
-):
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
     found = warm.run(tmp_path, *arguments)
     assert found.returncode == code, found.stderr
     assert message in found.stderr

@@ -27,7 +27,7 @@ def evaluate(place: Path, model: str = "vae", **knobs: object) -> dict[str, Any]
     return dict(jobs.evaluate.main(EvaluateConfig.model_validate(config | knobs)).result)
 
 
-def test_the_command_ends_with_one_json_line_that_holds_the_contracts_keys(place: Path):
+def test_the_command_ends_with_one_json_line_that_holds_the_contracts_keys(place: Path) -> None:
     command = ("jobs.evaluate", "--model", str(place / "vae"), "--data", str(place / "data"))
     ended = warm.run(place, *command)
     assert ended.returncode == 0, ended.stderr
@@ -40,7 +40,7 @@ def test_the_command_ends_with_one_json_line_that_holds_the_contracts_keys(place
     assert "Traceback" not in ended.stderr
 
 
-def test_pictures_and_report_lie_where_the_result_says(place: Path):
+def test_pictures_and_report_lie_where_the_result_says(place: Path) -> None:
     result = evaluate(place, output=str(place / "report"), compare=(str(place / "collapsed"),))
     assert len(result["figures"]) == 9
     for url in result["figures"]:
@@ -54,7 +54,7 @@ def test_pictures_and_report_lie_where_the_result_says(place: Path):
 
 def test_models_of_different_measures_are_refused_before_an_image_is_read(
     place: Path, tmp_path: Path
-):
+) -> None:
     data = shutil.copytree(place / "data", tmp_path / "data")
     for shard in data.rglob("*.tar"):
         shard.unlink()
@@ -63,7 +63,7 @@ def test_models_of_different_measures_are_refused_before_an_image_is_read(
         evaluate(place, data=str(data), compare=(str(place / "binary"),))
 
 
-def test_a_model_beside_itself_is_said_to_be_the_same_weights(place: Path):
+def test_a_model_beside_itself_is_said_to_be_the_same_weights(place: Path) -> None:
     name = str(place / "vae")
     asked = {"model": name, "data": str(place / "data"), "compare": (name, str(place / "full"))}
     lines = jobs.evaluate.main(EvaluateConfig.model_validate(asked)).summary
@@ -74,7 +74,7 @@ def test_a_model_beside_itself_is_said_to_be_the_same_weights(place: Path):
 
 def test_the_first_good_images_are_taken_where_the_first_of_all_cannot_be_read(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     data = shutil.copytree(place / "data", tmp_path / "data")
     index = Dataset.open(str(data)).read_index(0)
     (shard,) = data.rglob("*.tar")
@@ -89,7 +89,7 @@ def test_the_first_good_images_are_taken_where_the_first_of_all_cannot_be_read(
     assert result["gap"]["images"] == 8
 
 
-def test_one_image_is_measured_and_its_errors_are_unknown(place: Path, tmp_path: Path):
+def test_one_image_is_measured_and_its_errors_are_unknown(place: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(next((place / "images").rglob("*.png")), images / "one.png")
@@ -101,14 +101,16 @@ def test_one_image_is_measured_and_its_errors_are_unknown(place: Path, tmp_path:
     assert outcome.summary[1].endswith("+- unknown")
 
 
-def test_a_missing_model_and_a_missing_dataset_are_named(place: Path):
+def test_a_missing_model_and_a_missing_dataset_are_named(place: Path) -> None:
     with pytest.raises(PipelineError, match="nowhere"):
         evaluate(place, "nowhere")
     with pytest.raises(PipelineError, match="nowhere"):
         evaluate(place, data=str(place / "nowhere"))
 
 
-def test_an_autoencoder_rebuilds_best_and_samples_worst_and_a_collapsed_vae_knows_no_class(place):
+def test_an_autoencoder_rebuilds_best_and_samples_worst_and_a_collapsed_vae_knows_no_class(
+    place: Path,
+) -> None:
     others = tuple(str(place / name) for name in ("autoencoder", "collapsed"))
     table = evaluate(place, compare=others)["comparison"]["table"]
     vae, autoencoder, collapsed = (table[str(place / "vae")], *(table[name] for name in others))
@@ -123,7 +125,7 @@ def test_an_autoencoder_rebuilds_best_and_samples_worst_and_a_collapsed_vae_know
     assert vae["neighbour_agreement"] > 0.8
 
 
-def test_a_full_covariance_posterior_is_measured_and_compared(place: Path):
+def test_a_full_covariance_posterior_is_measured_and_compared(place: Path) -> None:
     result = evaluate(place, compare=(str(place / "full"),))
     difference = result["comparison"]["differences"][str(place / "full")]["elbo"]
     assert difference["low"] < difference["mean"] < difference["high"]
@@ -132,7 +134,7 @@ def test_a_full_covariance_posterior_is_measured_and_compared(place: Path):
     assert full["surgery"] is None
 
 
-def test_two_latent_dimensions_are_integrated_and_drawn(place: Path):
+def test_two_latent_dimensions_are_integrated_and_drawn(place: Path) -> None:
     save_bundle(digits_vae(latents=2), place / "flat")
     result = evaluate(place, "flat", output=str(place / "flat_report"))
     exact = result["quadrature"]

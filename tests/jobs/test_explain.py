@@ -25,7 +25,7 @@ def explain(place: Path, model: str = "vae", **knobs: object) -> dict[str, Any]:
     return dict(jobs.explain.main(ExplainConfig.model_validate(config | knobs)).result)
 
 
-def test_explain_writes_the_page_names_the_slip_and_gives_every_number(place: Path):
+def test_explain_writes_the_page_names_the_slip_and_gives_every_number(place: Path) -> None:
     measured = evaluate(place)
     averaged = measured["kl"] / measured["latent_dimensions"]
     result = explain(
@@ -45,16 +45,16 @@ def test_explain_writes_the_page_names_the_slip_and_gives_every_number(place: Pa
         assert (place / "page" / picture).exists()
 
 
-def test_explain_tells_a_collapsed_model_so(place: Path):
+def test_explain_tells_a_collapsed_model_so(place: Path) -> None:
     assert any("Posterior collapse" in line for line in explain(place, "collapsed")["warnings"])
 
 
-def test_explain_wants_a_run_or_a_model_and_not_both(place: Path):
+def test_explain_wants_a_run_or_a_model_and_not_both(place: Path) -> None:
     with pytest.raises(ValidationError, match="and not both"):
         explain(place, run="x")
 
 
 @pytest.mark.parametrize("wrong", ["elbow=1", "kl", "kl=many", "elbo=nan"])
-def test_a_figure_of_no_known_quantity_is_refused(wrong):
+def test_a_figure_of_no_known_quantity_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match="give elbo or kl or log_likelihood=NUMBER"):
         ExplainConfig(run="r", mine=("kl=3", wrong))

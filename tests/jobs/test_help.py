@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,18 +38,18 @@ def keys_of(config_type: type[Section], prefix: str = "") -> list[str]:
     return found
 
 
-def test_every_job_is_looked_at():
+def test_every_job_is_looked_at() -> None:
     jobs = {path.stem for path in (ROOT / "jobs").glob("[!_]*.py")}
     assert len(JOBS) == len(jobs - {"command", "completion", "help"})
 
 
 @pytest.mark.parametrize("config_type", JOBS)
-def test_the_help_names_each_flag_of_its_job_once(config_type):
+def test_the_help_names_each_flag_of_its_job_once(config_type: type[Any]) -> None:
     named = flags_of(help_text(config_type, "p"))
     assert sorted(named) == sorted([*keys_of(config_type), *OUTPUT_FLAGS])
 
 
-def test_a_training_shows_a_dozen_flags_first_and_the_others_below():
+def test_a_training_shows_a_dozen_flags_first_and_the_others_below() -> None:
     first, rest = help_text(TrainConfig, "p").split("Used less often:")
     assert flags_of(first) == [
         "--data", "--run", "--storage", "--steps", "--global-batch-size", "--image-size",
@@ -59,14 +60,16 @@ def test_a_training_shows_a_dozen_flags_first_and_the_others_below():
 
 
 @pytest.mark.parametrize("config_type", [TrainConfig, EncodeConfig, PackConfig, SubmitConfig])
-def test_what_comes_first_are_keys_of_the_job_and_what_it_can_not_do_without(config_type):
+def test_what_comes_first_are_keys_of_the_job_and_what_it_can_not_do_without(
+    config_type: type[Any],
+) -> None:
     fields = config_type.model_fields
     assert set(config_type.first) <= set(fields)
     assert len(set(config_type.first)) == len(config_type.first) <= 12
     assert {name for name, info in fields.items() if info.is_required()} <= set(config_type.first)
 
 
-def test_a_narrow_terminal_gets_narrow_lines(monkeypatch):
+def test_a_narrow_terminal_gets_narrow_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     for columns, most in ((70, 70), (400, 100)):
         monkeypatch.setenv("COLUMNS", str(columns))
         lines = help_text(TrainConfig, "p").splitlines()
@@ -74,7 +77,7 @@ def test_a_narrow_terminal_gets_narrow_lines(monkeypatch):
         assert max(map(len, lines)) > most - 10
 
 
-def test_the_help_says_choices_defaults_and_what_is_required():
+def test_the_help_says_choices_defaults_and_what_is_required() -> None:
     text = " ".join(help_text(TrainConfig, "python -m jobs.train").split())
     assert text.startswith("usage: python -m jobs.train --data TEXT --run TEXT [flags]")
     assert "--freeze {encoder,decoder} The part" in text
@@ -84,12 +87,12 @@ def test_the_help_says_choices_defaults_and_what_is_required():
     assert "--workers INT|TEXT Ray Train workers" in text
 
 
-def test_a_flag_that_the_help_shows_as_a_switch_takes_no_value():
+def test_a_flag_that_the_help_shows_as_a_switch_takes_no_value() -> None:
     values, _ = parse_flags(TrainConfig, ["--dry-run", "--run", "r", "--data", "d"], "p")
     assert (values["dry_run"], values["run"], values["data"]) == (True, "r", "d")
 
 
-def test_help_takes_less_than_a_second_of_a_core():
+def test_help_takes_less_than_a_second_of_a_core() -> None:
     """CPU time, the least of three: other processes on the machine are not the help's fault."""
     spent = []
     for _ in range(3):

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import webdataset
 from PIL import Image
@@ -7,7 +8,7 @@ from jobs.index import main
 from pipeline.config import IndexConfig
 
 
-def test_adopting_a_tar_counts_its_samples(tmp_path):
+def test_adopting_a_tar_counts_its_samples(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:

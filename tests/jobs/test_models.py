@@ -1,6 +1,7 @@
 """The registry as its users see it: MLflow on sqlite, bundles made here, figures measured twice."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -24,26 +25,26 @@ from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_digits(tmp_path_factory.mktemp("data"), 60))
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory) -> str:
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
 @pytest.fixture
-def name(uri, request, monkeypatch) -> str:
+def name(uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return request.node.name[:40]
 
 
 @pytest.fixture
-def models(name):
+def models(name: str) -> Any:
     """`jobs.models` with some flags; this test's model beside what was asked for."""
 
-    def ask(**asked) -> dict:
+    def ask(**asked: Any) -> dict:
         result = main(ModelsConfig(model=f"{name}@candidate", **asked)).result
         found = [m for m in result.get("models", ()) if m["name"] == name]
         return {**result, "models": found}
@@ -51,7 +52,7 @@ def models(name):
     return ask
 
 
-def bundle(folder: Path, seed: int, **model) -> str:
+def bundle(folder: Path, seed: int, **model: Any) -> str:
     torch.manual_seed(seed)
     vae = build_vae(ModelConfig(kind="linear", **model), PreprocessConfig(image_size=8, channels=1))
     save_bundle(vae, folder / f"bundle-{seed}")
@@ -63,7 +64,9 @@ def aliases(result: dict) -> dict[str, int]:
     return {alias: row["version"] for row in model["versions"] for alias in row["aliases"]}
 
 
-def test_registering_a_folder_twice_gives_one_version(models, name, tmp_path):
+def test_registering_a_folder_twice_gives_one_version(
+    models: Any, name: str, tmp_path: Path
+) -> None:
     url = bundle(tmp_path, 0)
     assert models(register=url)["registered"] == f"models:/{name}/1"
     again = models(register=url)
@@ -72,7 +75,9 @@ def test_registering_a_folder_twice_gives_one_version(models, name, tmp_path):
     assert models(register=bundle(tmp_path, 1))["registered"] == f"models:/{name}/2"
 
 
-def test_the_better_of_two_becomes_champion_whichever_is_asked_first(models, name, tmp_path, data):
+def test_the_better_of_two_becomes_champion_whichever_is_asked_first(
+    models: Any, name: str, tmp_path: Path, data: str
+) -> None:
     urls = [bundle(tmp_path, seed) for seed in (0, 1)]
     for url in urls:
         models(register=url)
@@ -91,15 +96,15 @@ def test_the_better_of_two_becomes_champion_whichever_is_asked_first(models, nam
         models(rollback=name)
 
 
-def test_without_figures_nothing_is_promoted(models, name, tmp_path):
+def test_without_figures_nothing_is_promoted(models: Any, name: str, tmp_path: Path) -> None:
     models(register=bundle(tmp_path, 0))
     with pytest.raises(ModelError, match="Give --data HOLDOUT"):
         models(promote=f"models:/{name}/1")
 
 
 def test_an_elbo_of_the_binarised_image_is_never_set_against_one_of_256_levels(
-    models, name, tmp_path, data
-):
+    models: Any, name: str, tmp_path: Path, data: str
+) -> None:
     models(register=bundle(tmp_path, 0))
     models(register=bundle(tmp_path, 1, likelihood="bernoulli"))
     models(promote=f"models:/{name}/1", data=data)
@@ -107,7 +112,9 @@ def test_an_elbo_of_the_binarised_image_is_never_set_against_one_of_256_levels(
         models(promote=f"models:/{name}/2", data=data)
 
 
-def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, uri):
+def test_figures_of_two_holdouts_are_not_compared(
+    models: Any, name: str, tmp_path: Path, data: str, uri: str
+) -> None:
     for seed in (0, 1):
         models(register=bundle(tmp_path, seed))
     models(promote=f"models:/{name}/1", data=data)
@@ -123,7 +130,9 @@ def test_figures_of_two_holdouts_are_not_compared(models, name, tmp_path, data, 
         models(promote=f"models:/{name}/2")
 
 
-def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tmp_path, uri):
+def test_a_model_whose_elbo_is_no_number_never_becomes_champion(
+    models: Any, name: str, tmp_path: Path, uri: str
+) -> None:
     client = mlflow.MlflowClient(uri, uri)
     for seed, elbo in ((0, "nan"), (1, "-5.0")):
         models(register=bundle(tmp_path, seed))
@@ -135,8 +144,8 @@ def test_a_model_whose_elbo_is_no_number_never_becomes_champion(models, name, tm
 
 
 def test_the_lineage_of_a_version_names_the_stores_that_were_made_with_it(
-    models, name, tmp_path, data
-):
+    models: Any, name: str, tmp_path: Path, data: str
+) -> None:
     models(register=bundle(tmp_path, 0))
     store = str(tmp_path / "store")
     run_encoding(EncodeConfig(model=f"models:/{name}@candidate", data=data, output=store, actors=0))
@@ -144,7 +153,9 @@ def test_the_lineage_of_a_version_names_the_stores_that_were_made_with_it(
     assert (found["model"], found["stores"]) == (f"models:/{name}/1", [store])
 
 
-def test_a_diffusers_folder_is_registered_as_a_bundle_of_ours(models, name, tmp_path):
+def test_a_diffusers_folder_is_registered_as_a_bundle_of_ours(
+    models: Any, name: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     config = ModelConfig(kind="autoencoder_kl", factor=4, width=32)
     vae = build_vae(config, PreprocessConfig(image_size=16))

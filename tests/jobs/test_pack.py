@@ -1,5 +1,7 @@
 import json
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path: Path) -> Any:
     for n in range(4):
         folder = tmp_path / "in" / str(n % 2)
         folder.mkdir(parents=True, exist_ok=True)
@@ -20,7 +22,7 @@ def images(tmp_path):
     return tmp_path / "in"
 
 
-def test_pack_then_verify_print_their_results_as_json(images, tmp_path):
+def test_pack_then_verify_print_their_results_as_json(images: Any, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     packed = run("jobs.pack", "--source", str(images), "--output", output)
     assert packed.returncode == 0, packed.stderr
@@ -31,7 +33,9 @@ def test_pack_then_verify_print_their_results_as_json(images, tmp_path):
     assert json.loads(verified.stdout.splitlines()[-1]) == {"ok": True, "problems": []}
 
 
-def test_rejects_past_the_budget_end_with_3_and_what_remains_is_packed(images, tmp_path):
+def test_rejects_past_the_budget_end_with_3_and_what_remains_is_packed(
+    images: Any, tmp_path: Path
+) -> None:
     (images / "text.jpg").write_text("not an image")
     command = ("jobs.pack", "--source", str(images), "--output", str(tmp_path / "out"))
     packed = run(*command)
@@ -50,7 +54,9 @@ def test_rejects_past_the_budget_end_with_3_and_what_remains_is_packed(images, t
         ((), 2, "--source"),
     ],
 )
-def test_bad_input_gets_one_message_and_no_traceback(tmp_path, arguments, code, message):
+def test_bad_input_gets_one_message_and_no_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
     arguments = tuple(str(tmp_path / "empty") if a == "." else a for a in arguments)
     (tmp_path / "empty").mkdir()
     found = run("jobs.pack", "--output", str(tmp_path / "out"), *arguments)
@@ -59,7 +65,7 @@ def test_bad_input_gets_one_message_and_no_traceback(tmp_path, arguments, code, 
     assert "Traceback" not in found.stderr
 
 
-def test_a_dataset_that_is_not_there_is_one_message(tmp_path):
+def test_a_dataset_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     found = run("jobs.verify", "--dataset", str(tmp_path))
     assert found.returncode == 1
     assert "there is no dataset here" in found.stderr

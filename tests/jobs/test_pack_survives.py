@@ -33,7 +33,7 @@ def pack(*arguments: str) -> tuple[int, dict, str]:
 
 
 @pytest.fixture(scope="module")
-def packed_nasty(tmp_path_factory) -> tuple[dict[str, str], int, dict, str]:
+def packed_nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], int, dict, str]:
     """All nasty files, each under a number of its own, packed in one go."""
     if not NASTY.exists():
         pytest.skip(f"{NASTY} is not there")
@@ -50,7 +50,9 @@ def packed_nasty(tmp_path_factory) -> tuple[dict[str, str], int, dict, str]:
     return expected, *pack("--source", str(folder / "in"), "--output", str(folder / "out"))
 
 
-def test_of_a_nasty_archive_every_good_image_is_packed_and_every_other_one_is_listed(packed_nasty):
+def test_of_a_nasty_archive_every_good_image_is_packed_and_every_other_one_is_listed(
+    packed_nasty: tuple[dict[str, str], int, dict, str],
+) -> None:
     expected, code, result, _ = packed_nasty
     assert code == 3, "the rejected are far over the budget of 1%"
     dataset = Dataset.open(result["dataset"])
@@ -70,7 +72,9 @@ def test_of_a_nasty_archive_every_good_image_is_packed_and_every_other_one_is_li
     assert verify_dataset(dataset.url) == []
 
 
-def test_a_nasty_archive_prints_nothing_but_our_own_lines(packed_nasty):
+def test_a_nasty_archive_prints_nothing_but_our_own_lines(
+    packed_nasty: tuple[dict[str, str], int, dict, str],
+) -> None:
     *_, stderr = packed_nasty
     lines = [line for line in stderr.replace("\r", "\n").splitlines() if line.strip()]
     assert [line for line in lines if not line.startswith(("listing:", "packing:"))] == []
@@ -99,7 +103,9 @@ def stopped_while_writing(folder: Path, output: Path, *command: str) -> subproce
             os.killpg(process.pid, signal.SIGCONT)
 
 
-def test_a_pack_killed_at_any_moment_keeps_its_finished_shards_and_ends_the_same(tmp_path):
+def test_a_pack_killed_at_any_moment_keeps_its_finished_shards_and_ends_the_same(
+    tmp_path: Path,
+) -> None:
     write_images(tmp_path / "in", range(300))
     command = ("--source", str(tmp_path / "in"), "--shard-bytes", "300000", "--output")
     code, calm, _ = pack(*command, str(tmp_path / "calm"))
@@ -117,7 +123,7 @@ def test_a_pack_killed_at_any_moment_keeps_its_finished_shards_and_ends_the_same
     assert tree(tmp_path / "storm") == tree(tmp_path / "calm")
 
 
-def test_a_pack_that_slept_through_two_generations_changes_no_byte_of_them(tmp_path):
+def test_a_pack_that_slept_through_two_generations_changes_no_byte_of_them(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     write_images(source, range(60))
     options = ("--source", str(source), "--shard-bytes", "150000", "--append", "--output")

@@ -13,7 +13,7 @@ raise SystemExit(5)
 """
 
 
-def test_a_job_whose_reader_has_gone_says_nothing_and_keeps_its_exit_code():
+def test_a_job_whose_reader_has_gone_says_nothing_and_keeps_its_exit_code() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

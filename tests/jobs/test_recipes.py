@@ -15,13 +15,15 @@ def header(recipe: Path) -> dict[str, str]:
     return dict(re.findall(r"^# (\w+): (.+)$", recipe.read_text(), re.MULTILINE))
 
 
-def test_there_are_the_four_recipes_that_the_readme_names():
+def test_there_are_the_four_recipes_that_the_readme_names() -> None:
     names = {recipe.stem for recipe in RECIPES}
     assert names == {"digits", "mnist-mlp", "photos-64", "imagenet-256-f8"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
-def test_a_recipes_own_command_is_a_valid_training(recipe, monkeypatch):
+def test_a_recipes_own_command_is_a_valid_training(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     said = header(recipe)
     assert {"command", "time", "number"} <= said.keys()

@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -129,25 +130,25 @@ def _promtool() -> None:
         pytest.skip("Prometheus is not installed: `make servers` installs it")
 
 
-def test_the_rules_are_what_prometheus_can_load(tmp_path):
+def test_the_rules_are_what_prometheus_can_load(tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(RULES))
     command = ["promtool", "check", "rules", "--lint-fatal", tmp_path / "rules.yml"]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_nothing_fires_in_a_healthy_world(tmp_path):
+def test_nothing_fires_in_a_healthy_world(tmp_path: Path) -> None:
     code, said = verdict({}, set(), tmp_path)
     assert code == 0, said
 
 
-def test_a_head_that_still_waits_for_its_workers_is_not_called_unreachable(tmp_path):
+def test_a_head_that_still_waits_for_its_workers_is_not_called_unreachable(tmp_path: Path) -> None:
     silent = {"up": "0x240"} | dict.fromkeys(["vae_train", "vae_holdout", "vae_checkpoint"], GONE)
     code, said = verdict(silent, set(), tmp_path)
     assert code == 0, said
 
 
-def test_a_night_that_still_lasts_is_not_called_failed(tmp_path):
+def test_a_night_that_still_lasts_is_not_called_failed(tmp_path: Path) -> None:
     lasting = {"last_schedule_time": "60x200 12000x40", "cronjob_status_active": "0x200 1x40"}
     code, said = verdict(lasting, set(), tmp_path)
     assert code == 0, said
@@ -156,13 +157,15 @@ def test_a_night_that_still_lasts_is_not_called_failed(tmp_path):
 @pytest.mark.parametrize(
     ("alert", "changes"), [(alert, case) for alert, cases in SICK.items() for case in cases]
 )
-def test_each_alert_fires_in_its_own_sickness_and_no_other_one_does(alert, changes, tmp_path):
+def test_each_alert_fires_in_its_own_sickness_and_no_other_one_does(
+    alert: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     code, said = verdict(changes, {alert}, tmp_path)
     assert code == 0, said
     assert verdict(changes, set(), tmp_path)[0] != 0, "promtool saw no difference"
 
 
-def test_every_alert_has_a_sickness_a_severity_and_a_section_that_says_what_to_do():
+def test_every_alert_has_a_sickness_a_severity_and_a_section_that_says_what_to_do() -> None:
     assert set(SICK) == set(ALERTS)
     headings = re.findall(r"^### (\w+)$", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert sorted(headings) == sorted(ALERTS)
@@ -171,7 +174,7 @@ def test_every_alert_has_a_sickness_a_severity_and_a_section_that_says_what_to_d
         assert rule["annotations"]["runbook"].endswith(f"README.md#{name.lower()}")
 
 
-def test_the_rules_speak_of_metrics_that_there_are():
+def test_the_rules_speak_of_metrics_that_there_are() -> None:
     records = {
         rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule
     }

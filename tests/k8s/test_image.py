@@ -37,7 +37,7 @@ def hadolint(text: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_hadolint_finds_nothing(tmp_path):
+def test_hadolint_finds_nothing(tmp_path: Path) -> None:
     found = hadolint(dockerfile(), tmp_path)
     assert (found.returncode, found.stdout) == (0, "")
 
@@ -51,12 +51,12 @@ def test_hadolint_finds_nothing(tmp_path):
         ('ENTRYPOINT ["python", "-m", "jobs"]', "ENTRYPOINT python -m jobs", "DL3025"),
     ],
 )
-def test_hadolint_finds_what_is_planted(tmp_path, old, new, rule):
+def test_hadolint_finds_what_is_planted(tmp_path: Path, old: str, new: str, rule: str) -> None:
     assert old in dockerfile()
     assert rule in hadolint(dockerfile().replace(old, new), tmp_path).stdout
 
 
-def test_the_end_stage_installs_nothing_and_is_not_root():
+def test_the_end_stage_installs_nothing_and_is_not_root() -> None:
     for word, rest in end_stage():
         if word == "RUN":
             assert not re.search(r"\b(pip|apt|apt-get|curl|wget|gcc)\b", rest), rest
@@ -65,25 +65,25 @@ def test_the_end_stage_installs_nothing_and_is_not_root():
     assert int(users[0].split(":")[0]) >= 10000
 
 
-def test_every_job_is_entered_in_the_same_way_and_nothing_is_probed():
+def test_every_job_is_entered_in_the_same_way_and_nothing_is_probed() -> None:
     words = dict(end_stage())
     assert words["ENTRYPOINT"] == '["python", "-m", "jobs"]'
     assert "CMD" not in words
     assert "HEALTHCHECK" not in words
 
 
-def test_the_dependencies_are_those_of_the_constraints():
+def test_the_dependencies_are_those_of_the_constraints() -> None:
     (install,) = re.findall(r"pip install .*\[cluster\]'", dockerfile())
     assert "--constraint constraints.txt" in install
 
 
-def test_the_label_has_the_packages_version():
+def test_the_label_has_the_packages_version() -> None:
     assert ("ARG", f"VERSION={VERSION}") in end_stage()
     labels = " ".join(rest for word, rest in end_stage() if word == "LABEL")
     assert 'image.version="${VERSION}"' in labels
 
 
-def test_the_context_holds_what_the_dockerfile_copies_and_no_more():
+def test_the_context_holds_what_the_dockerfile_copies_and_no_more() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines, "everything is left out that is not named"
     allowed = {line[1:] for line in lines if line.startswith("!")}
@@ -99,7 +99,7 @@ def test_the_context_holds_what_the_dockerfile_copies_and_no_more():
 
 
 @pytest.mark.parametrize("name", ["verify", "jobs.verify"])
-def test_the_entry_runs_the_job_that_is_named_first(name):
+def test_the_entry_runs_the_job_that_is_named_first(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs", name, "--dataset", "/nowhere"],
         cwd=ROOT, capture_output=True, text=True,
@@ -112,7 +112,7 @@ def test_the_entry_runs_the_job_that_is_named_first(name):
     assert "usage: python -m jobs.verify" in usage.stdout
 
 
-def test_a_job_that_does_not_exist_is_wrong_usage():
+def test_a_job_that_does_not_exist_is_wrong_usage() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs", "verfy"], cwd=ROOT, capture_output=True, text=True
     )
@@ -120,7 +120,7 @@ def test_a_job_that_does_not_exist_is_wrong_usage():
     assert "There is no job verfy" in done.stderr
 
 
-def test_sigterm_ends_a_job_that_is_the_first_process_of_its_container():
+def test_sigterm_ends_a_job_that_is_the_first_process_of_its_container() -> None:
     # The kernel drops signals that process 1 has no handler for: the pod would wait to be killed.
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:

@@ -3,6 +3,8 @@
 import re
 import shutil
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,12 +21,12 @@ CHECKS = [
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_object_fits_its_schema_without_unknown_fields(overlay):
+def test_every_object_fits_its_schema_without_unknown_fields(overlay: str) -> None:
     assert list(schemas.problems(build(overlay))) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_nothing_that_an_overlay_brings_could_be_started_as_a_job(overlay):
+def test_nothing_that_an_overlay_brings_could_be_started_as_a_job(overlay: str) -> None:
     objects = build(overlay)
     assert of_kind(objects, "RayJob", "RayCluster", "Job") == []
     assert {item["metadata"]["name"] for item in of_kind(objects, "RayJobTemplate")} == {
@@ -32,7 +34,7 @@ def test_nothing_that_an_overlay_brings_could_be_started_as_a_job(overlay):
     }  # fmt: skip
 
 
-def test_the_templates_kind_is_one_that_the_api_server_can_be_taught():
+def test_the_templates_kind_is_one_that_the_api_server_can_be_taught() -> None:
     (kind,) = yaml.safe_load_all((K8S / "templates.yaml").read_text())
     assert list(schemas.problems([kind])) == []
     for template in of_kind(build("gpu"), "RayJobTemplate"):
@@ -43,7 +45,7 @@ def test_the_templates_kind_is_one_that_the_api_server_can_be_taught():
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_objects_fit_each_other(overlay, check):
+def test_the_objects_fit_each_other(overlay: str, check: Callable[..., Any]) -> None:
     assert list(check(build(overlay))) == []
 
 
@@ -52,31 +54,31 @@ def ray_worker(objects: list[Object], name: str = "train") -> Object:
     return group
 
 
-def misspell_a_field_of_the_rayjob(objects):
+def misspell_a_field_of_the_rayjob(objects: Any) -> None:
     spec = find(objects, "RayJobTemplate", "train")["spec"]
     spec["ttlSecondsAfterFinish"] = spec.pop("ttlSecondsAfterFinished")
 
 
-def misspell_a_field_deep_in_a_pod(objects):
+def misspell_a_field_deep_in_a_pod(objects: Any) -> None:
     container = ray_worker(objects)["template"]["spec"]["containers"][0]
     container["imagePullPolicyy"] = "Always"
 
 
-def misspell_a_field_of_the_cronjob(objects):
+def misspell_a_field_of_the_cronjob(objects: Any) -> None:
     spec = find(objects, "CronJob", "nightly")["spec"]
     spec["concurencyPolicy"] = spec["concurrencyPolicy"]
 
 
-def misspell_a_field_of_a_rule(objects):
+def misspell_a_field_of_a_rule(objects: Any) -> None:
     groups = find(objects, "PrometheusRule", "vae")["spec"]["groups"]
     groups[1]["rules"][0]["annotation"] = {}
 
 
-def give_a_number_as_text(objects):
+def give_a_number_as_text(objects: Any) -> None:
     find(objects, "RayJobTemplate", "train")["spec"]["backoffLimit"] = "3"
 
 
-def misspell_a_field_of_a_policy(objects):
+def misspell_a_field_of_a_policy(objects: Any) -> None:
     find(objects, "NetworkPolicy", "ray-inside")["spec"]["egres"] = []
 
 
@@ -91,7 +93,7 @@ MISFITS: list[tuple[Callable[[list[Object]], object], str]] = [
 
 
 @pytest.mark.parametrize(("plant", "said"), MISFITS, ids=lambda each: getattr(each, "__name__", ""))
-def test_a_planted_misfit_is_caught_by_the_schemas(plant, said):
+def test_a_planted_misfit_is_caught_by_the_schemas(plant: Callable[..., Any], said: str) -> None:
     objects = build("gpu")
     plant(objects)
     # The others were seen to fit.
@@ -244,7 +246,7 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_planted_mistake_is_caught(mistake):
+def test_a_planted_mistake_is_caught(mistake: str) -> None:
     plant, said = MISTAKES[mistake]
     objects = build("gpu")
     plant(objects)
@@ -259,36 +261,36 @@ def test_a_planted_mistake_is_caught(mistake):
     assert any(said in each for each in found), (found, stumbled)
 
 
-def test_no_example_secret_holds_a_secret():
+def test_no_example_secret_holds_a_secret() -> None:
     for secret in example_secrets():
         assert set(secret["stringData"].values()) == {""}, secret["metadata"]["name"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_overlay_brings_secrets(overlay):
+def test_no_overlay_brings_secrets(overlay: str) -> None:
     assert of_kind(build(overlay), "Secret") == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_all_that_has_a_namespace_is_in_the_same_one(overlay):
+def test_all_that_has_a_namespace_is_in_the_same_one(overlay: str) -> None:
     for item in build(overlay):
         if item["kind"] != "Namespace":
             assert item["metadata"]["namespace"] == "vae", item["metadata"]["name"]
 
 
-def test_the_namespace_lets_no_root_in():
+def test_the_namespace_lets_no_root_in() -> None:
     labels = find(build("gpu"), "Namespace", "vae")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_policy_stands_in_the_readmes_table(overlay):
+def test_every_policy_stands_in_the_readmes_table(overlay: str) -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (K8S / "README.md").read_text(), flags=re.M)
     for policy in of_kind(build(overlay), "NetworkPolicy"):
         assert policy["metadata"]["name"] in rows
 
 
-def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested():
+def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested() -> None:
     objects = build("gpu")
     shown = find(objects, "ConfigMap", "dashboards")
     assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
@@ -296,7 +298,7 @@ def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested():
         assert shown["data"][name] == (K8S / "base/monitoring/dashboards" / name).read_text()
 
 
-def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_path):
+def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     file = tmp_path / "k8s/overlays/gpu/cluster.yaml"
     commented = r"^# (?=- op: |  path: |  value: )"

@@ -1,6 +1,7 @@
 """The committed dashboards and tables are what the generator makes, and Grafana can place them."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +10,12 @@ from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
 
 
 @pytest.mark.parametrize(("path", "content"), list(files()), ids=lambda each: str(each)[-24:])
-def test_what_is_committed_is_what_the_table_says(path, content):
+def test_what_is_committed_is_what_the_table_says(path: Path, content: str) -> None:
     assert path.read_text() == content, "run `python k8s/monitoring.py`"
 
 
 @pytest.mark.parametrize("name", ["training.json", "encoding.json"])
-def test_no_panel_covers_another_one_and_numbers_are_unique(name):
+def test_no_panel_covers_another_one_and_numbers_are_unique(name: str) -> None:
     panels = dashboards()[name]["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
@@ -24,7 +25,7 @@ def test_no_panel_covers_another_one_and_numbers_are_unique(name):
         assert one["x"] + one["w"] <= 24
 
 
-def test_every_metric_of_the_table_is_on_a_dashboard():
+def test_every_metric_of_the_table_is_on_a_dashboard() -> None:
     shown = [p["targets"][0]["expr"] for d in dashboards().values() for p in d["panels"]]
     for row in (*TRAINING, *ENCODING, *OUTCOME):
         assert any(f"{row.series}{{" in query for query in shown), row.name

@@ -1,6 +1,7 @@
 """The night's own submission, with the arguments of the manifest, makes a RayJob that fits."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,8 @@ from tests.servers.api_server import ApiServer
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
-    overlay, tmp_path, monkeypatch
-):
+    overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objects = build(overlay)
     pod = find(objects, "CronJob", "nightly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     (step,) = [each for each in pod["initContainers"] if each["name"] == "encode"]
@@ -36,7 +37,9 @@ def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
 
 
 @pytest.mark.parametrize(("overlay", "workers"), [("dev", 1), ("dev", 5), ("gpu", 8), ("gpu", 16)])
-def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(overlay, workers):
+def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(
+    overlay: str, workers: int
+) -> None:
     objects = build(overlay)
     command = (
         "python", "-m", "jobs.train", "--data", "s3://datasets/photos/train", "--run", "photos",

@@ -36,7 +36,9 @@ def server() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
         thread.join()
 
 
-def test_a_redirect_is_an_answer_and_no_token_is_sent_on(server):
+def test_a_redirect_is_an_answer_and_no_token_is_sent_on(
+    server: tuple[str, list[tuple[str, str | None]]],
+) -> None:
     address, asked = server
     answer = ask("GET", f"{address}/moved", headers={"Authorization": "Bearer planted"})
     assert answer.status == 302
@@ -44,17 +46,19 @@ def test_a_redirect_is_an_answer_and_no_token_is_sent_on(server):
 
 
 @pytest.mark.parametrize("path", ["/text", "/deep"])
-def test_an_answer_that_is_no_json_is_one_of_another_server(server, path):
+def test_an_answer_that_is_no_json_is_one_of_another_server(
+    server: tuple[str, list[tuple[str, str | None]]], path: str
+) -> None:
     with pytest.raises(UnreachableError, match="no JSON"):
         ask("GET", server[0] + path).json()
 
 
-def test_only_web_addresses_are_asked():
+def test_only_web_addresses_are_asked() -> None:
     with pytest.raises(ConfigError, match="http://HOST:PORT"):
         ask("GET", "file:///etc/passwd")
 
 
-def test_an_error_names_the_server_without_its_password():
+def test_an_error_names_the_server_without_its_password() -> None:
     with pytest.raises(UnreachableError) as raised:
         ask("GET", "http://me:planted@127.0.0.1:9/x")
     assert "planted" not in str(raised.value)

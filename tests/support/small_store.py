@@ -1,6 +1,7 @@
 """Small datasets, models and stores for this room's tests, made without Ray or a job."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def write_images(folder: Path, numbers: range) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def small_dataset(folder: Path, numbers: range, **options) -> Dataset:
+def small_dataset(folder: Path, numbers: range, **options: Any) -> Dataset:
     """Those images, packed into `folder/data` in shards of about 15."""
     write_images(folder / "images", numbers)
     given = {"source": (str(folder / "images"),), "output": str(folder / "data"), **options}
@@ -45,12 +46,12 @@ def small_dataset(folder: Path, numbers: range, **options) -> Dataset:
     return Dataset.open(str(folder / "data"))
 
 
-def identity_of(vae: VAE, **options) -> Identity:
+def identity_of(vae: VAE, **options: Any) -> Identity:
     given = EncodeOptions(**{"precision": "fp32", "batch_size": 4, **options})
     return Identity(str(vae.digest), preprocess_digest(vae.preprocess), vae.latent_shape, given)
 
 
-def encode(vae: VAE, dataset: Dataset, store: str | Path, **options) -> LatentStore:
+def encode(vae: VAE, dataset: Dataset, store: str | Path, **options: Any) -> LatentStore:
     """Encodes what has no receipt, one shard after the other, and publishes the snapshot."""
     url, identity = str(store), identity_of(vae, **options)
     plan = plan_encoding(url, dataset, identity)

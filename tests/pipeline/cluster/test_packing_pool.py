@@ -1,6 +1,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from pipeline.packing.pack import pack
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster() -> Iterator[None]:
     with ray_cluster(2):
         yield
 
 
-def test_ray_tasks_make_the_bytes_that_threads_make(cluster, tmp_path):
+def test_ray_tasks_make_the_bytes_that_threads_make(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for seed in range(40):
         pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
@@ -45,7 +47,9 @@ def _refuse() -> None:
     raise SampleError("corrupt", "told from afar")
 
 
-def test_a_task_whose_worker_is_killed_is_done_by_another_and_an_error_arrives(cluster, tmp_path):
+def test_a_task_whose_worker_is_killed_is_done_by_another_and_an_error_arrives(
+    cluster: None, tmp_path: Path
+) -> None:
     executor = RayExecutor()
     lost, refused = executor.submit(_die_once, str(tmp_path / "x")), executor.submit(_refuse)
     deadline = time.monotonic() + 120

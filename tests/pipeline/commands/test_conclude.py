@@ -1,5 +1,8 @@
 """Each end of a training is written into its folder, for whoever waits for it elsewhere."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pipeline.commands.conclude import conclude
@@ -10,7 +13,7 @@ from pipeline.tracking.recorder import Settled
 from pipeline.training.loop import Ended
 
 
-def end(reason, step: int) -> RunEnd:
+def end(reason: Any, step: int) -> RunEnd:
     ended = Ended(
         reason=reason, converged=False, step=step, images_seen=8 * step, bad_images=0,
         terms={"elbo": float("nan")}, validations=(), chosen=None, digest=None, run_seconds={},
@@ -19,7 +22,9 @@ def end(reason, step: int) -> RunEnd:
 
 
 @pytest.mark.parametrize("reason", ["stopped", "done"])
-def test_how_a_start_ended_stands_in_its_folder_and_a_result_only_of_what_is_done(tmp_path, reason):
+def test_how_a_start_ended_stands_in_its_folder_and_a_result_only_of_what_is_done(
+    tmp_path: Path, reason: Any
+) -> None:
     run = Run(str(tmp_path))
     result = conclude(run, run.claim(), end(reason, 780))
     assert run.ended() == result
@@ -30,7 +35,7 @@ def test_how_a_start_ended_stands_in_its_folder_and_a_result_only_of_what_is_don
     assert run.ended() is None
 
 
-def test_a_start_that_another_one_took_over_says_nothing_of_the_runs_end(tmp_path):
+def test_a_start_that_another_one_took_over_says_nothing_of_the_runs_end(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first = run.claim()
     run.claim()

@@ -1,6 +1,7 @@
 """`jobs.decode`, `jobs.export` and `jobs.stores` on a small store of digits."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def vae() -> VAE:
 
 
 @pytest.fixture(scope="module")
-def store(vae, tmp_path_factory) -> LatentStore:
+def store(vae: VAE, tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
     folder = tmp_path_factory.mktemp("store")
     save_bundle(vae, str(folder / "bundle"), {})
     data = write_digits(folder, 80)
@@ -46,7 +47,7 @@ def store(vae, tmp_path_factory) -> LatentStore:
     return LatentStore.open(str(folder / "s"))
 
 
-def decode(store, output: Path, **options) -> int:
+def decode(store: Any, output: Path, **options: Any) -> int:
     return run_decoding(DecodeConfig(store=store.url, output=str(output), **options)).images
 
 
@@ -54,20 +55,22 @@ def pixels(path: Path) -> np.ndarray:
     return np.array(Image.open(path))
 
 
-def expected(vae, latent: np.ndarray) -> np.ndarray:
+def expected(vae: Any, latent: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         image = vae.decode(torch.tensor(latent)[None])[0, 0]
     return image.mul(255).round().numpy()
 
 
-def test_every_image_is_what_its_own_latent_decodes_to(vae, store, tmp_path):
+def test_every_image_is_what_its_own_latent_decodes_to(
+    vae: VAE, store: LatentStore, tmp_path: Path
+) -> None:
     assert decode(store, tmp_path) == len(store)
     for latent in store:
         found = pixels(tmp_path / f"{file_name_of(latent.key)}.png")
         np.testing.assert_allclose(found, expected(vae, latent.tensors["mean"]), atol=1)
 
 
-def test_some_keys_or_a_limited_number_can_be_asked_for(store, tmp_path):
+def test_some_keys_or_a_limited_number_can_be_asked_for(store: LatentStore, tmp_path: Path) -> None:
     keys = (store[3].key, store[9].key)
     assert decode(store, tmp_path / "a", keys=keys) == 2
     assert {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.png")} == {
@@ -78,7 +81,9 @@ def test_some_keys_or_a_limited_number_can_be_asked_for(store, tmp_path):
         decode(store, tmp_path, keys=("nobody",))
 
 
-def test_a_walk_begins_at_one_image_passes_the_middle_and_ends_at_the_other(vae, store, tmp_path):
+def test_a_walk_begins_at_one_image_passes_the_middle_and_ends_at_the_other(
+    vae: VAE, store: LatentStore, tmp_path: Path
+) -> None:
     start, goal = store[0], store[1]
     assert decode(store, tmp_path, interpolate=(start.key, goal.key), steps=5) == 5
     ends = [latent.tensors["mean"] for latent in (start, goal)]
@@ -88,7 +93,9 @@ def test_a_walk_begins_at_one_image_passes_the_middle_and_ends_at_the_other(vae,
         )
 
 
-def test_an_edit_moves_by_the_difference_of_two_labels_means(vae, store, tmp_path):
+def test_an_edit_moves_by_the_difference_of_two_labels_means(
+    vae: VAE, store: LatentStore, tmp_path: Path
+) -> None:
     latents = list(store)
     means = torch.from_numpy(np.stack([latent.tensors["mean"] for latent in latents]))
     direction = label_direction(means, [latent.columns["label"] for latent in latents], "1", "7")
@@ -102,7 +109,9 @@ def test_an_edit_moves_by_the_difference_of_two_labels_means(vae, store, tmp_pat
         decode(store, tmp_path, edit=("1", "x"), keys=(key,))
 
 
-def test_along_the_first_axis_the_middle_is_the_image_itself(vae, store, tmp_path):
+def test_along_the_first_axis_the_middle_is_the_image_itself(
+    vae: VAE, store: LatentStore, tmp_path: Path
+) -> None:
     key = store[2].key
     assert decode(store, tmp_path, axis=0, keys=(key,), steps=5) == 5
     middle = pixels(tmp_path / f"{file_name_of(key)}-002.png")
@@ -111,13 +120,13 @@ def test_along_the_first_axis_the_middle_is_the_image_itself(vae, store, tmp_pat
         decode(store, tmp_path, axis=70, keys=(key,))
 
 
-def test_a_contact_sheet_holds_all_in_one_picture(store, tmp_path):
+def test_a_contact_sheet_holds_all_in_one_picture(store: LatentStore, tmp_path: Path) -> None:
     assert decode(store, tmp_path, sheet=True, axis=1, limit=3, steps=4) == 12
     assert Image.open(tmp_path / "sheet.png").size == (4 * 10 - 2, 3 * 10 - 2)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_another_models_decoder_is_refused(store, tmp_path):
+def test_another_models_decoder_is_refused(store: LatentStore, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1))
     save_bundle(other, str(tmp_path / "other"), {})
@@ -125,7 +134,7 @@ def test_another_models_decoder_is_refused(store, tmp_path):
         decode(store, tmp_path, model=str(tmp_path / "other"))
 
 
-def test_the_store_is_exported_and_listed_by_its_jobs(store, tmp_path):
+def test_the_store_is_exported_and_listed_by_its_jobs(store: LatentStore, tmp_path: Path) -> None:
     done = export.main(ExportConfig(store=store.url, output=str(tmp_path / "e"))).result
     assert done["samples"] == len(store)
     assert len(list((tmp_path / "e").glob("*.tar"))) == done["shards"]

@@ -2,14 +2,17 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.commands.doctor import Check, examine
 from pipeline.config import DoctorConfig
+from tests.servers import rgw
+from tests.servers.mlflow import MlflowServer
 
 
-def found(url: str | Path, mlflow: str | None = None, **options) -> dict[str, Check]:
+def found(url: str | Path, mlflow: str | None = None, **options: Any) -> dict[str, Check]:
     config = DoctorConfig(storage=str(url), **options)
     with pytest.MonkeyPatch.context() as patched:
         if mlflow is not None:
@@ -17,7 +20,7 @@ def found(url: str | Path, mlflow: str | None = None, **options) -> dict[str, Ch
         return {check.name: check for check in examine(config)}
 
 
-def test_an_empty_folder_is_enough_for_a_healthy_report(tmp_path):
+def test_an_empty_folder_is_enough_for_a_healthy_report(tmp_path: Path) -> None:
     checks = found(tmp_path / "runs", f"sqlite:///{tmp_path}/mlflow.db")
     bad = [check for check in checks.values() if check.level == "failed"]
     assert bad == []
@@ -26,7 +29,9 @@ def test_an_empty_folder_is_enough_for_a_healthy_report(tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_a_bucket_is_listed_read_in_parts_and_written_once_only(s3_server, tmp_path):
+def test_a_bucket_is_listed_read_in_parts_and_written_once_only(
+    s3_server: rgw.S3Server, tmp_path: Path
+) -> None:
     url = f"{s3_server.bucket()}/runs"
     checks = found(url, f"sqlite:///{tmp_path}/mlflow.db")
     levels = {name: check.level for name, check in checks.items()}
@@ -35,8 +40,8 @@ def test_a_bucket_is_listed_read_in_parts_and_written_once_only(s3_server, tmp_p
 
 
 def test_a_wrong_secret_is_told_with_the_variables_that_mend_it_and_without_the_secret(
-    s3_server, tmp_path, monkeypatch
-):
+    s3_server: rgw.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"{s3_server.bucket()}/runs"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint.replace("127.0.0.1", "localhost"))
@@ -46,7 +51,9 @@ def test_a_wrong_secret_is_told_with_the_variables_that_mend_it_and_without_the_
     assert "planted-secret" not in str(checks)
 
 
-def test_mlflow_takes_a_run_and_an_artifact_and_keeps_no_run(mlflow_server, tmp_path):
+def test_mlflow_takes_a_run_and_an_artifact_and_keeps_no_run(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
     import mlflow
 
     checks = found(tmp_path, mlflow_server.uri)
@@ -57,8 +64,8 @@ def test_mlflow_takes_a_run_and_an_artifact_and_keeps_no_run(mlflow_server, tmp_
 
 
 def test_a_host_name_that_mlflow_does_not_know_is_told_though_its_health_is_fine(
-    mlflow_server, tmp_path
-):
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
     name = socket.gethostname()
     if socket.gethostbyname(name) != "127.0.0.1":
         pytest.skip("this machine's name does not lead to 127.0.0.1")
@@ -67,7 +74,7 @@ def test_a_host_name_that_mlflow_does_not_know_is_told_though_its_health_is_fine
     assert "--allowed-hosts" in checks["mlflow"].mend
 
 
-def test_servers_that_are_not_there_are_named_with_what_to_do(tmp_path):
+def test_servers_that_are_not_there_are_named_with_what_to_do(tmp_path: Path) -> None:
     checks = found(tmp_path, "http://127.0.0.1:9", address="http://127.0.0.1:9")
     assert checks["mlflow"].level == checks["ray"].level == "failed"
     assert "127.0.0.1:9" in checks["mlflow"].found

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import remove_garbage
 from pipeline.packing.pack import pack
 from pipeline.vae import build_vae, save_bundle
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy
 from tests.support.killing import tree
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> str:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("bundle") / "b"
     torch.manual_seed(0)
     vae = build_vae(ModelConfig(kind="mlp"), PreprocessConfig(image_size=8, channels=1))
@@ -33,17 +36,17 @@ def bundle(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def world(tmp_path, bundle):
+def world(tmp_path: Path, bundle: str) -> Any:
     """Functions that pack and encode into `tmp_path`."""
 
     class World:
-        def grow(self, numbers: range, **options) -> None:
+        def grow(self, numbers: range, **options: Any) -> None:
             write_digits(tmp_path / "images", numbers)
             source = (str(tmp_path / "images"),)
             output = str(tmp_path / "data")
             pack(PackConfig(source=source, output=output, shard_bytes=60_000, **options))
 
-        def encode(self, store: str = "store", **options) -> dict:
+        def encode(self, store: str = "store", **options: Any) -> dict:
             given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
             return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
 
@@ -53,7 +56,9 @@ def world(tmp_path, bundle):
     return World()
 
 
-def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(world, tmp_path):
+def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(
+    world: Any, tmp_path: Path
+) -> None:
     world.grow(range(100))
     assert world.encode()["encoded"] == 100
     for night in range(1, 4):
@@ -65,7 +70,9 @@ def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(w
     assert {name: grown[name] for name in grown.keys() - old} == full
 
 
-def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(world, tmp_path):
+def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(
+    world: Any, tmp_path: Path
+) -> None:
     world.grow(range(60))
     world.encode(columns=("label",))
     dice, images = random.Random(0), tmp_path / "images"
@@ -95,8 +102,8 @@ def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(w
 
 
 def test_a_finished_store_is_recognised_by_four_requests_and_nothing_is_written(
-    world, bundle, tmp_path, s3_server, fault_proxy
-):
+    world: Any, bundle: str, tmp_path: Path, s3_server: rgw.S3Server, fault_proxy: FaultProxy
+) -> None:
     world.grow(range(60))
     store = f"{s3_server.bucket()}/s"
     config = EncodeConfig(model=bundle, data=str(tmp_path / "data"), output=store, actors=0)
@@ -110,7 +117,9 @@ def test_a_finished_store_is_recognised_by_four_requests_and_nothing_is_written(
     assert asked[0].split("?")[0].endswith("/s/store.json")
 
 
-def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(world, tmp_path):
+def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(
+    world: Any, tmp_path: Path
+) -> None:
     world.grow(range(60))
     world.encode()
     keys = {world.store()[number].key for number in range(60)}
@@ -129,7 +138,7 @@ def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(wor
     assert verify_store(store.url) == []
 
 
-def test_another_batch_size_or_type_is_another_identity_and_never_a_mixture(world):
+def test_another_batch_size_or_type_is_another_identity_and_never_a_mixture(world: Any) -> None:
     world.grow(range(30))
     one = world.encode()["identity"]
     assert world.encode(dtype="float32")["identity"] != one
@@ -137,7 +146,9 @@ def test_another_batch_size_or_type_is_another_identity_and_never_a_mixture(worl
     assert len({file.parent.name for file in Path(world.store().url).glob("latents/*/*")}) == 3
 
 
-def test_a_source_shard_that_was_overwritten_is_noticed_and_listed(world, tmp_path):
+def test_a_source_shard_that_was_overwritten_is_noticed_and_listed(
+    world: Any, tmp_path: Path
+) -> None:
     world.grow(range(100))
     dataset = Dataset.open(str(tmp_path / "data"))
     index = dataset.read_index(0)
@@ -154,7 +165,7 @@ def test_a_source_shard_that_was_overwritten_is_noticed_and_listed(world, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "receipt"])
-def test_verify_finds_what_was_damaged(world, damage):
+def test_verify_finds_what_was_damaged(world: Any, damage: str) -> None:
     world.grow(range(30))
     world.encode()
     store = Path(world.store().url)
@@ -175,7 +186,7 @@ def test_verify_finds_what_was_damaged(world, damage):
     assert (file.name if damage != "receipt" else "receipt") in problems[0]
 
 
-def test_a_damaged_store_is_whole_again_after_what_verify_advises(world):
+def test_a_damaged_store_is_whole_again_after_what_verify_advises(world: Any) -> None:
     world.grow(range(30))
     world.encode()
     store = Path(world.store().url)
@@ -192,14 +203,18 @@ def test_a_damaged_store_is_whole_again_after_what_verify_advises(world):
     assert tree(store) == before
 
 
-def test_a_column_that_no_image_has_is_told_before_it_is_null_throughout(world, caplog):
+def test_a_column_that_no_image_has_is_told_before_it_is_null_throughout(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     world.grow(range(20))
     world.encode(columns=("label", "labl"))
     assert "--columns labl: none of the first 16 images" in caplog.text
     assert "--columns label:" not in caplog.text
 
 
-def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path, monkeypatch):
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.commands.encode_cost.PROBE_SECONDS", 0.2)
     world.grow(range(100))
     said = world.encode(dry_run=True)
@@ -215,7 +230,9 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(world, tmp_path, m
     assert world.encode(dry_run=True)["images"] == 0, "everything is there"
 
 
-def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(world, tmp_path):
+def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(
+    world: Any, tmp_path: Path
+) -> None:
     world.grow(range(60))
     result = world.encode()
     (folder,) = (tmp_path / "store/reports").glob("*/*")
@@ -243,7 +260,9 @@ def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(world, tmp
         {"content": "sample", "flip": True, "dtype": "float32", "columns": ("label",)},
     ],
 )
-def test_every_option_gives_a_whole_store_that_its_images_give_again(world, options):
+def test_every_option_gives_a_whole_store_that_its_images_give_again(
+    world: Any, options: dict[str, Any]
+) -> None:
     world.grow(range(40))
     world.encode(**options)
     store = world.store()
@@ -257,7 +276,9 @@ def test_every_option_gives_a_whole_store_that_its_images_give_again(world, opti
     assert (outcome.exit_code, outcome.result["equal"], outcome.result["reencoded"]) == (0, 7, 7)
 
 
-def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(world, tmp_path):
+def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(
+    world: Any, tmp_path: Path
+) -> None:
     world.grow(range(100))
     part = world.encode(limit=20)
     assert part["failed"] == 0

@@ -28,7 +28,7 @@ def evaluate(place: Path, **knobs: object) -> dict[str, Any]:
     return run_evaluation(EvaluateConfig.model_validate(config | knobs))
 
 
-def test_one_two_and_three_workers_agree_to_a_millionth(place: Path):
+def test_one_two_and_three_workers_agree_to_a_millionth(place: Path) -> None:
     whole = evaluate(place)
     with ray_cluster(3):
         shares = [evaluate(place, workers=2, batch_size=33), evaluate(place, workers=3)]
@@ -38,12 +38,12 @@ def test_one_two_and_three_workers_agree_to_a_millionth(place: Path):
         assert shared["active_units"] == whole["active_units"]
 
 
-def test_names_are_shown_without_the_folders_they_share():
+def test_names_are_shown_without_the_folders_they_share() -> None:
     assert short_names(["/a/b/one", "/a/b/two"]) == {"/a/b/one": "one", "/a/b/two": "two"}
     assert short_names(["models:/vae@x", "models:/vae@y"])["models:/vae@x"] == "vae@x"
 
 
-def test_the_linear_model_is_measured_as_its_closed_form_says(tmp_path: Path):
+def test_the_linear_model_is_measured_as_its_closed_form_says(tmp_path: Path) -> None:
     linear = optimum("full")
     pixels = (data(60) * 256).floor().clamp(0, 255).to(torch.uint8)
     (tmp_path / "images").mkdir()

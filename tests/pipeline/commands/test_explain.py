@@ -17,7 +17,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("digits"))
 
 
-def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path):
+def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path) -> None:
     run = place / "runs" / "mine"
     run.mkdir(parents=True)
     objective = optimised(ObjectiveConfig(beta=500.0), 9, ObjectiveState()).to_json()
@@ -33,21 +33,21 @@ def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path)
     assert result["data"] == str(place / "data")
 
 
-def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Path):
+def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Path) -> None:
     with pytest.raises(RunError, match="is no finished run"):
         run_explanation(ExplainConfig(run="other", storage=str(place)))
     with pytest.raises(ConfigError, match="--model needs --data"):
         run_explanation(ExplainConfig(model=str(place / "vae")))
 
 
-def test_of_a_bundle_that_does_not_say_what_was_optimised_nothing_is_claimed(place: Path):
+def test_of_a_bundle_that_does_not_say_what_was_optimised_nothing_is_claimed(place: Path) -> None:
     asked = ExplainConfig(model=str(place / "vae"), data=str(place / "data"), importance_samples=8)
     result = run_explanation(asked)[1]
     assert "weight" not in result["answers"]
     assert set(result["checks"]) == set(result["answers"])
 
 
-def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path: Path):
+def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(next((place / "images").rglob("*.png")), images / "one.png")
@@ -56,6 +56,6 @@ def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path:
         run_explanation(ExplainConfig(model=str(place / "vae"), data=str(tmp_path / "data")))
 
 
-def test_a_bernoulli_has_no_deviation_and_a_gaussian_has_its_own():
+def test_a_bernoulli_has_no_deviation_and_a_gaussian_has_its_own() -> None:
     assert deviation(digits_vae("bernoulli")) is None
     assert deviation(digits_vae()) == digits_vae().likelihood.sigma.item()

@@ -14,7 +14,7 @@ from tests.support.digit_models import pack_digits, write_digits
 
 
 @pytest.fixture(autouse=True)
-def _mlflow_of_its_own(tmp_path, monkeypatch) -> None:
+def _mlflow_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
@@ -37,7 +37,9 @@ def config(folder: Path, sweep: str) -> TrainConfig:
     )
 
 
-def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp_path):
+def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(
+    tmp_path: Path,
+) -> None:
     asked = config(write_digits(tmp_path), "objective.beta=0,1,1000")
     result = run_sweep(asked)
     rates = [row.rate for row in result.rows]
@@ -57,7 +59,9 @@ def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(tmp
     assert run_sweep(asked).rows == result.rows
 
 
-def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_alias(tmp_path):
+def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_alias(
+    tmp_path: Path,
+) -> None:
     asked = config(write_digits(tmp_path), "optimizer.learning_rate=0.003,1e8")
     asked = asked.model_copy(update={"steps": 6, "objective": ObjectiveConfig(beta=2)})
     outcome = train_job(asked)
@@ -68,13 +72,13 @@ def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_a
     assert "diverged" in outcome.summary[2]
 
 
-def test_values_are_read_as_yaml():
+def test_values_are_read_as_yaml() -> None:
     assert parse_sweep("objective.beta=0.5,1,4") == ("objective.beta", [0.5, 1, 4])
     assert parse_sweep("model.kind=mlp,conv") == ("model.kind", ["mlp", "conv"])
 
 
 @pytest.mark.parametrize("text", ["objective.beta", "objective.beta=1", "=1,2", "seed=3,3"])
-def test_what_is_no_sweep_is_refused(text):
+def test_what_is_no_sweep_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not KEY=A,B"):
         parse_sweep(text)
 
@@ -82,13 +86,15 @@ def test_what_is_no_sweep_is_refused(text):
 @pytest.mark.parametrize(
     ("sweep", "said"), [("objective.bete=1,2", "no such knob"), ("objective.beta=1,-2", "greater")]
 )
-def test_a_wrong_knob_or_value_is_refused_before_anything_trains(tmp_path, sweep, said):
+def test_a_wrong_knob_or_value_is_refused_before_anything_trains(
+    tmp_path: Path, sweep: str, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         run_sweep(config(tmp_path, sweep))
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_without_a_holdout_is_refused_before_anything_trains(tmp_path):
+def test_a_sweep_without_a_holdout_is_refused_before_anything_trains(tmp_path: Path) -> None:
     data = pack_digits(tmp_path)
     command = ("jobs.train", "--data", str(data), "--run", "weights", "--storage")
     knobs = ("--workers", "0", "--sweep", "objective.beta=0.5,1")

@@ -4,6 +4,7 @@ import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ from tests.support.digit_models import pack_digits
 
 
 @pytest.fixture(autouse=True)
-def _mlflow_of_its_own(tmp_path, monkeypatch) -> None:
+def _mlflow_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
@@ -56,7 +57,9 @@ def append(dataset: Path) -> None:
     pack(PackConfig(source=source, output=str(dataset), workers=1, append=True))
 
 
-def test_an_append_does_not_disturb_a_run_that_is_continued(dataset, caplog):
+def test_an_append_does_not_disturb_a_run_that_is_continued(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     before = Dataset.open(str(dataset))
     first = run_training(config(dataset, 3))
@@ -73,7 +76,7 @@ def test_an_append_does_not_disturb_a_run_that_is_continued(dataset, caplog):
     assert second.holdout_before == first.holdout_before
 
 
-def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
+def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset: Path) -> None:
     digest = Dataset.open(str(dataset)).digest
     run_training(config(dataset, 2))
     append(dataset)
@@ -82,7 +85,9 @@ def test_a_run_whose_generation_is_gone_says_which_one_it_needs(dataset):
         run_training(config(dataset, 4))
 
 
-def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset, own_module):
+def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(
+    dataset: Path, own_module: Any
+) -> None:
     own_module(
         "class Odd(Mine):\n"
         "    def encode(self, images):\n"
@@ -98,7 +103,9 @@ def test_a_run_that_an_error_of_any_kind_ends_is_failed_in_mlflow(dataset, own_m
     assert not (dataset.parent / "runs/pinned/metrics.json").exists()
 
 
-def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(dataset, monkeypatch):
+def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.tracking.endpoint.RELEASE_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -108,7 +115,9 @@ def test_with_ray_a_port_that_is_taken_is_one_error_before_anything_starts(datas
     assert not (dataset.parent / "runs/pinned/attempts").exists()
 
 
-def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
+def test_a_run_that_diverged_ends_and_registers_no_model(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     wild = config(dataset, 6, optimizer={"learning_rate": 1e8}, objective={"beta": 2})
     ended = run_training(wild)
     assert (ended.reason, ended.elbo, ended.model) == ("done", None, None)
@@ -117,7 +126,7 @@ def test_a_run_that_diverged_ends_and_registers_no_model(dataset, caplog):
     assert list(client.search_registered_models()) == []
 
 
-def test_an_empty_hold_out_beside_the_data_is_none(tmp_path):
+def test_an_empty_hold_out_beside_the_data_is_none(tmp_path: Path) -> None:
     write_digits(tmp_path / "images", range(30))
     result = pack(
         PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), holdout=1e-9)
@@ -127,7 +136,9 @@ def test_an_empty_hold_out_beside_the_data_is_none(tmp_path):
     assert resolve(asked).holdout is None
 
 
-def test_an_empty_dataset_and_a_batch_larger_than_it_are_said_before_the_start(tmp_path, caplog):
+def test_an_empty_dataset_and_a_batch_larger_than_it_are_said_before_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_digits(tmp_path / "images", range(30))
     result = pack(
         PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), holdout=1e-9)
@@ -165,7 +176,7 @@ class Mine(Network):
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch):
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes the module `mynet`: a network that is right, and what a test adds."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mynet", raising=False)
@@ -214,8 +225,8 @@ def floats(images, seeds):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_trained_is_refused_before_the_name_is_taken(
-    dataset, own_module, tmp_path, case
-):
+    dataset: Path, own_module: Any, tmp_path: Path, case: Any
+) -> None:
     own_module(MORE)
     (tmp_path / "broken.py").write_text("class Net(:\n")
     changes, said = WRONG[case]
@@ -224,7 +235,7 @@ def test_what_cannot_be_trained_is_refused_before_the_name_is_taken(
     assert not (dataset.parent / "runs/pinned").exists()
 
 
-def test_a_start_of_another_image_size_names_the_flags_that_fit(dataset):
+def test_a_start_of_another_image_size_names_the_flags_that_fit(dataset: Path) -> None:
     run_training(config(dataset, 1))
     with pytest.raises(ConfigError, match="Give --image-size 8 --channels 1") as refused:
         run_training(config(dataset, 1, run="larger", image_size=16, init="pinned"))
@@ -232,8 +243,8 @@ def test_a_start_of_another_image_size_names_the_flags_that_fit(dataset):
 
 
 def test_a_name_is_taken_by_the_first_step_and_not_by_a_start_before_it(
-    dataset, monkeypatch, caplog
-):
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("pipeline.runs.stop.StopSignal.requested", True)
     stopped = run_training(config(dataset, 2, seed=1))
     assert (stopped.reason, stopped.steps) == ("stopped", 0)
@@ -244,7 +255,7 @@ def test_a_name_is_taken_by_the_first_step_and_not_by_a_start_before_it(
         run_training(config(dataset, 3, seed=3))
 
 
-def test_a_deleted_experiment_is_refused_by_name_before_anything_is_trained(dataset):
+def test_a_deleted_experiment_is_refused_by_name_before_anything_is_trained(dataset: Path) -> None:
     client = mlflow_client(tracking_uri())
     client.delete_experiment(client.create_experiment("old"))
     with pytest.raises(ConfigError, match="experiments restore --experiment-id"):
@@ -253,22 +264,28 @@ def test_a_deleted_experiment_is_refused_by_name_before_anything_is_trained(data
 
 
 @pytest.mark.parametrize("name", ["vae@latest", "vae@v3", "vae@my.alias", "..@candidate"])
-def test_a_name_or_alias_that_mlflow_would_refuse_is_refused_first(dataset, name):
+def test_a_name_or_alias_that_mlflow_would_refuse_is_refused_first(
+    dataset: Path, name: Any
+) -> None:
     with pytest.raises(ValidationError, match=r"MLflow (keeps|wants)"):
         config(dataset, 1, tracking={"model": name})
 
 
-def test_a_batch_of_more_images_than_there_are_and_no_hold_out_are_told(dataset, caplog):
+def test_a_batch_of_more_images_than_there_are_and_no_hold_out_are_told(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run_training(config(dataset, 1, global_batch_size=150, holdout=None))
     assert "a batch of 150 is larger than the dataset of 120 images" in caplog.text
     assert "no hold-out: every number of this run is of the images that it trains on" in caplog.text
 
 
-def test_a_continued_start_says_from_which_step_and_what_was_lost(dataset, caplog, monkeypatch):
+def test_a_continued_start_says_from_which_step_and_what_was_lost(
+    dataset: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
     make = Stepper.make
 
-    def dies(self, *, stop):
+    def dies(self, *, stop: Any) -> Any:
         if self._state.step == 3:
             raise OSError("no disk")
         return make(self, stop=stop)

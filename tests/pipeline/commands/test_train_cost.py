@@ -16,7 +16,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
-def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):
+def test_a_dry_run_tells_the_cost_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     config = train_config(data, tmp_path, "planned", steps=1000, workers=2)
     cost = dry_run(config, probe_seconds=0.2)
     dataset = Dataset.open(str(data))
@@ -28,7 +28,9 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(data, tmp_path):
+def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(
+    data: Path, tmp_path: Path
+) -> None:
     vae = build_vae(
         ModelConfig(kind="mlp", latent_channels=2, width=16),
         PreprocessConfig(image_size=8, channels=1),
@@ -46,7 +48,7 @@ def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(data, tmp
         dry_run(other, probe_seconds=0.1)
 
 
-def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data, tmp_path):
+def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data: Path, tmp_path: Path) -> None:
     train(train_config(data, tmp_path, "traced", profile="3:5", steps=6))
     trace = tmp_path / "traced" / "profile" / "trace-3-5.json"
     text = trace.read_text()
@@ -54,7 +56,9 @@ def test_a_span_of_steps_leaves_a_trace_in_the_runs_folder(data, tmp_path):
     assert text.count('"name": "Optimizer.step#AdamW.step"') == 2
 
 
-def test_a_run_that_ends_within_its_span_leaves_the_steps_that_it_made(data, tmp_path):
+def test_a_run_that_ends_within_its_span_leaves_the_steps_that_it_made(
+    data: Path, tmp_path: Path
+) -> None:
     train(train_config(data, tmp_path, "short", profile="2:100", steps=3))
     (trace,) = (tmp_path / "short" / "profile").iterdir()
     assert trace.name == "trace-2-4.json"
@@ -62,6 +66,8 @@ def test_a_run_that_ends_within_its_span_leaves_the_steps_that_it_made(data, tmp
 
 
 @pytest.mark.parametrize("span", ["5:2000", "5:5", "0:3"])
-def test_a_span_that_is_empty_or_outgrows_memory_is_refused(data, tmp_path, span):
+def test_a_span_that_is_empty_or_outgrows_memory_is_refused(
+    data: Path, tmp_path: Path, span: str
+) -> None:
     with pytest.raises(ValueError, match=f"profile {span}: A:B needs"):
         train_config(data, tmp_path, "traced", profile=span, steps=3000)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.loader import PREFETCH_BATCHES
 from pipeline.errors import StorageError
 from pipeline.packing.pack import pack
+from tests.servers import rgw
 from tests.support.digit_models import pack_digits
 
 
@@ -34,7 +36,7 @@ def decoded_in(folder: Path) -> LoaderConfig:
     return LoaderConfig(cache_folder=str(folder), cache_decoded=True)
 
 
-def batches(dataset: Dataset, epochs: int = 2, **knobs) -> tuple[list[torch.Tensor], Loader]:
+def batches(dataset: Dataset, epochs: int = 2, **knobs: Any) -> tuple[list[torch.Tensor], Loader]:
     loader = Loader(
         dataset, global_batch_size=16, image_size=12, channels=1, flip=True, threads=2, **knobs
     )
@@ -43,7 +45,9 @@ def batches(dataset: Dataset, epochs: int = 2, **knobs) -> tuple[list[torch.Tens
     return found, loader
 
 
-def test_decoded_images_come_back_bit_by_bit_and_nothing_is_read_twice(data, tmp_path):
+def test_decoded_images_come_back_bit_by_bit_and_nothing_is_read_twice(
+    data: Path, tmp_path: Path
+) -> None:
     dataset = Dataset.open(str(data))
     plain, _ = batches(dataset)
     cached, first = batches(dataset, settings=decoded_in(tmp_path))
@@ -56,7 +60,7 @@ def test_decoded_images_come_back_bit_by_bit_and_nothing_is_read_twice(data, tmp
     assert second.stats.bytes_fetched == index_bytes(dataset)
 
 
-def test_a_damaged_cached_image_is_decoded_again(data, tmp_path):
+def test_a_damaged_cached_image_is_decoded_again(data: Path, tmp_path: Path) -> None:
     dataset = Dataset.open(str(data))
     plain, _ = batches(dataset)
     batches(dataset, settings=decoded_in(tmp_path))
@@ -69,7 +73,7 @@ def test_a_damaged_cached_image_is_decoded_again(data, tmp_path):
     assert loader.stats.bytes_fetched > index_bytes(dataset)
 
 
-def test_another_preprocessing_has_another_cache(data, tmp_path):
+def test_another_preprocessing_has_another_cache(data: Path, tmp_path: Path) -> None:
     dataset = Dataset.open(str(data))
     for channels in (1, 3):
         DecodedCache(tmp_path, dataset, PreprocessConfig(image_size=8, channels=channels))
@@ -77,8 +81,8 @@ def test_another_preprocessing_has_another_cache(data, tmp_path):
 
 
 def test_chunks_from_object_storage_are_fetched_once_and_stay_within_their_limit(
-    data, tmp_path, s3_server
-):
+    data: Path, tmp_path: Path, s3_server: rgw.S3Server
+) -> None:
     bucket = s3_server.bucket()
     pack(PackConfig(source=(str(data.parent / "images"),), output=f"{bucket}/d", workers=1))
     dataset = Dataset.open(f"{bucket}/d")
@@ -92,7 +96,7 @@ def test_chunks_from_object_storage_are_fetched_once_and_stay_within_their_limit
     assert loader.stats.bytes_fetched > index_bytes(dataset)
 
 
-def test_the_oldest_chunks_go_first_when_there_is_no_more_room(tmp_path):
+def test_the_oldest_chunks_go_first_when_there_is_no_more_room(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, limit_bytes=1000)
     for start in range(0, 3000, 100):
         assert len(cache.read("shard", start, start + 100, lambda: bytes(100))) == 100
@@ -102,7 +106,7 @@ def test_the_oldest_chunks_go_first_when_there_is_no_more_room(tmp_path):
     assert ChunkCache(tmp_path, 1000).read("shard", 0, 100, lambda: b"again" * 20) == b"again" * 20
 
 
-def test_a_half_written_chunk_is_fetched_again(tmp_path):
+def test_a_half_written_chunk_is_fetched_again(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, 1000)
     cache.read("shard", 0, 10, lambda: b"0123456789")
     (path,) = tmp_path.glob("chunks/*/*")
@@ -127,7 +131,7 @@ print(cache.hits)
 """
 
 
-def test_three_processes_share_a_folder_with_too_little_room(tmp_path):
+def test_three_processes_share_a_folder_with_too_little_room(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SHARED, str(tmp_path)]
     started = [
         subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True)
@@ -140,7 +144,9 @@ def test_three_processes_share_a_folder_with_too_little_room(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 24_000
 
 
-def test_a_cache_that_can_not_be_written_costs_its_use_and_not_the_run(tmp_path, caplog):
+def test_a_cache_that_can_not_be_written_costs_its_use_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = ChunkCache(tmp_path, 20_000)
     (tmp_path / "chunks").rmdir()
     (tmp_path / "chunks").write_text("in the way")
@@ -149,7 +155,7 @@ def test_a_cache_that_can_not_be_written_costs_its_use_and_not_the_run(tmp_path,
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
+def test_what_a_killed_process_left_goes_after_an_hour(tmp_path: Path) -> None:
     ChunkCache(tmp_path, 20_000)
     for name, age in (("old", 4000), ("new", 10)):
         path = tmp_path / "chunks" / f".partial-{name}"
@@ -160,7 +166,9 @@ def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
-def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path):
+def test_a_full_disk_costs_the_decoded_images_and_not_the_process(
+    data: Path, tmp_path: Path
+) -> None:
     dataset = Dataset.open(str(data))
     code = (
         "import sys\n"
@@ -186,7 +194,9 @@ def test_a_full_disk_costs_the_decoded_images_and_not_the_process(data, tmp_path
     assert "nothing more is kept" in done.stderr
 
 
-def test_more_decoded_images_than_a_file_may_hold_are_refused_with_what_to_do(data, tmp_path):
+def test_more_decoded_images_than_a_file_may_hold_are_refused_with_what_to_do(
+    data: Path, tmp_path: Path
+) -> None:
     dataset = Dataset.open(str(data))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(dataset) * 64 * 64 - 1, limits[1]))
@@ -197,15 +207,15 @@ def test_more_decoded_images_than_a_file_may_hold_are_refused_with_what_to_do(da
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_folder_that_can_not_be_made_is_named(tmp_path):
+def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"--loader\.cache-folder"):
         ChunkCache(tmp_path / "file", 20_000)
 
 
 def test_a_full_disk_is_told_once_and_what_was_not_kept_is_not_counted(
-    tmp_path, caplog, monkeypatch
-):
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = ChunkCache(tmp_path, 20_000)
 
     def full(path: Path, target: Path) -> None:

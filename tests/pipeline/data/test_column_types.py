@@ -1,3 +1,5 @@
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
@@ -5,7 +7,7 @@ from pipeline.data.column_types import arrow_array, arrow_type, merged, note_col
 from pipeline.errors import DatasetError
 
 
-def kinds_of(*values):
+def kinds_of(*values: Any) -> Any:
     kinds: dict[str, str] = {}
     for value in values:
         note_columns(kinds, {"x": value})
@@ -22,13 +24,13 @@ def kinds_of(*values):
         (({"a": 1},), "json"),
     ],
 )  # fmt: skip
-def test_a_kind_holds_all_values_and_arrow_gives_them_back(values, kind):
+def test_a_kind_holds_all_values_and_arrow_gives_them_back(values: Any, kind: Any) -> None:
     assert kinds_of(*values) == kind
     if kind != "json":
         assert arrow_array(list(values), kind).to_pylist() == list(values)
 
 
-def test_merging_does_not_depend_on_the_order():
+def test_merging_does_not_depend_on_the_order() -> None:
     kinds = ["", "int64", "double", "string", "bool", "json", "list<int64>[2]", "list<double>[2]",
              "list<int64>[3]", "list<string>"]  # fmt: skip
     for one in kinds:
@@ -38,10 +40,10 @@ def test_merging_does_not_depend_on_the_order():
                 assert merged(merged(one, other), third) == merged(one, merged(other, third))
 
 
-def test_an_embedding_is_a_list_of_fixed_size():
+def test_an_embedding_is_a_list_of_fixed_size() -> None:
     assert arrow_type("list<double>[768]") == pa.list_(pa.float64(), 768)
 
 
-def test_a_value_of_another_kind_is_an_error_that_says_so():
+def test_a_value_of_another_kind_is_an_error_that_says_so() -> None:
     with pytest.raises(DatasetError, match="int64 holds other values"):
         arrow_array(["a"], "int64")

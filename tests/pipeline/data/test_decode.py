@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ for path in sys.stdin.read().splitlines():
 """
 
 
-def saved(image: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -62,7 +63,9 @@ def nasty() -> list[tuple[dict, object]]:
     return list(zip(rows, lines, strict=True))
 
 
-def test_every_file_that_must_decode_has_the_size_and_mean_colour_that_is_stated(nasty):
+def test_every_file_that_must_decode_has_the_size_and_mean_colour_that_is_stated(
+    nasty: list[tuple[dict, object]],
+) -> None:
     wrong = []
     decoded = [(row, found) for row, found in nasty if row["expected"] == "decode"]
     for row, found in decoded:
@@ -77,13 +80,17 @@ def test_every_file_that_must_decode_has_the_size_and_mean_colour_that_is_stated
     assert len(decoded) == 276
 
 
-def test_every_file_that_must_be_rejected_is_so_with_a_reason(nasty):
+def test_every_file_that_must_be_rejected_is_so_with_a_reason(
+    nasty: list[tuple[dict, object]],
+) -> None:
     rejected = [(row["file"], found) for row, found in nasty if row["expected"] == "reject"]
     assert [(name, found) for name, found in rejected if found not in REASONS] == []
     assert len(rejected) == 87
 
 
-def test_of_the_files_on_which_decoders_differ_each_is_decoded_or_rejected_with_a_reason(nasty):
+def test_of_the_files_on_which_decoders_differ_each_is_decoded_or_rejected_with_a_reason(
+    nasty: list[tuple[dict, object]],
+) -> None:
     found = [found for row, found in nasty if row["expected"] == "policy"]
     assert all(isinstance(each, list) or each in REASONS for each in found)
     assert len(found) == 50
@@ -91,7 +98,9 @@ def test_of_the_files_on_which_decoders_differ_each_is_decoded_or_rejected_with_
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_exif_orientation_turns_the_pixels_and_the_header_as_pillow_does(kind, orientation):
+def test_the_exif_orientation_turns_the_pixels_and_the_header_as_pillow_does(
+    kind: str, orientation: int
+) -> None:
     from PIL import ImageOps
 
     smooth = Image.fromarray(noise(4, 6, 3)).resize((48, 32), Image.Resampling.BICUBIC)
@@ -107,7 +116,9 @@ def test_the_exif_orientation_turns_the_pixels_and_the_header_as_pillow_does(kin
     assert (header.height, header.width) == pixels.shape[:2]
 
 
-def test_an_exif_directory_that_lies_about_its_length_is_no_orientation_and_costs_no_image():
+def test_an_exif_directory_that_lies_about_its_length_is_no_orientation_and_costs_no_image() -> (
+    None
+):
     """It counts 60,000 entries in the 12 bytes of one, which is another than the orientation."""
     tiff = b"II*\0" + struct.pack("<IHHHIHH", 8, 60_000, 0x0110, 3, 1, 6, 0)
     exif = b"Exif\0\0" + tiff
@@ -118,20 +129,20 @@ def test_an_exif_directory_that_lies_about_its_length_is_no_orientation_and_cost
     check_image(lying)
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     pixels = decode_image(saved(Image.fromarray(values), "PNG"))
     assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
-def test_alpha_is_laid_over_white():
+def test_alpha_is_laid_over_white() -> None:
     rgba = np.zeros((1, 3, 4), dtype=np.uint8)
     rgba[0, :, 3] = [0, 128, 255]
     pixels = decode_image(saved(Image.fromarray(rgba), "PNG"))
     assert pixels[0, :, 0].tolist() == [255, 127, 0]
 
 
-def test_palette_grey_and_cmyk_become_rgb():
+def test_palette_grey_and_cmyk_become_rgb() -> None:
     colour = Image.new("RGB", (8, 8), (200, 30, 90))
     for image, kind, tolerance in (
         (colour.quantize(4), "PNG", 2), (colour.quantize(4), "GIF", 2),
@@ -144,14 +155,14 @@ def test_palette_grey_and_cmyk_become_rgb():
     assert grey.shape == (8, 8, 3)
 
 
-def test_one_channel_is_the_luma_of_itu_r_601():
+def test_one_channel_is_the_luma_of_itu_r_601() -> None:
     data = saved(Image.new("RGB", (8, 8), (200, 30, 90)), "PNG")
     luma = decode_image(data, channels=1)
     assert luma.shape == (8, 8, 1)
     assert abs(int(luma[0, 0, 0]) - (0.299 * 200 + 0.587 * 30 + 0.114 * 90)) <= 1
 
 
-def test_an_animation_gives_its_first_frame():
+def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.new("RGB", (6, 4), (shade, shade, shade)) for shade in (10, 100, 200)]
     for kind in ("GIF", "WEBP", "PNG"):
         lossless = {"lossless": True} if kind == "WEBP" else {}
@@ -169,12 +180,14 @@ def test_an_animation_gives_its_first_frame():
         ((500, 500), 63, (63, 63)),
     ],
 )
-def test_a_jpeg_shrinks_by_2_4_or_8_as_long_as_its_short_side_suffices(size, shrink_to, expected):
+def test_a_jpeg_shrinks_by_2_4_or_8_as_long_as_its_short_side_suffices(
+    size: tuple[int, int], shrink_to: int, expected: tuple[int, int]
+) -> None:
     data = saved(Image.fromarray(np.zeros((*size, 3), np.uint8)), "JPEG")
     assert decode_image(data, shrink_to=shrink_to).shape[:2] == expected
 
 
-def test_the_pixel_limit_holds_before_anything_is_decoded():
+def test_the_pixel_limit_holds_before_anything_is_decoded() -> None:
     data = saved(Image.new("RGB", (300, 200)), "PNG")
     assert decode_image(data, 60_000).shape == (200, 300, 3)
     for read in (decode_image, probe_image):
@@ -182,7 +195,7 @@ def test_the_pixel_limit_holds_before_anything_is_decoded():
             read(data, 59_999)
 
 
-def test_a_photograph_cut_at_any_of_forty_places_never_gives_pixels():
+def test_a_photograph_cut_at_any_of_forty_places_never_gives_pixels() -> None:
     paths = sorted(PHOTOS.rglob("*.jpg"))[:1]
     if not paths:
         pytest.skip(f"{PHOTOS} is not there")
@@ -209,7 +222,7 @@ print("alive")
 """
 
 
-def test_no_nasty_file_ends_the_process_when_it_is_shrunk_while_decoding():
+def test_no_nasty_file_ends_the_process_when_it_is_shrunk_while_decoding() -> None:
     """A lossless JPEG among them did: it was written in full size into the smaller buffer."""
     if not NASTY.exists():
         pytest.skip(f"{NASTY} is not there")
@@ -221,7 +234,7 @@ def test_no_nasty_file_ends_the_process_when_it_is_shrunk_while_decoding():
     assert (found.returncode, found.stdout, found.stderr) == (0, "alive\n", "")
 
 
-def verdict(read, data: bytes) -> object:
+def verdict(read: Any, data: bytes) -> object:
     """Height and width, or reason and message of the refusal."""
     try:
         found = read(data)
@@ -230,7 +243,7 @@ def verdict(read, data: bytes) -> object:
     return found.shape[:2] if isinstance(found, np.ndarray) else (found.height, found.width)
 
 
-def test_the_quick_check_refuses_exactly_what_decoding_refuses():
+def test_the_quick_check_refuses_exactly_what_decoding_refuses() -> None:
     photos = sorted(PHOTOS.rglob("*.jpg"))[:8]
     if not photos or not NASTY.exists():
         pytest.skip(f"{PHOTOS} or {NASTY} is not there")

@@ -7,6 +7,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -47,7 +48,9 @@ def remote(tmp_path: Path) -> Dataset:
     return Dataset.open(url)
 
 
-def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ahead(remote):
+def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ahead(
+    remote: Dataset,
+) -> None:
     index = remote.read_index(0)
     chunk = int(index.ends[CHUNK - 1] - index.starts[0])
     reader = SampleReader(remote, CHUNK, int(2.5 * chunk), ())
@@ -62,7 +65,7 @@ def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ah
     assert reader.transfers.requests == 1 + 3  # the index, and chunks
 
 
-def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote):
+def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote: Dataset) -> None:
     reader = SampleReader(remote, CHUNK, 2**20, ())
     images = {int(raw.key): raw.checked_image() for raw in map(reader.read, range(COUNT))}
     assert images == {seed: png(seed) for seed in range(COUNT)}
@@ -70,8 +73,8 @@ def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote):
 
 
 def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As of a large dataset of small images, of which a batch takes one of each of many shards."""
     (tmp_path / "images").mkdir()
     for seed in range(COUNT):
@@ -94,7 +97,7 @@ def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
     assert len(read) <= len(chunks) < COUNT
 
 
-def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote):
+def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote: Dataset) -> None:
     reader = SampleReader(remote, CHUNK, 2**20, ())
     raw = reader.read(7, alone=True)
     assert raw.checked_image() == png(int(raw.key))
@@ -102,7 +105,9 @@ def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote):
     assert (reader.transfers.requests, reader.transfers.bytes) == (2, index + len(raw.image))
 
 
-def test_indexes_that_are_read_again_count_as_bytes_fetched(remote, monkeypatch):
+def test_indexes_that_are_read_again_count_as_bytes_fetched(
+    remote: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.data.memory.INDEX_SAMPLES", 0)
     two = replace(remote, manifest=replace(remote.manifest, shards=2 * remote.shards))
     reader = SampleReader(two, CHUNK, 2**20, ())
@@ -114,7 +119,7 @@ def test_indexes_that_are_read_again_count_as_bytes_fetched(remote, monkeypatch)
 
 
 @pytest.mark.parametrize("beside", [b'{"label": 3', b"[1, 2]", b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_annotation_costs_its_sample_and_no_other(tmp_path, beside):
+def test_a_damaged_annotation_costs_its_sample_and_no_other(tmp_path: Path, beside: bytes) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for seed in range(8):
             good = json.dumps({"label": seed}).encode()
@@ -132,12 +137,14 @@ def test_a_damaged_annotation_costs_its_sample_and_no_other(tmp_path, beside):
     assert labels == {str(n): n for n in range(8) if n != 5} | {"5": None}
 
 
-def test_the_loader_needs_no_ray():
+def test_the_loader_needs_no_ray() -> None:
     code = "import sys, pipeline.data; assert not {'ray', 'mlflow'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(remote, monkeypatch):
+def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(
+    remote: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetches: list[int] = []
     read = storage.read
 
@@ -158,7 +165,7 @@ def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(remote, mon
 
 
 @given(st.sets(st.integers(0, 11), max_size=11), st.sets(st.integers(0, 4), max_size=4))
-def test_live_samples_are_those_that_were_not_removed_in_order(first, second):
+def test_live_samples_are_those_that_were_not_removed_in_order(first: Any, second: Any) -> None:
     def shard(number: int, samples: int, removed: set[int]) -> ShardRecord:
         return ShardRecord(f"{number}.tar", 1, "a", samples, "b", "c", tuple(removed))
 
@@ -170,7 +177,7 @@ def test_live_samples_are_those_that_were_not_removed_in_order(first, second):
     assert [(place.shard, place.position) for place in places] == expected
 
 
-def test_after_close_nothing_more_is_read_and_nobody_waits(remote):
+def test_after_close_nothing_more_is_read_and_nobody_waits(remote: Dataset) -> None:
     reader = SampleReader(remote, CHUNK, 2**20, ())
     reader.read(0)
     reader.close()

@@ -1,6 +1,7 @@
 """What the loader makes of a store that gives wrong or too few bytes."""
 
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from pipeline.data import Dataset, Loader, read_shard
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
 from pipeline.storage import RetryPolicy, retry_policy
-from tests.servers.fault_proxy import Rule
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy, Rule
 
 COUNT = 40
 
 
 @pytest.fixture
-def dataset(fault_proxy, s3_server, tmp_path) -> Dataset:
+def dataset(fault_proxy: FaultProxy, s3_server: rgw.S3Server, tmp_path: Path) -> Dataset:
     """Forty images of noise in one shard on S3, each named by its seed."""
     for seed in range(COUNT):
         pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -46,7 +48,9 @@ def read_all(dataset: Dataset) -> tuple[set[str], dict[str, str]]:
     return good, errors
 
 
-def test_a_byte_flipped_on_the_way_is_noticed_and_the_sample_fetched_again(dataset, fault_proxy):
+def test_a_byte_flipped_on_the_way_is_noticed_and_the_sample_fetched_again(
+    dataset: Dataset, fault_proxy: FaultProxy
+) -> None:
     offset = int(dataset.read_index(0).offsets[5]) + 300
     fault_proxy.rules = [Rule("^GET .*[.]tar", "flip", count=1, after_bytes=offset)]
     good, errors = read_all(dataset)
@@ -54,7 +58,9 @@ def test_a_byte_flipped_on_the_way_is_noticed_and_the_sample_fetched_again(datas
     assert len([r for r in fault_proxy.requests if r.fault == "flip"]) == 1
 
 
-def test_a_byte_flipped_every_time_masks_the_sample_and_says_why(dataset, fault_proxy):
+def test_a_byte_flipped_every_time_masks_the_sample_and_says_why(
+    dataset: Dataset, fault_proxy: FaultProxy
+) -> None:
     index = dataset.read_index(0)
     fault_proxy.rules = [
         Rule("^GET .*[.]tar", "flip", count=1, after_bytes=int(index.offsets[5]) + 300),
@@ -66,7 +72,7 @@ def test_a_byte_flipped_every_time_masks_the_sample_and_says_why(dataset, fault_
     assert len(good) + len(errors) == COUNT
 
 
-def test_a_shard_cut_short_costs_the_samples_behind_the_cut_and_no_other(dataset):
+def test_a_shard_cut_short_costs_the_samples_behind_the_cut_and_no_other(dataset: Dataset) -> None:
     index, url = dataset.read_index(0), dataset.shard_url(dataset.shards[0])
     storage.publish(url, storage.read(url, 0, int(index.offsets[30]) + 10))
     good, errors = read_all(dataset)
@@ -74,7 +80,7 @@ def test_a_shard_cut_short_costs_the_samples_behind_the_cut_and_no_other(dataset
     assert good == set(index.keys[:30])
 
 
-def test_a_shard_cut_short_ends_what_reads_it_as_a_whole(dataset):
+def test_a_shard_cut_short_ends_what_reads_it_as_a_whole(dataset: Dataset) -> None:
     url = dataset.shard_url(dataset.shards[0])
     storage.publish(url, storage.read(url)[:-20_000])
     preprocess = PreprocessConfig(image_size=16, channels=3)

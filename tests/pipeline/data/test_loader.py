@@ -2,6 +2,7 @@ import io
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def png(value: int, width: int = 12, height: int = 8) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Dataset:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """53 images, each of its own grey level, in several shards."""
     folder = tmp_path_factory.mktemp("images")
     for value in range(COUNT):
@@ -41,16 +42,16 @@ def dataset(tmp_path_factory) -> Dataset:
     return found
 
 
-def loader(dataset: Dataset, **options) -> Loader:
+def loader(dataset: Dataset, **options: Any) -> Loader:
     given = {"global_batch_size": 8, "image_size": 4, "channels": 1, "threads": 2, **options}
     return Loader(dataset, **given)
 
 
-def valid_keys(batch) -> list[str]:
+def valid_keys(batch: Any) -> list[str]:
     return [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid]
 
 
-def test_each_image_comes_once_per_epoch_with_its_own_pixels_and_label(dataset):
+def test_each_image_comes_once_per_epoch_with_its_own_pixels_and_label(dataset: Dataset) -> None:
     with closing(loader(dataset, columns=("label",))) as one:
         for _ in range(2):
             seen = {}
@@ -70,11 +71,17 @@ def test_each_image_comes_once_per_epoch_with_its_own_pixels_and_label(dataset):
 )  # fmt: skip
 @settings(max_examples=25, deadline=None)
 def test_a_state_goes_on_at_any_batch_at_any_other_world(
-    dataset, batch_size, world, other_world, consumed, threads, tail
-):
+    dataset: Dataset,
+    batch_size: Any,
+    world: Any,
+    other_world: Any,
+    consumed: Any,
+    threads: Any,
+    tail: Any,
+) -> None:
     options = {"global_batch_size": batch_size, "tail": tail, "threads": threads}
 
-    def epochs(world_size: int, state=None) -> list[list[str]]:
+    def epochs(world_size: int, state: Any = None) -> list[list[str]]:
         """What is left of an epoch, each global batch put together from all ranks."""
         parts = []
         for rank in range(world_size):
@@ -110,7 +117,9 @@ def damaged(dataset: Dataset, tmp_path: Path, position: int) -> Dataset:
     return copy
 
 
-def test_a_flipped_byte_keeps_its_slot_is_masked_counted_and_never_decoded(dataset, tmp_path):
+def test_a_flipped_byte_keeps_its_slot_is_masked_counted_and_never_decoded(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     copy = damaged(dataset, tmp_path, 2)
     key = copy.read_index(0).keys[2]
     with closing(loader(dataset)) as good, closing(loader(copy)) as bad:
@@ -125,7 +134,7 @@ def test_a_flipped_byte_keeps_its_slot_is_masked_counted_and_never_decoded(datas
         assert bad.stats.bad_samples == [(key, "checksum")]
 
 
-def test_a_state_of_another_order_is_refused_and_the_difference_named(dataset):
+def test_a_state_of_another_order_is_refused_and_the_difference_named(dataset: Dataset) -> None:
     with (
         closing(loader(dataset, seed=1)) as one,
         closing(loader(dataset, seed=2)) as two,
@@ -134,7 +143,7 @@ def test_a_state_of_another_order_is_refused_and_the_difference_named(dataset):
         two.load_state_dict(one.state_dict())
 
 
-def test_a_state_whose_seed_is_0_is_no_state_of_another_seed(dataset):
+def test_a_state_whose_seed_is_0_is_no_state_of_another_seed(dataset: Dataset) -> None:
     with closing(loader(dataset)) as one:
         state = one.state_dict()
     words = "seed: the state has 0, this loader 5"
@@ -147,14 +156,16 @@ class Interrupted(Loader):
 
     waits = 0
 
-    def _collect(self, pending):
+    def _collect(self, pending: Any) -> Any:
         self.waits += 1
         if self.waits == 3:
             raise KeyboardInterrupt
         return super()._collect(pending)
 
 
-def test_an_interrupt_while_a_batch_is_waited_for_loses_no_batch_and_doubles_none(dataset):
+def test_an_interrupt_while_a_batch_is_waited_for_loses_no_batch_and_doubles_none(
+    dataset: Dataset,
+) -> None:
     options = {"global_batch_size": 8, "image_size": 4, "channels": 1, "threads": 2}
     keys = []
     with closing(loader(dataset)) as calm, closing(Interrupted(dataset, **options)) as broken:
@@ -174,12 +185,14 @@ def test_an_interrupt_while_a_batch_is_waited_for_loses_no_batch_and_doubles_non
         ({"tail": "cut"}, "tail: 'cut'; one of pad, drop, wrap"),
     ],
 )
-def test_an_argument_that_makes_no_order_is_refused_by_name(dataset, wrong, words):
+def test_an_argument_that_makes_no_order_is_refused_by_name(
+    dataset: Dataset, wrong: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         loader(dataset, **wrong)
 
 
-def test_loading_a_state_after_iteration_began_is_refused(dataset):
+def test_loading_a_state_after_iteration_began_is_refused(dataset: Dataset) -> None:
     with closing(loader(dataset)) as one:
         state = one.state_dict()
         next(iter(one))
@@ -187,21 +200,23 @@ def test_loading_a_state_after_iteration_began_is_refused(dataset):
             one.load_state_dict(state)
 
 
-def test_without_shuffling_the_manifests_order_is_kept(dataset):
+def test_without_shuffling_the_manifests_order_is_kept(dataset: Dataset) -> None:
     with closing(loader(dataset, shuffle=False)) as one:
         keys = [key for batch in one for key in batch.keys if key]
     order = [key for n in range(len(dataset.shards)) for key in dataset.read_index(n).keys]
     assert keys == order
 
 
-def test_stock_webdataset_reads_our_shards(dataset):
+def test_stock_webdataset_reads_our_shards(dataset: Dataset) -> None:
     urls = [dataset.shard_url(shard) for shard in dataset.shards]
     stock = webdataset.WebDataset(urls, shardshuffle=False).decode("l8")
     found = {sample["__key__"]: int(sample["png"][0, 0]) for sample in stock}
     assert found == {f"{v % 3}/{v:03d}%2Epng": v for v in range(COUNT)}
 
 
-def test_a_shard_is_read_in_its_order_and_its_last_batch_keeps_the_full_shape(dataset):
+def test_a_shard_is_read_in_its_order_and_its_last_batch_keeps_the_full_shape(
+    dataset: Dataset,
+) -> None:
     preprocess = PreprocessConfig(image_size=4, channels=1)
     batches = list(read_shard(dataset, dataset.shards[0], preprocess, batch_size=4))
     assert {tuple(batch.images.shape) for batch in batches} == {(4, 1, 4, 4)}
@@ -209,7 +224,7 @@ def test_a_shard_is_read_in_its_order_and_its_last_batch_keeps_the_full_shape(da
     assert keys == dataset.read_index(0).keys
 
 
-def test_a_shard_is_read_without_a_look_at_the_others(dataset):
+def test_a_shard_is_read_without_a_look_at_the_others(dataset: Dataset) -> None:
     class Untouched(ShardRecord):
         def __eq__(self, other: object) -> bool:
             raise AssertionError("looked at")
@@ -225,7 +240,7 @@ def test_a_shard_is_read_without_a_look_at_the_others(dataset):
     assert read_batch(many, shard, preprocess, 4, 0).keys[:4] == keys[:4]
 
 
-def test_figures_are_made_of_the_same_first_images_every_time(dataset):
+def test_figures_are_made_of_the_same_first_images_every_time(dataset: Dataset) -> None:
     preprocess = PreprocessConfig(image_size=4, channels=1)
     first, again = (load_images(dataset, 5, preprocess) for _ in range(2))
     assert first.keys == again.keys == dataset.read_index(0).keys[:5]
@@ -233,7 +248,7 @@ def test_figures_are_made_of_the_same_first_images_every_time(dataset):
 
 
 @pytest.mark.parametrize("crop", ["center", "stretch"])
-def test_a_centre_crop_cuts_the_sides_and_a_stretch_keeps_them(crop):
+def test_a_centre_crop_cuts_the_sides_and_a_stretch_keeps_them(crop: str) -> None:
     pixels = np.zeros((8, 24), np.uint8)
     pixels[:, :8] = 200
     data = io.BytesIO()
@@ -245,7 +260,7 @@ def test_a_centre_crop_cuts_the_sides_and_a_stretch_keeps_them(crop):
     assert bool(image[:, 0].mean() > 150) is (crop == "stretch")
 
 
-def test_a_preprocessing_gives_the_images_of_the_short_form(dataset):
+def test_a_preprocessing_gives_the_images_of_the_short_form(dataset: Dataset) -> None:
     preprocess = PreprocessConfig(image_size=4, channels=1, crop="stretch")
     with (
         closing(Loader(dataset, preprocess, global_batch_size=8)) as whole,
@@ -264,12 +279,14 @@ def test_a_preprocessing_gives_the_images_of_the_short_form(dataset):
         ({"preprocess": PreprocessConfig(), "crop": "pad"}, "leave out image_size"),
     ],
 )
-def test_a_preprocessing_and_the_short_form_exclude_each_other(dataset, given, words):
+def test_a_preprocessing_and_the_short_form_exclude_each_other(
+    dataset: Dataset, given: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         Loader(dataset, global_batch_size=8, **given)
 
 
-def test_a_state_of_another_memory_budget_brings_its_chunk_along(dataset):
+def test_a_state_of_another_memory_budget_brings_its_chunk_along(dataset: Dataset) -> None:
     small = LoaderConfig(memory_bytes=200_000)
     with closing(loader(dataset)) as one, closing(loader(dataset, settings=small)) as other:
         assert one.order.chunk != other.order.chunk

@@ -1,5 +1,6 @@
 import dataclasses
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from pipeline.errors import DatasetError
 RECORD = ShardRecord("shards/0.tar", 10240, "ab" * 32, 5, "index/0.arrow", "cd" * 32, (1,))
 
 
-def test_a_manifest_reads_back_as_it_was_committed(tmp_path):
+def test_a_manifest_reads_back_as_it_was_committed(tmp_path: Path) -> None:
     manifest = Manifest(1, None, (RECORD,))
     commit(str(tmp_path), manifest)
     assert read_current(str(tmp_path)) == manifest
@@ -18,13 +19,13 @@ def test_a_manifest_reads_back_as_it_was_committed(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["../x.tar", "/etc/x.tar", "a/../../x.tar"])
-def test_a_shard_path_that_leads_out_is_refused(tmp_path, path):
+def test_a_shard_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
     commit(str(tmp_path), Manifest(1, None, (dataclasses.replace(RECORD, path=path),)))
     with pytest.raises(DatasetError, match="leads out"):
         read_current(str(tmp_path))
 
 
-def test_a_manifest_of_another_version_names_both_versions(tmp_path):
+def test_a_manifest_of_another_version_names_both_versions(tmp_path: Path) -> None:
     commit(str(tmp_path), Manifest(1, None, (RECORD,)))
     pointer = storage.read_json(str(tmp_path / "manifest.json"))
     storage.publish(
@@ -34,7 +35,7 @@ def test_a_manifest_of_another_version_names_both_versions(tmp_path):
         read_current(str(tmp_path))
 
 
-def test_the_digest_tells_apart_every_field():
+def test_the_digest_tells_apart_every_field() -> None:
     other = dataclasses.replace(RECORD, sha256="ef" * 32)
     changed = {
         "path": "shards/1.tar", "bytes": 1, "samples": 6, "index_path": "index/1.arrow",
@@ -53,7 +54,7 @@ def test_the_digest_tells_apart_every_field():
     assert len(digests) == 10
 
 
-def test_a_hundred_thousand_shards_open_within_seconds(tmp_path):
+def test_a_hundred_thousand_shards_open_within_seconds(tmp_path: Path) -> None:
     shards = tuple(
         dataclasses.replace(RECORD, path=f"shards/{n:06d}.tar", sha256=f"{n:064x}")
         for n in range(100_000)

@@ -13,7 +13,9 @@ SHARDS = [ShardRecord(f"{number}.tar", 1, "a", 10, "b", "c", ()) for number in r
 
 
 @pytest.mark.parametrize(("room", "kept"), [(25, 2), (39, 3), (100, 4), (5, 1)])
-def test_indexes_stay_as_long_as_their_samples_together_have_room(monkeypatch, room, kept):
+def test_indexes_stay_as_long_as_their_samples_together_have_room(
+    monkeypatch: pytest.MonkeyPatch, room: int, kept: int
+) -> None:
     """Four indexes of 10 samples, read in turn: what is kept is not read again."""
     monkeypatch.setattr("pipeline.data.memory.INDEX_SAMPLES", room)
     reads: Counter[int] = Counter()

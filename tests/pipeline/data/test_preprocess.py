@@ -39,13 +39,15 @@ def difference(found: np.ndarray, expected: Image.Image) -> int:
 @pytest.mark.parametrize(
     ("crop", "box"), [("center", (15, 0, 75, 60)), ("stretch", (0, 0, 90, 60))]
 )
-def test_pixels_are_pillows_to_two_levels(photo, resize, crop, box):
+def test_pixels_are_pillows_to_two_levels(
+    photo: Image.Image, resize: str, crop: str, box: tuple[int, int, int, int]
+) -> None:
     config = PreprocessConfig.model_validate({"image_size": 24, "crop": crop, "resize": resize})
     expected = photo.resize((24, 24), FILTERS[resize], box)
     assert difference(preprocess_image(png(photo), config), expected) <= 2
 
 
-def test_padding_keeps_the_shape_and_fills_with_black(photo):
+def test_padding_keeps_the_shape_and_fills_with_black(photo: Image.Image) -> None:
     found = preprocess_image(png(photo), PreprocessConfig(image_size=30, crop="pad"))
     assert (found[:, :5] == 0).all()
     assert (found[:, 25:] == 0).all()
@@ -53,14 +55,14 @@ def test_padding_keeps_the_shape_and_fills_with_black(photo):
     assert difference(found[:, 5:25], expected) <= 2
 
 
-def test_a_random_crop_is_the_draws_own_window(photo):
+def test_a_random_crop_is_the_draws_own_window(photo: Image.Image) -> None:
     config = PreprocessConfig(image_size=60, crop="random")
     draw = 17 << 20
     found = preprocess_image(png(photo), config, draw=draw)
     assert difference(found, photo.crop((17, 0, 77, 60))) == 0
 
 
-def test_half_of_the_samples_are_mirrored_and_mirroring_is_exact(photo):
+def test_half_of_the_samples_are_mirrored_and_mirroring_is_exact(photo: Image.Image) -> None:
     config = PreprocessConfig(image_size=60)
     draws = [sample_draw(0, 0, f"key-{number}") for number in range(2000)]
     assert 900 < sum(map(is_mirrored, draws)) < 1100
@@ -70,13 +72,13 @@ def test_half_of_the_samples_are_mirrored_and_mirroring_is_exact(photo):
     assert np.array_equal(flipped, plain[:, :, ::-1])
 
 
-def test_one_channel_is_pillows_luminance(photo):
+def test_one_channel_is_pillows_luminance(photo: Image.Image) -> None:
     found = preprocess_image(png(photo), PreprocessConfig(image_size=60, channels=1))
     expected = np.asarray(photo.convert("L").crop((15, 0, 75, 60))).astype(int)
     assert int(np.abs(found[0].astype(int) - expected).max()) <= 1
 
 
-def test_every_choice_has_a_digest_of_its_own():
+def test_every_choice_has_a_digest_of_its_own() -> None:
     choices = [
         {}, {"image_size": 31}, {"channels": 1}, {"crop": "pad"}, {"resize": "bicubic"},
     ]  # fmt: skip

@@ -15,7 +15,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_an_index_reads_back_as_it_was_written():
+def test_an_index_reads_back_as_it_was_written() -> None:
     index = index_of(ROWS)
     data = index.to_bytes()
     found = ShardIndex.from_bytes(data, hashlib.sha256(data).hexdigest(), "x")
@@ -26,13 +26,13 @@ def test_an_index_reads_back_as_it_was_written():
     assert found.widths.dtype == np.int32
 
 
-def test_an_index_that_was_changed_is_refused():
+def test_an_index_that_was_changed_is_refused() -> None:
     data = index_of(ROWS).to_bytes()
     with pytest.raises(DatasetError, match="sha256"):
         ShardIndex.from_bytes(data + b"x", hashlib.sha256(data).hexdigest(), "index/0.arrow")
 
 
-def test_one_flipped_bit_is_noticed():
+def test_one_flipped_bit_is_noticed() -> None:
     crc32 = zlib.crc32(b"pixels")
     assert RawSample("a", b"pixels", crc32, {}).checked_image() == b"pixels"
     with pytest.raises(SampleError, match="not those that were packed"):

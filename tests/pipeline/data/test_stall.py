@@ -1,4 +1,5 @@
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -7,11 +8,12 @@ from pipeline.data import Dataset, Loader
 from pipeline.data.stall import describe_threads
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
-from tests.servers.fault_proxy import Rule
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.support.digit_models import pack_digits
 
 
-def test_a_thread_is_named_with_the_calls_it_waits_in():
+def test_a_thread_is_named_with_the_calls_it_waits_in() -> None:
     gate = threading.Event()
     thread = threading.Thread(target=gate.wait, name="decode-of-test")
     thread.start()
@@ -24,8 +26,8 @@ def test_a_thread_is_named_with_the_calls_it_waits_in():
 
 
 def test_a_black_hole_is_an_error_that_names_the_object_and_not_a_hang(
-    tmp_path, s3_server, fault_proxy
-):
+    tmp_path: Path, s3_server: rgw.S3Server, fault_proxy: FaultProxy
+) -> None:
     pack_digits(tmp_path)
     bucket = s3_server.bucket()
     pack(PackConfig(source=(str(tmp_path / "images"),), output=f"{bucket}/d", workers=1))

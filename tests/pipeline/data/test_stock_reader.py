@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import webdataset
 from PIL import Image
@@ -9,7 +10,7 @@ from pipeline.data.stock_reader import register_openers
 from pipeline.packing.pack import pack
 
 
-def test_stock_webdataset_reads_a_shard_through_our_storage(tmp_path):
+def test_stock_webdataset_reads_a_shard_through_our_storage(tmp_path: Path) -> None:
     for n in range(5):
         Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / f"{n}.png")
     result = pack(PackConfig(source=(str(tmp_path / "*.png"),), output=str(tmp_path / "out")))

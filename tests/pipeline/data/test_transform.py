@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(str(place))
 
 
-def epoch(dataset: Dataset, transform: str | None, **knobs) -> dict[str, torch.Tensor]:
+def epoch(dataset: Dataset, transform: str | None, **knobs: Any) -> dict[str, torch.Tensor]:
     loader = Loader(
         dataset, global_batch_size=24, image_size=8, channels=1, transform=transform, **knobs
     )
@@ -36,7 +37,9 @@ def epoch(dataset: Dataset, transform: str | None, **knobs) -> dict[str, torch.T
     return {key: image for key, image in found.items() if key}
 
 
-def test_a_users_transform_sees_each_sample_with_its_own_seed_whatever_the_workers(dataset):
+def test_a_users_transform_sees_each_sample_with_its_own_seed_whatever_the_workers(
+    dataset: Dataset,
+) -> None:
     path = f"{__name__}:darker"
     plain, whole = epoch(dataset, None), epoch(dataset, path)
     parts: dict[str, torch.Tensor] = {}
@@ -49,7 +52,7 @@ def test_a_users_transform_sees_each_sample_with_its_own_seed_whatever_the_worke
     assert max(changes) < 100
 
 
-def test_a_state_of_another_transform_is_refused(dataset):
+def test_a_state_of_another_transform_is_refused(dataset: Dataset) -> None:
     with_it = Loader(dataset, global_batch_size=24, image_size=8, transform=f"{__name__}:darker")
     without = Loader(dataset, global_batch_size=24, image_size=8)
     with pytest.raises(DatasetError, match="transform: the state has"):
@@ -58,12 +61,12 @@ def test_a_state_of_another_transform_is_refused(dataset):
     without.close()
 
 
-def test_a_result_of_another_shape_is_refused(dataset):
+def test_a_result_of_another_shape_is_refused(dataset: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"must give uint8 of the same shape"):
         epoch(dataset, f"{__name__}:smaller")
 
 
 @pytest.mark.parametrize("path", ["nowhere.at_all:f", "math:nothing", "math:pi", "math"])
-def test_a_path_that_names_no_function_is_refused(path):
+def test_a_path_that_names_no_function_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match=f"transform {path}"):
         load_transform(path)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ VALID = np.ones(4, dtype=bool)
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8))
 
 
-def encode(vae, images=IMAGES, valid=VALID, **options):
+def encode(vae: Any, images: Any = IMAGES, valid: Any = VALID, **options: Any) -> Any:
     given = EncodeOptions(**{"precision": "fp32", "batch_size": 4, "dtype": "float32", **options})
     return encode_batch(vae, images, KEYS, valid, given)
 
@@ -27,7 +29,7 @@ class Spoilt(torch.nn.Module):
         super().__init__()
         self.vae, self.value, self.only_bf16 = small_vae(), value, only_bf16
 
-    def encode(self, images):
+    def encode(self, images: Any) -> Any:
         found = self.vae.encode(images)
         if not self.only_bf16 or torch.is_autocast_enabled("cpu"):
             found.mean[1, 0, 0, 0] = self.value
@@ -40,7 +42,7 @@ def posterior() -> DiagonalPosterior:
         return small_vae().encode(IMAGES)
 
 
-def test_moments_are_those_of_the_model(posterior):
+def test_moments_are_those_of_the_model(posterior: DiagonalPosterior) -> None:
     found = encode(small_vae())
     np.testing.assert_array_equal(found.tensors["mean"], posterior.mean)
     np.testing.assert_array_equal(found.tensors["logvar"], posterior.log_variance)
@@ -48,13 +50,15 @@ def test_moments_are_those_of_the_model(posterior):
     assert not found.redone
 
 
-def test_mean_only_stores_the_mean_only(posterior):
+def test_mean_only_stores_the_mean_only(posterior: DiagonalPosterior) -> None:
     found = encode(small_vae(), content="mean", dtype="float16")
     assert list(found.tensors) == ["mean"]
     np.testing.assert_array_equal(found.tensors["mean"], posterior.mean.numpy().astype(np.float16))
 
 
-def test_a_sample_is_mean_plus_deviation_times_the_noise_of_its_key_and_seed(posterior):
+def test_a_sample_is_mean_plus_deviation_times_the_noise_of_its_key_and_seed(
+    posterior: DiagonalPosterior,
+) -> None:
     found = encode(small_vae(), content="sample", seed=5).tensors["sample"]
     noise = np.stack([normal_noise(key, 5, LATENT_SHAPE) for key in KEYS])
     expected = posterior.mean.numpy() + np.exp(posterior.log_variance.numpy() / 2) * noise
@@ -64,7 +68,7 @@ def test_a_sample_is_mean_plus_deviation_times_the_noise_of_its_key_and_seed(pos
     )
 
 
-def test_the_flipped_view_holds_the_latents_of_the_mirrored_image():
+def test_the_flipped_view_holds_the_latents_of_the_mirrored_image() -> None:
     found = encode(small_vae(), flip=True)
     mirrored = torch.from_numpy(IMAGES.numpy()[..., ::-1].copy())
     expected = encode(small_vae(), images=mirrored).tensors
@@ -76,24 +80,26 @@ def test_the_flipped_view_holds_the_latents_of_the_mirrored_image():
     ("value", "reason"),
     [(float("nan"), "non_finite"), (float("inf"), "non_finite"), (7e4, "overflow")],
 )
-def test_what_is_not_finite_or_does_not_fit_the_type_is_refused_by_row(value, reason):
+def test_what_is_not_finite_or_does_not_fit_the_type_is_refused_by_row(
+    value: float, reason: str
+) -> None:
     found = encode(Spoilt(value, only_bf16=False), dtype="float16")
     assert found.refused == {1: reason}
     assert np.isfinite(found.tensors["mean"][[0, 2, 3]]).all()
 
 
-def test_seventy_thousand_fits_float32():
+def test_seventy_thousand_fits_float32() -> None:
     assert encode(Spoilt(7e4, only_bf16=False)).refused == {}
 
 
-def test_a_batch_that_overflows_in_bf16_is_computed_again_in_fp32_and_nothing_is_refused():
+def test_a_batch_that_overflows_in_bf16_is_computed_again_in_fp32_and_nothing_is_refused() -> None:
     found = encode(Spoilt(float("nan"), only_bf16=True), precision="bf16")
     exact = encode(small_vae())
     assert (found.redone, found.refused) == (True, {})
     np.testing.assert_array_equal(found.tensors["mean"], exact.tensors["mean"])
 
 
-def test_padding_and_unreadable_images_are_never_judged():
+def test_padding_and_unreadable_images_are_never_judged() -> None:
     valid = np.array([True, False, True, True])
     assert encode(Spoilt(float("nan"), only_bf16=False), valid=valid).refused == {}
 

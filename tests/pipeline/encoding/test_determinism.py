@@ -16,7 +16,7 @@ def settings() -> tuple:
 EXACT = (1, True, True, False, False)
 
 
-def test_inside_everything_is_exact_and_outside_as_it_was():
+def test_inside_everything_is_exact_and_outside_as_it_was() -> None:
     before = settings()
     torch.set_num_threads(2)
     try:
@@ -28,11 +28,11 @@ def test_inside_everything_is_exact_and_outside_as_it_was():
     assert settings() == before
 
 
-def test_a_thread_that_leaves_does_not_loosen_the_numerics_of_one_that_stays():
+def test_a_thread_that_leaves_does_not_loosen_the_numerics_of_one_that_stays() -> None:
     before, seen = settings(), []
     inside, leave = threading.Event(), threading.Event()
 
-    def stay():
+    def stay() -> None:
         with exact_numerics():
             inside.set()
             assert leave.wait(60)

@@ -1,4 +1,6 @@
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,16 +21,16 @@ from tests.support.small_store import encode, identity_of, small_dataset, small_
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path: Path) -> Any:
     return small_vae(), small_dataset(tmp_path, range(60)), str(tmp_path / "s")
 
 
-def run(world, spoil=lambda number: None, **schedule):
+def run(world: Any, spoil: Any = lambda number: None, **schedule: Any) -> Any:
     """Drives a whole encoding with threads; `spoil` may raise for a shard."""
     vae, dataset, store = world
     identity = identity_of(vae)
 
-    def one(number: int):
+    def one(number: int) -> Any:
         spoil(number)
         return encode_shard(vae, dataset, dataset.shards[number], identity, store)
 
@@ -41,7 +43,7 @@ def run(world, spoil=lambda number: None, **schedule):
     return report, publish(store, snapshot, data=dataset.url, model="m")
 
 
-def test_every_shard_is_encoded_once_and_the_store_is_whole(world):
+def test_every_shard_is_encoded_once_and_the_store_is_whole(world: Any) -> None:
     report, pointer = run(world)
     assert sorted(event.shard for event in report.done) == list(range(len(world[1].shards)))
     assert report.images == 60
@@ -49,10 +51,10 @@ def test_every_shard_is_encoded_once_and_the_store_is_whole(world):
     assert len(LatentStore.open(world[2])) == 60
 
 
-def test_a_poison_shard_is_tried_three_times_listed_and_the_rest_is_encoded(world):
+def test_a_poison_shard_is_tried_three_times_listed_and_the_rest_is_encoded(world: Any) -> None:
     tries = []
 
-    def spoil(number: int):
+    def spoil(number: int) -> None:
         if number == 1:
             tries.append(number)
             raise DatasetError("poison")
@@ -66,10 +68,10 @@ def test_a_poison_shard_is_tried_three_times_listed_and_the_rest_is_encoded(worl
     assert pointer.samples + pointer.failed == 60
 
 
-def test_a_failure_that_passes_costs_a_retry_and_no_image(world):
+def test_a_failure_that_passes_costs_a_retry_and_no_image(world: Any) -> None:
     left = [1, 2]
 
-    def spoil(number: int):
+    def spoil(number: int) -> None:
         if number in left:
             left.remove(number)
             raise OSError(28, "No space left on device")
@@ -78,23 +80,23 @@ def test_a_failure_that_passes_costs_a_retry_and_no_image(world):
     assert (report.retries, pointer.complete) == (2, True)
 
 
-def test_refused_credentials_end_the_run_at_once(world):
-    def spoil(number: int):
+def test_refused_credentials_end_the_run_at_once(world: Any) -> None:
+    def spoil(number: int) -> None:
         raise AccessDeniedError("s3://b: 403")
 
     with pytest.raises(StoreError, match="403"):
         run(world, spoil)
 
 
-def test_a_bug_is_raised_and_not_counted_as_a_bad_shard(world):
-    def spoil(number: int):
+def test_a_bug_is_raised_and_not_counted_as_a_bad_shard(world: Any) -> None:
+    def spoil(number: int) -> None:
         raise TypeError("a bug")
 
     with pytest.raises(TypeError, match="a bug"):
         run(world, spoil)
 
 
-def test_only_what_has_no_receipt_is_planned(world):
+def test_only_what_has_no_receipt_is_planned(world: Any) -> None:
     vae, dataset, store = world
     identity = identity_of(vae)
     encode_shard(vae, dataset, dataset.shards[2], identity, store)
@@ -104,7 +106,7 @@ def test_only_what_has_no_receipt_is_planned(world):
     assert plan_encoding(store, dataset, identity).todo == ()
 
 
-def test_a_limit_takes_whole_shards_until_it_is_reached(world):
+def test_a_limit_takes_whole_shards_until_it_is_reached(world: Any) -> None:
     vae, dataset, store = world
     limit = dataset.shards[0].samples + 1
     plan = plan_encoding(store, dataset, identity_of(vae), limit)
@@ -112,7 +114,7 @@ def test_a_limit_takes_whole_shards_until_it_is_reached(world):
     assert plan.skipped == tuple(range(2, len(dataset.shards)))
 
 
-def test_the_pointer_is_of_this_dataset_and_these_options_or_none(world):
+def test_the_pointer_is_of_this_dataset_and_these_options_or_none(world: Any) -> None:
     vae, dataset, store = world
     run(world)
     identity = identity_of(vae).digest
@@ -121,7 +123,7 @@ def test_the_pointer_is_of_this_dataset_and_these_options_or_none(world):
     assert finished_pointer(store, dataset.digest, identity_of(vae, flip=True).digest) is None
 
 
-def test_a_store_of_another_dataset_or_a_dataset_is_refused(world, tmp_path):
+def test_a_store_of_another_dataset_or_a_dataset_is_refused(world: Any, tmp_path: Path) -> None:
     vae, dataset, store = world
     run(world)
     other = small_dataset(tmp_path / "other", range(100, 120))
@@ -134,29 +136,29 @@ def test_a_store_of_another_dataset_or_a_dataset_is_refused(world, tmp_path):
 class Deadly:
     """A crew of threads whose first worker dies with the first shard that it is given."""
 
-    def __init__(self, encode) -> None:
+    def __init__(self, encode: Any) -> None:
         self._below, self._lost = ThreadCrew(encode, 1), False
 
-    def workers(self):
+    def workers(self) -> Any:
         return self._below.workers() if self._lost else ("mortal",)
 
     def start(self, worker: str, shard: int) -> None:
         if worker != "mortal":
             self._below.start(worker, shard)
 
-    def wait(self):
+    def wait(self) -> Any:
         if self._lost:
             return self._below.wait()
         self._lost = True
         return (WorkerLost("mortal", "killed", blameless=True),)
 
 
-def test_what_a_lost_worker_held_is_encoded_by_another_one(world):
+def test_what_a_lost_worker_held_is_encoded_by_another_one(world: Any) -> None:
     vae, dataset, store = world
     identity = identity_of(vae)
     plan = plan_encoding(store, dataset, identity)
 
-    def one(number: int):
+    def one(number: int) -> Any:
         return encode_shard(vae, dataset, dataset.shards[number], identity, store)
 
     report = drive(ShardSchedule(plan.todo), Deadly(one), lambda done: None)

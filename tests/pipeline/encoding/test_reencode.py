@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,19 +12,19 @@ from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path: Path) -> Any:
     dataset = small_dataset(tmp_path, range(30))
     return dataset, encode(small_vae(), dataset, tmp_path / "s")
 
 
-def test_images_encoded_again_give_the_stored_latents_to_the_last_bit(world):
+def test_images_encoded_again_give_the_stored_latents_to_the_last_bit(world: Any) -> None:
     dataset, store = world
     found = reencode(small_vae(), dataset, store, 100, seed=0)
     assert (found.images, found.equal, found.largest_difference) == (30, 30, 0.0)
     assert found.problems == []
 
 
-def test_a_latent_that_is_not_its_images_is_found(world, tmp_path):
+def test_a_latent_that_is_not_its_images_is_found(world: Any, tmp_path: Path) -> None:
     """A file with two rows exchanged, and a store that vouches for it."""
     dataset, store = world
     (rows, *_) = store.shard_rows
@@ -43,7 +44,7 @@ def test_a_latent_that_is_not_its_images_is_found(world, tmp_path):
     assert found.equal == 28
 
 
-def test_another_model_or_dataset_is_refused(world, tmp_path):
+def test_another_model_or_dataset_is_refused(world: Any, tmp_path: Path) -> None:
     dataset, store = world
     with pytest.raises(StoreError, match="was made by model"):
         reencode(small_vae(seed=1), dataset, store, 5, seed=0)
@@ -52,7 +53,7 @@ def test_another_model_or_dataset_is_refused(world, tmp_path):
         reencode(small_vae(), other, store, 5, seed=0)
 
 
-def test_the_largest_difference_is_that_of_the_latents(world, tmp_path: Path) -> None:
+def test_the_largest_difference_is_that_of_the_latents(world: Any, tmp_path: Path) -> None:
     """Other weights under the digest that the store names."""
     dataset, store = world
     other = small_vae(seed=1)

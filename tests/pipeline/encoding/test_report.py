@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,12 +18,12 @@ from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path: Path) -> Any:
     dataset = small_dataset(tmp_path, range(40))
     return dataset, encode(small_vae(), dataset, tmp_path / "s")
 
 
-def test_psnr_is_scikit_images():
+def test_psnr_is_scikit_images() -> None:
     generator = np.random.default_rng(0)
     originals = generator.integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
     decoded = generator.random((3, 1, 8, 8))
@@ -32,7 +35,7 @@ def test_psnr_is_scikit_images():
     np.testing.assert_allclose(found.psnr, expected, rtol=1e-9)
 
 
-def test_each_original_stands_beside_what_its_own_stored_latent_decodes_to(world):
+def test_each_original_stands_beside_what_its_own_stored_latent_decodes_to(world: Any) -> None:
     dataset, store = world
     vae = small_vae()
     found = reconstruct(vae, dataset, store, 6)
@@ -44,7 +47,7 @@ def test_each_original_stands_beside_what_its_own_stored_latent_decodes_to(world
         torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_source_that_has_changed_since_is_left_out_of_the_pictures(world):
+def test_a_source_that_has_changed_since_is_left_out_of_the_pictures(world: Any) -> None:
     dataset, store = world
     for shard in dataset.shards[:-1]:
         storage.local_path(dataset.shard_url(shard)).write_bytes(b"cut short")
@@ -54,7 +57,7 @@ def test_a_source_that_has_changed_since_is_left_out_of_the_pictures(world):
     assert reconstruct(small_vae(), dataset, store, 12) is None
 
 
-def test_two_reports_of_one_snapshot_are_equal_and_name_it(world):
+def test_two_reports_of_one_snapshot_are_equal_and_name_it(world: Any) -> None:
     dataset, store = world
     one, other = (
         report_of(store.snapshot, reconstruct(small_vae(), dataset, store, 4)) for _ in range(2)

@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,8 +45,8 @@ def simulate(
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_whatever_dies_each_shard_is_done_once_and_only_those_that_raise_are_quarantined(
-    seed, shards, workers, window, poison, kills
-):
+    seed: Any, shards: Any, workers: Any, window: Any, poison: Any, kills: Any
+) -> None:
     schedule = ShardSchedule(range(shards), window=window, failures_in_a_row=1000)
     done = simulate(schedule, random.Random(seed), workers, poison, kills)
     bad = poison & set(range(shards))
@@ -53,7 +54,7 @@ def test_whatever_dies_each_shard_is_done_once_and_only_those_that_raise_are_qua
     assert schedule.quarantined == {shard: ["raised"] * 3 for shard in bad}
 
 
-def test_three_deaths_from_outside_on_a_shard_that_is_alone_do_not_condemn_it():
+def test_three_deaths_from_outside_on_a_shard_that_is_alone_do_not_condemn_it() -> None:
     schedule = ShardSchedule([7], attempts=3, window=1)
     for number in range(3):
         assert schedule.take(f"w{number}") == 7
@@ -64,7 +65,9 @@ def test_three_deaths_from_outside_on_a_shard_that_is_alone_do_not_condemn_it():
     assert schedule.quarantined == {}
 
 
-def test_a_shard_that_kills_every_worker_that_takes_it_is_quarantined_and_the_others_are_done():
+def test_a_shard_that_kills_every_worker_that_takes_it_is_quarantined_and_the_others_are_done() -> (
+    None
+):
     schedule, done = ShardSchedule(range(5), deaths=4, window=2), set()
     for number in range(100):
         if schedule.finished:
@@ -82,7 +85,7 @@ def test_a_shard_that_kills_every_worker_that_takes_it_is_quarantined_and_the_ot
     assert schedule.quarantined == {3: ["segmentation fault"] * 4}
 
 
-def test_a_suspect_is_tried_alone():
+def test_a_suspect_is_tried_alone() -> None:
     schedule = ShardSchedule(range(4), window=2)
     assert [schedule.take("a"), schedule.take("a"), schedule.take("a")] == [0, 1, None]
     schedule.lost_worker("a", "died")
@@ -92,7 +95,7 @@ def test_a_suspect_is_tried_alone():
     assert schedule.take("b") == 1
 
 
-def test_deaths_with_the_machine_are_never_charged():
+def test_deaths_with_the_machine_are_never_charged() -> None:
     schedule = ShardSchedule([0], deaths=1, window=1)
     for number in range(20):
         schedule.take(f"w{number}")
@@ -100,7 +103,7 @@ def test_deaths_with_the_machine_are_never_charged():
     assert schedule.take("w") == 0
 
 
-def test_when_nothing_succeeds_the_rest_is_given_up_with_the_reason():
+def test_when_nothing_succeeds_the_rest_is_given_up_with_the_reason() -> None:
     schedule = ShardSchedule(range(100), attempts=3, window=1, failures_in_a_row=20)
     failures = 0
     while not schedule.finished:
@@ -112,7 +115,7 @@ def test_when_nothing_succeeds_the_rest_is_given_up_with_the_reason():
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
-def test_a_worker_never_holds_more_than_its_window(window):
+def test_a_worker_never_holds_more_than_its_window(window: int) -> None:
     schedule = ShardSchedule(range(10), window=window)
     taken = [schedule.take("w") for _ in range(10)]
     assert [shard is not None for shard in taken] == [True] * window + [False] * (10 - window)

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,16 +15,18 @@ from tests.support.small_store import encode, identity_of, small_dataset, small_
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Dataset:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return small_dataset(tmp_path_factory.mktemp("data"), range(40))
 
 
-def read_table(store, receipt) -> pa.Table:
+def read_table(store: Any, receipt: Any) -> pa.Table:
     with pa.memory_map(storage.join(str(store), receipt.path)) as file:
         return pa.ipc.open_file(file).read_all()
 
 
-def test_a_row_holds_the_latent_of_its_own_image_and_its_label(dataset, tmp_path):
+def test_a_row_holds_the_latent_of_its_own_image_and_its_label(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     vae, shard = small_vae(), dataset.shards[1]
     identity = identity_of(vae, dtype="float32", columns=("label",))
     receipt = encode_shard(vae, dataset, shard, identity, str(tmp_path))
@@ -39,7 +44,9 @@ def test_a_row_holds_the_latent_of_its_own_image_and_its_label(dataset, tmp_path
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_and_the_order_of_shards_change_no_byte(dataset, tmp_path, threads):
+def test_threads_and_the_order_of_shards_change_no_byte(
+    dataset: Dataset, tmp_path: Path, threads: int
+) -> None:
     vae = small_vae()
     identity = identity_of(vae)
     for shard in dataset.shards:
@@ -49,7 +56,7 @@ def test_threads_and_the_order_of_shards_change_no_byte(dataset, tmp_path, threa
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-def test_a_shard_with_a_receipt_is_not_touched_again(dataset, tmp_path):
+def test_a_shard_with_a_receipt_is_not_touched_again(dataset: Dataset, tmp_path: Path) -> None:
     vae, shard = small_vae(), dataset.shards[0]
     first = encode_shard(vae, dataset, shard, identity_of(vae), str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -57,7 +64,9 @@ def test_a_shard_with_a_receipt_is_not_touched_again(dataset, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_an_image_that_cannot_be_read_is_listed_with_its_reason_and_the_law_holds(tmp_path):
+def test_an_image_that_cannot_be_read_is_listed_with_its_reason_and_the_law_holds(
+    tmp_path: Path,
+) -> None:
     write_images(tmp_path / "images", range(20))
     picture = next((tmp_path / "images").rglob("*.png"))
     # Broken before it was packed: its bytes are the packed ones, and no image.
@@ -72,7 +81,9 @@ def test_an_image_that_cannot_be_read_is_listed_with_its_reason_and_the_law_hold
     assert failed[0].key not in {latent.key for latent in store}
 
 
-def test_bytes_that_are_not_those_that_were_packed_fail_the_shard_and_leave_no_receipt(tmp_path):
+def test_bytes_that_are_not_those_that_were_packed_fail_the_shard_and_leave_no_receipt(
+    tmp_path: Path,
+) -> None:
     dataset = small_dataset(tmp_path, range(15))
     vae, index = small_vae(), dataset.read_index(0)
     path = storage.local_path(dataset.shard_url(dataset.shards[0]))

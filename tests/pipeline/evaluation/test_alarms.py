@@ -95,12 +95,12 @@ HISTORIES: dict[str, tuple[list[Look], int, set[str]]] = {
 }  # fmt: skip
 
 
-def test_there_are_twenty_histories():
+def test_there_are_twenty_histories() -> None:
     assert len(HISTORIES) == 20
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_the_right_alarm_or_none_and_each_once(name: str):
+def test_the_right_alarm_or_none_and_each_once(name: str) -> None:
     looks, warmup, expected = HISTORIES[name]
     told = [alarm for end in range(1, len(looks) + 1) for alarm in new_alarms(looks[:end], warmup)]
     assert sorted(alarm.illness for alarm in told) == sorted(expected)
@@ -113,12 +113,12 @@ CHANCE: Callable[[int], list[Look]] = lambda seed: history(  # noqa: E731
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_alone_raises_no_alarm(seed: int):
+def test_noise_alone_raises_no_alarm(seed: int) -> None:
     looks = CHANCE(seed)
     assert [new_alarms(looks[:end], 0) for end in range(1, len(looks) + 1)] == [[]] * len(looks)
 
 
-def test_the_last_word_says_below_what_a_run_ended_and_what_is_kept():
+def test_the_last_word_says_below_what_a_run_ended_and_what_is_kept() -> None:
     words = last_word(history(OVERFIT, UP), 300)
     assert words is not None
     assert "ends below its untrained model" in words

@@ -38,7 +38,7 @@ def bounds(model: Ppca, seed: int, schedule: Schedule = SHORT) -> tuple[Annealed
     return found, model.log_prob(target)
 
 
-def test_over_64_linear_vaes_the_bracket_holds_the_exact_log_evidence():
+def test_over_64_linear_vaes_the_bracket_holds_the_exact_log_evidence() -> None:
     below, above = [], []
     for number in range(64):
         found, exact = bounds(linear(number), number)
@@ -51,7 +51,7 @@ def test_over_64_linear_vaes_the_bracket_holds_the_exact_log_evidence():
     assert float((torch.cat(above) - torch.cat(below)).mean()) < 0.3
 
 
-def test_the_exact_posterior_gives_the_log_evidence_itself_by_every_chain():
+def test_the_exact_posterior_gives_the_log_evidence_itself_by_every_chain() -> None:
     model = linear(1, posterior="full")
     latents, target, _ = drawn(model, 0)
     moments = model.vae.network.encode((target - 0.5) * 512 / 255)
@@ -63,7 +63,7 @@ def test_the_exact_posterior_gives_the_log_evidence_itself_by_every_chain():
     assert found.effective_samples.tolist() == pytest.approx([4.0] * IMAGES)
 
 
-def test_more_temperatures_narrow_the_bracket():
+def test_more_temperatures_narrow_the_bracket() -> None:
     widths = []
     for temperatures in (2, 32):
         schedule = Schedule(chains=2, temperatures=temperatures, leapfrogs=3)
@@ -72,7 +72,7 @@ def test_more_temperatures_narrow_the_bracket():
     assert widths[1] < 0.7 * widths[0]
 
 
-def test_an_images_bound_is_the_same_whatever_else_is_in_the_batch():
+def test_an_images_bound_is_the_same_whatever_else_is_in_the_batch() -> None:
     model = linear(2)
     _, target, images = drawn(model, 0)
     with torch.no_grad():

@@ -14,7 +14,7 @@ def candidate(name: str, likelihood: str = "gaussian", beta: float = 1.0) -> Can
     return Candidate(name, measured, numbers_of(likelihood, beta), f"{likelihood} {beta}")
 
 
-def test_differences_are_paired_over_images_with_scipys_interval():
+def test_differences_are_paired_over_images_with_scipys_interval() -> None:
     first, other = candidate("vae"), candidate("collapsed", beta=500.0)
     found = compare([first, other])["differences"]["collapsed"]["elbo"]
     paired = other.measured.column("elbo") - first.measured.column("elbo")
@@ -23,7 +23,7 @@ def test_differences_are_paired_over_images_with_scipys_interval():
     assert found["high"] < 0
 
 
-def test_the_table_sets_gap_reconstruction_sampling_and_neighbours_side_by_side():
+def test_the_table_sets_gap_reconstruction_sampling_and_neighbours_side_by_side() -> None:
     table = compare([candidate("vae"), candidate("collapsed", beta=500.0)])["table"]
     assert table["vae"]["posterior_gap"] > table["collapsed"]["posterior_gap"]
     assert table["vae"]["reconstruction_psnr"] > table["collapsed"]["reconstruction_psnr"]
@@ -31,18 +31,18 @@ def test_the_table_sets_gap_reconstruction_sampling_and_neighbours_side_by_side(
     assert {"sample_psnr_to_nearest", "marginal_kl", "mixture_gain"} <= set(table["vae"])
 
 
-def test_the_same_weights_under_another_name_differ_by_nothing_and_are_named():
+def test_the_same_weights_under_another_name_differ_by_nothing_and_are_named() -> None:
     found = compare([candidate("vae"), candidate("again"), candidate("other", beta=500.0)])
     assert found["same_weights"] == ["again"]
     assert set(found["differences"]["again"]["elbo"].values()) == {0.0}
 
 
-def test_bernoulli_is_not_compared_with_a_density():
+def test_bernoulli_is_not_compared_with_a_density() -> None:
     with pytest.raises(ConfigError, match="scores the binarised image"):
         check_comparable({"vae": digits_vae(), "binary": digits_vae("bernoulli")})
 
 
-def test_other_preprocessing_is_not_compared():
+def test_other_preprocessing_is_not_compared() -> None:
     larger = copy.copy(digits_vae())
     larger.preprocess = larger.preprocess.model_copy(update={"image_size": 16})
     with pytest.raises(ConfigError, match="their images differ"):

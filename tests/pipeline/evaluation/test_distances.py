@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -22,7 +24,7 @@ def normal(count: int, dimensions: int, seed: int, shift: float = 0.0) -> torch.
     return noise @ mix + shift
 
 
-def test_frechet_distance_is_that_of_scipys_matrix_square_root():
+def test_frechet_distance_is_that_of_scipys_matrix_square_root() -> None:
     first, second = normal(300, 6, 0), normal(200, 6, 1, shift=0.5)
     one, two = (np.cov(each.numpy(), rowvar=False) for each in (first, second))
     means = ((first.mean(0) - second.mean(0)) ** 2).sum().item()
@@ -32,7 +34,7 @@ def test_frechet_distance_is_that_of_scipys_matrix_square_root():
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_kernel_distance_has_no_bias_and_its_error_says_so():
+def test_the_kernel_distance_has_no_bias_and_its_error_says_so() -> None:
     found = []
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
@@ -45,7 +47,7 @@ def test_the_kernel_distance_has_no_bias_and_its_error_says_so():
     assert apart[0] > 5 * apart[1]
 
 
-def test_without_a_network_the_features_are_scikit_learns_principal_components():
+def test_without_a_network_the_features_are_scikit_learns_principal_components() -> None:
     images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = pixel_components(images)(images)
     theirs = PCA(16, svd_solver="full").fit_transform(images.flatten(1).double().numpy())
@@ -67,7 +69,7 @@ class Scalar(nn.Module):
         return images.mean()
 
 
-def test_a_network_is_named_by_import_path_or_torchscript_file(tmp_path):
+def test_a_network_is_named_by_import_path_or_torchscript_file(tmp_path: Path) -> None:
     images = torch.rand(4, 3, 8, 8)
     torch.jit.script(Channels()).save(str(tmp_path / "net.pt"))
     by_path = named_features(f"{__name__}:Channels")(images)
@@ -79,13 +81,13 @@ def test_a_network_is_named_by_import_path_or_torchscript_file(tmp_path):
         named_features("nowhere:Net")
 
 
-def test_features_that_are_no_rows_are_refused():
+def test_features_that_are_no_rows_are_refused() -> None:
     images = torch.rand(30, 3, 8, 8)
     with pytest.raises(ConfigError, match="one finite row for each image"):
         set_distances(images, images, images, Scalar(), "scalar")
 
 
-def test_sets_are_apart_by_what_their_features_see():
+def test_sets_are_apart_by_what_their_features_see() -> None:
     real = torch.rand(80, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     found = set_distances(real, real, real * 0.2, pixel_components(real), "pixels")
     assert found.reconstruction == pytest.approx(0, abs=1e-6)

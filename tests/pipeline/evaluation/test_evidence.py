@@ -45,7 +45,9 @@ def model() -> tuple[VAE, torch.Tensor, torch.Tensor]:
     return vae, pixels, exact_log_evidence(vae, pixels, 0)
 
 
-def test_the_bound_reaches_the_quadratures_log_evidence(model):
+def test_the_bound_reaches_the_quadratures_log_evidence(
+    model: tuple[VAE, torch.Tensor, torch.Tensor],
+) -> None:
     vae, pixels, exact = model
     estimate = importance_estimate(vae, pixels, 4000, 0)
     assert float((estimate.bound - exact).mean()) == pytest.approx(0, abs=0.03)
@@ -59,7 +61,9 @@ def gap_of(vae: VAE, pixels: torch.Tensor) -> PosteriorGap:
     return bound_gap(vae, pixels, range(len(pixels)), weights, 0)
 
 
-def test_the_gap_is_the_exact_kl_between_q_and_the_true_posterior(model):
+def test_the_gap_is_the_exact_kl_between_q_and_the_true_posterior(
+    model: tuple[VAE, torch.Tensor, torch.Tensor],
+) -> None:
     vae, pixels, exact = model
     noise = draw_noise(vae, 0, 0, range(COUNT))
     many = Noise(draw_noise(vae, 0, 7, range(COUNT), samples=2000).posterior, noise.pixels)
@@ -70,7 +74,9 @@ def test_the_gap_is_the_exact_kl_between_q_and_the_true_posterior(model):
     assert gap_of(vae, pixels).nats == pytest.approx(exact_kl, abs=0.1)
 
 
-def test_the_parts_add_up_and_the_best_bound_is_told(model):
+def test_the_parts_add_up_and_the_best_bound_is_told(
+    model: tuple[VAE, torch.Tensor, torch.Tensor],
+) -> None:
     vae, pixels, _ = model
     gap = gap_of(vae, pixels)
     assert gap.nats == gap.bounds[gap.method] > max(gap.bounds.values()) - 2 * gap.error
@@ -79,7 +85,9 @@ def test_the_parts_add_up_and_the_best_bound_is_told(model):
     assert gap.remaining > -3 * gap.error
 
 
-def test_a_spoilt_encoder_shows_up_as_amortisation_and_not_as_approximation(model):
+def test_a_spoilt_encoder_shows_up_as_amortisation_and_not_as_approximation(
+    model: tuple[VAE, torch.Tensor, torch.Tensor],
+) -> None:
     vae, pixels, _ = model
     before = gap_of(vae, pixels)
     spoilt = digits_vae.__wrapped__("bernoulli", 2)
@@ -90,7 +98,7 @@ def test_a_spoilt_encoder_shows_up_as_amortisation_and_not_as_approximation(mode
     assert after.remaining == pytest.approx(before.remaining, abs=0.3)
 
 
-def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_gap():
+def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_gap() -> None:
     vae = digits_vae.__wrapped__("gaussian", 8)
     encode = vae.network.encode
     # A q that is far too narrow: the few effective draws never reach the rest of the posterior.
@@ -105,13 +113,13 @@ def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_ga
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "logistic"])
 def test_the_bracket_of_100_digits_drawn_from_a_trained_model_is_half_a_nat_wide_at_most(
     likelihood: str,
-):
+) -> None:
     bracket = bracket_evidence(digits_vae(likelihood), 100, 0)
     assert abs(bracket.width) <= 0.5
     assert bracket.width > -3 * bracket.width_error
 
 
-def test_large_images_get_fewer_bounds():
+def test_large_images_get_fewer_bounds() -> None:
     assert affordable(digits_vae(), 200) == 200
     with torch.device("meta"):
         large = build_vae(ModelConfig(latent_size=4), PreprocessConfig(image_size=256))

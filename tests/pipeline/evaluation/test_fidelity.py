@@ -14,7 +14,7 @@ def pictures(size: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
-def test_psnr_is_scikit_images_image_by_image():
+def test_psnr_is_scikit_images_image_by_image() -> None:
     first, second = pictures(20, 3)
     ours = psnr(second, first)
     for index in range(3):
@@ -24,7 +24,7 @@ def test_psnr_is_scikit_images_image_by_image():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [11, 28, 40])
-def test_ssim_is_scikit_images_with_the_gaussian_window_of_wang(size: int, channels: int):
+def test_ssim_is_scikit_images_with_the_gaussian_window_of_wang(size: int, channels: int) -> None:
     first, second = pictures(size, channels)
     ours = ssim(second, first)
     assert ours is not None
@@ -36,7 +36,7 @@ def test_ssim_is_scikit_images_with_the_gaussian_window_of_wang(size: int, chann
         assert float(ours[index]) == pytest.approx(theirs, abs=1e-10)
 
 
-def test_ssim_of_small_images_is_scikit_images_with_the_uniform_window():
+def test_ssim_of_small_images_is_scikit_images_with_the_uniform_window() -> None:
     first, second = pictures(8, 1)
     ours = ssim(second, first)
     assert ours is not None
@@ -47,7 +47,7 @@ def test_ssim_of_small_images_is_scikit_images_with_the_uniform_window():
     assert ours.numpy() == pytest.approx(np.array(theirs), abs=1e-10)
 
 
-def test_an_image_equals_itself_with_ssim_one_and_below_seven_pixels_there_is_none():
+def test_an_image_equals_itself_with_ssim_one_and_below_seven_pixels_there_is_none() -> None:
     first, _ = pictures(12, 1)
     same = ssim(first, first)
     assert same is not None
@@ -70,7 +70,7 @@ def contrast_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float((contrast * luminance).mean()), float(contrast.mean())
 
 
-def test_multi_scale_ssim_is_the_product_of_wang_2003_over_five_scales():
+def test_multi_scale_ssim_is_the_product_of_wang_2003_over_five_scales() -> None:
     first, second = (each[:1] for each in pictures(176, 1))
     x, y = first[0, 0].numpy(), second[0, 0].numpy()
     expected = 1.0

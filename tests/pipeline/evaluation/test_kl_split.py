@@ -7,7 +7,7 @@ import torch
 from pipeline.evaluation.kl_split import split_kl
 
 
-def test_kl_splits_into_mutual_information_and_marginal_kl_as_quadrature_says():
+def test_kl_splits_into_mutual_information_and_marginal_kl_as_quadrature_says() -> None:
     means = torch.tensor([[-1.2], [0.3], [1.9], [2.1]])
     log_variances = torch.tensor([[-1.0], [-2.0], [-0.5], [-1.5]])
     noise = torch.randn(20_000, 4, 1, generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def test_kl_splits_into_mutual_information_and_marginal_kl_as_quadrature_says():
     assert found.kl == pytest.approx(information + marginal, abs=1e-6)
 
 
-def test_mutual_information_never_passes_log_n_and_reaches_it_for_separate_codes():
+def test_mutual_information_never_passes_log_n_and_reaches_it_for_separate_codes() -> None:
     means = torch.arange(50.0)[:, None] * 100
     noise = torch.randn(3, 50, 1, generator=torch.Generator().manual_seed(1))
     found = split_kl(means, torch.zeros(50, 1), noise)
@@ -36,7 +36,7 @@ def test_mutual_information_never_passes_log_n_and_reaches_it_for_separate_codes
     assert found.mutual_information == pytest.approx(math.log(50), abs=1e-9)
 
 
-def test_the_marginal_kl_of_gaussian_data_under_the_optimal_linear_model_is_zero():
+def test_the_marginal_kl_of_gaussian_data_under_the_optimal_linear_model_is_zero() -> None:
     # Probabilistic PCA at its optimum: means N(0, 1 - s2/lam), posterior variance s2/lam, so that
     # the aggregated posterior is the prior and the mutual information the whole rate.
     share = torch.tensor([0.4, 0.7], dtype=torch.float64)  # s2 / lam

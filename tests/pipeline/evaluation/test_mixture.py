@@ -15,7 +15,7 @@ def three_clouds() -> np.ndarray:
     return np.concatenate(clouds)
 
 
-def test_three_clouds_are_found_with_scikit_learns_likelihood():
+def test_three_clouds_are_found_with_scikit_learns_likelihood() -> None:
     points = three_clouds()
     theirs = GaussianMixture(3, random_state=0, n_init=5, tol=1e-6).fit(points)
     ours = fit_mixture(torch.from_numpy(points), 3, tolerance=1e-8)
@@ -24,7 +24,7 @@ def test_three_clouds_are_found_with_scikit_learns_likelihood():
     )
 
 
-def test_log_prob_is_scikit_learns_for_the_same_parameters():
+def test_log_prob_is_scikit_learns_for_the_same_parameters() -> None:
     points = three_clouds()
     ours = fit_mixture(torch.from_numpy(points), 3)
     theirs = GaussianMixture(3)
@@ -37,7 +37,7 @@ def test_log_prob_is_scikit_learns_for_the_same_parameters():
     )
 
 
-def test_samples_have_the_mixtures_mean_and_a_diagonal_shape_works_in_many_dimensions():
+def test_samples_have_the_mixtures_mean_and_a_diagonal_shape_works_in_many_dimensions() -> None:
     points = torch.randn(600, 200, generator=torch.Generator().manual_seed(0)) * 0.1 + 3
     mixture = choose_mixture(points)
     draws = mixture.sample(2000, torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def test_samples_have_the_mixtures_mean_and_a_diagonal_shape_works_in_many_dimen
     assert float(draws.std()) == pytest.approx(0.1, abs=0.01)
 
 
-def test_codes_that_fill_the_prior_gain_nothing_from_a_mixture():
+def test_codes_that_fill_the_prior_gain_nothing_from_a_mixture() -> None:
     points = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0))
     mixture = choose_mixture(points[::2])
     gain = mixture.log_prob(points[1::2]) - log_density(points[1::2]).sum(1)

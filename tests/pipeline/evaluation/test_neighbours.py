@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from pipeline.evaluation.neighbours import label_agreement
 
 
-def test_agreement_is_scikit_learns_leave_one_out_accuracy():
+def test_agreement_is_scikit_learns_leave_one_out_accuracy() -> None:
     points, labels = load_digits(return_X_y=True)
     points, labels = points[:400] + np.random.default_rng(0).normal(size=(400, 64)), labels[:400]
     hits = 0
@@ -21,6 +21,6 @@ def test_agreement_is_scikit_learns_leave_one_out_accuracy():
     assert found.chance == pytest.approx(np.bincount(labels).max() / 400)
 
 
-def test_one_label_or_fewer_images_than_neighbours_give_no_number():
+def test_one_label_or_fewer_images_than_neighbours_give_no_number() -> None:
     assert label_agreement(torch.zeros(20, 2), ["a"] * 20) is None
     assert label_agreement(torch.zeros(4, 2), ["a", "b", "a", "b"]) is None

@@ -70,25 +70,27 @@ def elbo_by_hermite(vae: VAE, images: torch.Tensor, noise: Noise, nodes: int = 4
     return torch.stack(elbos)
 
 
-def test_halving_the_spacing_changes_less_than_a_ten_thousandth_of_a_nat(found):
+def test_halving_the_spacing_changes_less_than_a_ten_thousandth_of_a_nat(found: Quadrature) -> None:
     assert found.error < 1e-4
 
 
 def test_log_evidence_is_the_elbo_and_the_kl_between_q_and_the_true_posterior(
-    vae, digits, noise, found
-):
+    vae: VAE, digits: torch.Tensor, noise: Noise, found: Quadrature
+) -> None:
     elbo = elbo_by_hermite(vae, digits[:IMAGES], noise)
     torch.testing.assert_close(elbo + found.kl_q_posterior, found.log_evidence, rtol=0, atol=1e-4)
     assert (found.kl_q_posterior > 0).all()
     assert (found.kl_posterior_q > 0).all()
 
 
-def test_importance_sampling_comes_to_the_same_evidence(vae, digits, found):
+def test_importance_sampling_comes_to_the_same_evidence(
+    vae: VAE, digits: torch.Tensor, found: Quadrature
+) -> None:
     many = importance_estimate(vae, digits[:4], 20_000, seed=1).bound
     torch.testing.assert_close(many.double(), found.log_evidence[:4], rtol=0, atol=0.1)
 
 
-def test_the_linear_models_integrals_are_its_closed_forms():
+def test_the_linear_models_integrals_are_its_closed_forms() -> None:
     loadings = directions()[:, :2] * UNIT * torch.tensor([2.0, 1.0], dtype=torch.float64)
     mixing = torch.tensor([[0.8, 0.6], [-0.6, 0.8]], dtype=torch.float64)
     linear = with_loadings("diagonal", loadings @ mixing, 0.5 * UNIT**2)
@@ -105,7 +107,7 @@ def test_the_linear_models_integrals_are_its_closed_forms():
     torch.testing.assert_close(result.kl_posterior_q, kl_divergence(true, q), rtol=0, atol=1e-6)
 
 
-def test_one_dimension_is_integrated_too():
+def test_one_dimension_is_integrated_too() -> None:
     vae = digits_vae(latents=1, steps=60)
     pixels = small_digits()[0][:2]
     found = integrate(vae, pixels, draw_noise(vae, 0, 0, range(2)))
@@ -114,14 +116,14 @@ def test_one_dimension_is_integrated_too():
     torch.testing.assert_close(many.double(), found.log_evidence, rtol=0, atol=0.1)
 
 
-def test_a_windows_densities_integrate_to_one(vae, digits):
+def test_a_windows_densities_integrate_to_one(vae: VAE, digits: torch.Tensor) -> None:
     for window in windows(vae, digits[:2], draw_noise(vae, 1, 0, range(2))):
         area = float((window.axes[:, 1] - window.axes[:, 0]).prod())
         assert float(window.true.sum()) * area == pytest.approx(1, abs=2e-3)
         assert float(window.approximate.sum()) * area == pytest.approx(1, abs=2e-3)
 
 
-def test_three_dimensions_are_refused():
+def test_three_dimensions_are_refused() -> None:
     vae = digits_vae(latents=3, steps=1)
     with pytest.raises(ModelError, match="one or two latent dimensions"):
         integrate(vae, torch.zeros(1, 1, 8, 8, dtype=torch.uint8), draw_noise(vae, 0, 0, range(1)))

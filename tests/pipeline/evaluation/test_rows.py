@@ -15,7 +15,9 @@ def measured(world_size: int, batch_size: int = 24) -> Measured:
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 24), (3, 24), (3, 37)])
-def test_workers_agree_to_a_millionth_row_by_row_and_in_the_mean(world_size, batch_size):
+def test_workers_agree_to_a_millionth_row_by_row_and_in_the_mean(
+    world_size: int, batch_size: int
+) -> None:
     whole, shared = measured(1), measured(world_size, batch_size)
     assert shared.positions.tolist() == whole.positions.tolist()
     for name in COLUMNS:
@@ -25,7 +27,7 @@ def test_workers_agree_to_a_millionth_row_by_row_and_in_the_mean(world_size, bat
     assert shared.labels == whole.labels
 
 
-def test_a_bad_sample_has_no_row_and_labels_stay_with_their_images():
+def test_a_bad_sample_has_no_row_and_labels_stay_with_their_images() -> None:
     found = measured(3)
     assert found.positions.tolist() == [p for p in range(90) if p != 3]
     assert len(found.means) == 49
@@ -37,7 +39,7 @@ def test_a_bad_sample_has_no_row_and_labels_stay_with_their_images():
     assert found.labels == [labels[p] for p in range(50) if p != 3]
 
 
-def test_the_bound_lies_above_the_elbo_for_every_image():
+def test_the_bound_lies_above_the_elbo_for_every_image() -> None:
     found = measured(1)
     assert (found.column("iwae") >= found.column("elbo")).all()
     raised = found.column("iwae_gap") + found.column("mean_log_weight")
@@ -47,7 +49,7 @@ def test_the_bound_lies_above_the_elbo_for_every_image():
     assert (found.column("effective_samples") <= 32 + 1e-6).all()
 
 
-def test_no_parts_make_an_empty_whole():
+def test_no_parts_make_an_empty_whole() -> None:
     empty = merge([], 8)
     assert empty.rows.shape == (0, len(COLUMNS))
     assert empty.means.shape == (0, 8)

@@ -95,12 +95,12 @@ def photos() -> tuple[World, list[Part]]:
 RUNS = {"digits": lambda: digits(1.0), "collapsed": lambda: digits(500.0), "photos": photos}
 
 
-def test_every_check_has_a_function_that_holds_it():
+def test_every_check_has_a_function_that_holds_it() -> None:
     assert set(CLAIMS) == set(Check) - {Check.DEFINITION}
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_every_claim_of_the_page_holds_by_other_means(run: str):
+def test_every_claim_of_the_page_holds_by_other_means(run: str) -> None:
     world, parts = RUNS[run]()
     wrong = []
     for part in parts:
@@ -123,7 +123,7 @@ def test_every_claim_of_the_page_holds_by_other_means(run: str):
     assert {"training", "bayes", "pull", "similar", "weight", "samples"} <= names
 
 
-def test_the_collapsed_run_is_not_told_of_classes_nor_of_codes_that_mean_something():
+def test_the_collapsed_run_is_not_told_of_classes_nor_of_codes_that_mean_something() -> None:
     _, parts = digits(500.0)
     text = " ".join(part.text for part in parts)
     assert "labels do not group here" in text

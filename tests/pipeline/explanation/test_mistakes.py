@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def asked(quantity: str, figure: float, beta: float = 1.0) -> Diagnosis:
     return diagnose(quantity, figure, slips, numbers[quantity])
 
 
-def kl_with(formula) -> float:
+def kl_with(formula: Any) -> float:
     """A KL by some formula of (mean, log-variance), as a beginner's torch would sum it."""
     measured = evaluated()[0]
     mean, log_variance = torch.from_numpy(measured.means), torch.from_numpy(measured.log_variances)
@@ -42,18 +43,18 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_kl_with_a_planted_slip_is_named(name: str):
+def test_a_kl_with_a_planted_slip_is_named(name: str) -> None:
     assert name in asked("kl", kl_with(PLANTED[name])).slips[0].name
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_an_elbo_with_that_kl_inside_is_named_too(name: str):
+def test_an_elbo_with_that_kl_inside_is_named_too(name: str) -> None:
     elbo = numbers_of()["log_likelihood"] - kl_with(PLANTED[name])
     names = [slip.name for slip in asked("elbo", elbo).slips]
     assert any(name in found for found in names)
 
 
-def test_other_planted_slips_of_the_elbo_are_named():
+def test_other_planted_slips_of_the_elbo_are_named() -> None:
     numbers = numbers_of()
     planted = {
         "sign is flipped: this is the loss": -numbers["elbo"],
@@ -70,13 +71,13 @@ def test_other_planted_slips_of_the_elbo_are_named():
         assert name in asked("elbo", figure).slips[0].name, name
 
 
-def test_beta_left_in_is_named_with_its_value():
+def test_beta_left_in_is_named_with_its_value() -> None:
     numbers = numbers_of()
     figure = numbers["log_likelihood"] - 4 * numbers["kl"]
     assert "beta = 4 is left in" in asked("elbo", figure, beta=4.0).slips[0].name
 
 
-def test_a_squared_error_is_recognised_behind_a_log_likelihood():
+def test_a_squared_error_is_recognised_behind_a_log_likelihood() -> None:
     measured, _ = evaluated()
     numbers = numbers_of()
     constant = math.log(SIGMA) + 0.5 * math.log(2 * math.pi) + math.log(256)
@@ -88,7 +89,7 @@ def test_a_squared_error_is_recognised_behind_a_log_likelihood():
     assert numbers["log_likelihood"] < figure
 
 
-def test_the_runs_own_number_is_right_and_a_foreign_one_is_nobodys():
+def test_the_runs_own_number_is_right_and_a_foreign_one_is_nobodys() -> None:
     numbers = numbers_of()
     assert asked("elbo", round(numbers["elbo"], 2)).right
     strange = asked("kl", 31 * numbers["kl"])
@@ -96,7 +97,7 @@ def test_the_runs_own_number_is_right_and_a_foreign_one_is_nobodys():
     assert "no known slip" in strange.describe()
 
 
-def test_the_literature_values_of_one_normal_are_reproduced():
+def test_the_literature_values_of_one_normal_are_reproduced() -> None:
     # N(1, 0.5^2): right 0.818147; sigma for sigma^2 0.596574; deviation as log-variance 0.574361.
     one = Measured(
         np.array([0]), np.zeros((1, 13)), np.zeros((3, 1)),
@@ -113,7 +114,7 @@ def test_the_literature_values_of_one_normal_are_reproduced():
     )
 
 
-def test_a_slip_that_is_small_beside_the_elbo_is_named_when_the_figure_is_exactly_it():
+def test_a_slip_that_is_small_beside_the_elbo_is_named_when_the_figure_is_exactly_it() -> None:
     forgotten = Slip("the KL is missing", "elbo", -65039.02, "subtract it")
     assert diagnose("elbo", -65039.0, [forgotten], -65074.68).slips == [forgotten]
     assert diagnose("elbo", -65074.7, [forgotten], -65074.68).right

@@ -20,12 +20,12 @@ def at(numbers: dict[str, Any], path: str) -> float:
     return functools.reduce(lambda found, name: found[name], path.split("."), numbers)
 
 
-def test_at_least_twenty_questions_are_asked():
+def test_at_least_twenty_questions_are_asked() -> None:
     assert len({asked["question"] for asked in QUESTIONS}) >= 20
 
 
 @pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: asked["question"])
-def test_the_answer_is_there_and_its_numbers_are_the_runs(asked: dict[str, Any]):
+def test_the_answer_is_there_and_its_numbers_are_the_runs(asked: dict[str, Any]) -> None:
     numbers = numbers_of()
     parts = {part.name: part for part in explain(numbers, ELBO)}
     part = parts[asked["part"]]
@@ -37,13 +37,13 @@ def test_the_answer_is_there_and_its_numbers_are_the_runs(asked: dict[str, Any])
     assert part.title in to_text(numbers, list(parts.values()), [])
 
 
-def test_another_run_gives_other_numbers():
+def test_another_run_gives_other_numbers() -> None:
     one, other = explain(numbers_of(), ELBO), explain(numbers_of(beta=500.0), ELBO)
     changed = [a.name for a, b in zip(one, other, strict=True) if a.text != b.text]
     assert len(changed) == len(one)
 
 
-def test_the_walk_goes_from_the_evidence_to_the_gap_and_its_terms_add_up():
+def test_the_walk_goes_from_the_evidence_to_the_gap_and_its_terms_add_up() -> None:
     numbers = numbers_of()
     terms = {term.symbol: term for term in walk(numbers)}
     values = {symbol: term.value for symbol, term in terms.items()}
@@ -54,7 +54,7 @@ def test_the_walk_goes_from_the_evidence_to_the_gap_and_its_terms_add_up():
     assert {s for s, t in terms.items() if t.relation == ">="} == {"log p(x)", "KL(q || p(z|x))"}
 
 
-def test_there_is_one_gap_on_the_whole_page():
+def test_there_is_one_gap_on_the_whole_page() -> None:
     numbers = numbers_of()
     page = to_text(numbers, explain(numbers, ELBO), [])
     told = re.findall(r"KL\(q \|\| p\(z\|x\)\) (?:is at least|>=) +(\d+\.\d+)", page)
@@ -73,7 +73,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_was_optimised_is_told_as_the_bundle_says(name: str):
+def test_what_was_optimised_is_told_as_the_bundle_says(name: str) -> None:
     config, words = OBJECTIVES[name]
     record = optimised(config, 3, ObjectiveState(beta=0.25)).to_json()
     told = recorded({"objective": record})
@@ -86,24 +86,24 @@ def test_what_was_optimised_is_told_as_the_bundle_says(name: str):
         assert part.numbers["objective"] == numbers["log_likelihood"] - 4 * numbers["kl"]
 
 
-def test_of_an_objective_that_nobody_recorded_nothing_is_said():
+def test_of_an_objective_that_nobody_recorded_nothing_is_said() -> None:
     assert "weight" not in {part.name for part in explain(numbers_of(), None)}
     assert recorded({"objective": {"kind": "of another version"}}) is None
     assert recorded({"beta": 1.0}) is None
 
 
-def test_without_labels_mixture_and_surgery_their_parts_are_left_out():
+def test_without_labels_mixture_and_surgery_their_parts_are_left_out() -> None:
     numbers = numbers_of() | {"neighbours": None, "mixture": None, "surgery": None}
     names = {part.name for part in explain(numbers, ELBO)}
     assert not names & {"classes", "coverage", "information"}
 
 
-def test_bernoulli_is_told_that_bits_would_not_be_true():
+def test_bernoulli_is_told_that_bits_would_not_be_true() -> None:
     part = next(part for part in explain(numbers_of("bernoulli"), ELBO) if part.name == "bits")
     assert part.text.startswith("No: Bernoulli scores the binarised image")
 
 
-def test_the_page_holds_its_formulas_and_the_pictures_that_there_are():
+def test_the_page_holds_its_formulas_and_the_pictures_that_there_are() -> None:
     numbers = numbers_of()
     page = to_markdown(numbers, explain(numbers, ELBO), ["Posterior collapse"], ["samples.png"])
     assert re.findall(r"!\[.*\]\((.*)\)", page) == ["samples.png"]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import torch
@@ -5,14 +7,14 @@ import torch
 from pipeline.figures.canvas import Canvas, label_colors, natural_key, signed, to_pixels
 
 
-def test_pixels_are_the_same_from_uint8_floats_and_tensors():
+def test_pixels_are_the_same_from_uint8_floats_and_tensors() -> None:
     levels = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4), dtype=np.uint8)
     expected = np.repeat(np.moveaxis(levels / 255, 1, -1), 3, axis=-1)
     for images in (levels, levels / 255, torch.from_numpy(levels)):
         assert np.allclose(to_pixels(images), expected)
 
 
-def test_numbers_sort_as_numbers_and_at_most_ten_labels_get_a_colour():
+def test_numbers_sort_as_numbers_and_at_most_ten_labels_get_a_colour() -> None:
     assert sorted(["class10", "class9", "b2", "10", "9"], key=natural_key) == [
         "9", "10", "b2", "class9", "class10",
     ]  # fmt: skip
@@ -23,11 +25,11 @@ def test_numbers_sort_as_numbers_and_at_most_ten_labels_get_a_colour():
     assert len(set(colors.values())) == 10
 
 
-def test_minus_is_a_minus_sign():
+def test_minus_is_a_minus_sign() -> None:
     assert signed(-1234.56) == "−1,234.6"
 
 
-def test_a_canvas_leaves_matplotlibs_settings_as_they_were(tmp_path):
+def test_a_canvas_leaves_matplotlibs_settings_as_they_were(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     with Canvas(3, 2, "headline", "a note") as canvas:
         canvas.axes(0.3, 0.1, 2, 1).plot([0, 1])

@@ -12,13 +12,13 @@ from pipeline.figures import (
 CURVE = Curve([0, 10, 20], [-300.0, -120.0, -101.5])
 
 
-def test_training_curves_are_drawn_with_either_side_missing():
+def test_training_curves_are_drawn_with_either_side_missing() -> None:
     assert to_png(draw_training_curves, {"elbo": CURVE, "kl": CURVE}, {"elbo": CURVE})
     assert to_png(draw_training_curves, {}, {"iwae_gap": CURVE})
     assert to_png(draw_training_curves, {"elbo": Curve([1], [float("nan")])}, {})
 
 
-def test_the_two_pulls_and_the_rate_distortion_plane_are_drawn():
+def test_the_two_pulls_and_the_rate_distortion_plane_are_drawn() -> None:
     positive = Curve([0, 1], [30.0, 20.0])
     assert to_png(draw_pull, positive, positive)
     assert to_png(draw_pull, positive, positive, best=GapPoint(1, 80.0, "annealing"))
@@ -27,6 +27,6 @@ def test_the_two_pulls_and_the_rate_distortion_plane_are_drawn():
     assert to_png(draw_rate_distortion, points)
 
 
-def test_a_comparison_shows_absent_numbers_as_absent():
+def test_a_comparison_shows_absent_numbers_as_absent() -> None:
     table = {"vae": {"elbo": -101.0, "gap": 2.0}, "autoencoder": {"elbo": -800.0, "gap": None}}
     assert to_png(draw_comparison, table)

@@ -13,7 +13,7 @@ def validation(step: int) -> Validation:
     return Validation(step, 7, terms | {"iwae_gap": 1.0, "active_units": 3})
 
 
-def test_a_way_has_its_curves_its_pull_and_the_same_images_through_time():
+def test_a_way_has_its_curves_its_pull_and_the_same_images_through_time() -> None:
     way = [validation(step) for step in (0, 10, 20)]
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     moments = [Moment(found, images, images) for found in way]
@@ -30,5 +30,5 @@ def test_a_way_has_its_curves_its_pull_and_the_same_images_through_time():
     assert all(Image.open(io.BytesIO(png)).width > 500 for png in drawn.values())
 
 
-def test_one_validation_is_no_way():
+def test_one_validation_is_no_way() -> None:
     assert dict(draw_history([validation(0)], [], torch.empty(0, 6))) == {}

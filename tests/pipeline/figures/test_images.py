@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,13 +29,13 @@ def colours(image: Image.Image) -> set[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), (3, 128)])
-def test_reconstructions_of_any_size_and_channels_are_drawn(channels: int, size: int):
+def test_reconstructions_of_any_size_and_channels_are_drawn(channels: int, size: int) -> None:
     images = RNG.integers(0, 256, (12, channels, size, size), dtype=np.uint8)
     image = picture(to_png(draw_reconstructions, images, {"at the mean": images / 255}))
     assert image.width > 1000
 
 
-def test_every_sample_appears_with_its_own_colour():
+def test_every_sample_appears_with_its_own_colour() -> None:
     levels = np.linspace(0.1, 0.9, 24).reshape(12, 2)
     flat = np.zeros((12, 3, 8, 8))
     flat[:, 0], flat[:, 1] = levels[:, 0, None, None], levels[:, 1, None, None]
@@ -45,13 +46,13 @@ def test_every_sample_appears_with_its_own_colour():
         )
 
 
-def test_a_black_image_stays_black_and_is_not_stretched_in_contrast():
+def test_a_black_image_stays_black_and_is_not_stretched_in_contrast() -> None:
     grey = np.full((4, 1, 8, 8), 0.25)
     found = colours(picture(to_png(draw_samples, grey)))
     assert (64, 64, 64) in found or (63, 63, 63) in found
 
 
-def test_walks_traversals_and_progress_are_drawn():
+def test_walks_traversals_and_progress_are_drawn() -> None:
     walks = RNG.random((3, 5, 1, 8, 8))
     framed = picture(to_png(draw_interpolations, walks, ends=(walks[:, 0], walks[:, 4])))
     bare = picture(to_png(draw_interpolations, walks))
@@ -60,7 +61,7 @@ def test_walks_traversals_and_progress_are_drawn():
     picture(to_png(draw_progress, walks[0], walks, [0, 10, 20]))
 
 
-def test_equal_input_gives_equal_bytes_and_a_pdf_is_a_pdf(tmp_path):
+def test_equal_input_gives_equal_bytes_and_a_pdf_is_a_pdf(tmp_path: Path) -> None:
     images = RNG.random((4, 1, 8, 8))
     assert to_png(draw_samples, images) == to_png(draw_samples, images)
     draw_samples(images, tmp_path / "samples.pdf")

@@ -33,21 +33,21 @@ def axis_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_the_axes_state_the_variance_that_scikit_learns_pca_explains(axis_names: list[str]):
+def test_the_axes_state_the_variance_that_scikit_learns_pca_explains(axis_names: list[str]) -> None:
     points = RNG.normal(size=(300, 6)) * [4, 2, 1, 1, 1, 1]
     to_png(draw_latent_means, points)
     share = PCA(2).fit(points).explained_variance_ratio_[0]
     assert f"principal axis 1 ({share:.0%} of variance)" in axis_names
 
 
-def test_two_dimensions_are_shown_as_they_are(axis_names: list[str]):
+def test_two_dimensions_are_shown_as_they_are(axis_names: list[str]) -> None:
     to_png(draw_latent_means, RNG.normal(size=(50, 2)), labels=["a"] * 25 + ["b"] * 25)
     assert axis_names == ["z0"]
 
 
 @pytest.mark.parametrize("labels", [2, 10, 37])
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
-def test_any_number_of_labels_and_dimensions_is_drawn(labels: int, dimensions: int):
+def test_any_number_of_labels_and_dimensions_is_drawn(labels: int, dimensions: int) -> None:
     names = [f"class {i % labels}" for i in range(200)]
     assert to_png(draw_latent_means, RNG.normal(size=(200, dimensions)), labels=names)
 
@@ -64,7 +64,9 @@ def drawn(labels: list[str], monkeypatch: pytest.MonkeyPatch) -> Figure:
     return figures[0]
 
 
-def test_long_names_stand_whole_beside_the_points_and_hide_none(monkeypatch: pytest.MonkeyPatch):
+def test_long_names_stand_whole_beside_the_points_and_hide_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     figure = drawn(FAMILIES * 5, monkeypatch)
     (axes,) = figure.axes
     assert not axes.texts
@@ -75,12 +77,12 @@ def test_long_names_stand_whole_beside_the_points_and_hide_none(monkeypatch: pyt
         assert name.get_window_extent().x1 < figure.bbox.x1
 
 
-def test_digits_stand_among_their_points(monkeypatch: pytest.MonkeyPatch):
+def test_digits_stand_among_their_points(monkeypatch: pytest.MonkeyPatch) -> None:
     (axes,) = drawn(["3", "7"] * 5, monkeypatch).axes
     assert [text.get_text() for text in axes.texts] == ["3", "7"]
 
 
-def test_one_dimension_a_thousand_and_the_aggregated_posterior_are_drawn():
+def test_one_dimension_a_thousand_and_the_aggregated_posterior_are_drawn() -> None:
     for dimensions in (1, 3, 1024):
         means = RNG.normal(size=(40, dimensions))
         kl = RNG.random(dimensions)

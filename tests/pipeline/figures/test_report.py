@@ -7,7 +7,7 @@ from tests.support.digit_findings import evaluated
 from tests.support.digit_models import TRAINED_ON, digits_vae, images
 
 
-def test_an_evaluation_draws_every_picture_once_each_wide_enough_to_print():
+def test_an_evaluation_draws_every_picture_once_each_wide_enough_to_print() -> None:
     measured, findings = evaluated()
     first = images()[0][TRAINED_ON : TRAINED_ON + 64]
     pictures = dict(draw_report(digits_vae(), measured, findings, first, 0))

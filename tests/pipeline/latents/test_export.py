@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +15,20 @@ from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> LatentStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
     folder = tmp_path_factory.mktemp("store")
     dataset = small_dataset(folder, range(40))
     return encode(small_vae(), dataset, folder / "s", columns=("label",))
 
 
-def read(folder, shards: int) -> list[dict]:
+def read(folder: Any, shards: int) -> list[dict]:
     urls = [str(folder / f"{number:06d}.tar") for number in range(shards)]
     return list(webdataset.WebDataset(urls, shardshuffle=False).decode())
 
 
-def test_stock_webdataset_reads_every_latent_and_label_from_npy(store, tmp_path):
+def test_stock_webdataset_reads_every_latent_and_label_from_npy(
+    store: LatentStore, tmp_path: Path
+) -> None:
     shards = export_store(store, str(tmp_path), "npy")
     found = read(tmp_path, shards)
     assert [sample["__key__"] for sample in found] == [latent.key for latent in store]
@@ -34,7 +38,7 @@ def test_stock_webdataset_reads_every_latent_and_label_from_npy(store, tmp_path)
         assert sample["json"] == {"label": latent.columns["label"]}
 
 
-def test_safetensors_hold_the_same_tensors(store, tmp_path):
+def test_safetensors_hold_the_same_tensors(store: LatentStore, tmp_path: Path) -> None:
     shards = export_store(store, str(tmp_path), "safetensors")
     for sample, latent in zip(read(tmp_path, shards), store, strict=True):
         tensors = load(sample["safetensors"])
@@ -42,7 +46,9 @@ def test_safetensors_hold_the_same_tensors(store, tmp_path):
         np.testing.assert_array_equal(tensors["logvar"], latent.tensors["logvar"])
 
 
-def test_the_same_snapshot_gives_the_same_bytes_and_may_be_gone_on_with(store, tmp_path):
+def test_the_same_snapshot_gives_the_same_bytes_and_may_be_gone_on_with(
+    store: LatentStore, tmp_path: Path
+) -> None:
     for name in ("a", "b"):
         shards = export_store(store, str(tmp_path / name), "npy")
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
@@ -51,13 +57,13 @@ def test_the_same_snapshot_gives_the_same_bytes_and_may_be_gone_on_with(store, t
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-def test_a_folder_of_something_else_is_refused(store, tmp_path):
+def test_a_folder_of_something_else_is_refused(store: LatentStore, tmp_path: Path) -> None:
     export_store(store, str(tmp_path), "npy")
     with pytest.raises(StoreError, match="give an empty --output"):
         export_store(store, str(tmp_path), "safetensors")
 
 
-def test_mean_and_deviation_go_with_the_tars(store, tmp_path):
+def test_mean_and_deviation_go_with_the_tars(store: LatentStore, tmp_path: Path) -> None:
     export_store(store, str(tmp_path), "npy")
     stated = json.loads((tmp_path / "export.json").read_bytes())
     assert stated["mean"] == list(store.mean)

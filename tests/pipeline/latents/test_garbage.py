@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import describe, find_garbage, remove_garbage
 from pipeline.latents.marks import begin
+from tests.servers import rgw
 from tests.support.killing import tree
 from tests.support.small_store import encode, identity_of, small_dataset, small_vae
 
@@ -21,21 +23,25 @@ def lasting(store: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def world(tmp_path) -> tuple[Dataset, Path]:
+def world(tmp_path: Path) -> tuple[Dataset, Path]:
     """A dataset, and a whole store of it."""
     dataset, store = small_dataset(tmp_path, range(40)), tmp_path / "s"
     encode(small_vae(), dataset, store)
     return dataset, store
 
 
-def test_a_store_that_is_all_named_has_no_garbage_and_removing_changes_no_byte(world):
+def test_a_store_that_is_all_named_has_no_garbage_and_removing_changes_no_byte(
+    world: tuple[Dataset, Path],
+) -> None:
     _, store = world
     before = tree(store)
     assert remove_garbage(str(store)).files == {}
     assert tree(store) == before
 
 
-def test_what_only_a_deleted_snapshot_named_goes_and_the_rest_stays_whole(world):
+def test_what_only_a_deleted_snapshot_named_goes_and_the_rest_stays_whole(
+    world: tuple[Dataset, Path],
+) -> None:
     dataset, store = world
     kept = lasting(store)
     old = encode(small_vae(), dataset, store, flip=True).snapshot
@@ -50,14 +56,18 @@ def test_what_only_a_deleted_snapshot_named_goes_and_the_rest_stays_whole(world)
     assert verify_store(str(store)) == []
 
 
-def test_files_of_killed_encoders_that_no_receipt_names_are_garbage(world):
+def test_files_of_killed_encoders_that_no_receipt_names_are_garbage(
+    world: tuple[Dataset, Path],
+) -> None:
     _, store = world
     stray = next((store / "latents").iterdir()) / "000000.0123456789abcdef.arrow"
     stray.write_bytes(b"x" * 10)
     assert find_garbage(str(store)).files == {str(stray.relative_to(store)): 10}
 
 
-def test_what_a_running_encoding_has_made_is_left_alone_until_its_snapshot_names_it(world):
+def test_what_a_running_encoding_has_made_is_left_alone_until_its_snapshot_names_it(
+    world: tuple[Dataset, Path],
+) -> None:
     dataset, store = world
     vae, url = small_vae(), str(store)
     identity = identity_of(vae, flip=True)
@@ -71,7 +81,9 @@ def test_what_a_running_encoding_has_made_is_left_alone_until_its_snapshot_names
     assert verify_store(url) == []
 
 
-def test_what_a_dead_encoding_left_goes_only_when_the_user_says_that_none_runs(world):
+def test_what_a_dead_encoding_left_goes_only_when_the_user_says_that_none_runs(
+    world: tuple[Dataset, Path],
+) -> None:
     dataset, store = world
     vae, url, kept = small_vae(), str(store), lasting(store)
     identity = identity_of(vae, flip=True)
@@ -82,8 +94,8 @@ def test_what_a_dead_encoding_left_goes_only_when_the_user_says_that_none_runs(w
 
 
 def test_an_encoding_that_begins_while_garbage_is_removed_never_publishes_a_missing_file(
-    world, monkeypatch
-):
+    world: tuple[Dataset, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worst moment: it has found old receipts just before they go."""
     dataset, store = world
     vae, url = small_vae(), str(store)
@@ -92,7 +104,7 @@ def test_an_encoding_that_begins_while_garbage_is_removed_never_publishes_a_miss
         encode_shard(vae, dataset, shard, identity, url)
     looks = []
 
-    def begun_in_between(store_url):
+    def begun_in_between(store_url: Any) -> Any:
         looks.append(store_url)
         return {identity.digest} if len(looks) > 1 else set()
 
@@ -106,7 +118,7 @@ def test_an_encoding_that_begins_while_garbage_is_removed_never_publishes_a_miss
     assert verify_store(url) == []
 
 
-def test_a_partial_snapshot_goes_once_the_whole_one_is_there(world):
+def test_a_partial_snapshot_goes_once_the_whole_one_is_there(world: tuple[Dataset, Path]) -> None:
     dataset, store = world
     vae, url = small_vae(), str(store)
     identity = identity_of(vae, flip=True)
@@ -118,7 +130,7 @@ def test_a_partial_snapshot_goes_once_the_whole_one_is_there(world):
     assert list(find_garbage(url).files) == [partial.path]
 
 
-def test_snapshots_are_described_with_the_current_one_first(world):
+def test_snapshots_are_described_with_the_current_one_first(world: tuple[Dataset, Path]) -> None:
     dataset, store = world
     encode(small_vae(), dataset, store, content="mean")
     rows = describe(str(store))
@@ -130,7 +142,9 @@ def test_snapshots_are_described_with_the_current_one_first(world):
     assert len(LatentStore.open(str(store), rows[1]["snapshot"])) == 40
 
 
-def test_on_object_storage_it_is_the_same(world, s3_server):
+def test_on_object_storage_it_is_the_same(
+    world: tuple[Dataset, Path], s3_server: rgw.S3Server
+) -> None:
     _, store = world
     url = f"{s3_server.bucket()}/s"
     for path in store.rglob("*"):
@@ -148,6 +162,6 @@ def find_named(url: str) -> list[str]:
     return [shard.receipt.path for shard in snapshot.shards]
 
 
-def test_where_there_is_no_store_it_says_so(tmp_path):
+def test_where_there_is_no_store_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no latent store here"):
         describe(str(tmp_path))

@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(EncodeOptions)])
-def test_every_option_that_changes_a_byte_changes_the_identity(name):
+def test_every_option_that_changes_a_byte_changes_the_identity(name: str) -> None:
     changed = replace(IDENTITY, options=replace(OPTIONS, **{name: OTHER[name]}))
     assert changed.digest != IDENTITY.digest
     assert Identity.from_json(changed.to_json()) == changed
@@ -24,12 +25,12 @@ def test_every_option_that_changes_a_byte_changes_the_identity(name):
     "change",
     [{"model_digest": "n" * 64}, {"preprocess_digest": "q" * 64}, {"latent_shape": (4, 2, 1)}],
 )
-def test_another_model_preprocessing_or_shape_is_another_identity(change):
+def test_another_model_preprocessing_or_shape_is_another_identity(change: dict[str, Any]) -> None:
     assert replace(IDENTITY, **change).digest != IDENTITY.digest
 
 
 @pytest.mark.parametrize("content", ["moments", "mean"])
-def test_a_seed_that_nothing_draws_with_splits_no_store(content):
+def test_a_seed_that_nothing_draws_with_splits_no_store(content: str) -> None:
     one, other = (
         replace(IDENTITY, options=replace(OPTIONS, content=content, seed=seed)) for seed in (0, 9)
     )
@@ -37,7 +38,7 @@ def test_a_seed_that_nothing_draws_with_splits_no_store(content):
 
 
 @pytest.mark.parametrize("column", ["key", "mean", "logvar_flipped", "position"])
-def test_a_column_with_the_name_of_the_stores_own_is_refused(column):
+def test_a_column_with_the_name_of_the_stores_own_is_refused(column: str) -> None:
     with pytest.raises(ConfigError, match=column):
         EncodeOptions(precision="fp32", columns=(column,))
 
@@ -51,5 +52,7 @@ def test_a_column_with_the_name_of_the_stores_own_is_refused(column):
         ("sample", False, ("sample",)),
     ],
 )
-def test_the_tensors_follow_from_content_and_flip(content, flip, names):
+def test_the_tensors_follow_from_content_and_flip(
+    content: str, flip: bool, names: tuple[str, ...]
+) -> None:
     assert EncodeOptions(precision="fp32", content=content, flip=flip).tensors == names

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import polars
 import pyarrow as pa
@@ -23,7 +26,7 @@ KEYS = [f"k{n}" for n in range(5)]
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path: Path) -> Any:
     """A file of record batches of 3, 0 and 2 rows."""
     with LatentFileWriter(tmp_path / "f.arrow", IDENTITY) as writer:
         for first, last in ((0, 3), (3, 3), (3, 5)):
@@ -34,7 +37,7 @@ def written(tmp_path):
     return writer
 
 
-def test_plain_pyarrow_reads_keys_tensors_and_columns(written):
+def test_plain_pyarrow_reads_keys_tensors_and_columns(written: Any) -> None:
     with pa.memory_map(str(written.path)) as file:
         table = pa.ipc.open_file(file).read_all()
     assert table.column("key").to_pylist() == KEYS
@@ -44,7 +47,7 @@ def test_plain_pyarrow_reads_keys_tensors_and_columns(written):
     np.testing.assert_array_equal(found, TENSORS["mean"])
 
 
-def test_polars_reads_the_same_values(written):
+def test_polars_reads_the_same_values(written: Any) -> None:
     frame = polars.read_ipc(written.path)
     assert frame["key"].to_list() == KEYS
     column = frame["logvar"]
@@ -55,7 +58,7 @@ def test_polars_reads_the_same_values(written):
     )
 
 
-def test_each_place_is_one_record_batch_that_can_be_read_alone(written):
+def test_each_place_is_one_record_batch_that_can_be_read_alone(written: Any) -> None:
     data = written.path.read_bytes()
     assert [place.rows for place in written.places] == [3, 0, 2]
     empty, last = written.places[1:]
@@ -74,7 +77,7 @@ def test_each_place_is_one_record_batch_that_can_be_read_alone(written):
     assert (some.keys, some.columns) == (["k4"], {"label": ["e"], "cls": [4]})
 
 
-def test_tensors_are_views_of_the_files_memory_and_not_copies(written):
+def test_tensors_are_views_of_the_files_memory_and_not_copies(written: Any) -> None:
     with pa.memory_map(str(written.path)) as file:
         whole = file.read_buffer()
         place = written.places[0]
@@ -84,7 +87,7 @@ def test_tensors_are_views_of_the_files_memory_and_not_copies(written):
         assert 0 < offset < whole.size
 
 
-def test_the_same_rows_give_the_same_bytes(written, tmp_path):
+def test_the_same_rows_give_the_same_bytes(written: Any, tmp_path: Path) -> None:
     with LatentFileWriter(tmp_path / "again.arrow", IDENTITY) as writer:
         for first, last in ((0, 3), (3, 3), (3, 5)):
             part = slice(first, last)
@@ -94,7 +97,7 @@ def test_the_same_rows_give_the_same_bytes(written, tmp_path):
     assert file_digest(writer.path) == file_digest(written.path)
 
 
-def test_an_error_inside_leaves_a_file_that_nobody_takes_for_whole(tmp_path):
+def test_an_error_inside_leaves_a_file_that_nobody_takes_for_whole(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), LatentFileWriter(tmp_path / "f", IDENTITY):
         raise RuntimeError
     with pytest.raises(pa.ArrowInvalid):

@@ -1,5 +1,6 @@
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.latents import LatentLoader, LatentStore
 from pipeline.latents.noise import normal_noise
 from pipeline.packing.pack import pack
+from tests.servers import rgw
 from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
 
 COUNT = 60
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Dataset:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """60 images, one of them broken, two removed: 58 count, 57 have latents."""
     folder = tmp_path_factory.mktemp("data")
     small_dataset(folder, range(COUNT - 1), verify="header")
@@ -34,19 +36,19 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def store(dataset, tmp_path_factory) -> LatentStore:
+def store(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
     folder = tmp_path_factory.mktemp("store")
     return encode(small_vae(), dataset, folder, columns=("label",), flip=True)
 
 
-def keys_of(loader) -> list[list[str]]:
+def keys_of(loader: Any) -> list[list[str]]:
     return [batch.keys for batch in loader]
 
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_its_batches_are_the_image_loaders_key_by_key_also_the_bad_and_the_padded_slots(
-    dataset, store, world
-):
+    dataset: Dataset, store: LatentStore, world: int
+) -> None:
     for rank in range(world):
         options = {"global_batch_size": 8, "seed": 3, "rank": rank, "world_size": world}
         with closing(Loader(dataset, image_size=8, channels=1, threads=1, **options)) as images:
@@ -59,7 +61,7 @@ def test_its_batches_are_the_image_loaders_key_by_key_also_the_bad_and_the_padde
                     assert other.failed.keys() == one.errors.keys()
 
 
-def test_an_image_loaders_state_goes_on_with_latents(dataset, store):
+def test_an_image_loaders_state_goes_on_with_latents(dataset: Dataset, store: LatentStore) -> None:
     options = {"global_batch_size": 8, "seed": 3}
     with closing(Loader(dataset, image_size=8, channels=1, threads=1, **options)) as images:
         for _ in zip(range(3), images, strict=False):
@@ -70,14 +72,14 @@ def test_an_image_loaders_state_goes_on_with_latents(dataset, store):
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, 4), (3, 2)])
-def test_a_state_goes_on_at_any_other_world(store, one, other):
+def test_a_state_goes_on_at_any_other_world(store: LatentStore, one: int, other: int) -> None:
     def ranks(world: int) -> list[LatentLoader]:
         return [
             LatentLoader(store, global_batch_size=8, rank=rank, world_size=world)
             for rank in range(world)
         ]
 
-    def whole(loaders) -> list[list[str]]:
+    def whole(loaders: Any) -> list[list[str]]:
         return [
             [key for batch in batches for key in batch.keys]
             for batches in zip(*loaders, strict=True)
@@ -94,7 +96,7 @@ def test_a_state_goes_on_at_any_other_world(store, one, other):
     assert head + whole(later) == expected
 
 
-def test_each_latent_comes_once_per_epoch_with_its_own_values_and_label(store):
+def test_each_latent_comes_once_per_epoch_with_its_own_values_and_label(store: LatentStore) -> None:
     loader = LatentLoader(store, global_batch_size=8)
     for _ in range(2):
         seen = {}
@@ -109,7 +111,7 @@ def test_each_latent_comes_once_per_epoch_with_its_own_values_and_label(store):
             np.testing.assert_array_equal(found, store.by_key(key).tensors["mean"])
 
 
-def test_a_draw_is_mean_plus_deviation_times_noise_of_its_key_and_epoch(store):
+def test_a_draw_is_mean_plus_deviation_times_noise_of_its_key_and_epoch(store: LatentStore) -> None:
     loader, means = LatentLoader(store, global_batch_size=8, seed=5, sample=True), []
     for epoch in range(2):
         drawn = {}
@@ -127,7 +129,7 @@ def test_a_draw_is_mean_plus_deviation_times_noise_of_its_key_and_epoch(store):
     assert not np.array_equal(means[0][latent.key], means[1][latent.key])
 
 
-def test_a_draw_does_not_depend_on_who_reads_it(store):
+def test_a_draw_does_not_depend_on_who_reads_it(store: LatentStore) -> None:
     one = LatentLoader(store, global_batch_size=8, sample=True)
     two = [
         LatentLoader(store, global_batch_size=8, sample=True, rank=r, world_size=2) for r in (0, 1)
@@ -137,7 +139,7 @@ def test_a_draw_does_not_depend_on_who_reads_it(store):
         np.testing.assert_array_equal(joined, whole.latents)
 
 
-def test_left_after_its_last_batch_an_epoch_is_over(store):
+def test_left_after_its_last_batch_an_epoch_is_over(store: LatentStore) -> None:
     options = {"global_batch_size": 8, "seed": 1}
     expected = LatentLoader(store, **options)
     epochs = [keys_of(expected), keys_of(expected)]
@@ -155,7 +157,9 @@ def test_left_after_its_last_batch_an_epoch_is_over(store):
     assert keys_of(resumed) == epochs[1]
 
 
-def test_half_of_the_images_are_flipped_by_a_coin_for_each_key_and_epoch(store):
+def test_half_of_the_images_are_flipped_by_a_coin_for_each_key_and_epoch(
+    store: LatentStore,
+) -> None:
     loader, flipped = LatentLoader(store, global_batch_size=8, flip=True), []
     for _ in range(2):
         found = set()
@@ -170,7 +174,9 @@ def test_half_of_the_images_are_flipped_by_a_coin_for_each_key_and_epoch(store):
     assert flipped[0] != flipped[1]
 
 
-def test_what_the_store_does_not_hold_is_refused(dataset, store, tmp_path):
+def test_what_the_store_does_not_hold_is_refused(
+    dataset: Dataset, store: LatentStore, tmp_path: Path
+) -> None:
     plain = encode(small_vae(), dataset, tmp_path, content="mean")
     with pytest.raises(ConfigError, match=r"--content moments"):
         LatentLoader(plain, global_batch_size=8, sample=True)
@@ -178,7 +184,7 @@ def test_what_the_store_does_not_hold_is_refused(dataset, store, tmp_path):
         LatentLoader(plain, global_batch_size=8, flip=True)
 
 
-def test_a_state_of_another_seed_or_after_the_start_is_refused(store):
+def test_a_state_of_another_seed_or_after_the_start_is_refused(store: LatentStore) -> None:
     loader = LatentLoader(store, global_batch_size=8)
     state = LatentLoader(store, global_batch_size=8, seed=1).state_dict()
     with pytest.raises(StoreError, match="seed: the state has 1, this loader 0"):
@@ -188,7 +194,9 @@ def test_a_state_of_another_seed_or_after_the_start_is_refused(store):
         loader.load_state_dict(loader.state_dict())
 
 
-def test_from_object_storage_within_little_memory_it_is_the_same(store, s3_server):
+def test_from_object_storage_within_little_memory_it_is_the_same(
+    store: LatentStore, s3_server: rgw.S3Server
+) -> None:
     bucket = s3_server.bucket()
     for path in Path(store.url).rglob("*"):
         if path.is_file():

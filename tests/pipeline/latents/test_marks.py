@@ -1,7 +1,11 @@
+from pathlib import Path
+
 from pipeline.latents.marks import begin, begun, end
 
 
-def test_what_has_begun_is_seen_until_it_ends_and_each_process_has_a_mark_of_its_own(tmp_path):
+def test_what_has_begun_is_seen_until_it_ends_and_each_process_has_a_mark_of_its_own(
+    tmp_path: Path,
+) -> None:
     store = str(tmp_path)
     assert begun(store) == set()
     first, second = (begin(store, "one", "monday") for _ in range(2))
@@ -15,7 +19,9 @@ def test_what_has_begun_is_seen_until_it_ends_and_each_process_has_a_mark_of_its
     assert begun(store) == set()
 
 
-def test_a_whole_snapshot_ends_the_marks_of_killed_encodings_of_its_dataset_alone(tmp_path):
+def test_a_whole_snapshot_ends_the_marks_of_killed_encodings_of_its_dataset_alone(
+    tmp_path: Path,
+) -> None:
     store = str(tmp_path)
     begin(store, "one", "monday")  # killed
     begin(store, "one", "tuesday")

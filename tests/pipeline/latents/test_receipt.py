@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,20 +30,20 @@ RECEIPT = Receipt(
 )  # fmt: skip
 
 
-def test_json_keeps_every_bit(tmp_path):
+def test_json_keeps_every_bit(tmp_path: Path) -> None:
     claim(str(tmp_path), RECEIPT)
     assert read_receipt(str(tmp_path), RECEIPT.identity, RECEIPT.source_sha256) == RECEIPT
 
 
-def test_a_receipt_that_breaks_the_law_cannot_exist():
+def test_a_receipt_that_breaks_the_law_cannot_exist() -> None:
     with pytest.raises(StoreError, match="5 samples in, but 4 rows out and 0 failed"):
         replace(RECEIPT, failed=())
 
 
-def test_of_many_writers_one_wins_and_all_get_the_receipt_that_counts(tmp_path):
+def test_of_many_writers_one_wins_and_all_get_the_receipt_that_counts(tmp_path: Path) -> None:
     start, found = threading.Barrier(8), []
 
-    def write(number: int):
+    def write(number: int) -> None:
         start.wait()
         found.append(claim(str(tmp_path), replace(RECEIPT, bytes=number)))
 
@@ -54,7 +55,7 @@ def test_of_many_writers_one_wins_and_all_get_the_receipt_that_counts(tmp_path):
     assert set(found) == {read_receipt(str(tmp_path), RECEIPT.identity, RECEIPT.source_sha256)}
 
 
-def test_no_receipt_is_no_error_and_a_foreign_or_damaged_one_is(tmp_path):
+def test_no_receipt_is_no_error_and_a_foreign_or_damaged_one_is(tmp_path: Path) -> None:
     store = str(tmp_path)
     assert read_receipt(store, "i", "s") is None
     assert receipts_present(store, "i") == set()
@@ -68,7 +69,7 @@ def test_no_receipt_is_no_error_and_a_foreign_or_damaged_one_is(tmp_path):
         read_receipt(store, "i", "s")
 
 
-def test_a_latent_file_is_named_for_its_shard_and_its_content():
+def test_a_latent_file_is_named_for_its_shard_and_its_content() -> None:
     assert shard_name("s3://b/x/000007.tar") == "000007"
     assert latent_path("ID", "000007", "ab" * 32) == f"latents/ID/000007.{'ab' * 8}.arrow"
 

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,12 +12,12 @@ from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> ShardRows:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> ShardRows:
     folder = tmp_path_factory.mktemp("store")
     return encode(small_vae(), small_dataset(folder, range(40)), folder / "s").shard_rows[0]
 
 
-def test_a_position_is_found_by_arithmetic(rows):
+def test_a_position_is_found_by_arithmetic(rows: ShardRows) -> None:
     for position in range(rows.receipt.samples):
         batch = rows.read(rows.number_of(position))
         assert position in batch.positions
@@ -24,7 +27,9 @@ def test_a_position_is_found_by_arithmetic(rows):
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_without_removed_rows_the_statistics_are_those_of_the_rest(rows, removed):
+def test_without_removed_rows_the_statistics_are_those_of_the_rest(
+    rows: ShardRows, removed: Any
+) -> None:
     found = stored_shard(rows, tuple(removed)).statistics
     batches = [rows.read(number) for number in range(len(rows.receipt.record_batches))]
     left = np.concatenate(
@@ -36,7 +41,9 @@ def test_without_removed_rows_the_statistics_are_those_of_the_rest(rows, removed
 
 
 @pytest.mark.parametrize("damage", ["short", "missing", "garbage"])
-def test_a_damaged_file_is_an_error_that_names_it_and_the_way_to_mend(rows, tmp_path, damage):
+def test_a_damaged_file_is_an_error_that_names_it_and_the_way_to_mend(
+    rows: ShardRows, tmp_path: Path, damage: str
+) -> None:
     path = tmp_path / rows.receipt.path
     path.parent.mkdir(parents=True)
     data = (tmp_path.__class__(rows.store) / rows.receipt.path).read_bytes()

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,12 @@ from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory):
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("store")
     return encode(small_vae(), small_dataset(folder, range(40)), folder / "s").snapshot
 
 
-def test_written_and_read_it_is_the_same_and_complete(snapshot, tmp_path):
+def test_written_and_read_it_is_the_same_and_complete(snapshot: Any, tmp_path: Path) -> None:
     digest = publish_snapshot(str(tmp_path), snapshot)
     found = read_snapshot(str(tmp_path), snapshot.path, digest)
     assert found == snapshot
@@ -31,7 +33,7 @@ def test_written_and_read_it_is_the_same_and_complete(snapshot, tmp_path):
     assert found.statistics == snapshot.statistics
 
 
-def test_removed_and_failed_samples_are_counted_once_each(snapshot):
+def test_removed_and_failed_samples_are_counted_once_each(snapshot: Any) -> None:
     first = snapshot.shards[0]
     shard = StoredShard(first.receipt, (0, 3), first.statistics)
     assert (shard.live, shard.rows) == (first.receipt.samples - 2, first.receipt.samples - 2)
@@ -40,7 +42,9 @@ def test_removed_and_failed_samples_are_counted_once_each(snapshot):
     np.testing.assert_array_equal(first.live_positions, range(first.receipt.samples))
 
 
-def test_a_snapshot_with_lost_shards_is_partial_and_never_takes_the_whole_ones_name(snapshot):
+def test_a_snapshot_with_lost_shards_is_partial_and_never_takes_the_whole_ones_name(
+    snapshot: Any,
+) -> None:
     lost = LostShard("000000", "s" * 64, 15, "raised")
     partial = replace(snapshot, shards=snapshot.shards[1:], lost=(lost,))
     assert not partial.complete
@@ -49,7 +53,9 @@ def test_a_snapshot_with_lost_shards_is_partial_and_never_takes_the_whole_ones_n
     assert ".partial-" in partial.path
 
 
-def test_publishing_again_writes_nothing_and_other_content_is_refused(snapshot, tmp_path):
+def test_publishing_again_writes_nothing_and_other_content_is_refused(
+    snapshot: Any, tmp_path: Path
+) -> None:
     publish_snapshot(str(tmp_path), snapshot)
     file = tmp_path / snapshot.path
     before = file.stat().st_mtime_ns
@@ -60,7 +66,7 @@ def test_publishing_again_writes_nothing_and_other_content_is_refused(snapshot, 
         publish_snapshot(str(tmp_path), snapshot)
 
 
-def test_a_damaged_snapshot_is_refused_by_its_checksum(snapshot, tmp_path):
+def test_a_damaged_snapshot_is_refused_by_its_checksum(snapshot: Any, tmp_path: Path) -> None:
     digest = publish_snapshot(str(tmp_path), snapshot)
     file = tmp_path / snapshot.path
     file.write_bytes(file.read_bytes().replace(b'"failed":0', b'"failed":1'))
@@ -68,7 +74,9 @@ def test_a_damaged_snapshot_is_refused_by_its_checksum(snapshot, tmp_path):
         read_snapshot(str(tmp_path), snapshot.path, digest)
 
 
-def test_the_pointer_tells_the_totals_and_is_not_written_twice(snapshot, tmp_path):
+def test_the_pointer_tells_the_totals_and_is_not_written_twice(
+    snapshot: Any, tmp_path: Path
+) -> None:
     store = str(tmp_path)
     assert read_pointer(store) is None
     digest = publish_snapshot(store, snapshot)
@@ -79,14 +87,16 @@ def test_the_pointer_tells_the_totals_and_is_not_written_twice(snapshot, tmp_pat
     assert (pointer.samples, pointer.failed, pointer.complete) == (40, 0, True)
 
 
-def test_a_pointer_of_something_else_is_refused(tmp_path):
+def test_a_pointer_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"format": "cake"}')
     with pytest.raises(StoreError, match="cake"):
         read_pointer(str(tmp_path))
 
 
 @pytest.mark.parametrize("wrong", [None, 5, []])
-def test_a_pointer_that_names_no_snapshot_says_what_mends_it(snapshot, tmp_path, wrong):
+def test_a_pointer_that_names_no_snapshot_says_what_mends_it(
+    snapshot: Any, tmp_path: Path, wrong: int | list[Any] | None
+) -> None:
     store = str(tmp_path)
     point_to(store, snapshot, publish_snapshot(store, snapshot), data="d", model="m")
     pointer = tmp_path / "store.json"

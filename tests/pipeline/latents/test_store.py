@@ -11,13 +11,14 @@ from pipeline.data import Dataset
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore
 from pipeline.packing.pack import pack
+from tests.servers import rgw
 from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
 
 COUNT = 60
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> LatentStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
     """60 images, 4 of them removed afterwards, in several shards."""
     folder = tmp_path_factory.mktemp("store")
     dataset = small_dataset(folder, range(COUNT))
@@ -31,7 +32,7 @@ def store(tmp_path_factory) -> LatentStore:
     return found
 
 
-def test_by_number_by_key_and_in_batches_it_is_the_same_latent(store):
+def test_by_number_by_key_and_in_batches_it_is_the_same_latent(store: LatentStore) -> None:
     batches = list(store.batches())
     keys = [key for batch in batches for key in batch.keys]
     means = np.concatenate([batch.tensors["mean"] for batch in batches])
@@ -43,20 +44,20 @@ def test_by_number_by_key_and_in_batches_it_is_the_same_latent(store):
             np.testing.assert_array_equal(latent.tensors["mean"], means[number])
 
 
-def test_what_is_not_there_is_an_error(store):
+def test_what_is_not_there_is_an_error(store: LatentStore) -> None:
     with pytest.raises(IndexError, match="holds 56 latents"):
         store[56]
     with pytest.raises(KeyError, match="there is no 'nobody'"):
         store.by_key("nobody")
 
 
-def test_mean_and_deviation_are_those_of_all_rows_in_float64(store):
+def test_mean_and_deviation_are_those_of_all_rows_in_float64(store: LatentStore) -> None:
     means = np.concatenate([b.tensors["mean"] for b in store.batches()]).astype(np.float64)
     np.testing.assert_allclose(store.mean, means.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(store.std, means.std((0, 2, 3)), rtol=1e-9)
 
 
-def test_batches_of_a_local_store_are_views_of_the_mapped_file(store):
+def test_batches_of_a_local_store_are_views_of_the_mapped_file(store: LatentStore) -> None:
     batch = next(store.batches(("mean",)))
     assert list(batch.tensors) == ["mean"]
     values = batch.tensors["mean"]
@@ -64,7 +65,7 @@ def test_batches_of_a_local_store_are_views_of_the_mapped_file(store):
     assert not values.flags.writeable
 
 
-def test_as_a_torch_dataset_it_feeds_a_dataloader(store):
+def test_as_a_torch_dataset_it_feeds_a_dataloader(store: LatentStore) -> None:
     loader = DataLoader(store.to_torch(), batch_size=8, shuffle=True)
     seen = [key for batch in loader for key in batch["key"]]
     assert sorted(seen) == sorted(key for batch in store.batches() for key in batch.keys)
@@ -74,7 +75,9 @@ def test_as_a_torch_dataset_it_feeds_a_dataloader(store):
     assert item["label"] == store[3].columns["label"]
 
 
-def test_from_object_storage_it_reads_the_same_in_the_same_order(store, s3_server, tmp_path):
+def test_from_object_storage_it_reads_the_same_in_the_same_order(
+    store: LatentStore, s3_server: rgw.S3Server, tmp_path: Path
+) -> None:
     bucket = s3_server.bucket()
     for path in Path(store.url).rglob("*"):
         if path.is_file():
@@ -86,7 +89,7 @@ def test_from_object_storage_it_reads_the_same_in_the_same_order(store, s3_serve
     assert far[7].key == store[7].key
 
 
-def test_an_older_snapshot_can_still_be_read(store):
+def test_an_older_snapshot_can_still_be_read(store: LatentStore) -> None:
     paths = {f"snapshots/{p}" for p in _snapshots(store)} - {store.snapshot.path}
     (old,) = [LatentStore.open(store.url, path) for path in paths]
     assert len(old) == COUNT
@@ -97,7 +100,7 @@ def _snapshots(store: LatentStore) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*.json")]
 
 
-def test_no_store_is_said_so(tmp_path):
+def test_no_store_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"there is no latent store here.*jobs.encode"):
         LatentStore.open(str(tmp_path))
 

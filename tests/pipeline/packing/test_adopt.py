@@ -1,6 +1,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -12,6 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import DatasetError
 from pipeline.packing.adopt import adopt, adopt_tar, expand_braces
 from pipeline.packing.verify_dataset import verify_dataset
+from tests.servers import rgw
 
 
 def jpeg(value: int) -> bytes:
@@ -20,7 +22,7 @@ def jpeg(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def stock_tar(path, numbers, bad=()) -> str:
+def stock_tar(path: Any, numbers: Any, bad: Any = ()) -> str:
     """A tar by webdataset's own writer."""
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for n in numbers:
@@ -29,7 +31,7 @@ def stock_tar(path, numbers, bad=()) -> str:
     return str(path)
 
 
-def test_stock_tars_are_adopted_where_they_lie(tmp_path):
+def test_stock_tars_are_adopted_where_they_lie(tmp_path: Path) -> None:
     for n in range(3):
         stock_tar(tmp_path / f"{n}.tar", range(n * 10, n * 10 + 10))
     output = str(tmp_path / "adopted")
@@ -44,7 +46,7 @@ def test_stock_tars_are_adopted_where_they_lie(tmp_path):
     assert verify_dataset(output, [str(tmp_path)]) == []
 
 
-def test_a_cut_at_any_place_is_found(tmp_path):
+def test_a_cut_at_any_place_is_found(tmp_path: Path) -> None:
     data = Path(stock_tar(tmp_path / "whole.tar", range(4))).read_bytes()
     index_end = len(data.rstrip(b"\0"))
     end = -(-index_end // 512) * 512
@@ -56,7 +58,7 @@ def test_a_cut_at_any_place_is_found(tmp_path):
     assert adopt_tar(str(tmp_path / "cut.tar"), "none").record.samples == 4
 
 
-def test_a_sample_that_is_no_image_does_not_count_and_is_listed(tmp_path):
+def test_a_sample_that_is_no_image_does_not_count_and_is_listed(tmp_path: Path) -> None:
     stock_tar(tmp_path / "a.tar", range(5), bad=(2,))
     output = str(tmp_path / "adopted")
     result = adopt(IndexConfig(source=(str(tmp_path / "a.tar"),), output=output, verify="full"))
@@ -64,19 +66,21 @@ def test_a_sample_that_is_no_image_does_not_count_and_is_listed(tmp_path):
     assert Dataset.open(output, None, [str(tmp_path)]).shards[0].removed == (2,)
 
 
-def test_a_key_in_two_tars_is_refused(tmp_path):
+def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
     stock_tar(tmp_path / "a.tar", range(5))
     stock_tar(tmp_path / "b.tar", range(4, 9))
     with pytest.raises(DatasetError, match="0004"):
         adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
 
 
-def test_what_another_index_committed_meanwhile_is_not_lost(tmp_path, monkeypatch):
+def test_what_another_index_committed_meanwhile_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = (stock_tar(tmp_path / f"{n}.tar", range(n, n + 1)) for n in range(2))
     output = str(tmp_path / "dataset")
     indexed = adopt_tar
 
-    def while_another_commits(url, *how):
+    def while_another_commits(url: Any, *how: Any) -> Any:
         with monkeypatch.context() as once:
             once.setattr("pipeline.packing.adopt.adopt_tar", indexed)
             adopt(IndexConfig(source=(first, second), output=output))
@@ -88,13 +92,15 @@ def test_what_another_index_committed_meanwhile_is_not_lost(tmp_path, monkeypatc
     assert Dataset.open(output, None, [str(tmp_path)]).manifest.samples == 2
 
 
-def test_a_key_that_one_tar_holds_twice_is_the_one_that_is_named(tmp_path):
+def test_a_key_that_one_tar_holds_twice_is_the_one_that_is_named(tmp_path: Path) -> None:
     stock_tar(tmp_path / "a.tar", [1, 2, 3, 2])
     with pytest.raises(DatasetError, match=r"the key '0002' is there twice"):
         adopt(IndexConfig(source=(str(tmp_path),), output=str(tmp_path / "adopted")))
 
 
-def test_samples_without_an_image_were_seen_and_rejected_until_they_are_mended(tmp_path):
+def test_samples_without_an_image_were_seen_and_rejected_until_they_are_mended(
+    tmp_path: Path,
+) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "whole", "jpg": jpeg(1)})
         for n in range(3):
@@ -105,11 +111,11 @@ def test_samples_without_an_image_were_seen_and_rejected_until_they_are_mended(t
     assert len((output / "rejects.jsonl").read_text().splitlines()) == 3
 
 
-def test_braces_expand_with_their_zeros():
+def test_braces_expand_with_their_zeros() -> None:
     assert expand_braces("s3://b/{08..10}.tar") == [f"s3://b/{n}.tar" for n in ("08", "09", "10")]
 
 
-def test_what_stands_behind_the_last_sample_does_not_make_a_tar_look_cut(tmp_path):
+def test_what_stands_behind_the_last_sample_does_not_make_a_tar_look_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     stock_tar(path, range(3))
     with tarfile.open(path, "a") as tar:
@@ -121,7 +127,9 @@ def test_what_stands_behind_the_last_sample_does_not_make_a_tar_look_cut(tmp_pat
     assert shard.keys == ["0000", "0001", "0002"]
 
 
-def test_tars_on_object_storage_are_adopted_where_they_lie(s3_server, tmp_path):
+def test_tars_on_object_storage_are_adopted_where_they_lie(
+    s3_server: rgw.S3Server, tmp_path: Path
+) -> None:
     bucket = s3_server.bucket()
     for n in range(2):
         data = Path(stock_tar(tmp_path / "x.tar", range(n * 10, n * 10 + 10))).read_bytes()

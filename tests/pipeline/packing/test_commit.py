@@ -1,6 +1,8 @@
 import io
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -25,15 +27,15 @@ STEPS = (
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("after", [False, True])
 def test_a_commit_that_dies_at_any_step_is_finished_by_the_next_call(
-    tmp_path, monkeypatch, step, after
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(6)})
     pack(config(source, tmp_path / "out"))
     write(tmp_path / "in", {"0.png": png(60), "7.png": png(7), "bad.png": b"x"})
     change = config(source, tmp_path / "out", append=True, remove=("5",))
     real = getattr(pack_commit, step)
 
-    def dies(*arguments):
+    def dies(*arguments: Any) -> None:
         if after:
             real(*arguments)
         raise KeyboardInterrupt
@@ -52,12 +54,12 @@ def test_a_commit_that_dies_at_any_step_is_finished_by_the_next_call(
     assert [(line["path"], line["reason"]) for line in lines] == [("bad.png", "not-an-image")]
 
 
-def _is_done(folder) -> bool:
+def _is_done(folder: Any) -> bool:
     """Whether the second generation's state was created: then its request is no longer due."""
     return read_state(str(folder / "out")).generation == 2
 
 
-def test_the_ledger_says_where_each_key_is_or_why_it_is_not(tmp_path):
+def test_the_ledger_says_where_each_key_is_or_why_it_is_not(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": png(0), "b.png": b"x", "c.png": png(2)})
     pack(config(source, tmp_path / "out"))
     output = str(tmp_path / "out")
@@ -73,7 +75,7 @@ def test_the_ledger_says_where_each_key_is_or_why_it_is_not(tmp_path):
     assert len(dataset) == 1
 
 
-def test_a_file_that_is_mended_leaves_the_list_of_rejects(tmp_path):
+def test_a_file_that_is_mended_leaves_the_list_of_rejects(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": png(0), "b.png": b"x"})
     assert pack(config(source, tmp_path / "out")).rejected == 1
     write(tmp_path / "in", {"b.png": png(1)})
@@ -82,7 +84,7 @@ def test_a_file_that_is_mended_leaves_the_list_of_rejects(tmp_path):
     assert not (tmp_path / "out/rejects.jsonl").exists()
 
 
-def test_checksum_finds_a_change_that_size_and_time_hide(tmp_path):
+def test_checksum_finds_a_change_that_size_and_time_hide(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.bmp": b"", "b.png": png(1)})
     path = tmp_path / "in/a.bmp"
     before, now = _bmp(10), _bmp(20)

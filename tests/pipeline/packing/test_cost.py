@@ -1,9 +1,11 @@
+from pathlib import Path
+
 from pipeline.packing.cost import probe
 from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_pack import config, png, write
 
 
-def test_only_what_is_not_packed_yet_counts(tmp_path):
+def test_only_what_is_not_packed_yet_counts(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(5)})
     pack(config(source, tmp_path / "out"))
     before = sorted(tmp_path.rglob("*"))
@@ -17,14 +19,14 @@ def test_only_what_is_not_packed_yet_counts(tmp_path):
     assert len(sorted(tmp_path.rglob("*"))) == len(before) + 3, "nothing but our own three files"
 
 
-def test_the_probe_ends_when_its_time_is_over_and_scales_to_all(tmp_path):
+def test_the_probe_ends_when_its_time_is_over_and_scales_to_all(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(30)})
     estimate = probe(config(source, tmp_path / "out"), probe_seconds=1e-9)
     assert (estimate.images, estimate.probed) == (30, 1)
     assert estimate.seconds > 0
 
 
-def test_a_limit_bounds_what_is_counted_and_what_is_packed(tmp_path):
+def test_a_limit_bounds_what_is_counted_and_what_is_packed(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(9)})
     limited = config(source, tmp_path / "out", limit=4)
     assert probe(limited).images == 4

@@ -7,6 +7,7 @@ import random
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -135,7 +136,9 @@ class Tree:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_every_input_is_accounted_for_and_the_packed_bytes_are_the_sources(tmp_path, seed):
+def test_every_input_is_accounted_for_and_the_packed_bytes_are_the_sources(
+    tmp_path: Path, seed: Any
+) -> None:
     tree = Tree(tmp_path / "in", seed)
     tree.fill()
     (tmp_path / "in/always.png").write_bytes(png(seed))
@@ -149,14 +152,14 @@ def test_every_input_is_accounted_for_and_the_packed_bytes_are_the_sources(tmp_p
     assert result.seen == len(tree.good) + tree.rejected.total() + tree.ignored.total()
 
 
-def test_numbers_that_do_not_add_up_are_an_error():
+def test_numbers_that_do_not_add_up_are_an_error() -> None:
     with pytest.raises(AssertionError, match="law of packing"):
         Counts(seen=3, packed=1, duplicates=0, reasons={"bomb": 1}, ignored={})
     with pytest.raises(AssertionError, match="law of packing"):
         counted({"packed:": 2}, 1, {})
 
 
-def test_the_largest_losses_stand_in_the_summary_with_their_cures():
+def test_the_largest_losses_stand_in_the_summary_with_their_cures() -> None:
     found = {"packed:": 5, "rejected:truncated": 7, "ignored:.heic": 9, "removed:": 1}
     counts = counted(found, 22, {})
     lines = counts.summary()

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 from pipeline import storage
 from pipeline.packing.leftovers import find_leftovers, remove_leftovers
 
 
-def test_what_nobody_wrote_to_since_it_was_found_is_removed_and_nothing_else(tmp_path):
+def test_what_nobody_wrote_to_since_it_was_found_is_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     output = str(tmp_path)
     dead, live, published, others = (
         storage.scratch(f"{output}/{name}")

@@ -11,6 +11,7 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,12 +75,12 @@ def packed(result: PackResult) -> dict[str, tuple[bytes, str | None]]:
     return found
 
 
-def pack_file(tmp_path, name: str, data: bytes, **options) -> PackResult:
+def pack_file(tmp_path: Path, name: str, data: bytes, **options: Any) -> PackResult:
     (tmp_path / name).write_bytes(data)
     return pack(config(str(tmp_path / name), tmp_path / "out", **options))
 
 
-def test_hard_links_and_links_in_a_tar_are_followed_wherever_they_lead(tmp_path):
+def test_hard_links_and_links_in_a_tar_are_followed_wherever_they_lead(tmp_path: Path) -> None:
     data = tar(
         file("x/a.png", png(1)), link("y/hard.png", "x/a.png", tarfile.LNKTYPE),
         link("y/soft.png", "../x/a.png"), link("z", "x"), link("y/through.png", "../z/a.png"),
@@ -98,7 +99,7 @@ def test_hard_links_and_links_in_a_tar_are_followed_wherever_they_lead(tmp_path)
     assert result.ignored == {"dangling": 4}
 
 
-def test_links_in_a_zip_are_followed(tmp_path):
+def test_links_in_a_zip_are_followed(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as writer:
         writer.writestr("x/a.png", png(1))
@@ -109,7 +110,7 @@ def test_links_in_a_zip_are_followed(tmp_path):
     assert packed(result) == {"x/a.png": (png(1), "x"), "y/b.png": (png(1), "y")}
 
 
-def test_a_link_that_leads_to_nothing_is_counted_in_a_folder_too(tmp_path):
+def test_a_link_that_leads_to_nothing_is_counted_in_a_folder_too(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"a.png": png(1)})
     os.symlink("nothing.png", f"{folder}/b.png")
     os.symlink("a.png", f"{folder}/c.png")
@@ -118,7 +119,7 @@ def test_a_link_that_leads_to_nothing_is_counted_in_a_folder_too(tmp_path):
 
 
 @pytest.mark.parametrize("flavour", ["gnu", "posix", "oldgnu"])
-def test_sparse_members_are_read(tmp_path, flavour):
+def test_sparse_members_are_read(tmp_path: Path, flavour: Any) -> None:
     image = Image.new("RGB", (200, 200))
     image.save(tmp_path / "whole.bmp")
     data = (tmp_path / "whole.bmp").read_bytes()
@@ -134,7 +135,7 @@ def test_sparse_members_are_read(tmp_path, flavour):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress])
-def test_tars_joined_by_cat_are_read_to_their_end(tmp_path, compress):
+def test_tars_joined_by_cat_are_read_to_their_end(tmp_path: Path, compress: Any) -> None:
     name = {bytes: "t.tar", gzip.compress: "t.tar.gz", bz2.compress: "t.tar.bz2"}[compress]
     parts = [tar(file(f"{n}.png", png(n))) for n in range(3)]
     result = pack_file(tmp_path, name, b"".join(map(compress, parts)))
@@ -143,14 +144,16 @@ def test_tars_joined_by_cat_are_read_to_their_end(tmp_path, compress):
     }
 
 
-def test_what_follows_an_end_mark_and_is_no_tar_is_refused(tmp_path):
+def test_what_follows_an_end_mark_and_is_no_tar_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"follow its end mark, and are no tar"):
         pack_file(tmp_path, "t.tar", tar(file("a.png", png(1))) + b"rubbish" * 200)
 
 
 @pytest.mark.parametrize("outer", ["t.tar", "t.tar.gz", "t.zip"])
 @pytest.mark.parametrize("inner", ["tar", "tar.gz", "zip"])
-def test_archives_in_an_archive_give_their_names_as_labels(tmp_path, outer, inner):
+def test_archives_in_an_archive_give_their_names_as_labels(
+    tmp_path: Path, outer: Any, inner: Any
+) -> None:
     def archive(name: str, members: dict[str, bytes]) -> bytes:
         if name.endswith("zip"):
             return zipped(members)
@@ -174,7 +177,7 @@ def test_archives_in_an_archive_give_their_names_as_labels(tmp_path, outer, inne
     }
 
 
-def test_three_archives_deep_and_a_damaged_inner_one_are_counted(tmp_path):
+def test_three_archives_deep_and_a_damaged_inner_one_are_counted(tmp_path: Path) -> None:
     deep = tar(file("deep.tar", tar(file("a.png", png(1)))))
     data = tar(
         file("in.tar", deep), file("cut.zip", zipped({"a.png": png(2)})[:50]),
@@ -186,17 +189,17 @@ def test_three_archives_deep_and_a_damaged_inner_one_are_counted(tmp_path):
     assert result.reasons == {"archive": 2}
 
 
-def test_zips_of_windows_have_folders_and_labels(tmp_path):
+def test_zips_of_windows_have_folders_and_labels(tmp_path: Path) -> None:
     result = pack_file(tmp_path, "t.zip", zipped({"cats\\0.png": png(0), "dogs\\b\\1.png": png(1)}))
     assert packed(result) == {"cats/0.png": (png(0), "cats"), "dogs/b/1.png": (png(1), "dogs")}
 
 
-def test_a_backslash_stays_one_where_the_zip_knows_slashes(tmp_path):
+def test_a_backslash_stays_one_where_the_zip_knows_slashes(tmp_path: Path) -> None:
     result = pack_file(tmp_path, "t.zip", zipped({"a/0.png": png(0), "b\\1.png": png(1)}))
     assert set(packed(result)) == {"a/0.png", "b\\1.png"}
 
 
-def test_one_damaged_and_one_encrypted_member_are_rejects_not_the_end(tmp_path):
+def test_one_damaged_and_one_encrypted_member_are_rejects_not_the_end(tmp_path: Path) -> None:
     data = bytearray(zipped({"good.png": png(0), "hidden.png": png(1), "bad.png": b"x" * 400}))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         encrypted = archive.getinfo("hidden.png").header_offset
@@ -210,7 +213,7 @@ def test_one_damaged_and_one_encrypted_member_are_rejects_not_the_end(tmp_path):
     assert result.reasons == {"archive": 1, "encrypted": 1}
 
 
-def test_a_name_that_is_not_utf8_is_rejected_and_the_rest_packed(tmp_path):
+def test_a_name_that_is_not_utf8_is_rejected_and_the_rest_packed(tmp_path: Path) -> None:
     info, data = file("x/caf\udce9.png", png(1))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", encoding="utf-8", errors="surrogateescape") as t:
@@ -226,7 +229,7 @@ def test_a_name_that_is_not_utf8_is_rejected_and_the_rest_packed(tmp_path):
 
 @pytest.mark.parametrize("name", ["t.tar", "t.zip"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_of_two_members_of_one_name_the_later_counts(tmp_path, name):
+def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path, name: Any) -> None:
     members = [("a.png", png(1)), ("b.png", png(2)), ("a.png", png(3))]
     if name == "t.tar":
         data = tar(*(file(*each) for each in members))
@@ -242,7 +245,7 @@ def test_of_two_members_of_one_name_the_later_counts(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["[2020] Berlin", "what?", "st*r", "a[1]", "[[x]]"])
-def test_a_source_that_exists_is_taken_by_its_very_name(tmp_path, name):
+def test_a_source_that_exists_is_taken_by_its_very_name(tmp_path: Path, name: Any) -> None:
     write(tmp_path / "in" / name, {"a.png": png(1)})
     write(tmp_path / "in" / "a1", {"other.png": png(2)})
     result = pack(config(str(tmp_path / "in" / name), tmp_path / "out"))
@@ -251,13 +254,15 @@ def test_a_source_that_exists_is_taken_by_its_very_name(tmp_path, name):
     assert set(packed(globbed)) == {"a.png"}
 
 
-def test_a_glob_that_matches_nothing_says_that_it_is_one(tmp_path):
+def test_a_glob_that_matches_nothing_says_that_it_is_one(tmp_path: Path) -> None:
     write(tmp_path / "in", {"a.png": png(1)})
     with pytest.raises(DatasetError, match="read as a glob"):
         pack(config(str(tmp_path / "in/[x]*.png"), tmp_path / "out"))
 
 
-def test_what_is_an_image_is_told_by_its_bytes_where_the_name_says_nothing_or_lies(tmp_path):
+def test_what_is_an_image_is_told_by_its_bytes_where_the_name_says_nothing_or_lies(
+    tmp_path: Path,
+) -> None:
     files = {
         "0f3a9c": png(1), "b/deadbeef": jpeg(2), "photo.dat": png(3), "notes.txt": jpeg(4),
         "live.heic": jpeg(5), "raw.dng": jpeg(6), "png.jpg": png(7), "v1.2.3": png(8),
@@ -277,8 +282,8 @@ def test_what_is_an_image_is_told_by_its_bytes_where_the_name_says_nothing_or_li
 
 
 def test_formats_without_a_decoder_are_ignored_told_with_a_cure_and_counted_as_lost(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_kinds, "has_extra", lambda extra: False)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60)
     files = {f"IMG_{n}.HEIC": heic for n in range(6)}
@@ -294,7 +299,9 @@ def test_formats_without_a_decoder_are_ignored_told_with_a_cure_and_counted_as_l
 
 
 @pytest.mark.parametrize(("extra", "suffix"), [("heif", ".heic"), ("jxl", ".jxl")])
-def test_heic_and_jpeg_xl_go_in_where_their_extras_are(tmp_path, extra, suffix):
+def test_heic_and_jpeg_xl_go_in_where_their_extras_are(
+    tmp_path: Path, extra: Any, suffix: Any
+) -> None:
     plugin = pytest.importorskip(image_kinds.EXTRAS[extra])
     if extra == "heif":
         plugin.register_heif_opener()
@@ -308,7 +315,7 @@ def test_heic_and_jpeg_xl_go_in_where_their_extras_are(tmp_path, extra, suffix):
     assert set(zip(index.widths.tolist(), index.heights.tolist(), strict=True)) == {(64, 48)}
 
 
-def test_animations_and_rarer_suffixes_give_their_first_frame(tmp_path):
+def test_animations_and_rarer_suffixes_give_their_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 12), (shade, 0, 0)) for shade in (10, 200)]
     files = {}
     for name, form in (("a.apng", "PNG"), ("b.avifs", "AVIF"), ("c.jpf", "JPEG2000")):
@@ -324,7 +331,9 @@ def test_animations_and_rarer_suffixes_give_their_first_frame(tmp_path):
     ("encoding", "size", "words"),
     [("webp", (40, 20_000), "WebP holds at most 16,383"), ("jpeg", (70_000, 10), "JPEG holds")],
 )
-def test_what_an_encoding_can_not_hold_is_one_image_s_failure(tmp_path, encoding, size, words):
+def test_what_an_encoding_can_not_hold_is_one_image_s_failure(
+    tmp_path: Path, encoding: Any, size: Any, words: Any
+) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, "PNG")
     folder = write(tmp_path / "in", {"ok.png": png(0), "strip.png": buffer.getvalue()})
@@ -333,12 +342,14 @@ def test_what_an_encoding_can_not_hold_is_one_image_s_failure(tmp_path, encoding
     assert words in storage.read(result.rejects_url).decode()
 
 
-def test_a_noisy_panorama_is_encoded_though_its_buffer_is_reckoned_too_small(tmp_path):
+def test_a_noisy_panorama_is_encoded_though_its_buffer_is_reckoned_too_small(
+    tmp_path: Path,
+) -> None:
     folder = write(tmp_path / "in", {"pano.jpg": jpeg(0, (30_000, 10))})
     assert pack(config(folder, tmp_path / "out", encoding="jpeg", shard_bytes=10**7)).samples == 1
 
 
-def test_hidden_things_are_ignored_in_folders_and_archives_alike(tmp_path):
+def test_hidden_things_are_ignored_in_folders_and_archives_alike(tmp_path: Path) -> None:
     files = {"a.png": png(1), ".thumbs/a.png": png(2), "b/.x.png": png(3), "._a.png": b"\0\5\x16\7"}
     write(tmp_path / "in", files)
     (tmp_path / "t.tar").write_bytes(tar(*(file(*each) for each in files.items())))
@@ -369,7 +380,9 @@ def test_hidden_things_are_ignored_in_folders_and_archives_alike(tmp_path):
         ("wide", 2, 0, {}, {}),
     ],
 )
-def test_the_inputs_of_the_findings_end_right(tmp_path, name, samples, rejected, ignored, labels):
+def test_the_inputs_of_the_findings_end_right(
+    tmp_path: Path, name: Any, samples: Any, rejected: Any, ignored: Any, labels: Any
+) -> None:
     result = pack(config(str(ODD / name), tmp_path / "out"))
     assert (result.samples, result.rejected, result.ignored) == (samples, rejected, ignored)
     assert result.found["labels"] == labels

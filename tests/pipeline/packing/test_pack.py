@@ -2,6 +2,8 @@ import io
 import json
 import tarfile
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def png(seed: int, size: tuple[int, int] = (9, 7)) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder, images: dict[str, bytes]) -> str:
+def write(folder: Any, images: dict[str, bytes]) -> str:
     for name, data in images.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +34,7 @@ def write(folder, images: dict[str, bytes]) -> str:
     return str(folder)
 
 
-def config(source, output, **options) -> PackConfig:
+def config(source: Any, output: Any, **options: Any) -> PackConfig:
     return PackConfig(
         source=tuple(source) if isinstance(source, list) else (source,), output=str(output),
         **{"shard_bytes": 20_000, "workers": 1, **options},
@@ -58,7 +60,7 @@ def contents(url: str) -> dict[str, tuple[bytes, dict, bytes | None]]:
     return found
 
 
-def test_every_image_is_packed_with_its_label_and_its_path(tmp_path):
+def test_every_image_is_packed_with_its_label_and_its_path(tmp_path: Path) -> None:
     images = {f"{label}/{n}.png": png(n) for n, label in enumerate(["7", "7", "3", "0"])}
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out"))
     found = contents(result.dataset)
@@ -67,7 +69,7 @@ def test_every_image_is_packed_with_its_label_and_its_path(tmp_path):
     assert found["3/2%2Epng"][2] == b"3"
 
 
-def test_stock_webdataset_reads_the_shards(tmp_path):
+def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
     images = {f"cats/{n}.png": png(n) for n in range(40)}
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out"))
     dataset = Dataset.open(result.dataset)
@@ -80,7 +82,7 @@ def test_stock_webdataset_reads_the_shards(tmp_path):
     assert np.array_equal(seen["cats/5%2Epng"]["png"], np.asarray(Image.open(io.BytesIO(png(5)))))
 
 
-def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path):
+def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(60)})
     results = [
         pack(config(source, tmp_path / f"out{workers}", workers=workers)) for workers in (1, 3)
@@ -89,7 +91,9 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path
     assert results[0].shards > 2
 
 
-def test_processes_make_the_same_bytes_as_threads(tmp_path, monkeypatch):
+def test_processes_make_the_same_bytes_as_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(60)})
     threads = pack(config(source, tmp_path / "out"))
     monkeypatch.setattr("pipeline.packing.pack._WORTH_PROCESSES", 0)
@@ -97,7 +101,7 @@ def test_processes_make_the_same_bytes_as_threads(tmp_path, monkeypatch):
     assert pack(config(source, tmp_path / "again", workers=2)).digest == threads.digest
 
 
-def test_packing_again_changes_no_byte_and_is_no_error(tmp_path):
+def test_packing_again_changes_no_byte_and_is_no_error(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(5)})
     first = pack(config(source, tmp_path / "out"))
     before = {info.url: info.etag for info in storage.list_objects(str(tmp_path / "out"))}
@@ -106,14 +110,14 @@ def test_packing_again_changes_no_byte_and_is_no_error(tmp_path):
     assert {i.url: i.etag for i in storage.list_objects(str(tmp_path / "out"))} == before
 
 
-def test_other_inputs_into_a_dataset_without_append_are_refused(tmp_path):
+def test_other_inputs_into_a_dataset_without_append_are_refused(tmp_path: Path) -> None:
     pack(config(write(tmp_path / "a", {"0.png": png(0)}), tmp_path / "out"))
     other = write(tmp_path / "b", {"1.png": png(1)})
     with pytest.raises(DatasetError, match="--append"):
         pack(config(other, tmp_path / "out"))
 
 
-def test_what_is_no_image_is_listed_with_its_reason(tmp_path):
+def test_what_is_no_image_is_listed_with_its_reason(tmp_path: Path) -> None:
     images = {"good.png": png(0), "text.jpg": b"not an image", "cut.png": png(1)[:-30]}
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out"))
     assert (result.samples, result.rejected) == (1, 2)
@@ -123,14 +127,14 @@ def test_what_is_no_image_is_listed_with_its_reason(tmp_path):
     }  # fmt: skip
 
 
-def test_sources_of_which_nothing_is_an_image_are_an_error(tmp_path):
+def test_sources_of_which_nothing_is_an_image_are_an_error(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"text.jpg": b"not an image"})
     with pytest.raises(DatasetError, match="none of the 1 inputs"):
         pack(config(source, tmp_path / "out"))
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_copies_of_an_image_fall_on_the_same_side_of_the_holdout(tmp_path):
+def test_copies_of_an_image_fall_on_the_same_side_of_the_holdout(tmp_path: Path) -> None:
     images = {f"{copy}/{n}.png": png(n) for n in range(60) for copy in "ab"}
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out", holdout=0.3))
     train, held = contents(result.dataset), contents(result.holdout)
@@ -139,7 +143,7 @@ def test_copies_of_an_image_fall_on_the_same_side_of_the_holdout(tmp_path):
     assert 10 < len(held) < 70, "0.3 of 60 distinct images in two copies is 36"
 
 
-def test_folder_tar_zip_and_glob_are_packed_together(tmp_path):
+def test_folder_tar_zip_and_glob_are_packed_together(tmp_path: Path) -> None:
     write(tmp_path / "folder", {"f.png": png(0)})
     write(tmp_path / "globbed", {"g.png": png(1), "h.txt": b""})
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
@@ -155,7 +159,7 @@ def test_folder_tar_zip_and_glob_are_packed_together(tmp_path):
     }  # fmt: skip
 
 
-def test_a_zip_member_that_unpacks_to_more_than_it_says_is_rejected(tmp_path):
+def test_a_zip_member_that_unpacks_to_more_than_it_says_is_rejected(tmp_path: Path) -> None:
     write(tmp_path / "in", {"ok.png": png(0)})
     path = tmp_path / "in/bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -167,7 +171,7 @@ def test_a_zip_member_that_unpacks_to_more_than_it_says_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_labels_and_captions_come_from_a_table(tmp_path, suffix):
+def test_labels_and_captions_come_from_a_table(tmp_path: Path, suffix: str) -> None:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -188,7 +192,7 @@ def test_labels_and_captions_come_from_a_table(tmp_path, suffix):
     assert found["1%2Epng"][2] == b"1"
 
 
-def test_a_table_that_meets_no_image_is_refused_before_anything_is_written(tmp_path):
+def test_a_table_that_meets_no_image_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"0.png": png(0)})
     storage.publish(str(tmp_path / "t.csv"), b"file,label\nother.png,a\n")
     with pytest.raises(DatasetError, match="none of its 1 rows names an image"):
@@ -196,7 +200,7 @@ def test_a_table_that_meets_no_image_is_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_reencoding_keeps_the_shape_and_the_short_side(tmp_path):
+def test_reencoding_keeps_the_shape_and_the_short_side(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": png(0, (100, 50)), "b.png": png(1, (20, 30))})
     options = {"encoding": "jpeg", "short_side": 25, "shard_bytes": 10**6}
     dataset = Dataset.open(pack(config(source, tmp_path / "out", **options)).dataset)
@@ -206,12 +210,14 @@ def test_reencoding_keeps_the_shape_and_the_short_side(tmp_path):
     assert index.extensions == ["jpg", "jpg"]
 
 
-def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(tmp_path, monkeypatch):
+def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(60)})
     whole = pack(config(source, tmp_path / "whole"))
     real, calls = units.storage.publish, []
 
-    def dies(url, data):
+    def dies(url: Any, data: Any) -> None:
         calls.append(url)
         if len(calls) == 5:
             raise KeyboardInterrupt
@@ -237,7 +243,9 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(tmp_pa
         ("plans/000002/000000-*.json", b"{}"),
     ],
 )
-def test_what_packing_remembers_is_named_when_it_is_damaged(tmp_path, monkeypatch, name, damage):
+def test_what_packing_remembers_is_named_when_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: bytes
+) -> None:
     source, output = write(tmp_path / "in", {"a.png": png(0)}), tmp_path / "out"
     pack(config(source, output))
     write(tmp_path / "in", {"b.png": png(1)})
@@ -254,7 +262,7 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_append_does_not_touch_what_a_run_has_open(tmp_path):
+def test_an_append_does_not_touch_what_a_run_has_open(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a.png": png(0)})
     opened = Dataset.open(pack(config(source, tmp_path / "out")).dataset)
     write(tmp_path / "in", {"a.png": png(1), "b.png": png(2)})
@@ -266,7 +274,9 @@ def test_an_append_does_not_touch_what_a_run_has_open(tmp_path):
     assert len(opened) == 1
 
 
-def test_files_that_differ_by_their_suffix_alone_all_go_in_in_whichever_generation(tmp_path):
+def test_files_that_differ_by_their_suffix_alone_all_go_in_in_whichever_generation(
+    tmp_path: Path,
+) -> None:
     source = write(tmp_path / "in", {"a.png": png(0), "a": png(2)})
     grown = pack(config(source, tmp_path / "grown"))
     write(tmp_path / "in", {"a.jpg": png(1), "a.PNG": png(3)})
@@ -280,13 +290,13 @@ def test_files_that_differ_by_their_suffix_alone_all_go_in_in_whichever_generati
     }
 
 
-def test_two_sources_that_give_one_path_are_an_error_that_names_both(tmp_path):
+def test_two_sources_that_give_one_path_are_an_error_that_names_both(tmp_path: Path) -> None:
     sources = [write(tmp_path / name, {"a.png": png(0)}) for name in ("one", "two")]
     with pytest.raises(DatasetError, match=r"one/a\.png and .*two/a\.png"):
         pack(config(sources, tmp_path / "out"))
 
 
-def test_a_file_that_lies_in_two_sources_is_refused_and_not_packed_twice(tmp_path):
+def test_a_file_that_lies_in_two_sources_is_refused_and_not_packed_twice(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"a/1.png": png(1), "b/2.png": png(2)})
     words = r"1\.png: lies in two of the sources.*'a/1.png' and as '1.png'"
     with pytest.raises(DatasetError, match=words):
@@ -294,20 +304,20 @@ def test_a_file_that_lies_in_two_sources_is_refused_and_not_packed_twice(tmp_pat
     assert pack(config([source, source], tmp_path / "out")).samples == 2
 
 
-def test_a_glob_that_takes_in_its_own_output_is_refused(tmp_path):
+def test_a_glob_that_takes_in_its_own_output_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"a/1.png": png(1)})
     with pytest.raises(DatasetError, match="lies inside the source"):
         pack(config(f"{tmp_path}/*", tmp_path / "out"))
 
 
-def test_an_output_below_a_file_says_so(tmp_path):
+def test_an_output_below_a_file_says_so(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"1.png": png(1)})
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="a part of its path is a file"):
         pack(config(source, tmp_path / "file" / "out"))
 
 
-def test_a_dry_run_counts_and_writes_nothing(tmp_path):
+def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(6)})
     estimate = probe(config(source, tmp_path / "out"))
     assert estimate.images == 6

@@ -2,6 +2,8 @@
 
 import random
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,15 +33,15 @@ def read_in_order(dataset: Dataset) -> dict[str, tuple[bytes, str | None]]:
     return found
 
 
-def images(size: tuple[int, int] = (SIDE, SIDE)):
+def images(size: tuple[int, int] = (SIDE, SIDE)) -> Any:
     rng = random.Random(11)
     return lambda: png(rng.randrange(2**30), size)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.3])
 def test_thirty_nightly_appends_read_sample_by_sample_as_one_pack_of_the_final_state(
-    tmp_path, holdout
-):
+    tmp_path: Path, holdout: float
+) -> None:
     rng, new, folder = random.Random(5), images(), tmp_path / "in"
     live: dict[str, bytes] = {}
     options = {"holdout": holdout, "shard_bytes": 9000, "workers": 1}
@@ -69,7 +71,9 @@ def test_thirty_nightly_appends_read_sample_by_sample_as_one_pack_of_the_final_s
         assert prove_order(Dataset.open(url), (1, 3), 8) == []
 
 
-def test_a_run_in_progress_reads_on_as_if_nothing_had_been_appended_or_removed(tmp_path):
+def test_a_run_in_progress_reads_on_as_if_nothing_had_been_appended_or_removed(
+    tmp_path: Path,
+) -> None:
     new, folder = images(), tmp_path / "in"
     write(folder, {f"{n}.png": new() for n in range(60)})
     config = PackConfig(

@@ -4,6 +4,8 @@ import io
 import json
 import tarfile
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,8 @@ from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
 from pipeline.storage import RetryPolicy, retry_policy
 from tests.pipeline.packing.test_pack import png
-from tests.servers.fault_proxy import Rule
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy, Rule
 
 
 def tar(images: dict[str, bytes]) -> bytes:
@@ -30,7 +33,7 @@ def tar(images: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def source(s3_server) -> str:
+def source(s3_server: rgw.S3Server) -> str:
     """A prefix with twelve images, one of them in a tar.gz, one in a zip, and a text file."""
     bucket = s3_server.bucket()
     for n in range(10):
@@ -45,7 +48,7 @@ def source(s3_server) -> str:
     return f"{bucket}/in"
 
 
-def config(source: str, **options) -> PackConfig:
+def config(source: str, **options: Any) -> PackConfig:
     output = source.replace("/in", "/out")
     return PackConfig(source=(source,), output=output, **{"shard_bytes": 10_000, **options})
 
@@ -60,7 +63,9 @@ def packed_images(url: str) -> set[bytes]:
     }
 
 
-def test_a_prefix_with_archives_is_packed_as_the_same_files_from_a_folder(source, tmp_path):
+def test_a_prefix_with_archives_is_packed_as_the_same_files_from_a_folder(
+    source: str, tmp_path: Path
+) -> None:
     result = pack(config(source))
     assert result.samples == 12
     assert result.ignored == {".txt": 1}
@@ -76,7 +81,9 @@ def test_a_prefix_with_archives_is_packed_as_the_same_files_from_a_folder(source
     assert pack(local).digest == result.digest
 
 
-def test_the_bytes_do_not_depend_on_what_failed_on_the_way(source, s3_server, fault_proxy):
+def test_the_bytes_do_not_depend_on_what_failed_on_the_way(
+    source: str, s3_server: rgw.S3Server, fault_proxy: FaultProxy
+) -> None:
     calm = pack(config(source))
     for info in list(storage.list_objects(calm.dataset)):
         storage.delete(info.url)
@@ -94,7 +101,9 @@ def test_the_bytes_do_not_depend_on_what_failed_on_the_way(source, s3_server, fa
     assert faults["status"] > 2
 
 
-def test_credentials_that_are_refused_end_a_pack_and_reject_no_image(source, fault_proxy):
+def test_credentials_that_are_refused_end_a_pack_and_reject_no_image(
+    source: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.rules = [Rule("^GET .*png", "status", status=403, code="AccessDenied")]
     with pytest.raises(AccessDeniedError, match=r"\.png: reading was refused"):
         pack(config(source))
@@ -102,7 +111,7 @@ def test_credentials_that_are_refused_end_a_pack_and_reject_no_image(source, fau
     assert pack(config(source)).rejected == 0
 
 
-def test_an_object_replaced_by_other_bytes_supersedes_its_sample(source):
+def test_an_object_replaced_by_other_bytes_supersedes_its_sample(source: str) -> None:
     first = pack(config(source))
     storage.publish(f"{source}/1/3.png", png(33))
     second = pack(config(source, append=True))
@@ -110,18 +119,18 @@ def test_an_object_replaced_by_other_bytes_supersedes_its_sample(source):
     assert png(33) in packed_images(second.dataset)
 
 
-def test_a_dry_run_on_a_prefix_counts_and_writes_nothing(source):
+def test_a_dry_run_on_a_prefix_counts_and_writes_nothing(source: str) -> None:
     estimate = probe(config(source))
     assert estimate.images == 12
     assert not storage.exists(config(source).output + "/manifest.json")
     assert json.dumps(estimate.ignored) == '{".txt": 1}'
 
 
-def test_a_glob_takes_what_matches(source):
+def test_a_glob_takes_what_matches(source: str) -> None:
     result = pack(config(f"{source}/0/*.png").model_copy(update={"output": f"{source}put"}))
     assert result.samples == 5
 
 
-def test_a_prefix_that_is_not_there_is_told(s3_server):
+def test_a_prefix_that_is_not_there_is_told(s3_server: rgw.S3Server) -> None:
     with pytest.raises(DatasetError, match=r"--source .*does not exist, or holds nothing"):
         pack(config(f"{s3_server.bucket()}/in"))

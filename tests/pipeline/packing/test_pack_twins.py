@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from pipeline.packing.ledger import read_state
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
 from tests.pipeline.packing.test_pack import png
+from tests.servers import rgw
 from tests.support.killing import tree
 
 WRITES = ("publish", "create_if_absent", "delete")
@@ -42,12 +44,12 @@ def grow(packing: PackConfig) -> None:
 class Sleeper:
     """Before its write number `sleeps_at`, or one to that URL, `meanwhile` runs to its end."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, sleeps_at: int | str, meanwhile) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, sleeps_at: int | str, meanwhile: Any) -> None:
         self.slept, writes, owner = False, count(1), threading.get_ident()
         for name in WRITES:
             real = getattr(storage, name)
 
-            def write(url, *data, real=real):
+            def write(url: Any, *data: Any, real: Any = real) -> Any:
                 if not self.slept and threading.get_ident() == owner:
                     self.slept = sleeps_at in (next(writes), url)
                     if self.slept:
@@ -109,8 +111,8 @@ def check_grown(packing: PackConfig) -> None:
 
 
 def test_a_twin_that_sleeps_before_any_of_its_writes_undoes_nothing_of_the_next_generation(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.storage.local._sync", lambda path: None)  # no power cut here
     endings = []
     for sleeps_at in count(1):
@@ -127,7 +129,9 @@ def test_a_twin_that_sleeps_before_any_of_its_writes_undoes_nothing_of_the_next_
     assert all("another pack finished" in ending for ending in told)
 
 
-def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path, monkeypatch):
+def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.storage.local._sync", lambda path: None)
 
     def change(packing: PackConfig) -> None:
@@ -151,7 +155,9 @@ def test_what_a_twin_committed_stays_when_the_other_saw_a_source_change(tmp_path
 
 
 @pytest.mark.parametrize("before", ["ledger/000001.json", "pack.json"])
-def test_a_twin_that_sleeps_undoes_nothing_on_s3_either(s3_server, before):
+def test_a_twin_that_sleeps_undoes_nothing_on_s3_either(
+    s3_server: rgw.S3Server, before: str
+) -> None:
     packing = sources_at(s3_server.bucket())
     slept, _ = overtaken(packing, f"{packing.output}/{before}")
     assert slept
@@ -160,8 +166,8 @@ def test_a_twin_that_sleeps_undoes_nothing_on_s3_either(s3_server, before):
 
 @pytest.mark.parametrize("before", ["manifest.json", "pack.json"])
 def test_what_a_twin_left_behind_that_died_after_a_late_write_is_mended_by_the_next_pack(
-    tmp_path, before
-):
+    tmp_path: Path, before: str
+) -> None:
     packing = sources_at(str(tmp_path))
     slow = pack(packing)
     old = storage.read(f"{slow.dataset}/{before}")
@@ -173,8 +179,8 @@ def test_what_a_twin_left_behind_that_died_after_a_late_write_is_mended_by_the_n
 
 
 def test_a_first_pack_that_dies_before_any_of_its_writes_is_finished_by_the_same_command(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die() -> None:
         raise KeyboardInterrupt
 
@@ -193,7 +199,9 @@ def test_a_first_pack_that_dies_before_any_of_its_writes_is_finished_by_the_same
     assert dies_at > 10
 
 
-def test_a_plan_that_was_given_up_by_deleting_it_leaves_nothing_to_the_next_one(tmp_path):
+def test_a_plan_that_was_given_up_by_deleting_it_leaves_nothing_to_the_next_one(
+    tmp_path: Path,
+) -> None:
     packing = sources_at(str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
         Sleeper(patch, f"{packing.output}/ledger/000001.json", lambda: 1 / 0)

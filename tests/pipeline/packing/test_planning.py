@@ -15,7 +15,7 @@ def planned(count: int) -> dict[str, float]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def test_memory_does_not_grow_with_the_listing():
+def test_memory_does_not_grow_with_the_listing() -> None:
     small, large = planned(20_000), planned(100_000)
     grown = large["memory_mb"] - small["memory_mb"]
     assert grown < 80, "80,000 inputs more: some 400 bytes each would be 32 MB, SQLite keeps 64"
@@ -23,5 +23,5 @@ def test_memory_does_not_grow_with_the_listing():
 
 
 @pytest.mark.chaos
-def test_ten_million_inputs_are_planned_in_under_500_mb():
+def test_ten_million_inputs_are_planned_in_under_500_mb() -> None:
     assert planned(10**7)["memory_mb"] < 500

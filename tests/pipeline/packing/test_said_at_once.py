@@ -1,5 +1,7 @@
 """What a pack tells at once: rows that met nothing, copies, sizes, what may be tried again."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.data import Dataset, image_kinds
@@ -10,7 +12,7 @@ from tests.pipeline.packing.test_pack import config, png, write
 from tests.pipeline.packing.test_tables import read
 
 
-def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_path):
+def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_path: Path) -> None:
     folder = write(tmp_path / "table", {f"{n:03d}.png": png(n) for n in range(6)})
     rows = ["000.png,00", "./001.png,1.10", "/002.png,true", "table/003.png,1e3", "004.PNG,x",
             "table\\005.png,NA"]  # fmt: skip
@@ -29,7 +31,7 @@ def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_pat
     assert not (tmp_path / "strict").exists()
 
 
-def test_exact_copies_are_counted_and_left_out_when_asked(tmp_path):
+def test_exact_copies_are_counted_and_left_out_when_asked(tmp_path: Path) -> None:
     images = {"a.png": png(1), "b.png": png(1), "c.png": png(2), "d/a.png": png(1)}
     folder = write(tmp_path / "in", images)
     result = pack(config(folder, tmp_path / "all"))
@@ -42,7 +44,9 @@ def test_exact_copies_are_counted_and_left_out_when_asked(tmp_path):
     assert (result.samples, result.counts.duplicates, result.added) == (3, 3, 1)
 
 
-def test_what_was_rejected_or_ignored_is_read_again_alone_when_asked(tmp_path, monkeypatch):
+def test_what_was_rejected_or_ignored_is_read_again_alone_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write(tmp_path / "in", {"a.png": png(1), "b.png": png(2, (3, 3)), "c.heic": jpeg(9)})
     with monkeypatch.context() as before:
         before.setattr(image_kinds, "has_extra", lambda extra: False)
@@ -56,7 +60,7 @@ def test_what_was_rejected_or_ignored_is_read_again_alone_when_asked(tmp_path, m
     assert (last.added, last.samples, last.ignored) == (1, 4, {})
 
 
-def test_labels_modes_and_sides_are_told(tmp_path):
+def test_labels_modes_and_sides_are_told(tmp_path: Path) -> None:
     folder = write(
         tmp_path / "in", {"a/1.png": png(1), "a/2.png": png(2, (30, 4)), "b/3.png": png(3)}
     )
@@ -66,7 +70,9 @@ def test_labels_modes_and_sides_are_told(tmp_path):
     assert (found["smallest_side"], found["largest_side"]) == (4, 30)
 
 
-def test_rows_of_one_image_that_differ_by_their_caption_are_its_several_captions(tmp_path):
+def test_rows_of_one_image_that_differ_by_their_caption_are_its_several_captions(
+    tmp_path: Path,
+) -> None:
     folder = write(tmp_path / "in", {"a.png": png(1), "b.png": png(2)})
     rows = ["path,label,caption", "a.png,x,one", "a.png,x,two", "b.png,y,three", "a.png,x,one"]
     for name, options in (("t.csv", {"annotations": str(tmp_path / "in/t.csv")}), ("l.csv", {})):
@@ -80,7 +86,7 @@ def test_rows_of_one_image_that_differ_by_their_caption_are_its_several_captions
         pack(config(folder, tmp_path / "no", annotations=str(tmp_path / "in/t.csv")))
 
 
-def test_one_image_is_a_source_and_another_file_is_none(tmp_path):
+def test_one_image_is_a_source_and_another_file_is_none(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": png(1), "urls.txt": b"http://x/a.png\n"})
     assert set(packed(pack(config(str(tmp_path / "a.png"), tmp_path / "out")))) == {"a.png"}
     with pytest.raises(DatasetError, match="holds no images among 1 other files"):

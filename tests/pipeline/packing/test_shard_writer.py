@@ -1,6 +1,7 @@
 import io
 import tarfile
 import zlib
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -17,7 +18,7 @@ SAMPLES = [
 ]
 
 
-def test_a_shard_has_the_bytes_of_webdatasets_own_writer(tmp_path):
+def test_a_shard_has_the_bytes_of_webdatasets_own_writer(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     with ShardWriter(path) as writer:
         for sample in SAMPLES:
@@ -30,7 +31,7 @@ def test_a_shard_has_the_bytes_of_webdatasets_own_writer(tmp_path):
     assert path.read_bytes() == buffer.getvalue()
 
 
-def test_the_index_says_where_each_member_lies(tmp_path):
+def test_the_index_says_where_each_member_lies(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     with ShardWriter(path) as writer:
         for sample in SAMPLES:
@@ -52,15 +53,15 @@ def test_the_index_says_where_each_member_lies(tmp_path):
     [("a.jpg", 0), ("x" * 96 + ".jpg", 8**11 - 1), ("x" * 97 + ".jpg", 5), ("x/" * 99 + "y.jpg", 9),
      ("é.jpg", 3), ("a.jpg", 8**11)],
 )  # fmt: skip
-def test_a_header_is_the_one_that_tarfile_makes(name, size):
+def test_a_header_is_the_one_that_tarfile_makes(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o444
     assert shard_module._header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8")
 
 
 def test_a_shard_that_goes_to_the_disk_meanwhile_is_the_same_and_a_disk_s_error_is_told(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shard_module, "_SYNC_BYTES", 1000)
     samples = [Sample(str(n), "png", bytes([n]) * 700, 1, 1, {"n": n}) for n in range(9)]
     for name, durable in (("plain", False), ("durable", True)):

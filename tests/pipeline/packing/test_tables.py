@@ -4,6 +4,8 @@ import io
 import json
 import random
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from tests.pipeline.packing.test_pack import config, png, write
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def image_table(numbers, **columns) -> pa.Table:
+def image_table(numbers: Any, **columns: Any) -> pa.Table:
     images = [{"bytes": png(n), "path": f"photo{n}.png"} for n in numbers]
     return pa.table({"image": pa.array(images, STRUCT), **columns})
 
@@ -38,7 +40,9 @@ def read(dataset: Dataset, *columns: str) -> dict[str, list]:
     return found
 
 
-def test_a_folder_of_the_datasets_library_packs_with_its_bytes_labels_and_captions(tmp_path):
+def test_a_folder_of_the_datasets_library_packs_with_its_bytes_labels_and_captions(
+    tmp_path: Path,
+) -> None:
     datasets = pytest.importorskip("datasets")
     rng = random.Random(3)
     names = ["zebra", "ant", "cow"]
@@ -75,7 +79,9 @@ def test_a_folder_of_the_datasets_library_packs_with_its_bytes_labels_and_captio
 
 @pytest.mark.parametrize("form", ["parquet", "file", "stream"])
 @pytest.mark.parametrize("column", ["struct", "bytes"])
-def test_images_in_parquet_and_arrow_go_in_with_every_other_column(tmp_path, form, column):
+def test_images_in_parquet_and_arrow_go_in_with_every_other_column(
+    tmp_path: Path, form: Any, column: Any
+) -> None:
     table = image_table(
         range(6), n=pa.array(range(6)), score=pa.array([n / 2 for n in range(6)]),
         tags=pa.array([["a"] * n for n in range(6)]),
@@ -102,13 +108,13 @@ def test_images_in_parquet_and_arrow_go_in_with_every_other_column(tmp_path, for
     assert all(isinstance(row[0], int) and isinstance(row[1], float) for row in found.values())
 
 
-def test_a_column_that_no_sample_has_is_an_error_that_names_those_there(tmp_path):
+def test_a_column_that_no_sample_has_is_an_error_that_names_those_there(tmp_path: Path) -> None:
     result = pack(config(write(tmp_path / "in", {"a/1.png": png(1)}), tmp_path / "out"))
     with pytest.raises(DatasetError, match=r"no sample has the column 'lable'.*label, path"):
         read(Dataset.open(result.dataset), "lable")
 
 
-def test_of_two_columns_of_images_one_must_be_named(tmp_path):
+def test_of_two_columns_of_images_one_must_be_named(tmp_path: Path) -> None:
     table = image_table(range(3)).append_column("depth", image_table(range(10, 13))["image"])
     parquet.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(DatasetError, match=r"image, depth.*--image-column"):
@@ -117,7 +123,7 @@ def test_of_two_columns_of_images_one_must_be_named(tmp_path):
     assert [image for image, _ in packed(result).values()].count(png(10)) == 1
 
 
-def test_rows_without_bytes_and_broken_ones_are_rejected_and_counted(tmp_path):
+def test_rows_without_bytes_and_broken_ones_are_rejected_and_counted(tmp_path: Path) -> None:
     images = [{"bytes": png(1), "path": None}, {"bytes": None, "path": "gone.png"}, None,
               {"bytes": b"no image", "path": None}]  # fmt: skip
     parquet.write_table(pa.table({"image": pa.array(images, STRUCT)}), tmp_path / "t.parquet")
@@ -125,7 +131,7 @@ def test_rows_without_bytes_and_broken_ones_are_rejected_and_counted(tmp_path):
     assert (result.samples, result.reasons) == (1, {"missing": 2, "not-an-image": 1})
 
 
-def test_tables_without_images_are_no_inputs_and_a_cut_one_is_refused(tmp_path):
+def test_tables_without_images_are_no_inputs_and_a_cut_one_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"a.png": png(1)})
     parquet.write_table(pa.table({"x": [1]}), tmp_path / "in/t.parquet")
     result = pack(config(folder, tmp_path / "out"))
@@ -137,7 +143,7 @@ def test_tables_without_images_are_no_inputs_and_a_cut_one_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_table_of_paths_is_the_list_of_inputs(tmp_path, suffix):
+def test_a_table_of_paths_is_the_list_of_inputs(tmp_path: Path, suffix: Any) -> None:
     write(tmp_path / "data", {"a/1.png": png(1), "b/2.png": png(2), "c.png": png(3)})
     write(tmp_path / "else", {"4.png": png(4)})
     rows = [
@@ -168,7 +174,7 @@ def test_a_table_of_paths_is_the_list_of_inputs(tmp_path, suffix):
     assert wider.reasons == {"missing": 1, "outside": 1}
 
 
-def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_path):
+def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_path: Path) -> None:
     from tests.pipeline.packing.test_odd_inputs import file, tar
 
     rng, members, rows = random.Random(1), [], []
@@ -203,7 +209,7 @@ def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_pa
     assert (once.samples + once.holdout_samples, once.rejected) == (90, 5)
 
 
-def test_a_table_of_images_of_any_format_keeps_their_bytes(tmp_path):
+def test_a_table_of_images_of_any_format_keeps_their_bytes(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(buffer, "TIFF")
     images = pa.array([{"bytes": buffer.getvalue(), "path": "x"}], STRUCT)

@@ -2,6 +2,8 @@ import hashlib
 import json
 import tarfile
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ POLICY = ImagePolicy("full", "keep", 90, None, 1, 10**6)
 
 
 @pytest.fixture
-def job(tmp_path) -> UnitJob:
+def job(tmp_path: Path) -> UnitJob:
     """Four files: a good one, one that is known, one that is no image, one with a caption."""
     data = {"a/1.png": png(1), "a/2.png": png(2), "b/3.png": b"no image", "b/4.png": png(4)}
     write(tmp_path / "in", data)
@@ -35,7 +37,7 @@ def job(tmp_path) -> UnitJob:
     )  # fmt: skip
 
 
-def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
+def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job: UnitJob) -> None:
     receipt = pack_unit(job)
     assert [row.status for row in receipt.rows] == ["packed", "same", "rejected", "packed"]
     assert [row.position for row in receipt.rows] == [0, -1, -1, 1]
@@ -44,12 +46,12 @@ def test_each_file_gets_a_row_in_its_place_and_the_good_ones_a_sample(job):
     assert receipt.shards[""].samples == 2
 
 
-def test_the_receipt_is_written_last_and_read_back_as_it_was(job):
+def test_the_receipt_is_written_last_and_read_back_as_it_was(job: UnitJob) -> None:
     receipt = pack_unit(job)
     assert read_receipt(receipt_url(job.output, 1, "plan", 0)) == receipt
 
 
-def test_labels_captions_and_other_columns_lie_beside_the_image(job):
+def test_labels_captions_and_other_columns_lie_beside_the_image(job: UnitJob) -> None:
     record = pack_unit(job).shards[""]
     with tarfile.open(f"{job.output}/{record.path}") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
@@ -61,7 +63,7 @@ def test_labels_captions_and_other_columns_lie_beside_the_image(job):
     assert members["a/1%2Epng.cls"] == b"0"
 
 
-def test_the_record_holds_the_checksums_of_shard_and_index(job):
+def test_the_record_holds_the_checksums_of_shard_and_index(job: UnitJob) -> None:
     record = pack_unit(job).shards[""]
     shard = storage.read(f"{job.output}/{record.path}")
     assert (hashlib.sha256(shard).hexdigest(), len(shard)) == (record.sha256, record.bytes)
@@ -72,7 +74,9 @@ def test_the_record_holds_the_checksums_of_shard_and_index(job):
         assert shard[index.offsets[n] :][: index.sizes[n]] == content
 
 
-def test_the_first_receipt_of_a_unit_counts_for_a_twin_that_reads_a_changed_source(job):
+def test_the_first_receipt_of_a_unit_counts_for_a_twin_that_reads_a_changed_source(
+    job: UnitJob,
+) -> None:
     first = pack_unit(job)
     (path,) = [file.url for file in job.files if file.path == "b/4.png"]
     storage.publish(path, png(5)[: job.files[3].size].ljust(job.files[3].size, b"\0"))
@@ -81,10 +85,12 @@ def test_the_first_receipt_of_a_unit_counts_for_a_twin_that_reads_a_changed_sour
     assert storage.read(f"{job.output}/{first.shards[''].path}") == shard
 
 
-def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch):
+def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(
+    job: UnitJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = storage.publish
 
-    def full(url, data):
+    def full(url: Any, data: Any) -> None:
         if url.endswith(".arrow"):
             raise OSError(28, "No space left on device")
         real(url, data)
@@ -99,7 +105,7 @@ def test_a_failing_write_leaves_no_receipt_and_no_scratch_file(job, monkeypatch)
     assert left.url == f"{job.output}/shards/001-000000-{sha256[:12]}.tar"
 
 
-def test_the_holdout_takes_its_share_by_content_alone():
+def test_the_holdout_takes_its_share_by_content_alone() -> None:
     hashes = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(4000)]
     held = [split_of(sha, 0.2) for sha in hashes].count("holdout")
     assert abs(held - 800) < 5 * (4000 * 0.2 * 0.8) ** 0.5, "five standard deviations"

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -16,16 +17,17 @@ from pipeline.registry.catalogue import register_folder
 from pipeline.registry.models import RegisteredModel, resolve
 from pipeline.registry.promotion import place_alias
 from pipeline.vae import build_vae, save_bundle
+from tests.servers.mlflow import MlflowServer
 from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture
-def client(mlflow_server) -> mlflow.MlflowClient:
+def client(mlflow_server: MlflowServer) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(mlflow_server.uri, mlflow_server.uri)
 
 
 @pytest.fixture
-def name(request) -> str:
+def name(request: pytest.FixtureRequest) -> str:
     """A model of this test's own: the server is shared."""
     return request.node.name[:40]
 
@@ -37,7 +39,7 @@ def bundle(folder: Path, seed: int) -> str:
     return str(folder / f"bundle-{seed}")
 
 
-def version(client, name: str, run: str = "r", **tags: str) -> RegisteredModel:
+def version(client: Any, name: str, run: str = "r", **tags: str) -> RegisteredModel:
     """A new version with these tags, as a training would have left them."""
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
@@ -46,13 +48,13 @@ def version(client, name: str, run: str = "r", **tags: str) -> RegisteredModel:
     return RegisteredModel(name, int(made.version), "s3://models/nowhere")
 
 
-def candidate(client, name: str) -> int:
+def candidate(client: Any, name: str) -> int:
     return int(client.get_model_version_by_alias(name, "candidate").version)
 
 
 def test_the_candidate_moves_to_a_better_version_on_equal_terms_and_to_no_other(
-    client, name, caplog
-):
+    client: mlflow.MlflowClient, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert place_alias(version(client, name, holdout_elbo="-100.0"), None) == "candidate"
     assert place_alias(version(client, name, holdout_elbo="-90.0"), None) == "candidate"
     assert candidate(client, name) == 2
@@ -72,21 +74,27 @@ def test_the_candidate_moves_to_a_better_version_on_equal_terms_and_to_no_other(
     assert len([r for r in caplog.records if "stays version 2" in r.getMessage()]) == len(others)
 
 
-def test_an_alias_that_is_named_moves_whatever_it_meant(client, name):
+def test_an_alias_that_is_named_moves_whatever_it_meant(
+    client: mlflow.MlflowClient, name: str
+) -> None:
     place_alias(version(client, name, holdout_elbo="-100.0"), None)
     worse = version(client, name, holdout_elbo="-500.0")
     assert place_alias(worse, "candidate") == "candidate"
     assert candidate(client, name) == 2
 
 
-def test_without_a_hold_out_the_candidate_follows_its_own_run_alone(client, name):
+def test_without_a_hold_out_the_candidate_follows_its_own_run_alone(
+    client: mlflow.MlflowClient, name: str
+) -> None:
     place_alias(version(client, name, run="a"), None)
     assert place_alias(version(client, name, run="a"), None) == "candidate"
     assert place_alias(version(client, name, run="b"), None) is None
     assert candidate(client, name) == 2
 
 
-def test_a_run_names_its_model_and_a_short_trial_takes_no_alias_from_a_longer_run(client, tmp_path):
+def test_a_run_names_its_model_and_a_short_trial_takes_no_alias_from_a_longer_run(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
     data = str(write_digits(tmp_path, 200))
 
     def train(run: str, steps: int, model: str | None = None) -> str | None:
@@ -105,7 +113,9 @@ def test_a_run_names_its_model_and_a_short_trial_takes_no_alias_from_a_longer_ru
     assert candidate(client, "long") == 3
 
 
-def test_importing_a_model_moves_no_alias_but_one_that_is_named(client, tmp_path):
+def test_importing_a_model_moves_no_alias_but_one_that_is_named(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
     first = register_folder(bundle(tmp_path, 0))
     assert first.uri == "models:/bundle-0/1"
     assert dict(client.get_registered_model("bundle-0").aliases) == {}
@@ -115,7 +125,9 @@ def test_importing_a_model_moves_no_alias_but_one_that_is_named(client, tmp_path
     assert candidate(client, "theirs") == 2
 
 
-def test_a_store_of_another_model_is_refused_until_it_is_told(client, tmp_path):
+def test_a_store_of_another_model_is_refused_until_it_is_told(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
     data, store = str(write_digits(tmp_path, 60)), str(tmp_path / "store")
     one, two = bundle(tmp_path, 0), bundle(tmp_path, 1)
 
@@ -136,6 +148,8 @@ def test_a_store_of_another_model_is_refused_until_it_is_told(client, tmp_path):
         encode(one)
 
 
-def test_an_alias_is_resolved_to_the_version_that_it_means(client, name):
+def test_an_alias_is_resolved_to_the_version_that_it_means(
+    client: mlflow.MlflowClient, name: str
+) -> None:
     place_alias(version(client, name, holdout_elbo="-100.0"), None)
     assert resolve(f"models:/{name}@candidate").version == 1

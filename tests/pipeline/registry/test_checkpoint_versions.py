@@ -1,6 +1,7 @@
 """Checkpoints registered while a run goes on; MLflow on sqlite."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch) -> TrainConfig:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return TrainConfig(
         data=str(write_digits(tmp_path, 100)), run="r", storage=str(tmp_path / "runs"), steps=20,
@@ -26,7 +27,7 @@ def config(tmp_path, monkeypatch) -> TrainConfig:
     )  # fmt: skip
 
 
-def test_a_registered_checkpoint_has_its_average_and_its_figures(config):
+def test_a_registered_checkpoint_has_its_average_and_its_figures(config: TrainConfig) -> None:
     result = run_training(config)
     run = Run.at(config)
     model = registrar.register_checkpoint(config, run, result.run_id)
@@ -40,7 +41,9 @@ def test_a_registered_checkpoint_has_its_average_and_its_figures(config):
     assert model.version == result.model_version
 
 
-def test_while_a_run_goes_on_its_due_checkpoint_is_registered(config, monkeypatch):
+def test_while_a_run_goes_on_its_due_checkpoint_is_registered(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registrar, "_SECONDS", 0.01)
     result = run_training(config)
     tracking = config.tracking.model_copy(update={"model": "on-the-way@candidate"})

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import torch
 
@@ -31,7 +32,9 @@ def looks(*elbos: tuple[int, float]) -> list[Validation]:
     return [Validation(step, 10, {"elbo": elbo}) for step, elbo in elbos]
 
 
-def test_the_figures_of_a_run_are_those_of_its_weights_also_after_a_start_that_died(tmp_path):
+def test_the_figures_of_a_run_are_those_of_its_weights_also_after_a_start_that_died(
+    tmp_path: Path,
+) -> None:
     run = Run(str(tmp_path / "run"))
     seen = looks((2, -5.0), (4, -6.0))
     keep_if_best(run, seen[:1], vae_of(2.0))

@@ -2,6 +2,7 @@ import hashlib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def files(run: Run) -> list[str]:
     return sorted(path.name for path in Path(run.path("checkpoints")).iterdir())
 
 
-def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path):
+def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     weight = torch.arange(4.0)
     with closing(CheckpointWriter(run, Start(0), 3)) as writer:
@@ -59,7 +60,7 @@ def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path):
     assert found.objective == FIRST.objective
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     write(run, 1, 2, 3, 4, keep=2)
     assert len(files(run)) == 5
@@ -67,7 +68,9 @@ def test_only_the_newest_are_kept(tmp_path):
     assert newest_checkpoint(run, step=3).step == 3
 
 
-def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run(str(tmp_path))
     write(run, 1, 2)
     (newest,) = Path(run.path("checkpoints")).glob("step-00000002-*.pt")
@@ -76,7 +79,7 @@ def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
     assert "is skipped" in caplog.text
 
 
-def test_if_no_checkpoint_is_whole_the_run_does_not_start_anew(tmp_path):
+def test_if_no_checkpoint_is_whole_the_run_does_not_start_anew(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     write(run, 1)
     for path in Path(run.path("checkpoints")).glob("*.pt"):
@@ -85,7 +88,7 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_start_anew(tmp_path):
         newest_checkpoint(run)
 
 
-def test_a_superseded_attempt_writes_nothing(tmp_path):
+def test_a_superseded_attempt_writes_nothing(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     mine = run.claim()
     run.claim()
@@ -93,7 +96,9 @@ def test_a_superseded_attempt_writes_nothing(tmp_path):
     assert newest_checkpoint(run) is None
 
 
-def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_over(tmp_path):
+def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_over(
+    tmp_path: Path,
+) -> None:
     run = Run(str(tmp_path))
     write(run, 1, 2)
     unreceipted = Path(run.path("checkpoints"), "step-00000004-0123456789ab.pt")
@@ -105,9 +110,11 @@ def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_o
     assert newest_checkpoint(run).step == 5
 
 
-def test_a_poisoned_checkpoint_is_refused_without_running_its_code(tmp_path, caplog):
+def test_a_poisoned_checkpoint_is_refused_without_running_its_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Poison:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return Path(tmp_path / "ran").touch, ()
 
     run = Run(str(tmp_path))
@@ -124,7 +131,9 @@ def test_a_poisoned_checkpoint_is_refused_without_running_its_code(tmp_path, cap
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_old_checkpoint_that_may_not_be_deleted_ends_no_run(tmp_path, monkeypatch, caplog):
+def test_an_old_checkpoint_that_may_not_be_deleted_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(url: str) -> None:
         raise AccessDeniedError(f"{url}: deleting was refused.")
 
@@ -137,7 +146,9 @@ def test_an_old_checkpoint_that_may_not_be_deleted_ends_no_run(tmp_path, monkeyp
     assert "deleting was refused" in caplog.text
 
 
-def test_a_checkpoint_is_due_by_the_clock_however_long_a_step_takes(monkeypatch):
+def test_a_checkpoint_is_due_by_the_clock_however_long_a_step_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 1000.0
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
     cadence = Cadence(500)

@@ -20,32 +20,32 @@ def spent(**seconds: float) -> dict[str, float]:
     return dict.fromkeys(STATES, 0.0) | seconds
 
 
-def test_a_first_start_counts_from_its_drivers_beginning():
+def test_a_first_start_counts_from_its_drivers_beginning() -> None:
     tally, state = taken_up(None, start=100.0, began=112.0)
     assert (tally, state) == (Tally(spent(start=12.0), until=112.0), "start")
 
 
-def test_after_an_end_that_was_asked_for_the_run_was_idle():
+def test_after_an_end_that_was_asked_for_the_run_was_idle() -> None:
     before = Tally(spent(productive=50.0), until=200.0, step=7, ended=True)
     tally, state = taken_up(before, start=1000.0, began=1010.0)
     assert (tally.seconds, state) == (spent(productive=50.0, idle=800.0, start=10.0), "start")
     assert (tally.step, tally.until, tally.ended) == (7, 1010.0, False)
 
 
-def test_after_a_death_all_time_up_to_the_next_step_is_recovery():
+def test_after_a_death_all_time_up_to_the_next_step_is_recovery() -> None:
     before = Tally(spent(productive=50.0), until=200.0, step=7)
     tally, state = taken_up(before, start=100.0, began=230.0)
     assert (tally.seconds, state) == (spent(productive=50.0, recover=30.0), "recover")
 
 
-def test_clocks_that_disagree_take_no_second_away():
+def test_clocks_that_disagree_take_no_second_away() -> None:
     before = Tally(spent(productive=50.0), until=200.0, ended=True)
     tally, _ = taken_up(before, start=190.0, began=199.0)
     assert tally.seconds == spent(productive=50.0)
     assert tally.until == 200.0
 
 
-def test_steps_that_were_made_before_are_made_again(tmp_path):
+def test_steps_that_were_made_before_are_made_again(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first, second = run.claim(), run.claim()
     (tmp_path / "time").mkdir()
@@ -63,7 +63,7 @@ def test_steps_that_were_made_before_are_made_again(tmp_path):
     assert kept["step"] == 6
 
 
-def test_a_claim_that_was_replaced_writes_nothing(tmp_path):
+def test_a_claim_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     older = run.claim()
     run.claim()
@@ -72,7 +72,7 @@ def test_a_claim_that_was_replaced_writes_nothing(tmp_path):
     assert not (tmp_path / "time").exists()
 
 
-def test_a_start_that_died_before_its_first_tally_is_in_the_sum(tmp_path):
+def test_a_start_that_died_before_its_first_tally_is_in_the_sum(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     run.claim()
     died = time.time()
@@ -83,7 +83,7 @@ def test_a_start_that_died_before_its_first_tally_is_in_the_sum(tmp_path):
     assert sum(totals.values()) == pytest.approx(time.time() - died, abs=0.05)
 
 
-def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path):
+def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first, second, third = run.claim(), run.claim(), run.claim()
     (tmp_path / "time").mkdir()
@@ -94,7 +94,7 @@ def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path):
         assert clock.totals()["productive"] == 9.0
 
 
-def test_goodput_is_the_productive_share_of_the_time_that_was_asked_for():
+def test_goodput_is_the_productive_share_of_the_time_that_was_asked_for() -> None:
     assert productive_share(spent(productive=6.0, start=2.0, idle=100.0)) == 0.75
     assert productive_share({}) is None
 
@@ -129,7 +129,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("digits"), 120)
 
 
-def test_the_states_add_up_to_the_wall_clock_through_kills(data, tmp_path, monkeypatch):
+def test_the_states_add_up_to_the_wall_clock_through_kills(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(goodput, "WRITE_SECONDS", 0.1)
     config = train_config(data, tmp_path, "killed", steps=2500, checkpoint_every=7)
     for step in (20, 50):

@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,14 +29,18 @@ def write(run: Run, holdout: Dataset, steps: list[int]) -> list[Validation]:
     return validations
 
 
-def test_validations_come_back_in_the_order_of_steps_and_replay_adds_none(tmp_path, holdout):
+def test_validations_come_back_in_the_order_of_steps_and_replay_adds_none(
+    tmp_path: Path, holdout: Dataset
+) -> None:
     run = Run(str(tmp_path))
     written = write(run, holdout, [0, 900, 1000, 20000])
     write(run, holdout, [1000, 20000])
     assert read_validations(run) == written
 
 
-def test_the_images_are_the_holdouts_first_and_their_decoded_means(tmp_path, holdout):
+def test_the_images_are_the_holdouts_first_and_their_decoded_means(
+    tmp_path: Path, holdout: Dataset
+) -> None:
     run, vae = Run(str(tmp_path)), digits_vae()
     (moment,) = read_moments(run, write(run, holdout, [5]), 8)
     originals = load_images(holdout, 10, vae.preprocess).images
@@ -45,7 +50,9 @@ def test_the_images_are_the_holdouts_first_and_their_decoded_means(tmp_path, hol
     assert (moment.reconstructions.float() / 255 - decoded).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_few_moments_are_shown_of_many_with_the_first_and_the_last(tmp_path, holdout):
+def test_few_moments_are_shown_of_many_with_the_first_and_the_last(
+    tmp_path: Path, holdout: Dataset
+) -> None:
     run = Run(str(tmp_path))
     shown = read_moments(run, write(run, holdout, list(range(0, 300, 10))), 6)
     steps = [moment.validation.step for moment in shown]
@@ -55,7 +62,9 @@ def test_few_moments_are_shown_of_many_with_the_first_and_the_last(tmp_path, hol
     assert gaps == sorted(gaps)
 
 
-def test_a_run_that_diverges_is_kept_without_what_is_not_finite(tmp_path, holdout):
+def test_a_run_that_diverges_is_kept_without_what_is_not_finite(
+    tmp_path: Path, holdout: Dataset
+) -> None:
     run, vae = Run(str(tmp_path)), digits_vae()
     terms = {"elbo": float("nan"), "kl": float("inf"), "log_likelihood": -3.0}
     diverged = HeldOut(Validation(5, len(holdout), terms), torch.full((3,), float("nan")))
@@ -65,7 +74,9 @@ def test_a_run_that_diverges_is_kept_without_what_is_not_finite(tmp_path, holdou
     assert pictures == ["training_curves.png"]
 
 
-def test_a_full_disk_costs_a_picture_and_not_the_run(tmp_path, holdout, caplog):
+def test_a_full_disk_costs_a_picture_and_not_the_run(
+    tmp_path: Path, holdout: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder should be")
     write(Run(str(blocked)), holdout, [5])
@@ -73,7 +84,9 @@ def test_a_full_disk_costs_a_picture_and_not_the_run(tmp_path, holdout, caplog):
     assert read_validations(Run(str(tmp_path / "nowhere"))) == []
 
 
-def test_a_convolutional_network_of_colour_images_is_shown_too(tmp_path, holdout):
+def test_a_convolutional_network_of_colour_images_is_shown_too(
+    tmp_path: Path, holdout: Dataset
+) -> None:
     preprocess = PreprocessConfig(image_size=16, channels=3)
     vae = build_vae(ModelConfig(kind="conv", width=8), preprocess)
     run, validation = Run(str(tmp_path)), Validation(7, len(holdout), {"elbo": -1.0})
@@ -82,7 +95,7 @@ def test_a_convolutional_network_of_colour_images_is_shown_too(tmp_path, holdout
     assert moment.reconstructions.shape == moment.originals.shape == (10, 3, 16, 16)
 
 
-def test_a_damaged_picture_is_named_with_what_mends_it(tmp_path, holdout):
+def test_a_damaged_picture_is_named_with_what_mends_it(tmp_path: Path, holdout: Dataset) -> None:
     run = Run(str(tmp_path))
     written = write(run, holdout, [5, 10])
     path = tmp_path / "history/0000000010.safetensors"

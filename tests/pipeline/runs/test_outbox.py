@@ -7,7 +7,7 @@ def point(step: int) -> Point:
     return Point("elbo", step, 1_000 + step, {"elbo": -float(step)})
 
 
-def test_points_are_handed_over_once_and_kept_until_acknowledged():
+def test_points_are_handed_over_once_and_kept_until_acknowledged() -> None:
     outbox = Outbox()
     outbox.add(point(1))
     outbox.add(point(2))
@@ -21,6 +21,6 @@ def test_points_are_handed_over_once_and_kept_until_acknowledged():
     assert [p.step for p in outbox.hand_over()] == [4]
 
 
-def test_a_point_survives_json():
+def test_a_point_survives_json() -> None:
     original = Point("holdout_elbo", 7, 123, {"holdout_elbo": -1.5})
     assert Point.from_json(json.loads(json.dumps(original.to_json()))) == original

@@ -1,4 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,17 +11,17 @@ from pipeline.runs.outbox import Point
 from pipeline.runs.run import RUN, Pins, Run, Start
 
 
-def config(tmp_path, **changes) -> TrainConfig:
+def config(tmp_path: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(data="/d", run="r", storage=str(tmp_path), steps=10, **changes)
 
 
-def test_a_run_continues_with_more_steps_and_other_workers(tmp_path):
+def test_a_run_continues_with_more_steps_and_other_workers(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
     run.open(config(tmp_path, workers=3).model_copy(update={"steps": 20}), Pins("digest", None))
 
 
-def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
+def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
     kept = storage.read_document(RUN, run.path("run.json"))
@@ -38,14 +40,16 @@ def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path):
         ({"global_batch_size": 7}, "global_batch_size: was 256, is 7"),
     ],
 )
-def test_another_configuration_is_refused_and_the_difference_is_named(tmp_path, changes, named):
+def test_another_configuration_is_refused_and_the_difference_is_named(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
     with pytest.raises(ConfigError, match=named):
         run.open(config(tmp_path, **changes), Pins("digest", None))
 
 
-def test_another_dataset_or_fewer_steps_are_refused(tmp_path):
+def test_another_dataset_or_fewer_steps_are_refused(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
     with pytest.raises(ConfigError, match="dataset: was digest, is other"):
@@ -54,21 +58,21 @@ def test_another_dataset_or_fewer_steps_are_refused(tmp_path):
         run.open(config(tmp_path).model_copy(update={"steps": 5}), Pins("digest", None))
 
 
-def test_a_run_keeps_the_generations_that_it_began_with(tmp_path):
+def test_a_run_keeps_the_generations_that_it_began_with(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     assert run.pins() is None
     run.open(config(tmp_path), Pins("digest", "held"))
     assert run.pins() == Pins("digest", "held")
 
 
-def test_starts_at_the_same_time_get_different_attempts(tmp_path):
+def test_starts_at_the_same_time_get_different_attempts(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     with ThreadPoolExecutor(8) as threads:
         starts = list(threads.map(lambda _: run.claim(), range(24)))
     assert sorted(start.number for start in starts) == list(range(1, 25))
 
 
-def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path):
+def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     first = run.claim()
     second = run.claim()
@@ -78,7 +82,7 @@ def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path):
     assert run.claim_restart(second) == Start(2, 1) == run.newest_start()
 
 
-def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path):
+def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     points = [Point("elbo", 1, 2, {"elbo": 3.0})]
     run.keep_points(points)
@@ -87,7 +91,7 @@ def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path):
     assert run.kept_points() == []
 
 
-def test_a_stop_that_ended_one_start_does_not_stop_the_next(tmp_path):
+def test_a_stop_that_ended_one_start_does_not_stop_the_next(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     run.claim()
     storage.publish(run.path("STOP"), b"")

@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -29,7 +30,7 @@ PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst":
 
 
 @pytest.fixture(autouse=True)
-def unpacked_in(tmp_path, monkeypatch):
+def unpacked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     forget_unpacked()
@@ -49,7 +50,7 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def place(member) -> MemberPlace:
+def place(member: Any) -> MemberPlace:
     return MemberPlace(member.offset, member.member, member.inner, member.size)
 
 
@@ -62,14 +63,18 @@ def contents(url: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["", *PACKERS])
-def test_the_members_of_a_tar_are_read_whether_it_is_compressed_or_not(tmp_path, kind):
+def test_the_members_of_a_tar_are_read_whether_it_is_compressed_or_not(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / f"x.tar{'.' if kind else ''}{kind}"
     path.write_bytes(PACKERS.get(kind, bytes)(tar(FILES)))
     assert contents(str(path)) == FILES
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_a_compressed_tar_that_is_cut_is_refused_and_leaves_nothing_behind(tmp_path, kind):
+def test_a_compressed_tar_that_is_cut_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / f"x.tar.{kind}"
     path.write_bytes(PACKERS[kind](tar(FILES))[:-20])
     with pytest.raises(DatasetError, match=r"x.tar.*whole|x.tar.*cut"):
@@ -77,7 +82,7 @@ def test_a_compressed_tar_that_is_cut_is_refused_and_leaves_nothing_behind(tmp_p
     assert not list(archives._folder().rglob("*part*"))
 
 
-def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path):
+def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
     data = tar(FILES)
     end = data.rindex(b"last") + 512
     path = tmp_path / "x.tar"
@@ -87,7 +92,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path):
             list(members_of(str(path), "tag"))
 
 
-def test_who_has_an_unpacked_tar_open_reads_on_when_another_pack_removes_it(tmp_path):
+def test_who_has_an_unpacked_tar_open_reads_on_when_another_pack_removes_it(tmp_path: Path) -> None:
     path = tmp_path / "x.tgz"
     path.write_bytes(gzip.compress(tar(FILES)))
     found = {member.name: member for member in members_of(str(path), "tag")}
@@ -97,12 +102,14 @@ def test_who_has_an_unpacked_tar_open_reads_on_when_another_pack_removes_it(tmp_
     assert read_member(str(path), "tag", place(one)) == FILES["a/one.png"]
 
 
-def test_the_end_of_another_pack_leaves_what_is_being_unpacked(tmp_path, monkeypatch):
+def test_the_end_of_another_pack_leaves_what_is_being_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.tgz"
     path.write_bytes(gzip.compress(tar(FILES)))
     unpack = archives._unpack
 
-    def while_another_ends(*what):
+    def while_another_ends(*what: Any) -> None:
         forget_unpacked()
         unpack(*what)
 
@@ -113,13 +120,13 @@ def test_the_end_of_another_pack_leaves_what_is_being_unpacked(tmp_path, monkeyp
 
 
 def test_the_end_of_another_pack_between_making_the_folder_and_using_it_costs_nothing(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.tgz"
     path.write_bytes(gzip.compress(tar(FILES)))
     ends, make = iter([True, False]), Path.mkdir
 
-    def made_and_removed(folder, *args, **options):
+    def made_and_removed(folder: Any, *args: Any, **options: Any) -> None:
         make(folder, *args, **options)
         if folder == archives._folder() and next(ends, False):
             forget_unpacked()
@@ -128,7 +135,7 @@ def test_the_end_of_another_pack_between_making_the_folder_and_using_it_costs_no
     assert contents(str(path)) == FILES
 
 
-def test_a_compressed_tar_is_a_source_as_a_plain_one_is(tmp_path):
+def test_a_compressed_tar_is_a_source_as_a_plain_one_is(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/x.tar.gz").write_bytes(gzip.compress(tar(FILES)))
     files = list(list_sources([str(tmp_path / "in")]))
@@ -137,7 +144,7 @@ def test_a_compressed_tar_is_a_source_as_a_plain_one_is(tmp_path):
     }
 
 
-def test_a_zip_s_member_is_read_by_name_and_a_damaged_one_is_rejected(tmp_path):
+def test_a_zip_s_member_is_read_by_name_and_a_damaged_one_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"stored bytes")

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -16,12 +17,14 @@ from pipeline.sources.source_file import SourceFile
         ("train/cats/1.webp", "train/cats/1%2Ewebp", "train"),
     ],
 )
-def test_a_key_has_no_dot_and_leads_nowhere(path, key, label):
+def test_a_key_has_no_dot_and_leads_nowhere(path: str, key: str, label: str | None) -> None:
     file = SourceFile(path, "x", 1, "")
     assert (file.key, file.label) == (key, label)
 
 
-def test_what_is_no_image_is_counted_by_suffix_and_hidden_files_are_left_out(tmp_path):
+def test_what_is_no_image_is_counted_by_suffix_and_hidden_files_are_left_out(
+    tmp_path: Path,
+) -> None:
     for name in ("a.jpg", "b.txt", "c.txt", ".hidden.jpg", "._a.jpg"):
         (tmp_path / name).write_bytes(b"x")
     listing = Listing()
@@ -30,7 +33,7 @@ def test_what_is_no_image_is_counted_by_suffix_and_hidden_files_are_left_out(tmp
     assert (listing.seen, listing.others) == (3, {".txt": 2})
 
 
-def test_the_order_of_packing_does_not_follow_the_names(tmp_path):
+def test_the_order_of_packing_does_not_follow_the_names(tmp_path: Path) -> None:
     for n in range(100):
         (tmp_path / f"{n:03d}.jpg").touch()
     files = sorted(list_sources([str(tmp_path)]), key=lambda file: file.order)

@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,7 @@ from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
 from pipeline.storage import local
 
 
-def test_a_published_object_reads_back_whole_and_in_ranges(tmp_path):
+def test_a_published_object_reads_back_whole_and_in_ranges(tmp_path: Path) -> None:
     url = str(tmp_path / "deep/er/file")
     storage.publish(url, b"0123456789")
     assert storage.read(url) == b"0123456789"
@@ -17,7 +19,7 @@ def test_a_published_object_reads_back_whole_and_in_ranges(tmp_path):
     assert storage.read(url, 20, 30) == b""
 
 
-def test_exactly_one_of_many_creators_wins(tmp_path):
+def test_exactly_one_of_many_creators_wins(tmp_path: Path) -> None:
     for race in range(10):
         url = str(tmp_path / f"claim{race}")
         with ThreadPoolExecutor(8) as pool:
@@ -26,7 +28,9 @@ def test_exactly_one_of_many_creators_wins(tmp_path):
         assert storage.read(url) == b"%d" % won.index(True)
 
 
-def test_a_listing_is_in_the_order_of_whole_paths_and_hides_unfinished_files(tmp_path):
+def test_a_listing_is_in_the_order_of_whole_paths_and_hides_unfinished_files(
+    tmp_path: Path,
+) -> None:
     for name in ("a/x", "a.b", "a-c", "z"):
         storage.publish(str(tmp_path / name), b"")
     storage.scratch(str(tmp_path / "unfinished")).write_bytes(b"half")
@@ -44,8 +48,8 @@ def test_a_listing_is_in_the_order_of_whole_paths_and_hides_unfinished_files(tmp
     ],
 )
 def test_links_that_go_in_a_circle_are_an_error_that_names_the_first_path_round(
-    tmp_path, links, named
-):
+    tmp_path: Path, links: dict[str, Any], named: str
+) -> None:
     for folder in ("in/a", "in/b"):
         (tmp_path / folder).mkdir(parents=True)
     for link, target in links.items():
@@ -55,7 +59,7 @@ def test_links_that_go_in_a_circle_are_an_error_that_names_the_first_path_round(
     assert len(str(error.value)) < 3 * len(str(tmp_path)) + 200
 
 
-def test_two_links_to_one_folder_are_both_listed(tmp_path):
+def test_two_links_to_one_folder_are_both_listed(tmp_path: Path) -> None:
     storage.publish(str(tmp_path / "elsewhere/x"), b"")
     (tmp_path / "in").mkdir()
     for link in "ab":
@@ -64,7 +68,7 @@ def test_two_links_to_one_folder_are_both_listed(tmp_path):
     assert found == [str(tmp_path / "in/a/x"), str(tmp_path / "in/b/x")]
 
 
-def test_a_scratch_file_becomes_the_object_without_a_copy(tmp_path):
+def test_a_scratch_file_becomes_the_object_without_a_copy(tmp_path: Path) -> None:
     url = str(tmp_path / "big")
     scratch = storage.scratch(url)
     scratch.write_bytes(b"x" * 1000)
@@ -74,14 +78,14 @@ def test_a_scratch_file_becomes_the_object_without_a_copy(tmp_path):
     assert not scratch.exists()
 
 
-def test_what_does_not_exist_is_an_error_that_names_it(tmp_path):
+def test_what_does_not_exist_is_an_error_that_names_it(tmp_path: Path) -> None:
     for act in (storage.read, storage.stat, lambda url: list(storage.list_objects(url))):
         with pytest.raises(ObjectNotFoundError, match="nothing-here"):
             act(str(tmp_path / "nothing-here"))
     storage.delete(str(tmp_path / "nothing-here"))
 
 
-def test_a_rewritten_file_gets_another_tag(tmp_path):
+def test_a_rewritten_file_gets_another_tag(tmp_path: Path) -> None:
     url = str(tmp_path / "file")
     storage.publish(url, b"one")
     before = storage.stat(url).etag
@@ -89,19 +93,21 @@ def test_a_rewritten_file_gets_another_tag(tmp_path):
     assert storage.stat(url).etag != before
 
 
-def test_json_that_is_none_is_a_storage_error(tmp_path):
+def test_json_that_is_none_is_a_storage_error(tmp_path: Path) -> None:
     url = str(tmp_path / "x.json")
     storage.publish(url, b"{not json")
     with pytest.raises(StorageError, match="holds no JSON"):
         storage.read_json(url)
 
 
-def test_equal_json_values_have_equal_bytes():
+def test_equal_json_values_have_equal_bytes() -> None:
     assert storage.canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}\n'.encode()
 
 
 @pytest.mark.parametrize("write", [storage.publish, storage.create_if_absent])
-def test_a_write_that_fails_leaves_none_of_the_folders_it_made(tmp_path, monkeypatch, write):
+def test_a_write_that_fails_leaves_none_of_the_folders_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., Any]
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

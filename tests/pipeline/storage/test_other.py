@@ -5,7 +5,7 @@ from pipeline import storage
 from pipeline.errors import StorageError
 
 
-def test_another_fsspec_filesystem_is_read_and_listed_but_not_written():
+def test_another_fsspec_filesystem_is_read_and_listed_but_not_written() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/other-room/a", b"0123456789")
     assert storage.read("memory://other-room/a", 2, 5) == b"234"

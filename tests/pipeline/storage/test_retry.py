@@ -17,7 +17,7 @@ def _fail(error: Exception, tries: list[int]) -> None:
             raise error
 
 
-def test_passing_errors_are_tried_again_and_counted_by_class():
+def test_passing_errors_are_tried_again_and_counted_by_class() -> None:
     before = retry_counts()["timeout"]
     tries = 0
     with retry_policy(RetryPolicy(base_seconds=0.001)):
@@ -30,20 +30,20 @@ def test_passing_errors_are_tried_again_and_counted_by_class():
     assert retry_counts()["timeout"] - before == 3
 
 
-def test_a_refusal_is_not_tried_again():
+def test_a_refusal_is_not_tried_again() -> None:
     tries: list[int] = []
     with pytest.raises(AccessDeniedError, match="s3://b/k"):
         _fail(RequestFailedError("denied", PermissionError("no")), tries)
     assert len(tries) == 1
 
 
-def test_the_deadline_ends_the_tries():
+def test_the_deadline_ends_the_tries() -> None:
     policy = RetryPolicy(deadline_seconds=0.05, base_seconds=0.01)
     with retry_policy(policy), pytest.raises(StorageError, match="tries"):
         _fail(RequestFailedError("timeout", TimeoutError()), [])
 
 
-def test_an_error_that_is_not_storage_is_raised_as_it_is():
+def test_an_error_that_is_not_storage_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
         _fail(ZeroDivisionError(), [])
 

@@ -3,13 +3,15 @@
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from pipeline import storage
 from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
 from pipeline.storage import RetryPolicy, retry_counts, retry_policy, s3_client
-from tests.servers.fault_proxy import Rule
+from tests.servers import rgw
+from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import SECRET_KEY
 
 DATA = os.urandom(3_000_000)
@@ -18,7 +20,7 @@ GET = "^GET .*/object"
 
 
 @pytest.fixture
-def url(fault_proxy, s3_server) -> str:
+def url(fault_proxy: FaultProxy, s3_server: rgw.S3Server) -> str:
     """An object of 3 MB, read through the proxy with short waits between tries."""
     name = f"{s3_server.bucket()}/object"
     storage.publish(name, DATA)
@@ -26,7 +28,7 @@ def url(fault_proxy, s3_server) -> str:
         yield name
 
 
-def retried(kind: str, before) -> int:
+def retried(kind: str, before: Any) -> int:
     return retry_counts()[kind] - before[kind]
 
 
@@ -34,7 +36,9 @@ def retried(kind: str, before) -> int:
     ("status", "code", "kind"),
     [(503, "SlowDown", "throttled"), (500, "InternalError", "server"), (502, "", "server")],
 )
-def test_an_answer_of_5xx_is_asked_again_until_it_comes(url, fault_proxy, status, code, kind):
+def test_an_answer_of_5xx_is_asked_again_until_it_comes(
+    url: str, fault_proxy: FaultProxy, status: int, code: str, kind: str
+) -> None:
     before = retry_counts()
     fault_proxy.rules = [Rule(GET, "status", count=3, status=status, code=code)]
     assert storage.read(url) == DATA
@@ -42,7 +46,9 @@ def test_an_answer_of_5xx_is_asked_again_until_it_comes(url, fault_proxy, status
     assert len(fault_proxy.matching(GET)) == 4, "nobody below asks again on their own"
 
 
-def test_a_server_that_always_answers_503_is_given_up_at_the_deadline(url, fault_proxy):
+def test_a_server_that_always_answers_503_is_given_up_at_the_deadline(
+    url: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.rules = [Rule(GET, "status")]
     start = time.monotonic()
     with (
@@ -54,7 +60,9 @@ def test_a_server_that_always_answers_503_is_given_up_at_the_deadline(url, fault
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate"])
-def test_a_body_that_breaks_off_is_continued_at_its_byte(url, fault_proxy, fault):
+def test_a_body_that_breaks_off_is_continued_at_its_byte(
+    url: str, fault_proxy: FaultProxy, fault: str
+) -> None:
     fault_proxy.rules = [
         Rule(GET, fault, count=1, after_bytes=1_000_000),
         Rule(GET, fault, count=1, after_bytes=500_000),
@@ -72,7 +80,9 @@ def test_a_body_that_breaks_off_is_continued_at_its_byte(url, fault_proxy, fault
         assert sum(get.sent for get in gets) == 2_800_000, "no byte is asked for twice"
 
 
-def test_a_body_that_stands_still_times_out_and_is_continued(url, fault_proxy, monkeypatch):
+def test_a_body_that_stands_still_times_out_and_is_continued(
+    url: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.storage.s3_client._READ_SECONDS", 1.0)
     monkeypatch.setattr("pipeline.storage.s3_client._Client.filesystem", None)
     before = retry_counts()
@@ -85,14 +95,16 @@ def test_a_body_that_stands_still_times_out_and_is_continued(url, fault_proxy, m
     assert [get.range[0] for get in fault_proxy.matching(GET)] == [0, 700_000, 700_000]
 
 
-def test_a_slow_body_is_waited_for(url, fault_proxy):
+def test_a_slow_body_is_waited_for(url: str, fault_proxy: FaultProxy) -> None:
     fault_proxy.rules = [Rule(GET, "slow", bytes_per_second=3e6)]
     assert storage.read(url) == DATA
     assert len(fault_proxy.matching(GET)) == 1
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "RequestExpired"])
-def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, monkeypatch, code):
+def test_expired_credentials_are_renewed_and_the_read_goes_on(
+    url: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
     before, session = retry_counts(), s3_client._Client.filesystem
     # A session that is younger than a second is not made anew.
     monkeypatch.setattr(s3_client._Client, "made_at", float("-inf"))
@@ -106,7 +118,9 @@ def test_expired_credentials_are_renewed_and_the_read_goes_on(url, fault_proxy, 
     assert s3_client._Client.filesystem is not session
 
 
-def test_a_secret_rotated_midway_in_a_read_is_taken_up(url, fault_proxy, s3_server, monkeypatch):
+def test_a_secret_rotated_midway_in_a_read_is_taken_up(
+    url: str, fault_proxy: FaultProxy, s3_server: rgw.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The old secret is refused by the real server; the new one comes half a second later."""
     before = retry_counts()
     assert storage.read(url, 0, 10) == DATA[:10]
@@ -124,7 +138,9 @@ def test_a_secret_rotated_midway_in_a_read_is_taken_up(url, fault_proxy, s3_serv
         s3_client._Client.filesystem = None
 
 
-def test_what_is_denied_or_missing_is_told_at_once(url, fault_proxy, s3_server):
+def test_what_is_denied_or_missing_is_told_at_once(
+    url: str, fault_proxy: FaultProxy, s3_server: rgw.S3Server
+) -> None:
     """A suspended user is the real server's own 403; each is one request, without a retry."""
     before = retry_counts()
     s3_server.suspend_user()
@@ -141,8 +157,8 @@ def test_what_is_denied_or_missing_is_told_at_once(url, fault_proxy, s3_server):
 
 @pytest.mark.parametrize("behind", ["a proxy that closes", "a port that refuses"])
 def test_a_server_that_is_down_is_one_clear_error_within_the_deadline(
-    url, s3_server, monkeypatch, behind
-):
+    url: str, s3_server: rgw.S3Server, monkeypatch: pytest.MonkeyPatch, behind: str
+) -> None:
     if behind == "a port that refuses":
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     s3_server.kill_gateway()
@@ -157,7 +173,9 @@ def test_a_server_that_is_down_is_one_clear_error_within_the_deadline(
         s3_server.start_gateway()
 
 
-def test_a_read_waits_for_a_server_that_is_restarted(url, s3_server, monkeypatch):
+def test_a_read_waits_for_a_server_that_is_restarted(
+    url: str, s3_server: rgw.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     assert storage.read(url, 0, 1) == DATA[:1]
     s3_server.kill_gateway()
@@ -169,7 +187,9 @@ def test_a_read_waits_for_a_server_that_is_restarted(url, s3_server, monkeypatch
         back.join()
 
 
-def test_a_creator_whose_answer_was_lost_still_knows_that_it_won(url, fault_proxy):
+def test_a_creator_whose_answer_was_lost_still_knows_that_it_won(
+    url: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.rules = [Rule("^PUT .*/claim", "lose_answer", count=1)]
     claim = url.replace("/object", "/claim")
     assert storage.create_if_absent(claim, b"mine")
@@ -177,7 +197,7 @@ def test_a_creator_whose_answer_was_lost_still_knows_that_it_won(url, fault_prox
     assert storage.read(claim) == b"mine"
 
 
-def test_an_upload_in_parts_survives_failing_requests(url, fault_proxy):
+def test_an_upload_in_parts_survives_failing_requests(url: str, fault_proxy: FaultProxy) -> None:
     data = os.urandom(40 * 2**20)
     big = url.replace("/object", "/big")
     fault_proxy.rules = [
@@ -189,7 +209,9 @@ def test_an_upload_in_parts_survives_failing_requests(url, fault_proxy):
     assert storage.read(big) == data
 
 
-def test_one_flipped_byte_reaches_the_caller_whose_checksum_must_find_it(url, fault_proxy):
+def test_one_flipped_byte_reaches_the_caller_whose_checksum_must_find_it(
+    url: str, fault_proxy: FaultProxy
+) -> None:
     """Why every sample has a crc: neither TCP's checksum nor S3's answer covers the whole way."""
     fault_proxy.rules = [Rule(GET, "flip", count=1, after_bytes=1234)]
     found = storage.read(url)

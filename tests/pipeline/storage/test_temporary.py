@@ -24,7 +24,9 @@ def below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_killed_jobs_folder_goes_when_the_next_one_begins_and_a_living_ones_stays(below: Path):
+def test_a_killed_jobs_folder_goes_when_the_next_one_begins_and_a_living_ones_stays(
+    below: Path,
+) -> None:
     (below / "job-foreign").mkdir()
     started = [
         subprocess.Popen(

@@ -1,5 +1,8 @@
 """A namespace of the stand-in API server with the templates in it, and a training's command."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pipeline.submission.rayjob import base_template
@@ -8,7 +11,7 @@ from tests.servers.api_server import ApiServer as StandIn
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = tmp_path / "server"
     folder.mkdir()
     with StandIn(folder).running() as server:
@@ -21,6 +24,6 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path: Path) -> Any:
     return ("python", "-m", "jobs.train", "--data", "d", "--run", "My.Run", "--storage",
             str(tmp_path / "runs"), "--workers", "2")  # fmt: skip

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +21,13 @@ JOB = render_rayjob(("python", "-m", "jobs.encode"), name="first", namespace="va
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path: Path) -> Any:
     with StandIn(tmp_path).running() as server:
         yield server
 
 
 @pytest.fixture(params=["kubeconfig", "pod"])
-def way(request, server, monkeypatch):
+def way(request: pytest.FixtureRequest, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a client of the server, by one way or the other."""
 
     def connected(token: str = TOKEN) -> ApiServer:
@@ -45,7 +47,7 @@ def in_pod(server: StandIn, monkeypatch: pytest.MonkeyPatch, token: str = TOKEN)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
 
 
-def test_an_object_is_created_once_and_then_there(way):
+def test_an_object_is_created_once_and_then_there(way: str) -> None:
     client = way()
     assert client.get(RAYJOBS, "first") is None
     assert client.create(RAYJOBS, JOB) is True
@@ -55,13 +57,13 @@ def test_an_object_is_created_once_and_then_there(way):
     assert client.objects(RAYJOBS) == [found]
 
 
-def test_a_dry_run_creates_nothing(way, server):
+def test_a_dry_run_creates_nothing(way: str, server: Any) -> None:
     assert way().create(RAYJOBS, JOB, dry_run=True) is True
     assert server.objects == {}
 
 
 @pytest.mark.skipif(not CRDS.exists(), reason=f"{CRDS} is not there")
-def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way, server):
+def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way: str, server: Any) -> None:
     server.validator = crd_validator("RayJob")
     wrong = {**JOB, "spec": {**JOB["spec"], "ttlSecondsAfterFinish": 1}}
     with pytest.raises(ClusterError, match="ttlSecondsAfterFinish"):
@@ -69,7 +71,7 @@ def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way, server):
     assert way().create(RAYJOBS, JOB) is True
 
 
-def test_a_deletion_spares_another_one_that_took_the_name(way, server):
+def test_a_deletion_spares_another_one_that_took_the_name(way: str, server: Any) -> None:
     client = way()
     client.create(RAYJOBS, JOB)
     old = server.objects["first"]["metadata"]["uid"]
@@ -82,19 +84,19 @@ def test_a_deletion_spares_another_one_that_took_the_name(way, server):
     client.delete(RAYJOBS, "first", old)  # What is gone is gone.
 
 
-def test_credentials_that_do_not_do_are_the_users_error_and_say_what_to_look_at(way):
+def test_credentials_that_do_not_do_are_the_users_error_and_say_what_to_look_at(way: str) -> None:
     with pytest.raises(ConfigError, match="log in again") as error:
         way("another token").objects(RAYJOBS)
     assert "another token" not in str(error.value)
 
 
-def test_a_right_that_is_missing_is_named_with_its_cure(way, server):
+def test_a_right_that_is_missing_is_named_with_its_cure(way: str, server: Any) -> None:
     server.rights["rayjobs"] = ["get", "list"]
     with pytest.raises(ConfigError, match=r"cannot create.*--namespace.*accounts\.yaml"):
         way().create(RAYJOBS, JOB)
 
 
-def test_a_server_that_has_only_just_started_refuses_for_now(way, server):
+def test_a_server_that_has_only_just_started_refuses_for_now(way: str, server: Any) -> None:
     # Before it has read who may do what, it says 403 to everyone, and 500 to /readyz.
     server.is_ready = False
     with pytest.raises(NotNowError, match="only just started"):
@@ -102,7 +104,9 @@ def test_a_server_that_has_only_just_started_refuses_for_now(way, server):
 
 
 @pytest.mark.parametrize("reason", ["ServiceUnavailable", "TooManyRequests", "InternalError"])
-def test_a_server_that_is_busy_or_starting_refuses_for_now(way, server, reason):
+def test_a_server_that_is_busy_or_starting_refuses_for_now(
+    way: str, server: Any, reason: str
+) -> None:
     client = way()
     server.refuse_with = reason
     with pytest.raises(NotNowError, match=reason):
@@ -121,20 +125,24 @@ def test_a_server_that_is_busy_or_starting_refuses_for_now(way, server, reason):
         ((422, "Invalid", 'RayJob "first" is invalid: spec'), ClusterError),
     ],
 )  # fmt: skip
-def test_a_full_quota_passes_and_a_webhooks_verdict_stays(way, server, refusal, error):
+def test_a_full_quota_passes_and_a_webhooks_verdict_stays(
+    way: str, server: Any, refusal: tuple[int, str, str], error: type[Any]
+) -> None:
     server.refuse_creation = refusal
     with pytest.raises(error, match=refusal[2][:20]) as raised:
         way().create(RAYJOBS, JOB)
     assert "accounts.yaml" not in str(raised.value)
 
 
-def test_a_kind_that_is_not_installed_is_no_missing_object(way, server, monkeypatch):
+def test_a_kind_that_is_not_installed_is_no_missing_object(
+    way: str, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "answer", lambda *_: (404, "404 page not found"))
     with pytest.raises(ClusterError, match=r"KubeRay and k8s/templates\.yaml"):
         way().get(TEMPLATES, "train")
 
 
-def test_a_server_that_is_gone_is_unreachable_not_a_missing_object(way, server):
+def test_a_server_that_is_gone_is_unreachable_not_a_missing_object(way: str, server: Any) -> None:
     client = way()
     assert client.get(RAYJOBS, "first") is None
     server.stop()
@@ -142,7 +150,9 @@ def test_a_server_that_is_gone_is_unreachable_not_a_missing_object(way, server):
         client.get(RAYJOBS, "first")
 
 
-def test_a_server_of_another_ca_is_not_trusted(way, server, tmp_path, monkeypatch):
+def test_a_server_of_another_ca_is_not_trusted(
+    way: str, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = way()
     other = tmp_path / "other"
     other.mkdir()
@@ -152,7 +162,7 @@ def test_a_server_of_another_ca_is_not_trusted(way, server, tmp_path, monkeypatc
         client.get(RAYJOBS, "first")
 
 
-def test_a_token_that_was_replaced_under_a_follower_is_read_again(way, server):
+def test_a_token_that_was_replaced_under_a_follower_is_read_again(way: str, server: Any) -> None:
     client = way()
     assert client.get(RAYJOBS, "first") is None
     server.tokens = {"the next one"}
@@ -161,7 +171,9 @@ def test_a_token_that_was_replaced_under_a_follower_is_read_again(way, server):
     assert client.get(RAYJOBS, "first") is None
 
 
-def test_an_exec_plugin_is_asked_once_and_may_talk_on_stderr(server, tmp_path, monkeypatch):
+def test_an_exec_plugin_is_asked_once_and_may_talk_on_stderr(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = tmp_path / "asked"
     credential = {
         "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
@@ -184,13 +196,17 @@ def test_an_exec_plugin_is_asked_once_and_may_talk_on_stderr(server, tmp_path, m
     assert asked.read_text() == "x"
 
 
-def test_without_any_credentials_it_is_said_where_they_are_looked_for(tmp_path, monkeypatch):
+def test_without_any_credentials_it_is_said_where_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="KUBECONFIG"):
         ApiServer(None, None, 10).objects(RAYJOBS)
 
 
-def test_a_pod_uses_its_own_namespace_unless_told_otherwise(server, monkeypatch):
+def test_a_pod_uses_its_own_namespace_unless_told_otherwise(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_pod(server, monkeypatch)
     (server.folder / "namespace").write_text("team-b\n")
     assert ApiServer(None, None, 10).namespace == "team-b"
@@ -199,7 +215,7 @@ def test_a_pod_uses_its_own_namespace_unless_told_otherwise(server, monkeypatch)
     assert ApiServer(None, None, 10).namespace == api_server.DEFAULT_NAMESPACE
 
 
-def test_the_submitters_role_gives_what_is_asked_and_no_more():
+def test_the_submitters_role_gives_what_is_asked_and_no_more() -> None:
     assert submitters_rights() == {
         "rayjobs": ["get", "list", "create", "delete"],
         "rayjobtemplates": ["get"],
@@ -209,7 +225,7 @@ def test_the_submitters_role_gives_what_is_asked_and_no_more():
     }
 
 
-def test_a_template_is_of_a_kind_that_neither_kuberay_nor_a_queue_knows():
+def test_a_template_is_of_a_kind_that_neither_kuberay_nor_a_queue_knows() -> None:
     for name in ("train", "encode"):
         assert base_template(name)["apiVersion"].partition("/")[0] == TEMPLATES.group
         assert not TEMPLATES.group.endswith(("ray.io", "k8s.io"))

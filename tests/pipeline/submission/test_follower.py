@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,14 +44,16 @@ from tests.support.rayjobs import (
         ([{}, {"jobDeploymentStatus": "Retrying"}, RUNNING, SUCCEEDED], 0, "SUCCEEDED"),
     ],
 )
-def test_the_exit_code_is_the_jobs_fate(server, states, code, status):
+def test_the_exit_code_is_the_jobs_fate(
+    server: Any, states: list[dict[str, Any]], code: int, status: str
+) -> None:
     server.script["first"] = list(states)
     outcome = submit()
     assert (outcome.exit_code, outcome.result["status"]) == (code, status)
 
 
 @pytest.mark.parametrize("how", ["it is busy", "it knows no rights yet", "its token is refused"])
-def test_an_api_server_that_restarts_ends_no_follower(server, how):
+def test_an_api_server_that_restarts_ends_no_follower(server: Any, how: str) -> None:
     server.script["first"] = [RUNNING] * 20 + [SUCCEEDED]
     thread, outcomes = followed(lost_seconds=60)
     until(lambda: "first" in server.objects)
@@ -66,7 +69,7 @@ def test_an_api_server_that_restarts_ends_no_follower(server, how):
     assert outcomes[0].exit_code == 0
 
 
-def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(server):
+def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(server: Any) -> None:
     server.script["first"] = [RUNNING] * 2000
     thread, outcomes = followed(lost_seconds=0.5)
     until(lambda: "first" in server.objects)
@@ -76,14 +79,18 @@ def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(se
     assert "cannot get" in outcomes[0].result["message"]
 
 
-def test_the_reason_of_a_failure_is_told_and_its_output_shown(server, capsys):
+def test_the_reason_of_a_failure_is_told_and_its_output_shown(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.script["first"] = [RUNNING, failed(1)]
     message = submit().result["message"]
     assert message == "exit code 1: AccessDeniedError: s3://d: looking it up was refused (403)"
     assert DENIED in capsys.readouterr().err
 
 
-def test_status_and_logs_tell_the_reason_after_the_cluster_is_gone(server, capsys):
+def test_status_and_logs_tell_the_reason_after_the_cluster_is_gone(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.script["first"] = [failed(1)] * 9
     submit()
     found = main(SubmitConfig(kubernetes=True, id="first", status=True))
@@ -94,7 +101,9 @@ def test_status_and_logs_tell_the_reason_after_the_cluster_is_gone(server, capsy
     assert DENIED in capsys.readouterr().out
 
 
-def test_logs_of_a_training_that_never_began_are_its_drivers_last_words(server, train, capsys):
+def test_logs_of_a_training_that_never_began_are_its_drivers_last_words(
+    server: Any, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.script["first"] = [failed(1)] * 9
     submit(*train)
     capsys.readouterr()
@@ -102,14 +111,16 @@ def test_logs_of_a_training_that_never_began_are_its_drivers_last_words(server, 
     assert DENIED in capsys.readouterr().out
 
 
-def test_logs_that_nobody_kept_are_said_to_be_nowhere(server):
+def test_logs_that_nobody_kept_are_said_to_be_nowhere(server: Any) -> None:
     submit(detach=True)
     server.script["first"] = [RUNNING] * 9
     with pytest.raises(ClusterError, match="job-driver"):
         submit(logs=True)
 
 
-def test_each_try_is_numbered_and_its_cause_told_while_kuberay_tries_again(server, caplog):
+def test_each_try_is_numbered_and_its_cause_told_while_kuberay_tries_again(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     retrying = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "failed": 1,
                 "message": said_of_exit(1)}  # fmt: skip
     again = {"jobDeploymentStatus": "Initializing", "failed": 1}
@@ -121,7 +132,7 @@ def test_each_try_is_numbered_and_its_cause_told_while_kuberay_tries_again(serve
     assert "RUNNING, try 2 of 3" in caplog.text
 
 
-def test_stopping_a_job_without_a_run_deletes_its_rayjob(server):
+def test_stopping_a_job_without_a_run_deletes_its_rayjob(server: Any) -> None:
     submit(detach=True)
     server.script["first"] = [RUNNING]
     assert submit(stop=True).result["status"] == "STOPPED"
@@ -129,7 +140,9 @@ def test_stopping_a_job_without_a_run_deletes_its_rayjob(server):
 
 
 @pytest.mark.parametrize("named_by", ["its command", "its id alone"])
-def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, train, named_by):
+def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(
+    server: Any, train: Any, named_by: str
+) -> None:
     submit(*train, detach=True)
     server.script["first"] = [RUNNING] * 20 + [SUCCEEDED] * 9
     flag = Path(request_of(train).run.path("STOP"))
@@ -147,7 +160,9 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(server, trai
     assert "first" in server.objects
 
 
-def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(server, train):
+def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(
+    server: Any, train: Any
+) -> None:
     submit(*train, detach=True)
     server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
     ended(train, "done", 1000)
@@ -156,7 +171,9 @@ def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(server, tr
     assert "checkpoint" not in outcome.result["message"]
 
 
-def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(server, train):
+def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(
+    server: Any, train: Any
+) -> None:
     submit(*train, detach=True)
     server.script["first"] = [RUNNING, RUNNING, failed(1), failed(1)]
     outcome = submit(*train, stop=True)
@@ -164,7 +181,9 @@ def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(server, tr
     assert "AccessDeniedError" in outcome.result["message"]
 
 
-def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(server, train, monkeypatch):
+def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(
+    server: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SubmitConfig, "stop_seconds", 0.3)
     submit(*train, detach=True)
     server.script["first"] = [RUNNING] * 200
@@ -175,8 +194,8 @@ def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(server, train,
 
 
 def test_a_submitter_who_may_not_write_to_the_run_stops_it_all_the_same(
-    server, train, monkeypatch, caplog
-):
+    server: Any, train: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     submit(*train, detach=True)
     server.script["first"] = [RUNNING] * 200
 
@@ -191,7 +210,9 @@ def test_a_submitter_who_may_not_write_to_the_run_stops_it_all_the_same(
 
 
 @pytest.mark.parametrize("reason", ["stopped", "drained"])
-def test_a_training_that_was_stopped_has_not_succeeded(server, train, reason):
+def test_a_training_that_was_stopped_has_not_succeeded(
+    server: Any, train: Any, reason: str
+) -> None:
     server.script["first"] = [RUNNING] * 40 + [SUCCEEDED] * 3
     thread, outcomes = followed(*train)
     until(lambda: "first" in server.objects)
@@ -203,7 +224,9 @@ def test_a_training_that_was_stopped_has_not_succeeded(server, train, reason):
     assert submit(*train, status=True).exit_code == 5
 
 
-def test_the_end_of_an_earlier_start_is_not_taken_for_the_newest_ones(server, train):
+def test_the_end_of_an_earlier_start_is_not_taken_for_the_newest_ones(
+    server: Any, train: Any
+) -> None:
     ended(train, "done", 100)
     server.script["first"] = [RUNNING] * 40 + [SUCCEEDED] * 3
     thread, outcomes = followed(*train)
@@ -214,8 +237,8 @@ def test_the_end_of_an_earlier_start_is_not_taken_for_the_newest_ones(server, tr
 
 
 def test_a_training_whose_folder_cannot_be_seen_is_not_said_to_have_made_its_last_step(
-    server, train, monkeypatch, caplog
-):
+    server: Any, train: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def denied(run: Run) -> None:
         raise AccessDeniedError("s3://runs: looking it up was refused (403)")
 
@@ -226,7 +249,9 @@ def test_a_training_whose_folder_cannot_be_seen_is_not_said_to_have_made_its_las
     assert "whether it made its last step" in outcome.result["message"].lower()
 
 
-def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(server, train):
+def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(
+    server: Any, train: Any
+) -> None:
     server.script["first"] = [RUNNING] * 40 + [HEAD_LOST]
     thread, outcomes = followed(*train)
     until(lambda: "first" in server.objects)
@@ -235,7 +260,9 @@ def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(server,
     assert (outcomes[0].exit_code, outcomes[0].result["result"]["elbo"]) == (0, -1.0)
 
 
-def test_the_logs_of_a_training_are_those_of_its_newest_start(server, train, capsys):
+def test_the_logs_of_a_training_are_those_of_its_newest_start(
+    server: Any, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = request_of(train).run
     for number, text in ((1, "old"), (2, "new")):
         run.claim()
@@ -249,6 +276,6 @@ def test_the_logs_of_a_training_are_those_of_its_newest_start(server, train, cap
     assert "new" in capsys.readouterr().out
 
 
-def test_logs_of_a_run_without_any_start_are_no_empty_success(server, train):
+def test_logs_of_a_run_without_any_start_are_no_empty_success(server: Any, train: Any) -> None:
     with pytest.raises(ClusterError, match="knows no job first"):
         submit(*train, logs=True)

@@ -3,6 +3,8 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,7 @@ from tests.support.rayjobs import (
 )
 
 
-def test_a_lost_head_is_submitted_again_as_often_as_told(server):
+def test_a_lost_head_is_submitted_again_as_often_as_told(server: Any) -> None:
     server.lives = [[RUNNING, HEAD_LOST], [RUNNING, HEAD_LOST], [RUNNING, SUCCEEDED]]
     assert submit(resubmit_on_head_loss=2).exit_code == 0
     assert server.lives == []
@@ -34,7 +36,7 @@ def test_a_lost_head_is_submitted_again_as_often_as_told(server):
     assert submit(resubmit_on_head_loss=0).exit_code == 4
 
 
-def test_a_job_that_runs_already_is_followed_not_doubled(server):
+def test_a_job_that_runs_already_is_followed_not_doubled(server: Any) -> None:
     server.script["first"] = [RUNNING]
     submit(detach=True)
     uid = server.objects["first"]["metadata"]["uid"]
@@ -43,7 +45,7 @@ def test_a_job_that_runs_already_is_followed_not_doubled(server):
     assert server.objects["first"]["metadata"]["uid"] == uid
 
 
-def test_another_command_of_the_same_name_is_refused(server):
+def test_another_command_of_the_same_name_is_refused(server: Any) -> None:
     submit(detach=True)
     server.script["first"] = [RUNNING]
     with pytest.raises(ConfigError, match="another command"):
@@ -51,7 +53,7 @@ def test_another_command_of_the_same_name_is_refused(server):
 
 
 @pytest.mark.parametrize("flag", ["stop", "status", "logs"])
-def test_a_template_is_no_job_and_nothing_that_could_be_stopped(server, flag):
+def test_a_template_is_no_job_and_nothing_that_could_be_stopped(server: Any, flag: str) -> None:
     with pytest.raises(ClusterError, match="knows no job train"):
         main(SubmitConfig(kubernetes=True, id="train", **{flag: True}))
     assert submit(list=True).result["jobs"] == []
@@ -60,7 +62,7 @@ def test_a_template_is_no_job_and_nothing_that_could_be_stopped(server, flag):
     }  # fmt: skip
 
 
-def test_one_that_has_ended_makes_room(server):
+def test_one_that_has_ended_makes_room(server: Any) -> None:
     submit(detach=True)
     uid = server.objects["first"]["metadata"]["uid"]
     server.script["first"] = [SUCCEEDED]
@@ -68,7 +70,7 @@ def test_one_that_has_ended_makes_room(server):
     assert server.objects["first"]["metadata"]["uid"] != uid
 
 
-def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server):
+def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server: Any) -> None:
     server.lives = [[failed(1)], [RUNNING] * 40 + [SUCCEEDED]]
     submit(detach=True)
     # Parsed once, as in a process of its own: tyro's cache is not for threads. Under pytest it
@@ -95,7 +97,9 @@ def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server):
         (500, "InternalError", 'failed calling webhook "vrayjob": connection refused'),
     ],
 )
-def test_submitting_waits_for_a_quota_and_a_webhook_as_following_does(server, refusal):
+def test_submitting_waits_for_a_quota_and_a_webhook_as_following_does(
+    server: Any, refusal: tuple[int, str, str]
+) -> None:
     server.refuse_creation = refusal
     server.lives = [[RUNNING, SUCCEEDED]]
     thread, outcomes = followed(lost_seconds=60)
@@ -105,7 +109,7 @@ def test_submitting_waits_for_a_quota_and_a_webhook_as_following_does(server, re
     assert outcomes[0].exit_code == 0
 
 
-def test_a_job_that_is_there_is_joined_while_a_webhook_refuses_creations(server):
+def test_a_job_that_is_there_is_joined_while_a_webhook_refuses_creations(server: Any) -> None:
     submit(detach=True)
     server.script["first"] = [RUNNING, RUNNING, SUCCEEDED]
     server.refuse_creation = (500, "InternalError", "failed calling webhook")
@@ -113,13 +117,13 @@ def test_a_job_that_is_there_is_joined_while_a_webhook_refuses_creations(server)
     assert server.refused == 0
 
 
-def test_a_quota_that_stays_full_is_a_failure_in_the_end(server):
+def test_a_quota_that_stays_full_is_a_failure_in_the_end(server: Any) -> None:
     server.refuse_creation = (403, "Forbidden", "exceeded quota: jobs")
     with pytest.raises(NotNowError, match="exceeded quota"):
         submit(lost_seconds=0.3)
 
 
-def test_the_clusters_own_patches_are_kept(server):
+def test_the_clusters_own_patches_are_kept(server: Any) -> None:
     (template,) = [
         item["spec"]["rayClusterSpec"]
         for item in server.others["rayjobtemplates"]
@@ -132,13 +136,13 @@ def test_the_clusters_own_patches_are_kept(server):
     assert created["template"]["spec"]["tolerations"] == pod["tolerations"]
 
 
-def test_a_namespace_without_templates_is_told_what_is_missing(server):
+def test_a_namespace_without_templates_is_told_what_is_missing(server: Any) -> None:
     server.others.clear()
     with pytest.raises(ClusterError, match="apply an overlay"):
         submit()
 
 
-def test_a_runs_name_becomes_one_that_kubernetes_takes(server, train):
+def test_a_runs_name_becomes_one_that_kubernetes_takes(server: Any, train: Any) -> None:
     name = submit(*train, id=None, detach=True).result["submission_id"]
     assert name.startswith("train-my-run-")
     assert len(name) <= 47
@@ -146,7 +150,7 @@ def test_a_runs_name_becomes_one_that_kubernetes_takes(server, train):
     assert submit(*train, id=None, dry_run=True).result["submission_id"] == name
 
 
-def test_a_dry_run_shows_what_would_be_created_and_creates_nothing(server, train):
+def test_a_dry_run_shows_what_would_be_created_and_creates_nothing(server: Any, train: Any) -> None:
     outcome = submit(*train, gpus=2, image="other:1", dry_run=True)
     job = outcome.result["rayjob"]
     assert "first" not in server.objects
@@ -157,7 +161,9 @@ def test_a_dry_run_shows_what_would_be_created_and_creates_nothing(server, train
     assert created == job
 
 
-def test_a_dry_run_needs_no_cluster(tmp_path, monkeypatch, train):
+def test_a_dry_run_needs_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     job = submit(*train, gpus=2, dry_run=True).result["rayjob"]
     assert parsed(job["spec"]["entrypoint"].split()).run == "My.Run"
@@ -165,7 +171,9 @@ def test_a_dry_run_needs_no_cluster(tmp_path, monkeypatch, train):
         assert list(crd_validator("RayJob").iter_errors(job)) == []
 
 
-def test_flags_that_kubernetes_needs_are_asked_for(server, caplog):
+def test_flags_that_kubernetes_needs_are_asked_for(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     submit(*ENCODE[:-2], detach=True)
     assert "--quarantine-exit 0" in caplog.text
     assert "--tracking.metrics 0.0.0.0:9464" in caplog.text
@@ -177,12 +185,12 @@ def test_flags_that_kubernetes_needs_are_asked_for(server, caplog):
     ]
 
 
-def test_flags_that_say_nothing_without_kubernetes_are_refused():
+def test_flags_that_say_nothing_without_kubernetes_are_refused() -> None:
     with pytest.raises(ValueError, match="need --kubernetes"):
         SubmitConfig(command=ENCODE, gpus=8)
 
 
-def test_a_command_that_its_job_refuses_is_refused_before_anything_is_created(server):
+def test_a_command_that_its_job_refuses_is_refused_before_anything_is_created(server: Any) -> None:
     with pytest.raises(SystemExit):
         submit("python", "-m", "jobs.encode", "--no-such-flag", "1")
     with pytest.raises(ConfigError, match=r"jobs\.encod: there is no such job"):

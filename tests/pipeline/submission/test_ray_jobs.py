@@ -1,6 +1,7 @@
 """Which of a Ray cluster's jobs is meant, and what a dashboard's answers mean."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def listed(*names: str) -> list[dict]:
 
 
 @pytest.fixture
-def dashboard(monkeypatch):
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the dashboard answers, by method."""
     answers = {"GET": Answer(200, json.dumps(listed()).encode())}
     monkeypatch.setattr(ray_jobs, "ask", lambda method, *_, **__: answers[method])
@@ -40,8 +41,8 @@ def dashboard(monkeypatch):
     ],
 )  # fmt: skip
 def test_the_newest_of_a_name_is_meant_and_the_next_one_is_free(
-    dashboard, names, request_, found, free
-):
+    dashboard: Any, names: Any, request_: Any, found: Any, free: Any
+) -> None:
     dashboard["GET"] = Answer(200, json.dumps(listed(*names)).encode())
     jobs = RayJobs("http://head:8265")
     newest = jobs.find(request_)
@@ -49,15 +50,15 @@ def test_the_newest_of_a_name_is_meant_and_the_next_one_is_free(
     assert jobs.free_id(request_, newest) == free
 
 
-def test_a_dashboard_without_its_head_says_nothing_of_a_job(dashboard):
+def test_a_dashboard_without_its_head_says_nothing_of_a_job(dashboard: Any) -> None:
     dashboard["GET"] = Answer(500, b"Traceback\nRpcError: unavailable")
     with pytest.raises(UnreachableError, match="RpcError: unavailable"):
         RayJobs("http://head:8265").job("mine")
 
 
 def test_a_submission_that_ray_refuses_is_refused_and_one_that_is_there_is_not_made_twice(
-    dashboard,
-):
+    dashboard: Any,
+) -> None:
     jobs, request = RayJobs("http://head:8265"), Request(("python",), "b")
     dashboard["POST"] = Answer(500, b"Traceback\nRuntimeError: no such runtime_env")
     with pytest.raises(ClusterError, match="no such runtime_env"):

@@ -1,5 +1,8 @@
 """A job's end is put into words that are its own."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pipeline.runs.run import Run, Start
@@ -8,7 +11,7 @@ from pipeline.submission.verdict import cause_of, left_in, verdict
 from tests.support.rayjobs import result_of
 
 
-def job(status: str, **more) -> Job:
+def job(status: str, **more: Any) -> Job:
     return Job("first", "", status, "python", has_ended=True, **more)
 
 
@@ -23,16 +26,16 @@ def job(status: str, **more) -> Job:
         ("", ""),
     ],
 )
-def test_the_cause_is_the_last_error_that_was_printed(output, cause):
+def test_the_cause_is_the_last_error_that_was_printed(output: str, cause: str) -> None:
     assert cause_of(output) == cause
 
 
-def test_without_any_error_in_its_output_the_places_sentence_stands():
+def test_without_any_error_in_its_output_the_places_sentence_stands() -> None:
     said = verdict(job("FAILED", exit_code=137, message="failed with exit code 137"), None, None)
     assert (said.message, said.exit_code) == ("exit code 137: failed with exit code 137", 1)
 
 
-def test_rays_message_is_split_where_the_log_begins():
+def test_rays_message_is_split_where_the_log_begins() -> None:
     assert said_and_printed("died, last available logs (truncated to 9 chars):\na\nb:\nc") == (
         "died", "a\nb:\nc"
     )  # fmt: skip
@@ -40,7 +43,7 @@ def test_rays_message_is_split_where_the_log_begins():
 
 
 @pytest.mark.parametrize("reason", ["stopped", "drained", "a later one"])
-def test_every_reason_but_done_is_told_whoever_printed_it(reason):
+def test_every_reason_but_done_is_told_whoever_printed_it(reason: str) -> None:
     ended = verdict(job("SUCCEEDED"), {"reason": reason, "steps": 7}, None)
     assert (ended.status, ended.exit_code) == ("STOPPED", 5)
     assert "step 7" in ended.message
@@ -50,7 +53,7 @@ def test_every_reason_but_done_is_told_whoever_printed_it(reason):
     assert other_job.status == "SUCCEEDED"
 
 
-def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path):
+def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     assert left_in(run, "first", None) is None
     start = run.claim()

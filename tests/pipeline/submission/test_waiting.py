@@ -1,5 +1,7 @@
 """What a job waits for is said, wherever Kubernetes says it, with the submitter's own rights."""
 
+from typing import Any
+
 import pytest
 
 from jobs.submit import main
@@ -10,7 +12,7 @@ from tests.support.rayjobs import SUCCEEDED, submit
 CLUSTER = "first-x7k2p"
 
 
-def initializing(*conditions: dict, **cluster) -> dict:
+def initializing(*conditions: dict, **cluster: Any) -> dict:
     """A RayJob's status while its cluster is made, as KubeRay 1.7 writes it."""
     return {
         "jobDeploymentStatus": "Initializing",
@@ -19,7 +21,7 @@ def initializing(*conditions: dict, **cluster) -> dict:
     }
 
 
-def pod(name: str, cluster: str = CLUSTER, **status) -> dict:
+def pod(name: str, cluster: str = CLUSTER, **status: Any) -> dict:
     return {
         "kind": "Pod", "apiVersion": "v1",
         "metadata": {"name": name, "labels": {"ray.io/cluster": cluster}},
@@ -48,7 +50,7 @@ def event(about: str, message: str, at: str, kind: str = "Pod") -> dict:
     }  # fmt: skip
 
 
-def reason(server, status: dict) -> str:
+def reason(server: Any, status: dict) -> str:
     """What `--status` says of a job that is there."""
     if "first" not in server.objects:
         submit(detach=True)
@@ -58,7 +60,7 @@ def reason(server, status: dict) -> str:
     return str(said.result["message"])
 
 
-def test_a_head_without_an_image_is_told_by_the_clusters_own_condition(server):
+def test_a_head_without_an_image_is_told_by_the_clusters_own_condition(server: Any) -> None:
     condition = {
         "type": "HeadPodReady", "status": "False", "reason": "ImagePullBackOff",
         "message": 'Back-off pulling image "nowhere:1"',
@@ -67,13 +69,13 @@ def test_a_head_without_an_image_is_told_by_the_clusters_own_condition(server):
     assert said == 'the head: ImagePullBackOff: Back-off pulling image "nowhere:1"'
 
 
-def test_pods_that_a_quota_refuses_are_told_by_the_clusters_own_condition(server):
+def test_pods_that_a_quota_refuses_are_told_by_the_clusters_own_condition(server: Any) -> None:
     condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod",
                  "message": "exceeded quota: gpus"}  # fmt: skip
     assert "FailedCreateWorkerPod: exceeded quota: gpus" in reason(server, initializing(condition))
 
 
-def test_pods_for_which_no_node_has_room_are_counted(server):
+def test_pods_for_which_no_node_has_room_are_counted(server: Any) -> None:
     for number in range(2):
         server.put(unscheduled(f"w{number}", "0/3 nodes are available: 3 Insufficient gpu."))
     server.put(pod("of-another", "other", conditions=[]))
@@ -84,14 +86,16 @@ def test_pods_for_which_no_node_has_room_are_counted(server):
     )
 
 
-def test_a_container_that_only_takes_its_time_is_no_reason_and_a_missing_image_is(server):
+def test_a_container_that_only_takes_its_time_is_no_reason_and_a_missing_image_is(
+    server: Any,
+) -> None:
     server.put(without_image("w0", "ContainerCreating"))
     assert reason(server, initializing()) == ""
     server.put(without_image("w1", "ErrImagePull"))
     assert "1 pod: ErrImagePull" in reason(server, initializing())
 
 
-def test_a_volume_that_cannot_be_mounted_is_told_by_its_newest_event(server):
+def test_a_volume_that_cannot_be_mounted_is_told_by_its_newest_event(server: Any) -> None:
     server.put(pod("w0", conditions=[{"type": "PodScheduled", "status": "True"}]))
     server.put(event("w0", "an older one", "2026-01-01T00:00:00Z"))
     server.put(event("w0", 'MountVolume.SetUp failed: configmap "ca" not found',
@@ -102,14 +106,16 @@ def test_a_volume_that_cannot_be_mounted_is_told_by_its_newest_event(server):
 
 
 @pytest.mark.parametrize("right", ["pods", "events"])
-def test_a_right_that_is_missing_for_it_costs_the_reason_not_the_status(server, right):
+def test_a_right_that_is_missing_for_it_costs_the_reason_not_the_status(
+    server: Any, right: str
+) -> None:
     server.rights[right] = []
     assert f"the Role may not read {'its ' * (right == 'pods')}{right}" in reason(
         server, initializing()
     )
 
 
-def queued(server, *conditions: dict) -> str:
+def queued(server: Any, *conditions: dict) -> str:
     submit(detach=True)
     job = server.objects["first"]
     job["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpu"}
@@ -124,23 +130,23 @@ def queued(server, *conditions: dict) -> str:
     return reason(server, {"jobDeploymentStatus": "Suspended"})
 
 
-def test_a_queue_says_why_it_holds_a_job_back(server):
+def test_a_queue_says_why_it_holds_a_job_back(server: Any) -> None:
     said = "couldn't assign flavors to pod set head: insufficient unused quota for nvidia.com/gpu"
     waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}
     assert queued(server, waits) == f"queue gpu: {said}"
 
 
-def test_a_queue_that_nobody_serves_is_told(server):
+def test_a_queue_that_nobody_serves_is_told(server: Any) -> None:
     assert "is Kueue installed" in queued(server)
 
 
-def test_a_job_that_somebody_suspended_is_told(server):
+def test_a_job_that_somebody_suspended_is_told(server: Any) -> None:
     assert "suspended" in reason(server, {"jobDeploymentStatus": "Suspended"})
 
 
 def test_a_follower_says_within_a_minute_why_nothing_happens_and_says_it_once(
-    server, caplog, monkeypatch
-):
+    server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert narrator._WAIT_SECONDS <= 60
     monkeypatch.setattr(narrator, "_WAIT_SECONDS", 0.2)
     server.put(unscheduled("w0", "0/3 nodes are available"))

@@ -1,6 +1,8 @@
 """How an encoding ended is told beside its store and to a real Pushgateway, and outlives it."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ from pipeline.config import EncodeConfig, EncodingTrackingConfig, ModelConfig, P
 from pipeline.data import Dataset
 from pipeline.errors import PipelineError
 from pipeline.vae import build_vae, save_bundle
+from tests.servers.prometheus import PrometheusServer
 from tests.support.killing import tree
 from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> dict[str, str]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("world")
     data = write_digits(folder, 60)
     torch.manual_seed(0)
@@ -26,13 +29,13 @@ def world(tmp_path_factory) -> dict[str, str]:
     return {"data": str(data), "model": str(folder / "bundle")}
 
 
-def encode(world: dict[str, str], store, pushgateway: str | None = None, **more) -> dict:
+def encode(world: dict[str, str], store: Any, pushgateway: str | None = None, **more: Any) -> dict:
     tracking = EncodingTrackingConfig(pushgateway=pushgateway)
     given = {**world, "actors": 0, **more}
     return run_encoding(EncodeConfig(output=str(store), tracking=tracking, **given))
 
 
-def outcome(store) -> dict[str, float]:
+def outcome(store: Any) -> dict[str, float]:
     text = (store / "attempts/outcome.prom").read_text()
     return {
         sample.name: sample.value
@@ -41,7 +44,9 @@ def outcome(store) -> dict[str, float]:
     }
 
 
-def test_success_and_failure_are_told_beside_the_store_and_the_last_success_stays(world, tmp_path):
+def test_success_and_failure_are_told_beside_the_store_and_the_last_success_stays(
+    world: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     assert encode(world, store)["encoded"] == len(Dataset.open(world["data"]))
     first = outcome(store)
@@ -58,7 +63,9 @@ def test_success_and_failure_are_told_beside_the_store_and_the_last_success_stay
     assert second["vae_encode_last_end_timestamp_seconds"] > succeeded
 
 
-def test_an_encoding_that_had_nothing_to_do_writes_nothing_at_all(world, tmp_path):
+def test_an_encoding_that_had_nothing_to_do_writes_nothing_at_all(
+    world: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     encode(world, store)
     before = tree(tmp_path), outcome(store)
@@ -67,8 +74,8 @@ def test_an_encoding_that_had_nothing_to_do_writes_nothing_at_all(world, tmp_pat
 
 
 def test_the_pushgateway_hears_of_each_encoding_also_of_one_that_had_nothing_to_do(
-    world, tmp_path, prometheus
-):
+    world: dict[str, str], tmp_path: Path, prometheus: PrometheusServer
+) -> None:
     store, last = tmp_path / "store", "vae_encode_last_success_timestamp_seconds"
     name = f'{{store="{store}",job="vae-encode"}}'
 
@@ -88,7 +95,9 @@ def test_the_pushgateway_hears_of_each_encoding_also_of_one_that_had_nothing_to_
     assert told(last) == second
 
 
-def test_a_pushgateway_that_is_away_is_a_warning(world, tmp_path, caplog):
+def test_a_pushgateway_that_is_away_is_a_warning(
+    world: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert encode(world, tmp_path / "store", "http://127.0.0.1:9")["complete"]
     assert "127.0.0.1:9" in caplog.text

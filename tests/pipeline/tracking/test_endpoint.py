@@ -5,6 +5,7 @@ import socket
 import subprocess
 import threading
 import urllib.request
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -43,7 +44,7 @@ def values(endpoint: Endpoint) -> dict[tuple[str, str], float]:
     }
 
 
-def test_replayed_steps_are_counted_once_and_a_dead_groups_seconds_stay():
+def test_replayed_steps_are_counted_once_and_a_dead_groups_seconds_stay() -> None:
     endpoint = run()
     told(endpoint, MetricsReport(restart=1, images=0, step_seconds=0.0))
     told(endpoint, MetricsReport(restart=1, images=100, step_seconds=10.0))
@@ -55,7 +56,7 @@ def test_replayed_steps_are_counted_once_and_a_dead_groups_seconds_stay():
     assert found["vae_train_restarts_total", "r"] == 1
 
 
-def test_labelled_counters_count_each_label_by_itself():
+def test_labelled_counters_count_each_label_by_itself() -> None:
     endpoint = run()
     told(endpoint, MetricsReport(restart=1))
     told(endpoint, MetricsReport(restart=1, bad_samples={"truncated": 2, "checksum": 1}))
@@ -66,7 +67,7 @@ def test_labelled_counters_count_each_label_by_itself():
     assert found["vae_data_bad_samples_total", "checksum"] == 1
 
 
-def test_a_continued_runs_counters_begin_at_zero_and_grow_by_what_it_does_from_there():
+def test_a_continued_runs_counters_begin_at_zero_and_grow_by_what_it_does_from_there() -> None:
     endpoint = run()
     assert not values(endpoint)
     told(endpoint, MetricsReport(restart=1, images=1_000_000, step=500))
@@ -79,7 +80,7 @@ def test_a_continued_runs_counters_begin_at_zero_and_grow_by_what_it_does_from_t
     assert found["vae_train_steps_total", "r"] == 1
 
 
-def test_what_is_not_finite_leaves_the_last_number_where_it_is():
+def test_what_is_not_finite_leaves_the_last_number_where_it_is() -> None:
     endpoint = run()
     told(endpoint, MetricsReport(restart=1, gradient_norm=2.0, terms={"elbo": -1.0, "kl": 1.0}))
     told(endpoint, MetricsReport(restart=1, gradient_norm=math.nan, terms={"elbo": -math.inf}))
@@ -91,7 +92,9 @@ def test_what_is_not_finite_leaves_the_last_number_where_it_is():
     ("kind", "label"),
     [(MetricsReport, "run"), (EncodingReport, "store"), (EncodingOutcome, "store")],
 )
-def test_prometheus_own_check_finds_nothing_wrong_with_names_and_help(kind, label):
+def test_prometheus_own_check_finds_nothing_wrong_with_names_and_help(
+    kind: type[Any], label: str
+) -> None:
     rows = rows_of(kind)
     if programs.missing_programs():
         pytest.skip("Prometheus is not installed: `make servers` installs it")
@@ -106,7 +109,7 @@ def test_prometheus_own_check_finds_nothing_wrong_with_names_and_help(kind, labe
     assert sum(row.series.encode() in text for row in rows) == len(rows)
 
 
-def test_what_is_served_on_every_address_is_named_by_one_that_can_be_asked():
+def test_what_is_served_on_every_address_is_named_by_one_that_can_be_asked() -> None:
     endpoint = Endpoint(TRAINING, "run", "r", "1")
     address = endpoint.serve("0.0.0.0", 0)
     assert not address.startswith("0.0.0.0")
@@ -115,7 +118,7 @@ def test_what_is_served_on_every_address_is_named_by_one_that_can_be_asked():
     endpoint.close()
 
 
-def test_a_port_that_a_dying_recorder_still_holds_is_waited_for():
+def test_a_port_that_a_dying_recorder_still_holds_is_waited_for() -> None:
     held = socket.create_server(("127.0.0.1", 0))
     port = held.getsockname()[1]
     threading.Timer(0.2, held.close).start()

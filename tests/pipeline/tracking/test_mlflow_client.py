@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from pipeline.tracking.mlflow_client import tracking_uri
 
@@ -12,7 +15,7 @@ print(len(mlflow_client(sys.argv[1]).search_experiments()))
 """
 
 
-def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path):
+def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CLIENT, f"sqlite:///{tmp_path}/mlflow.db"]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     found = [process.communicate()[0].strip() for process in started]
@@ -20,7 +23,7 @@ def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path):
     assert found == ["1", "1", "1"]
 
 
-def test_an_empty_variable_names_no_server(tmp_path, monkeypatch):
+def test_an_empty_variable_names_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a container whose template had no value for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")

@@ -1,6 +1,8 @@
 import hashlib
 import math
+from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -8,7 +10,9 @@ from pipeline.runs.outbox import Point
 from pipeline.tracking.mlflow_run import DIGEST_TAG, RUN_TAG, TrackedRun
 
 
-def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(tmp_path):
+def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(
+    tmp_path: Path,
+) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     experiment = client.create_experiment("vae")
@@ -22,7 +26,9 @@ def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(t
     assert client.get_run(run_id).data.params == {"steps": "10", "seed": "4"}
 
 
-def test_a_start_finds_the_last_step_without_a_metrics_whole_history(tmp_path, monkeypatch):
+def test_a_start_finds_the_last_step_without_a_metrics_whole_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri, url = f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/run"
     first = TrackedRun(uri, "vae", "r", url, {})
     first.log([Point("elbo", step, 1_000 - step, {"elbo": -1.0}) for step in (1, 2, 30, 4)])

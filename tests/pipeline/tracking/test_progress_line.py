@@ -13,7 +13,9 @@ from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import Latest
 
 
-def test_workers_warnings_are_told_once_each(tmp_path: Path, caplog, monkeypatch) -> None:
+def test_workers_warnings_are_told_once_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress_line, "_SECONDS", 0.01)
     told: list[str] = []
     looks = 0

@@ -3,6 +3,8 @@
 import json
 import time
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -17,12 +19,12 @@ from pipeline.tracking.recorder import RecorderSettings, RunRecorder, mlflow_sta
 
 
 @pytest.fixture
-def uri(tmp_path) -> str:
+def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture
-def recorder(tmp_path):
+def recorder(tmp_path: Path) -> Any:
     """Makes recorders of one run whose folder has a quote in its name."""
     return lambda uri, **knobs: RunRecorder(
         RecorderSettings(
@@ -40,7 +42,7 @@ def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run_id, metric)]
 
 
-def test_replayed_points_and_a_second_start_leave_each_point_once(uri, recorder):
+def test_replayed_points_and_a_second_start_leave_each_point_once(uri: str, recorder: Any) -> None:
     first = recorder(uri)
     first.record("1", [point(step, 1_000 + step) for step in range(1, 31)], MetricsReport())
     assert first.flush(30) == []
@@ -58,7 +60,9 @@ def test_replayed_points_and_a_second_start_leave_each_point_once(uri, recorder)
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
-def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(uri, recorder):
+def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(
+    uri: str, recorder: Any
+) -> None:
     one = recorder(uri)
     one.record("1", [point(1, 1), point(2, 2)], MetricsReport())
     one.flush(30)
@@ -69,7 +73,7 @@ def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(uri, re
     one.finish("FINISHED")
 
 
-def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost(recorder):
+def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost(recorder: Any) -> None:
     one = recorder("http://127.0.0.1:9")
     points = [point(step, step) for step in range(1, 6)]
     assert one.record("1", points, MetricsReport()).points == 0
@@ -87,7 +91,9 @@ def scraped(address: str) -> dict[tuple[str, str], float]:
     }
 
 
-def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(uri, recorder):
+def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(
+    uri: str, recorder: Any
+) -> None:
     one = recorder(uri)
 
     def report(restart: int, step: int, seconds: float) -> MetricsReport:
@@ -113,7 +119,9 @@ def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(ur
     one.finish("FINISHED")
 
 
-def test_a_run_that_ended_is_no_longer_named_to_prometheus_one_that_died_is(uri, recorder):
+def test_a_run_that_ended_is_no_longer_named_to_prometheus_one_that_died_is(
+    uri: str, recorder: Any
+) -> None:
     one = recorder(uri)
     (target,) = storage.read_json(one._discovery)
     assert target == {"targets": [one.address()], "labels": {"run": "mine"}}
@@ -121,14 +129,18 @@ def test_a_run_that_ended_is_no_longer_named_to_prometheus_one_that_died_is(uri,
     assert not storage.exists(one._discovery)
 
 
-def test_the_endpoint_can_be_found_in_the_runs_folder(uri, recorder, tmp_path):
+def test_the_endpoint_can_be_found_in_the_runs_folder(
+    uri: str, recorder: Any, tmp_path: Path
+) -> None:
     one = recorder(uri)
     (found,) = json.loads((tmp_path / "it's mine/metrics.json").read_text())
     assert found == {"targets": [one.address()], "labels": {"run": "mine"}}
     one.finish("FINISHED")
 
 
-def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(uri, recorder):
+def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(
+    uri: str, recorder: Any
+) -> None:
     older = recorder(uri)
     older.record("1", [point(1, 1)], MetricsReport())
     older.flush(30)
@@ -144,7 +156,7 @@ def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(uri, re
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri, recorder):
+def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri: str, recorder: Any) -> None:
     """As when MLflow was away at a run's end, and a second recorder sends what it lacks."""
     first = recorder(uri)
     port = int(first.address().rpartition(":")[2])
@@ -156,7 +168,9 @@ def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri, recorder):
     second.finish("FINISHED")
 
 
-def test_a_deleted_experiment_is_told_as_a_refusal_and_not_as_silence(uri, recorder):
+def test_a_deleted_experiment_is_told_as_a_refusal_and_not_as_silence(
+    uri: str, recorder: Any
+) -> None:
     client = mlflow.MlflowClient(uri)
     client.delete_experiment(client.create_experiment("old"))
     refused = recorder(uri, experiment="old")

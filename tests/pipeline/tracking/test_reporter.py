@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -37,7 +38,7 @@ class Kept:
         self.reports.append(report)
 
 
-def test_a_continued_run_says_first_where_it_begins(monkeypatch):
+def test_a_continued_run_says_first_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()
     reporter = Reporter(kept, Outbox(), 1, MetricsReport(restart=1, start=2))
@@ -50,7 +51,9 @@ def test_a_continued_run_says_first_where_it_begins(monkeypatch):
     assert (first.holdout_active_units, first.start) == (3, 2)
 
 
-def test_the_parts_of_steps_add_up_to_them_and_the_slowest_rank_is_named(monkeypatch):
+def test_the_parts_of_steps_add_up_to_them_and_the_slowest_rank_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()
     reporter = Reporter(kept, Outbox(), 1, MetricsReport(restart=1))
@@ -69,7 +72,9 @@ def test_the_parts_of_steps_add_up_to_them_and_the_slowest_rank_is_named(monkeyp
     assert (last.slowest_rank, last.slowest_rank_ratio) == (2, 2.5)
 
 
-def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(monkeypatch):
+def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     kept = Kept()
     reporter = Reporter(kept, Outbox(), 1, MetricsReport(restart=1))
@@ -86,8 +91,8 @@ def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(monkeypat
 
 @pytest.mark.parametrize("delivered_by_the_first", [True, False])
 def test_what_a_dead_recorder_held_is_given_to_the_next_and_arrives_once(
-    tmp_path, monkeypatch, delivered_by_the_first
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivered_by_the_first: bool
+) -> None:
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
 

@@ -79,7 +79,9 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunRecorder, 
     return recorder, uri
 
 
-def test_all_that_a_reporter_sends_stands_at_the_endpoint_under_its_family(told):
+def test_all_that_a_reporter_sends_stands_at_the_endpoint_under_its_family(
+    told: tuple[RunRecorder, str],
+) -> None:
     recorder, _ = told
     found: dict[str, object] = {}
     labels = {row.series: row.label for row in TRAINING}
@@ -99,7 +101,9 @@ def test_all_that_a_reporter_sends_stands_at_the_endpoint_under_its_family(told)
     assert {name: value for name, value in found.items() if name not in MEASURED} == EXPECTED
 
 
-def test_mlflow_gets_the_numbers_of_a_step_and_of_a_validation_under_the_declared_keys(told):
+def test_mlflow_gets_the_numbers_of_a_step_and_of_a_validation_under_the_declared_keys(
+    told: tuple[RunRecorder, str],
+) -> None:
     recorder, uri = told
     assert recorder.flush(30) == []
     run_id = recorder.finish("FINISHED")

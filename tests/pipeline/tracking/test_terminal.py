@@ -5,6 +5,8 @@ import json
 import math
 import re
 from collections import deque
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,14 +20,14 @@ from tests.support import warm
 
 
 @pytest.fixture
-def endpoint():
+def endpoint() -> Any:
     made = Endpoint(TRAINING, "run", "first", "1")
     made.update(MetricsReport(images=0, step=0, step_seconds=0.0))
     yield made
     made.close()
 
 
-def test_rates_are_what_was_gained_between_two_looks(endpoint):
+def test_rates_are_what_was_gained_between_two_looks(endpoint: Any) -> None:
     before = {Subject("run", "first"): Numbers(100.0, {"vae_train_images_total": {"": 1000.0}})}
     now = {
         Subject("run", "first"): Numbers(
@@ -57,7 +59,7 @@ def test_rates_are_what_was_gained_between_two_looks(endpoint):
     assert "goodput                    90.0%  data wait 8.0%, redo 2.0%" in text
 
 
-def test_every_series_that_is_shown_is_one_of_the_table():
+def test_every_series_that_is_shown_is_one_of_the_table() -> None:
     named = re.findall(
         r'"((?:vae_train|vae_[a-z]+)_[a-z_]+)"', inspect.getsource(pipeline.tracking.terminal)
     )
@@ -65,7 +67,7 @@ def test_every_series_that_is_shown_is_one_of_the_table():
     assert set(named) <= {row.series for row in TABLE}
 
 
-def test_what_is_not_known_yet_is_a_dash_and_no_error():
+def test_what_is_not_known_yet_is_a_dash_and_no_error() -> None:
     now = {Subject("run", "r"): Numbers(1.0), Subject("store", "s"): Numbers(1.0)}
     text = "\n".join(lines_of(now, {}))
     assert "images per second              -" in text
@@ -73,13 +75,15 @@ def test_what_is_not_known_yet_is_a_dash_and_no_error():
     assert lines_of({}, {}) == ["nothing that is trained or encoded is known here"]
 
 
-def test_bars_span_the_least_and_the_most():
+def test_bars_span_the_least_and_the_most() -> None:
     assert bars(deque([0.0, 7.0, 3.5])) == "▁█▅"
     assert bars(deque([2.0, 2.0])) == "▁▁"
     assert bars(deque([2.0])) == ""
 
 
-def test_a_run_is_found_by_its_folder_and_the_watch_ends_when_it_does(endpoint, tmp_path):
+def test_a_run_is_found_by_its_folder_and_the_watch_ends_when_it_does(
+    endpoint: Any, tmp_path: Path
+) -> None:
     address = endpoint.serve("127.0.0.1", 0)
     (tmp_path / "first").mkdir()
     place = tmp_path / "first/metrics.json"
@@ -98,7 +102,7 @@ def test_a_run_is_found_by_its_folder_and_the_watch_ends_when_it_does(endpoint, 
         look(config)
 
 
-def test_an_endpoint_that_died_is_an_error_and_no_end(endpoint, tmp_path):
+def test_an_endpoint_that_died_is_an_error_and_no_end(endpoint: Any, tmp_path: Path) -> None:
     address = endpoint.serve("127.0.0.1", 0)
     (tmp_path / "first").mkdir()
     (tmp_path / "first/metrics.json").write_bytes(discovery(address, "run", "first"))
@@ -109,7 +113,7 @@ def test_an_endpoint_that_died_is_an_error_and_no_end(endpoint, tmp_path):
         next(pictures)
 
 
-def test_once_prints_one_picture_and_ends(tmp_path):
+def test_once_prints_one_picture_and_ends(tmp_path: Path) -> None:
     made = Endpoint(ENCODING, "store", "s3://b/store", "1")
     made.update(EncodingReport(images=0, images_left=100, failed={"truncated": 0}))
     made.update(EncodingReport(images=30, images_left=70, failed={"truncated": 2}))

@@ -1,6 +1,7 @@
 import hashlib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
-def weights(config) -> dict[str, torch.Tensor]:
+def weights(config: Any) -> dict[str, torch.Tensor]:
     checkpoint = newest_checkpoint(Run.at(config))
     assert checkpoint is not None
     return checkpoint.model
@@ -31,7 +32,7 @@ def global_keys(ranks: list[dict]) -> list[list[str]]:
     return [list(chain(*parts)) for parts in zip(*(rank["keys"] for rank in ranks), strict=True)]
 
 
-def test_exact_gives_the_same_file_with_one_two_and_four_ranks(data, tmp_path):
+def test_exact_gives_the_same_file_with_one_two_and_four_ranks(data: Path, tmp_path: Path) -> None:
     digests, files = set(), set()
     for ranks in (1, 2, 4):
         config = train_config(data, tmp_path, f"exact-{ranks}", exact=True, micro_batch_size=3)
@@ -41,7 +42,9 @@ def test_exact_gives_the_same_file_with_one_two_and_four_ranks(data, tmp_path):
     assert len(digests) == len(files) == 1
 
 
-def test_a_run_moved_to_other_world_sizes_has_the_same_batches_and_float64_weights(data, tmp_path):
+def test_a_run_moved_to_other_world_sizes_has_the_same_batches_and_float64_weights(
+    data: Path, tmp_path: Path
+) -> None:
     # The rate of a cosine depends on the steps in all, so it is held constant in this comparison.
     constant = {"precision": "fp64", "optimizer": {"schedule": "constant"}}
     whole = train_config(data, tmp_path, "whole", **constant)
@@ -57,7 +60,7 @@ def test_a_run_moved_to_other_world_sizes_has_the_same_batches_and_float64_weigh
         torch.testing.assert_close(weights(moved)[name], expected, rtol=0, atol=1e-9)
 
 
-def test_micro_batches_add_up_to_the_same_step(data, tmp_path):
+def test_micro_batches_add_up_to_the_same_step(data: Path, tmp_path: Path) -> None:
     whole = train_config(data, tmp_path, "whole", precision="fp64")
     parts = train_config(data, tmp_path, "parts", precision="fp64", micro_batch_size=5)
     one, two = train(whole)[0], train(parts)[0]
@@ -66,7 +69,7 @@ def test_micro_batches_add_up_to_the_same_step(data, tmp_path):
     assert train(on_two, 2)[0]["losses"] == pytest.approx(one["losses"], rel=1e-12)
 
 
-def test_training_ends_early_with_the_best_weights(data, tmp_path):
+def test_training_ends_early_with_the_best_weights(data: Path, tmp_path: Path) -> None:
     # A rate at which the ELBO soon gets worse.
     config = train_config(
         data, tmp_path, "early", holdout=str(data), steps=200, evaluate_every=2, patience=3,
@@ -84,7 +87,9 @@ def test_training_ends_early_with_the_best_weights(data, tmp_path):
     assert bundle.metadata["holdout"]["elbo"] == elbos[best]
 
 
-def test_a_collapse_and_a_divergence_are_told_when_they_are_seen(data, tmp_path, caplog):
+def test_a_collapse_and_a_divergence_are_told_when_they_are_seen(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = train_config(
         data, tmp_path, "ill", holdout=str(data), steps=40, evaluate_every=10, precision="fp64",
         objective=ObjectiveConfig(beta=1000.0),
@@ -94,7 +99,7 @@ def test_a_collapse_and_a_divergence_are_told_when_they_are_seen(data, tmp_path,
     assert caplog.text.count("Posterior collapse") == 1
 
 
-def test_an_autoencoder_is_not_judged_by_its_elbo(data, tmp_path):
+def test_an_autoencoder_is_not_judged_by_its_elbo(data: Path, tmp_path: Path) -> None:
     config = train_config(
         data, tmp_path, "plain", holdout=str(data), objective=ObjectiveConfig(kind="autoencoder")
     )
@@ -103,7 +108,7 @@ def test_an_autoencoder_is_not_judged_by_its_elbo(data, tmp_path):
     assert metadata["objective"] == {"kind": "autoencoder", "beta": 0.0, "samples": 1}
 
 
-def test_a_bundle_tells_the_kl_weight_that_geco_ended_with(data, tmp_path):
+def test_a_bundle_tells_the_kl_weight_that_geco_ended_with(data: Path, tmp_path: Path) -> None:
     aim = ObjectiveConfig(kind="geco", target_bits_per_dim=0.5)
     config = train_config(data, tmp_path, "geco", objective=aim)
     train(config)
@@ -113,7 +118,9 @@ def test_a_bundle_tells_the_kl_weight_that_geco_ended_with(data, tmp_path):
     assert (told["kind"], told["target_bits_per_dim"]) == ("geco", 0.5)
 
 
-def test_a_start_that_finds_all_steps_made_ends_the_run_with_the_last_ones_terms(data, tmp_path):
+def test_a_start_that_finds_all_steps_made_ends_the_run_with_the_last_ones_terms(
+    data: Path, tmp_path: Path
+) -> None:
     """As when a start was killed between its last checkpoint and its result."""
     config = train_config(data, tmp_path, "late", steps=6)
     ended = train(config)[0]
@@ -123,7 +130,7 @@ def test_a_start_that_finds_all_steps_made_ends_the_run_with_the_last_ones_terms
     assert again["digest"] == ended["digest"]
 
 
-def test_what_is_frozen_stays_and_the_rest_moves(data, tmp_path):
+def test_what_is_frozen_stays_and_the_rest_moves(data: Path, tmp_path: Path) -> None:
     source = train_config(data, tmp_path, "source")
     train(source)
     config = train_config(data, tmp_path, "frozen", init="source", freeze="decoder")
@@ -137,7 +144,7 @@ def test_what_is_frozen_stays_and_the_rest_moves(data, tmp_path):
         assert moved == name.startswith("network.encoder"), name
 
 
-def test_a_run_that_only_skips_steps_ends_with_their_keys(data, tmp_path):
+def test_a_run_that_only_skips_steps_ends_with_their_keys(data: Path, tmp_path: Path) -> None:
     config = train_config(
         data, tmp_path, "lost", steps=30,
         optimizer={"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0},
@@ -148,13 +155,13 @@ def test_a_run_that_only_skips_steps_ends_with_their_keys(data, tmp_path):
     assert len(lists) == 20
 
 
-def test_compiling_changes_no_loss_beyond_rounding(data, tmp_path):
+def test_compiling_changes_no_loss_beyond_rounding(data: Path, tmp_path: Path) -> None:
     plain = train(train_config(data, tmp_path, "plain"))[0]
     compiled = train(train_config(data, tmp_path, "compiled", compile=True, steps=12))[0]
     assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
 
 
-def test_float16_scales_its_gradients_and_trains(data, tmp_path):
+def test_float16_scales_its_gradients_and_trains(data: Path, tmp_path: Path) -> None:
     config = train_config(data, tmp_path, "half", precision="fp16", steps=40)
     ended = train(config)[0]
     assert sum(ended["skipped"]) < 20
@@ -164,14 +171,16 @@ def test_float16_scales_its_gradients_and_trains(data, tmp_path):
     assert checkpoint.scaler["scale"] > 0
 
 
-def test_the_order_counts_every_image_once_in_an_epoch(data, tmp_path):
+def test_the_order_counts_every_image_once_in_an_epoch(data: Path, tmp_path: Path) -> None:
     samples = len(Dataset.open(str(data)))
     ended = train(train_config(data, tmp_path, "once", steps=samples // 24))[0]
     seen = list(chain(*ended["keys"]))
     assert len(seen) == len(set(seen)) == samples
 
 
-def test_checkpoints_by_the_clock_change_no_bit_and_are_gone_on_from(data, tmp_path, monkeypatch):
+def test_checkpoints_by_the_clock_change_no_bit_and_are_gone_on_from(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = train_config(data, tmp_path, "plain", steps=5, checkpoint_every=100)
     by_clock = plain.model_copy(update={"run": "by-clock"})
     expected = train(plain)
@@ -183,8 +192,8 @@ def test_checkpoints_by_the_clock_change_no_bit_and_are_gone_on_from(data, tmp_p
 
 
 def test_who_stops_before_the_first_step_has_made_none_and_saved_nothing(
-    data, tmp_path, monkeypatch
-):
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.runs.stop.StopSignal.requested", True)
     config = train_config(data, tmp_path, "early")
     (told,) = train(config)

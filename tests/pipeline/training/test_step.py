@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from tests.support.gradients import (
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(run_rank, args=(2, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -23,7 +25,9 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.process
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
-def test_gradients_on_two_ranks_equal_those_of_one_process(two_ranks, micro):
+def test_gradients_on_two_ranks_equal_those_of_one_process(
+    two_ranks: Any, micro: int | None
+) -> None:
     # 7 images on 2 ranks, with masked samples: 3 and 4 slots, 2 and 2 of them valid.
     _, state = one_step(global_batch(range(BATCH)))
     for rank in two_ranks:
@@ -32,7 +36,9 @@ def test_gradients_on_two_ranks_equal_those_of_one_process(two_ranks, micro):
 
 
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
-def test_every_rank_reports_the_means_over_the_global_valid_images(two_ranks, micro):
+def test_every_rank_reports_the_means_over_the_global_valid_images(
+    two_ranks: Any, micro: int | None
+) -> None:
     report, _ = one_step(global_batch(range(BATCH)))
     for found in (rank[micro] for rank in two_ranks):
         assert found["images"] == BATCH - len(INVALID)
@@ -43,14 +49,14 @@ def test_every_rank_reports_the_means_over_the_global_valid_images(two_ranks, mi
 
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
 def test_ranks_add_their_gradients_once_a_step_however_many_micro_batches_there_are(
-    two_ranks, micro
-):
+    two_ranks: Any, micro: int | None
+) -> None:
     # What torch's profiler saw of gloo: the counts, the sums, and all gradients in one bucket.
     for rank in two_ranks:
         assert rank[micro]["messages"].count("gloo:all_reduce") == 3
 
 
-def test_the_gradient_is_the_mean_of_single_image_gradients():
+def test_the_gradient_is_the_mean_of_single_image_gradients() -> None:
     # A sum over ranks and slots in place of a mean, or a mean that counts masked slots, dies here.
     _, whole = one_step(global_batch(range(BATCH)))
     parts = []
@@ -62,7 +68,7 @@ def test_the_gradient_is_the_mean_of_single_image_gradients():
         torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_loss_without_beta_is_minus_the_mean_elbo():
+def test_the_loss_without_beta_is_minus_the_mean_elbo() -> None:
     report, _ = one_step(global_batch(range(BATCH)))
     assert report.objective == pytest.approx(report.terms["elbo"], rel=1e-12)
     assert report.terms["elbo"] == pytest.approx(
@@ -70,7 +76,7 @@ def test_the_loss_without_beta_is_minus_the_mean_elbo():
     )
 
 
-def test_a_batch_without_valid_images_moves_no_weight():
+def test_a_batch_without_valid_images_moves_no_weight() -> None:
     report, state = one_step(global_batch(range(BATCH), tuple(range(BATCH))))
     assert report.skipped
     assert report.images == 0
@@ -91,7 +97,9 @@ def test_a_batch_without_valid_images_moves_no_weight():
     ],
     ids=lambda config: f"{config.kind}-{config.samples}",
 )
-def test_every_objective_trains_and_the_true_elbo_is_reported_beside_it(objective):
+def test_every_objective_trains_and_the_true_elbo_is_reported_beside_it(
+    objective: ObjectiveConfig,
+) -> None:
     plain, _ = one_step(global_batch(range(BATCH)))
     report, state = one_step(global_batch(range(BATCH)), objective=objective)
     assert not report.skipped

@@ -47,7 +47,9 @@ def report(step: int, *, asked: bool = False) -> StepReport:
     )  # fmt: skip
 
 
-def test_a_run_is_done_at_its_last_step_or_when_the_hold_out_has_got_no_better(tmp_path):
+def test_a_run_is_done_at_its_last_step_or_when_the_hold_out_has_got_no_better(
+    tmp_path: Path,
+) -> None:
     with stopping(tmp_path) as decide:
         assert [decide.at_start(9), decide.at_start(10)] == [None, "done"]
         assert [decide.after(report(9)), decide.after(report(10))] == [None, "done"]
@@ -57,7 +59,7 @@ def test_a_run_is_done_at_its_last_step_or_when_the_hold_out_has_got_no_better(t
         assert decide.after(report(3)) == decide.at_start(3) == "done"
 
 
-def test_who_is_told_to_stop_stops_but_is_done_where_that_was_the_last_step(tmp_path):
+def test_who_is_told_to_stop_stops_but_is_done_where_that_was_the_last_step(tmp_path: Path) -> None:
     with stopping(tmp_path, drained=True) as decide:
         assert decide.is_wished
         assert decide.after(report(5, asked=True)) == "drained"
@@ -67,7 +69,9 @@ def test_who_is_told_to_stop_stops_but_is_done_where_that_was_the_last_step(tmp_
 
 
 @pytest.mark.parametrize("step", [5, 10])
-def test_a_start_that_was_replaced_is_superseded_even_at_its_last_step(tmp_path, step):
+def test_a_start_that_was_replaced_is_superseded_even_at_its_last_step(
+    tmp_path: Path, step: int
+) -> None:
     with stopping(tmp_path) as decide:
         assert decide.at_end("done") == "done"
         decide.run.claim()

@@ -25,7 +25,9 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
-def test_diffusers_itself_loads_what_is_written_and_gives_the_same_outputs(tmp_path, images):
+def test_diffusers_itself_loads_what_is_written_and_gives_the_same_outputs(
+    tmp_path: Path, images: torch.Tensor
+) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the extra `interop`")
     vae = small()
     write_diffusers(vae, tmp_path, scaling_factor=0.5)
@@ -42,7 +44,9 @@ def test_diffusers_itself_loads_what_is_written_and_gives_the_same_outputs(tmp_p
 
 
 @pytest.mark.parametrize("widths", [(32, 64, 128), (32, 64, 128, 128)])
-def test_what_diffusers_writes_is_read_and_gives_the_same_outputs(tmp_path, images, widths):
+def test_what_diffusers_writes_is_read_and_gives_the_same_outputs(
+    tmp_path: Path, images: torch.Tensor, widths: tuple[int, ...]
+) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the extra `interop`")
     torch.manual_seed(3)
     theirs = diffusers.AutoencoderKL(
@@ -64,7 +68,7 @@ def test_what_diffusers_writes_is_read_and_gives_the_same_outputs(tmp_path, imag
     torch.testing.assert_close(vae.decode_parameters(mean), decoded, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_go_out_and_come_back_bit_by_bit(tmp_path, images):
+def test_weights_go_out_and_come_back_bit_by_bit(tmp_path: Path, images: torch.Tensor) -> None:
     vae = small()
     write_diffusers(vae, tmp_path)
     again = read_diffusers(str(tmp_path))
@@ -72,7 +76,9 @@ def test_weights_go_out_and_come_back_bit_by_bit(tmp_path, images):
     assert again.preprocess == vae.preprocess
 
 
-def test_attention_weights_under_their_old_names_are_read(tmp_path, images):
+def test_attention_weights_under_their_old_names_are_read(
+    tmp_path: Path, images: torch.Tensor
+) -> None:
     vae = small()
     write_diffusers(vae, tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
@@ -90,7 +96,7 @@ def test_attention_weights_under_their_old_names_are_read(tmp_path, images):
     assert torch.equal(read_diffusers(str(tmp_path)).encode(images).mean, vae.encode(images).mean)
 
 
-def test_an_architecture_that_is_not_ours_is_refused_with_every_difference(tmp_path):
+def test_an_architecture_that_is_not_ours_is_refused_with_every_difference(tmp_path: Path) -> None:
     write_diffusers(small(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"layers_per_block": 3, "block_out_channels": [32, 32, 32]}
@@ -99,7 +105,7 @@ def test_an_architecture_that_is_not_ours_is_refused_with_every_difference(tmp_p
         read_diffusers(str(tmp_path))
 
 
-def test_other_networks_and_likelihoods_are_not_written(tmp_path: Path):
+def test_other_networks_and_likelihoods_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is no diffusers"):
         write_diffusers(build_vae(ModelConfig(width=8), PreprocessConfig()), tmp_path)
     with pytest.raises(ModelError, match="one value per pixel"):
@@ -107,7 +113,9 @@ def test_other_networks_and_likelihoods_are_not_written(tmp_path: Path):
     assert not is_diffusers(str(tmp_path))
 
 
-def test_a_folder_that_lacks_a_weight_is_refused_and_never_filled_with_random_numbers(tmp_path):
+def test_a_folder_that_lacks_a_weight_is_refused_and_never_filled_with_random_numbers(
+    tmp_path: Path,
+) -> None:
     write_diffusers(small(), tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     for name in ("encoder.conv_in.weight", "decoder.conv_out.bias"):

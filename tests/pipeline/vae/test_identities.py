@@ -1,6 +1,7 @@
 """Identities that tie the package's terms to plain sums, other estimators and other models."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def mlp(likelihood: str = "gaussian_fixed", sigma: float | None = 0.2) -> VAE:
     return build_vae(config, PreprocessConfig(image_size=8, channels=1)).double()
 
 
-def test_with_a_discrete_z_every_form_of_the_elbo_is_the_same_plain_sum():
+def test_with_a_discrete_z_every_form_of_the_elbo_is_the_same_plain_sum() -> None:
     """Six codes, each decoded by the package's decoder and scored by its likelihood."""
     vae = mlp()
     generator = torch.Generator().manual_seed(1)
@@ -57,7 +58,7 @@ def test_with_a_discrete_z_every_form_of_the_elbo_is_the_same_plain_sum():
     assert float(forms["entropies"]) < float(evidence)
 
 
-def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
+def test_score_function_and_reparameterised_gradients_agree_in_the_mean() -> None:
     """d ELBO / d (mean, log-variance of q) for one image; the first has far more variance."""
     vae = mlp()
     draws = 40_000
@@ -75,7 +76,7 @@ def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
         score = vae.likelihood.log_prob(decoded, target.expand(draws, -1, -1, -1))
         return score + vae.prior.log_prob(latents[0]) - q.log_prob(latents)[0]
 
-    def per_draw(function) -> torch.Tensor:
+    def per_draw(function: Any) -> torch.Tensor:
         """[draws, 4]: each draw's own gradient, by giving each its own copy of the parameters."""
         copies = parameters.detach().repeat(draws, 1).requires_grad_()
         means, log_variances = copies.view(draws, 2, *vae.latent_shape).unbind(1)
@@ -107,7 +108,7 @@ def test_score_function_and_reparameterised_gradients_agree_in_the_mean():
 
 
 @pytest.mark.parametrize("beta", [0.25, 4.0])
-def test_beta_is_the_variance_of_a_gaussian_decoder(beta: float):
+def test_beta_is_the_variance_of_a_gaussian_decoder(beta: float) -> None:
     """beta-ELBO at variance s has beta times the gradient of the ELBO at variance beta s."""
     narrow = mlp(sigma=0.1)
     wide = mlp(sigma=0.1)
@@ -121,7 +122,7 @@ def test_beta_is_the_variance_of_a_gaussian_decoder(beta: float):
         torch.testing.assert_close(one.grad, beta * other.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_a_bound_of_one_sample_is_made_of_one_sample():
+def test_a_bound_of_one_sample_is_made_of_one_sample() -> None:
     vae = digits_vae()
     chosen = images()[0][:7]
     bound = importance_estimate(vae, chosen, 1, seed=3)
@@ -136,7 +137,7 @@ def test_a_bound_of_one_sample_is_made_of_one_sample():
     )
 
 
-def test_a_learned_deviation_is_trained_with_the_rest():
+def test_a_learned_deviation_is_trained_with_the_rest() -> None:
     from pipeline.config import OptimizerConfig
     from pipeline.training.state import make_optimizer
 
@@ -149,7 +150,7 @@ def test_a_learned_deviation_is_trained_with_the_rest():
     assert float(trained.detach()) != pytest.approx(float(start.detach()), rel=0.01)
 
 
-def test_encoding_gives_moments_and_draws_nothing():
+def test_encoding_gives_moments_and_draws_nothing() -> None:
     vae = digits_vae()
     state = torch.random.get_rng_state()
     first, second = vae.encode(images()[0][:3]), vae.encode(images()[0][:3])
@@ -157,7 +158,7 @@ def test_encoding_gives_moments_and_draws_nothing():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_every_term_of_the_bound_reaches_the_encoder():
+def test_every_term_of_the_bound_reaches_the_encoder() -> None:
     vae = mlp("gaussian", None)
     terms = vae(images()[0][:4], Noise(torch.randn(4, 2, 1, 1).double(), torch.rand(4, 1, 8, 8)))
     weight = next(vae.network.parameters())

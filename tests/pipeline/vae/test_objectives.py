@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -151,6 +152,8 @@ def test_a_step_whose_likelihood_is_not_finite_leaves_geco_where_it_is(
         ({"kind": "autoencoder"}, {"kind": "autoencoder", "beta": 0.0, "samples": 1}),
     ],
 )
-def test_a_bundle_is_told_what_was_optimised_and_the_kl_weight_of_the_last_step(knobs, told):
+def test_a_bundle_is_told_what_was_optimised_and_the_kl_weight_of_the_last_step(
+    knobs: dict[str, Any], told: dict[str, Any]
+) -> None:
     config = ObjectiveConfig.model_validate(knobs)
     assert optimised(config, 10, ObjectiveState(beta=0.25)).to_json() == told

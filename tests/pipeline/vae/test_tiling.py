@@ -39,7 +39,9 @@ def test_tiles_cover_images_of_any_size(vae: VAE, image: torch.Tensor) -> None:
     assert bool(decoded.isfinite().all())
 
 
-def test_the_error_of_tiles_is_measured_and_falls_with_overlap(vae, image) -> None:
+def test_the_error_of_tiles_is_measured_and_falls_with_overlap(
+    vae: VAE, image: torch.Tensor
+) -> None:
     narrow, wide = tiling_error(vae, image, 64, 0), tiling_error(vae, image, 64, 32)
     none = tiling_error(vae, image[:, :, :96], 96, 0)
     assert (none.mean, none.deviation, none.image) == (0, 0, 0)
@@ -48,7 +50,9 @@ def test_the_error_of_tiles_is_measured_and_falls_with_overlap(vae, image) -> No
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(50, 16), (48, 48), (48, 3), (256, 0)])
-def test_tiles_that_do_not_fit_are_refused(vae, image, tile, overlap) -> None:
+def test_tiles_that_do_not_fit_are_refused(
+    vae: VAE, image: torch.Tensor, tile: int, overlap: int
+) -> None:
     with pytest.raises(ModelError, match="don't fit images"):
         encode_tiled(vae, image[None], tile, overlap)
 

@@ -211,7 +211,9 @@ def trained(vae: VAE) -> tuple[list[float], dict[str, Tensor]]:
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.Conv2d):
 
-            def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name):
+            def note(
+                layer: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name
+            ) -> None:
                 seen.update({f"{name} reads": inputs[0], f"{name} gives": output})
                 seen[f"{name} weighs"] = layer.weight
 
