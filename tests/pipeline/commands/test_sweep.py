@@ -65,7 +65,7 @@ def test_a_value_that_diverged_has_its_row_and_the_best_of_the_others_gets_the_a
     asked = config(write_digits(tmp_path), "optimizer.learning_rate=0.003,1e8")
     asked = asked.model_copy(update={"steps": 6, "objective": ObjectiveConfig(beta=2)})
     outcome = train_job(asked)
-    calm, wild = outcome.result.rows
+    calm, wild = outcome.result["sweep"]
     assert (wild["elbo"], wild["distortion"], wild["model_version"]) == (None, None, None)
     assert outcome.result["run"] == calm["run"]
     assert resolve(outcome.result["model"]).version == calm["model_version"]

@@ -19,7 +19,7 @@ def test_indexes_stay_as_long_as_their_samples_together_have_room(
     """Four indexes of 10 samples, read in turn: what is kept is not read again."""
     monkeypatch.setattr("pipeline.data.memory.INDEX_SAMPLES", room)
     reads: Counter[int] = Counter()
-    empty = index_of([])
+    empty = index_of([], {})
 
     def read(shard: int) -> ShardIndex:
         reads[shard] += 1

@@ -16,7 +16,7 @@ ROWS = [
 
 
 def test_an_index_reads_back_as_it_was_written() -> None:
-    index = index_of(ROWS)
+    index = index_of(ROWS, {})
     data = index.to_bytes()
     found = ShardIndex.from_bytes(data, hashlib.sha256(data).hexdigest(), "x")
     assert found.keys == ["a", "é"]
@@ -27,7 +27,7 @@ def test_an_index_reads_back_as_it_was_written() -> None:
 
 
 def test_an_index_that_was_changed_is_refused() -> None:
-    data = index_of(ROWS).to_bytes()
+    data = index_of(ROWS, {}).to_bytes()
     with pytest.raises(DatasetError, match="sha256"):
         ShardIndex.from_bytes(data + b"x", hashlib.sha256(data).hexdigest(), "index/0.arrow")
 

@@ -103,6 +103,6 @@ def test_a_dimension_is_active_only_above_a_variance_of_one_hundredth() -> None:
     means = means / means.std(dim=0, correction=0) * variances.sqrt()
     table = torch.full((3, 8), float(len(means)), dtype=torch.float64)
     dimensions = torch.stack([torch.zeros(3), means.sum(dim=0), means.square().sum(dim=0)])
-    found = EvaluationSums(table, dimensions, pixels=1, has_bits=True)
+    found = EvaluationSums(table, dimensions, torch.zeros(0), pixels=1, has_bits=True)
     assert found.activity().tolist() == pytest.approx(variances.tolist(), rel=1e-3)
     assert found.active_units() == 2

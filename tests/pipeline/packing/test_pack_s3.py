@@ -123,7 +123,7 @@ def test_a_dry_run_on_a_prefix_counts_and_writes_nothing(source: str) -> None:
     estimate = probe(config(source))
     assert estimate.images == 12
     assert not storage.exists(config(source).output + "/manifest.json")
-    assert json.dumps(estimate.ignored) == '{".txt": 1}'
+    assert json.dumps(estimate.others) == '{".txt": 1}'
 
 
 def test_a_glob_takes_what_matches(source: str) -> None:

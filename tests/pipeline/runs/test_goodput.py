@@ -50,7 +50,7 @@ def test_steps_that_were_made_before_are_made_again(tmp_path: Path) -> None:
     first, second = run.claim(), run.claim()
     (tmp_path / "time").mkdir()
     old = {"seconds": spent(productive=9.0), "until": time.time(), "step": 5, "ended": False}
-    (tmp_path / "time" / f"{first.name}.json").write_text(json.dumps(old))
+    (tmp_path / "time" / f"{first.name}.json").write_bytes(goodput.TALLY.encode(old))
     with closing(WallClock(run, second, writes=True)) as clock:
         clock.step(5)
         time.sleep(0.02)
@@ -88,7 +88,7 @@ def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path: Path) -> None:
     first, second, third = run.claim(), run.claim(), run.claim()
     (tmp_path / "time").mkdir()
     old = {"seconds": spent(productive=9.0), "until": time.time(), "step": 5, "ended": True}
-    (tmp_path / "time" / f"{first.name}.json").write_text(json.dumps(old))
+    (tmp_path / "time" / f"{first.name}.json").write_bytes(goodput.TALLY.encode(old))
     (tmp_path / "time" / f"{second.name}.json").write_text('{"seconds": {')
     with closing(WallClock(run, third, writes=True)) as clock:
         assert clock.totals()["productive"] == 9.0

@@ -14,6 +14,8 @@ from pipeline.training.history_writer import HistoryWriter
 from pipeline.vae import build_vae
 from tests.support.digit_models import digits_vae, pack_digits
 
+COURSE = torch.zeros(0, 6)
+
 
 @pytest.fixture(scope="module")
 def holdout(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
@@ -25,7 +27,7 @@ def write(run: Run, holdout: Dataset, steps: list[int]) -> list[Validation]:
     writer = HistoryWriter(run, holdout, vae)
     validations = [Validation(step, len(holdout), {"elbo": -float(step)}) for step in steps]
     for validation in validations:
-        writer.write(HeldOut(validation, torch.zeros(3)), vae)
+        writer.write(HeldOut(validation, torch.zeros(3), torch.zeros(2)), vae, COURSE)
     return validations
 
 
@@ -67,10 +69,11 @@ def test_a_run_that_diverges_is_kept_without_what_is_not_finite(
 ) -> None:
     run, vae = Run(str(tmp_path)), digits_vae()
     terms = {"elbo": float("nan"), "kl": float("inf"), "log_likelihood": -3.0}
-    diverged = HeldOut(Validation(5, len(holdout), terms), torch.full((3,), float("nan")))
-    HistoryWriter(run, holdout, vae).write(diverged, vae)
+    nan = torch.full((3,), float("nan"))
+    diverged = HeldOut(Validation(5, len(holdout), terms), nan, nan.clone())
+    HistoryWriter(run, holdout, vae).write(diverged, vae, COURSE)
     assert read_validations(run) == [Validation(5, len(holdout), {"log_likelihood": -3.0})]
-    pictures = [name for name, _ in draw_history(read_validations(run) * 2, [])]
+    pictures = [name for name, _ in draw_history(read_validations(run) * 2, [], COURSE)]
     assert pictures == ["training_curves.png"]
 
 
@@ -90,7 +93,9 @@ def test_a_convolutional_network_of_colour_images_is_shown_too(
     preprocess = PreprocessConfig(image_size=16, channels=3)
     vae = build_vae(ModelConfig(kind="conv", width=8), preprocess)
     run, validation = Run(str(tmp_path)), Validation(7, len(holdout), {"elbo": -1.0})
-    HistoryWriter(run, holdout, vae).write(HeldOut(validation, torch.zeros(3)), vae)
+    HistoryWriter(run, holdout, vae).write(
+        HeldOut(validation, torch.zeros(3), torch.zeros(2)), vae, COURSE
+    )
     (moment,) = read_moments(run, [validation], 8)
     assert moment.reconstructions.shape == moment.originals.shape == (10, 3, 16, 16)
 
