@@ -69,6 +69,10 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     model = registered.uri if registered else config.model
     vae = load_model(model, config.allow_custom).eval()
     identity = identity_of(vae, config, dataset)
+    pointer = None if config.dry_run else finished_pointer(store, dataset.digest, identity.digest)
+    if pointer is not None:
+        logger.info("%s holds all of %s already", store, dataset.url)
+        return _result(store, pointer, DriveReport())
     if not config.replace_model:
         refuse_another_model(store, identity.model_digest, model)
     if config.dry_run:
@@ -76,10 +80,6 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
         return probe(
             config, _on_device(vae), dataset, identity=identity, plan=plan, lanes=_window(config)
         )
-    pointer = finished_pointer(store, dataset.digest, identity.digest)
-    if pointer is not None:
-        logger.info("%s holds all of %s already", store, dataset.url)
-        return _result(store, pointer, DriveReport())
     mark = begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
     drop_orphans(store, identity.digest, plan)
