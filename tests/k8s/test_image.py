@@ -135,4 +135,4 @@ def test_sigterm_ends_a_job_that_is_the_first_process_of_its_container() -> None
             os.kill(int(children), signal.SIGTERM)
             _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Run the same command again" in said
+    assert "run the same command again" in said

@@ -18,6 +18,7 @@ from pipeline.commands.encode import run_encoding
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.keys import path_of
+from pipeline.errors import DatasetError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import remove_garbage
 from pipeline.latents.snapshot import read_pointer
@@ -215,13 +216,13 @@ def test_a_damaged_store_is_whole_again_after_what_verify_advises(world: Any) ->
     assert tree(store) == before
 
 
-def test_a_column_that_no_image_has_is_told_before_it_is_null_throughout(
-    world: Any, caplog: pytest.LogCaptureFixture
+def test_a_column_that_no_image_has_is_refused_before_anything_is_encoded(
+    world: Any, tmp_path: Path
 ) -> None:
     world.grow(range(20))
-    world.encode(columns=("label", "labl"))
-    assert "--columns labl: none of the first 16 images" in caplog.text
-    assert "--columns label:" not in caplog.text
+    with pytest.raises(DatasetError, match="no sample has the column 'labl'"):
+        world.encode(columns=("label", "labl"))
+    assert not (tmp_path / "store" / "latents").exists()
 
 
 def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(

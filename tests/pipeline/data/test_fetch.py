@@ -20,12 +20,18 @@ from pipeline import storage
 from pipeline.config import IndexConfig, PackConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.fetch import Places, SampleReader
+from pipeline.data.keys import path_of
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import DatasetError
 from pipeline.packing.adopt import adopt
 from pipeline.packing.pack import pack
 
 COUNT, CHUNK = 40, 4
+
+
+def number_of(key: str) -> int:
+    """Of an image that is named by its number."""
+    return int(Path(path_of(key)).stem)
 
 
 def png(seed: int) -> bytes:
@@ -67,7 +73,7 @@ def test_a_chunk_that_was_read_through_makes_room_before_one_that_was_fetched_ah
 
 def test_a_chunk_is_fetched_once_however_many_of_its_samples_are_read(remote: Dataset) -> None:
     reader = SampleReader(remote, CHUNK, 2**20, ())
-    images = {int(raw.key): raw.checked_image() for raw in map(reader.read, range(COUNT))}
+    images = {number_of(raw.key): raw.checked_image() for raw in map(reader.read, range(COUNT))}
     assert images == {seed: png(seed) for seed in range(COUNT)}
     assert reader.transfers.requests == 1 + COUNT // CHUNK
 
@@ -92,7 +98,7 @@ def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
     reader = SampleReader(found, CHUNK, 2**20, ())
     chunks = {(reader.places.find(sample).shard, sample // CHUNK) for sample in range(COUNT)}
     in_turn = sorted(range(COUNT), key=lambda sample: (sample % CHUNK, sample))
-    images = {int(raw.key): raw.checked_image() for raw in map(reader.read, in_turn)}
+    images = {number_of(raw.key): raw.checked_image() for raw in map(reader.read, in_turn)}
     assert images == {seed: png(seed) for seed in range(COUNT)}
     assert len(read) <= len(chunks) < COUNT
 
@@ -100,7 +106,7 @@ def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
 def test_an_image_by_itself_costs_its_own_bytes_and_no_more(remote: Dataset) -> None:
     reader = SampleReader(remote, CHUNK, 2**20, ())
     raw = reader.read(7, alone=True)
-    assert raw.checked_image() == png(int(raw.key))
+    assert raw.checked_image() == png(number_of(raw.key))
     index = storage.stat(storage.join(remote.url, remote.shards[0].index_path)).size
     assert (reader.transfers.requests, reader.transfers.bytes) == (2, index + len(raw.image))
 
@@ -160,7 +166,7 @@ def test_a_fetch_that_failed_keeps_nobody_waiting_and_is_tried_again(
     reader = SampleReader(remote, CHUNK, 2**20, ())
     with pytest.raises(MemoryError):
         reader.read(0)
-    assert int(reader.read(0).key) in range(COUNT)
+    assert number_of(reader.read(0).key) in range(COUNT)
     assert len(fetches) == 2
 
 

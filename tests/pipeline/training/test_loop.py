@@ -187,7 +187,9 @@ def test_checkpoints_by_the_clock_change_no_bit_and_are_gone_on_from(
     monkeypatch.setattr("pipeline.runs.checkpoint.FIRST_SECONDS", 0.0)
     found = train(by_clock)
     assert found[0]["digest"] == expected[0]["digest"]
-    steps = [Path(tmp_path / name / "checkpoints").glob("*.json") for name in ("plain", "by-clock")]
+    steps = [
+        Path(tmp_path / name / "checkpoints").glob("step*.json") for name in ("plain", "by-clock")
+    ]
     assert [sorted(int(path.stem[5:]) for path in paths) for paths in steps] == [[5], [1, 5]]
 
 

@@ -15,7 +15,7 @@ DEFECTS = {
         "pipeline/vae/test_identities.py::test_every_term_of_the_bound_reaches_the_encoder"
     ),
     "the average of the weights is kept in bfloat16 and never moves": (
-        "pipeline/training/test_ema.py::"
+        "pipeline/training/test_state.py::"
         "test_the_average_of_bfloat16_weights_moves_although_each_step_is_below_their_resolution"
     ),
     "the learned scale is handed to no optimiser": (
@@ -56,7 +56,7 @@ DEFECTS = {
         "pipeline/vae/test_tiling.py::test_the_error_of_tiles_is_measured_and_falls_with_overlap"
     ),
     "p(x) = ELBO + KL, the logarithm left out, and the other classic slips": (
-        "pipeline/training/test_slips.py::test_a_kl_with_a_planted_slip_is_named"
+        "pipeline/explanation/test_mistakes.py::test_a_kl_with_a_planted_slip_is_named"
     ),
     "z at the mean of q is taken for the expectation": (
         "pipeline/vae/test_vae.py::"
