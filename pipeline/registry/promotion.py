@@ -151,7 +151,10 @@ def roll_back(name: str) -> RegisteredModel:
         )
     for version in reversed(ended):
         _tag(resolve(f"models:/{name}/{version}"), None)
-    return resolve(f"models:/{name}/{_settle(name)}")
+    # Not by `_settle`: to it an alias on a version without a place was moved by hand.
+    champion = resolve(f"models:/{name}/{left[-1]}")
+    _point(champion, CHAMPION)
+    return champion
 
 
 def _refuse_unless_better(mine: Standing, other: Standing) -> None:

@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    return [int(p.stem[5:]) for p in sorted((folder / "runs/r/checkpoints").glob("*.json"))]
+    return [int(p.stem[5:]) for p in sorted((folder / "runs/r/checkpoints").glob("step*.json"))]
 
 
 def told_step(text: str) -> int:

@@ -1,13 +1,15 @@
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from pipeline import storage
 from pipeline.commands.explain import deviation, run_explanation
 from pipeline.config import ExplainConfig, ObjectiveConfig, PackConfig
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.packing.pack import pack
+from pipeline.runs.result import TrainingResult
+from pipeline.runs.run import RUN, Run
 from pipeline.vae import ObjectiveState, optimised, save_bundle
 from tests.support.digit_models import digits_vae, write_digits
 
@@ -18,13 +20,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path) -> None:
-    run = place / "runs" / "mine"
-    run.mkdir(parents=True)
+    run = Run(str(place / "runs" / "mine"))
     objective = optimised(ObjectiveConfig(beta=500.0), 9, ObjectiveState()).to_json()
-    save_bundle(digits_vae(beta=500.0), place / "recorded", {"objective": objective, "step": 9})
+    metadata = {"objective": objective, "step": 9}
+    digest = save_bundle(digits_vae(beta=500.0), run.path("bundle"), metadata)
     config = {"data": str(place / "data"), "holdout": str(place / "data")}
-    (run / "run.json").write_text(json.dumps({"config": config, "dataset_digest": "of before"}))
-    (run / "result.json").write_text(json.dumps({"bundle": str(place / "recorded")}))
+    opened = {"config": config, "dataset_digest": "of before", "holdout_digest": None}
+    storage.publish(run.path("run.json"), RUN.encode(opened))
+    run.finish(
+        TrainingResult(
+            run=run.url, run_id=None, reason="done", steps=9, samples=90, bad_samples=0,
+            converged=False, run_seconds={}, elbo=-1.0, chosen_step=9, holdout_before=None,
+            holdout_after=None, model=None, model_version=None, bundle=run.path("bundle"),
+            digest=digest,
+        )
+    )  # fmt: skip
     _, result = run_explanation(
         ExplainConfig(run="mine", storage=str(place / "runs"), importance_samples=8)
     )

@@ -68,7 +68,7 @@ def test_a_prefix_with_archives_is_packed_as_the_same_files_from_a_folder(
 ) -> None:
     result = pack(config(source))
     assert result.samples == 12
-    assert result.ignored == {".txt": 1}
+    assert result.others == {".txt": 1}
     assert result.shards > 2
     assert packed_images(result.dataset) == {png(n) for n in range(12)}
     assert verify_dataset(result.dataset) == []
@@ -115,7 +115,7 @@ def test_an_object_replaced_by_other_bytes_supersedes_its_sample(source: str) ->
     first = pack(config(source))
     storage.publish(f"{source}/1/3.png", png(33))
     second = pack(config(source, append=True))
-    assert (second.added, second.samples, second.seen) == (1, first.samples, 1)
+    assert (second.added, second.samples, second.seen) == (1, first.samples, 12)
     assert png(33) in packed_images(second.dataset)
 
 
