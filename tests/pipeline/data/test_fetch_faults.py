@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader, read_shard
+from pipeline.data.keys import path_of
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
 from pipeline.storage import RetryPolicy, retry_policy
@@ -41,7 +42,7 @@ def read_all(dataset: Dataset) -> tuple[set[str], dict[str, str]]:
                 batch.keys, batch.images.numpy(), batch.valid.tolist(), strict=True
             ):
                 if valid:
-                    rng = np.random.default_rng(int(key))
+                    rng = np.random.default_rng(int(Path(path_of(key)).stem))
                     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                     assert np.array_equal(image, pixels.transpose(2, 0, 1)), key
                     good.add(key)
