@@ -156,4 +156,4 @@ def test_a_run_is_explained_with_its_own_numbers_and_the_pictures_of_its_way(
     assert terms["elbo"] == pytest.approx(terms["log_likelihood"] - terms["kl"], rel=1e-6)
     pictures = {Path(figure).name for figure in explained["figures"]}
     assert {"training_curves.png", "pull.png", "progress.png"} <= pictures
-    assert "Picture: pull.png" in (folder / "runs/page/explanation.md").read_text()
+    assert "(pull.png)" in (folder / "runs/page/explanation.md").read_text()
