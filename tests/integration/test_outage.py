@@ -31,7 +31,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen, folder:
 
 
 def checkpointed(folder: Path) -> int:
-    receipts = (folder / "runs/r/checkpoints").glob("*.json")
+    receipts = (folder / "runs/r/checkpoints").glob("step*.json")
     return max((int(path.stem.removeprefix("step-")) for path in receipts), default=0)
 
 

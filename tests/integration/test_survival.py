@@ -29,7 +29,7 @@ def start(folder: Path, data: Path, *more: str) -> subprocess.Popen:
 def wait_for_checkpoint(folder: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        receipts = sorted((folder / "runs/r/checkpoints").glob("*.json"))
+        receipts = sorted((folder / "runs/r/checkpoints").glob("step*.json"))
         if receipts and int(receipts[-1].stem.removeprefix("step-")) >= step:
             return
         time.sleep(0.01)
@@ -134,13 +134,13 @@ def test_of_two_starts_of_one_run_the_newer_goes_on_and_the_older_says_why_it_st
     newer = start(tmp_path, data, "--steps", "100000")
     assert older.wait(timeout=120) == 1
     assert "was started again elsewhere" in (tmp_path / "log").read_text()
-    stopped_at = max(int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json"))
+    stopped_at = max(int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("step*.json"))
     wait_for_checkpoint(tmp_path, stopped_at + 40)
     # A STOP object in the run's folder is how to end a run early without losing a step.
     (tmp_path / "runs/r/STOP").touch()
     result = finish(newer)
     assert result["reason"] == "stopped"
-    receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json")]
+    receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("step*.json")]
     assert max(receipts) == result["steps"]
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -151,5 +151,5 @@ def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_step(data: Path, tmp_p
     process.terminate()
     result = finish(process)
     assert result["reason"] == "stopped"
-    receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("*.json")]
+    receipts = [int(p.stem[5:]) for p in (tmp_path / "runs/r/checkpoints").glob("step*.json")]
     assert max(receipts) == result["steps"]
