@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -97,7 +98,10 @@ def _own_token() -> dict[str, str]:
     """A random token: without one Ray would write its own to the home folder, for all to read."""
     if "RAY_AUTH_TOKEN_PATH" in os.environ:
         return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(24)}
+    # Where Ray was imported before, its servers would see this mode and its clients would not;
+    # unset, ray.init itself asks for the token on both sides.
+    return token if "ray" in sys.modules else {"RAY_AUTH_MODE": "token", **token}
 
 
 def cluster_resources() -> dict[str, float]:

@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import time
@@ -17,6 +18,8 @@ from pipeline.packing.pack import pack
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    # As in a notebook whose user has imported Ray, with what it then reads of the environment.
+    importlib.import_module("ray")
     with ray_cluster(2):
         yield
 

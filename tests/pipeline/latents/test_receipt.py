@@ -74,7 +74,7 @@ def test_a_latent_file_is_named_for_its_shard_and_its_content() -> None:
     assert latent_path("ID", "000007", "ab" * 32) == f"latents/ID/000007.{'ab' * 8}.arrow"
 
 
-@pytest.mark.parametrize("value", [[1], {**RECEIPT.to_json(), "positions": "cake"}, None])
+@pytest.mark.parametrize("value", [[1], {**RECEIPT.to_json(), "record_batches": "cake"}, None])
 def test_what_is_no_receipt_of_ours_is_refused_by_its_place(value: Any) -> None:
     with pytest.raises(StoreError, match="x: makes no sense"):
         Receipt.from_json(value, "x")

@@ -68,7 +68,7 @@ def test_a_prefix_with_archives_is_packed_as_the_same_files_from_a_folder(
 ) -> None:
     result = pack(config(source))
     assert result.samples == 12
-    assert result.others == {".txt": 1}
+    assert result.counts.others == {".txt": 1}
     assert result.shards > 2
     assert packed_images(result.dataset) == {png(n) for n in range(12)}
     assert verify_dataset(result.dataset) == []
