@@ -19,7 +19,7 @@ from pipeline.data import Dataset
 from pipeline.data.keys import file_name_of
 from pipeline.encoding.reencode import Reencoded, reencode
 from pipeline.errors import ConfigError, ModelError, StoreError
-from pipeline.evaluation.directions import label_direction, principal_axes
+from pipeline.evaluation.walks import label_direction, principal_axes
 from pipeline.latents import LatentStore
 from pipeline.latents.snapshot import Pointer, read_pointer
 from pipeline.progress import Progress

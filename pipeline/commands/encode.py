@@ -145,7 +145,9 @@ def identity_of(vae: VAE, config: EncodeConfig, dataset: Dataset) -> Identity:
         columns=config.columns,
         kinds=tuple(dataset.column_kinds(config.columns).values()),
     )
-    return Identity(str(vae.digest), preprocess_digest(vae.preprocess), vae.latent_shape, options)
+    # As images are read: from the centre, also where the model's training cropped at random.
+    seen = preprocess_digest(vae.preprocess.held_out())
+    return Identity(str(vae.digest), seen, vae.latent_shape, options)
 
 
 def _encode(

@@ -26,6 +26,7 @@ from pipeline.figures.history import draw_way
 from pipeline.figures.report import draw_report
 from pipeline.progress import Progress
 from pipeline.registry.named_models import FinishedRun, load_named
+from pipeline.runs.history import check_history
 from pipeline.vae import VAE
 
 _FIRST = 256
@@ -99,6 +100,8 @@ def measure_model(
     name: str, vae: VAE, run: FinishedRun | None, config: EvaluateConfig, dataset: Dataset
 ) -> Evaluated:
     """Measures a model on every image, here or on Ray, and finds all numbers."""
+    if run is not None:
+        check_history(run.run)
     options = MeasureOptions(config.importance_samples, config.seed, config.batch_size, _LATENTS)
     measured = (
         measure_on_ray(vae, config.workers, dataset, options)

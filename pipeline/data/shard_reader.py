@@ -1,4 +1,7 @@
-"""One shard in its own order, for encoding, and a few images for figures."""
+"""One shard in its own order, for encoding, and a few images for figures.
+
+Images are read as they are judged: from the centre, also where training crops at random.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -90,6 +93,7 @@ def _decode_all(
     pool: ThreadPoolExecutor,
     columns: Sequence[str],
 ) -> Batch:
+    preprocess = preprocess.held_out()
     size = preprocess.image_size
     images = torch.zeros((batch_size, preprocess.channels, size, size), dtype=torch.uint8)
 

@@ -20,13 +20,13 @@ from pipeline.evaluation.evidence import (
     importance_gap,
 )
 from pipeline.evaluation.fidelity import PROTOCOL, psnr, ssim
-from pipeline.evaluation.interpolation import path_lengths
 from pipeline.evaluation.kl_split import ACTIVE_VARIANCE, split_kl
 from pipeline.evaluation.mixture import Mixture, choose_mixture
 from pipeline.evaluation.neighbours import image_similarity, label_agreement
 from pipeline.evaluation.quadrature import integrate
 from pipeline.evaluation.rows import Measured
 from pipeline.evaluation.sums import seen_images
+from pipeline.evaluation.walks import path_lengths
 from pipeline.runs.json_numbers import plain_json
 from pipeline.vae import VAE, ElboTerms, Prior, draw_noise
 

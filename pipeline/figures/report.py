@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.findings import Findings
-from pipeline.evaluation.interpolation import decode_walks
 from pipeline.evaluation.quadrature import windows
 from pipeline.evaluation.rows import Measured
 from pipeline.evaluation.sums import evaluating, seen_images
+from pipeline.evaluation.walks import decode_walks
 from pipeline.figures.canvas import to_png
 from pipeline.figures.images import (
     draw_interpolations,

@@ -1,6 +1,7 @@
 """Which weights a run ends with, and when it has stopped getting better."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 from pipeline.runs.facts import RunFacts
@@ -12,8 +13,8 @@ logger = logging.getLogger(__name__)
 
 
 def best_of(validations: Sequence[Validation]) -> Validation:
-    """The one with the highest ELBO, the first of equals."""
-    return max(validations, key=lambda validation: validation.elbo)
+    """The one with the highest ELBO, the first of equals; none that is no number is above one."""
+    return max(validations, key=lambda found: -math.inf if math.isnan(found.elbo) else found.elbo)
 
 
 def keep_if_best(run: Run, validations: Sequence[Validation], averaged: VAE) -> None:

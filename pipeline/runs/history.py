@@ -9,6 +9,7 @@ the first images, float64 `[M]`; `course`, the training steps since the look bef
 
 import hashlib
 import logging
+import math
 import re
 from dataclasses import asdict, dataclass
 
@@ -36,8 +37,8 @@ class Validation:
 
     @property
     def elbo(self) -> float:
-        """By which looks are compared."""
-        return self.terms["elbo"]
+        """By which looks are compared; NaN where it was no number, which is not kept."""
+        return self.terms.get("elbo", math.nan)
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,23 @@ def _read(url: str) -> _Stored:
 
 def read_kl_per_dimension(run: Run, validation: Validation) -> Tensor:
     """Each latent dimension's KL at a validation: `[D]` nats, float64; they sum to its `kl`."""
-    return _tensors(run, validation)["kl_per_dimension"]
+    return _tensor(run, validation, "kl_per_dimension")
 
 
 def read_elbos(run: Run, validation: Validation) -> Tensor:
     """The ELBO of each of the first images at a validation: `[M]` nats, float64."""
-    return _tensors(run, validation)["elbos"]
+    return _tensor(run, validation, "elbos")
 
 
 def read_course(run: Run, validation: Validation) -> Tensor:
     """Training steps before a validation, and after the one before: `[T, 6]`, as `COURSE` says."""
-    return _tensors(run, validation)["course"]
+    return _tensor(run, validation, "course")
+
+
+def check_history(run: Run) -> None:
+    """Raises `RunError` where a run's way can't be drawn, before minutes go into measuring it."""
+    for validation in read_validations(run)[-1:]:
+        read_course(run, validation)
 
 
 def read_moments(run: Run, validations: list[Validation], count: int) -> list[Moment]:
@@ -161,9 +168,22 @@ def read_moments(run: Run, validations: list[Validation], count: int) -> list[Mo
     places = {round(last * (place / max(1, count - 1)) ** 2) for place in range(count)}
     moments = []
     for validation in (validations[place] for place in sorted(places)):
-        images = _tensors(run, validation)
-        moments.append(Moment(validation, images["originals"], images["reconstructions"]))
+        originals, rebuilt = (
+            _tensor(run, validation, name) for name in ("originals", "reconstructions")
+        )
+        moments.append(Moment(validation, originals, rebuilt))
     return moments
+
+
+def _tensor(run: Run, validation: Validation, name: str) -> Tensor:
+    tensors = _tensors(run, validation)
+    if name not in tensors:
+        url = run.path("history", f"{validation.step:010d}.safetensors")
+        raise RunError(
+            f"{storage.shown(url)}: holds no {name!r}, so an older version of this program wrote "
+            f"it. Measure the run's model itself: --model {storage.shown(run.path('bundle'))}"
+        )
+    return tensors[name]
 
 
 def _tensors(run: Run, validation: Validation) -> dict[str, Tensor]:

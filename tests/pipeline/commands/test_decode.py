@@ -21,7 +21,7 @@ from pipeline.config import (
 )
 from pipeline.data.keys import file_name_of
 from pipeline.errors import ConfigError, ModelError
-from pipeline.evaluation.directions import label_direction
+from pipeline.evaluation.walks import label_direction
 from pipeline.latents import LatentStore
 from pipeline.vae import VAE, build_vae, save_bundle
 from tests.support.packed_digits import write_digits

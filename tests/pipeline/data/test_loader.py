@@ -247,6 +247,26 @@ def test_figures_are_made_of_the_same_first_images_every_time(dataset: Dataset) 
     assert bool((first.images == again.images).all())
 
 
+def test_what_is_encoded_or_drawn_is_cut_from_the_centre_also_where_training_crops_at_random(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        pixels = np.zeros((8, 24), np.uint8)
+        pixels[:, 8:16] = 200
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+    pack(PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "wide"), workers=1))
+    wide = Dataset.open(str(tmp_path / "wide"))
+    preprocess = PreprocessConfig(image_size=8, channels=1, crop="random")
+    shard = wide.shards[0]
+    for batch in (
+        next(read_shard(wide, shard, preprocess, 3)),
+        read_batch(wide, shard, preprocess, 3, 0),
+        load_images(wide, 3, preprocess),
+    ):
+        assert bool((batch.images == 200).all())
+
+
 @pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_a_centre_crop_cuts_the_sides_and_a_stretch_keeps_them(crop: str) -> None:
     pixels = np.zeros((8, 24), np.uint8)

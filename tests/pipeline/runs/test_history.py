@@ -3,12 +3,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset, load_images
-from pipeline.errors import StorageError
+from pipeline.errors import RunError, StorageError
 from pipeline.figures.history import draw_history
-from pipeline.runs.history import HeldOut, Validation, read_moments, read_validations
+from pipeline.runs.best import best_of
+from pipeline.runs.history import (
+    HeldOut,
+    Validation,
+    check_history,
+    read_moments,
+    read_validations,
+    write_validation,
+)
 from pipeline.runs.run import Run
 from pipeline.training.history_writer import HistoryWriter
 from pipeline.vae import build_vae
@@ -75,6 +84,20 @@ def test_a_run_that_diverges_is_kept_without_what_is_not_finite(
     assert read_validations(run) == [Validation(5, len(holdout), {"log_likelihood": -3.0})]
     pictures = [name for name, _ in draw_history(read_validations(run) * 2, [], COURSE)]
     assert pictures == ["training_curves.png"]
+
+
+def test_a_look_without_a_value_is_never_the_best() -> None:
+    diverged, good = Validation(5, 3, {}), Validation(9, 3, {"elbo": -3.0})
+    assert best_of([diverged, good]) is best_of([good, diverged]) is good
+
+
+def test_a_history_of_an_older_version_is_named_and_what_can_be_done(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    kept = save({"originals": images, "reconstructions": images.clone()})
+    write_validation(run, Validation(5, 2, {"elbo": -1.0}), kept)
+    with pytest.raises(RunError, match=r"holds no 'course', so an older version.*--model .*bundle"):
+        check_history(run)
 
 
 def test_a_full_disk_costs_a_picture_and_not_the_run(
