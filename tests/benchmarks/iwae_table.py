@@ -7,7 +7,7 @@ paper's 3,280 in stages of 3^i.
 
     python -m tests.benchmarks.iwae_table --mnist ../shared/data/mnist --work runs/iwae
 
-Trained models and their numbers are kept in WORK: the same command goes on where it was stopped.
+Each epoch and the numbers are kept in WORK: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -32,9 +32,7 @@ from pipeline.vae import (
     build_vae,
     draw_noise,
     importance_estimate,
-    load_bundle,
     objective_loss,
-    save_bundle,
 )
 
 RATES = [1e-4 * round(10 ** (1 - stage / 7), 1) for stage in range(8)]
@@ -70,8 +68,18 @@ def write_dataset(mnist: Path, name: str, folder: Path, count: int) -> Dataset:
     return Dataset.open(str(packed))
 
 
-def train(dataset: Dataset, samples: int, schedule: Schedule, seed: int, latents: int = 50) -> VAE:
-    """IWAE_K, or the VAE for K = 1."""
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, and the seconds that its training took, all starts together."""
+
+    vae: VAE
+    seconds: float
+
+
+def train(
+    dataset: Dataset, samples: int, schedule: Schedule, seed: int, *, kept: Path, latents: int = 50
+) -> Trained:
+    """IWAE_K, or the VAE for K = 1; `kept` holds the state after each epoch, to go on from."""
     torch.manual_seed(seed)
     vae = build_vae(
         ModelConfig(kind="mlp", likelihood="bernoulli", latent_channels=latents), PREPROCESS
@@ -89,8 +97,15 @@ def train(dataset: Dataset, samples: int, schedule: Schedule, seed: int, latents
         tail="drop",
         threads=1,
     )
-    total, step, started = loader.steps_per_epoch * schedule.epochs, 0, time.perf_counter()
-    for epoch in range(schedule.epochs):
+    total, begun, before = loader.steps_per_epoch * schedule.epochs, 0, 0.0
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        loader.load_state_dict(state["order"])
+        begun, before = state["epochs"], state["seconds"]
+    step, started = begun * loader.steps_per_epoch, time.perf_counter()
+    for epoch in range(begun, schedule.epochs):
         loss_sum = 0.0
         for batch in loader:
             for group in optimizer.param_groups:
@@ -103,13 +118,22 @@ def train(dataset: Dataset, samples: int, schedule: Schedule, seed: int, latents
             loss.backward()
             optimizer.step()
             loss_sum += float(loss.detach())
+        seconds = before + time.perf_counter() - started
+        state = {
+            "model": vae.state_dict(), "optimizer": optimizer.state_dict(),
+            "order": loader.state_dict(), "epochs": epoch + 1, "seconds": seconds,
+        }  # fmt: skip
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, kept.with_suffix(".new"))
+        kept.with_suffix(".new").replace(kept)
         print(
             f"k={samples} epoch {epoch + 1}/{schedule.epochs} loss "
-            f"{loss_sum / loader.steps_per_epoch:.2f} {time.perf_counter() - started:.0f} s",
+            f"{loss_sum / loader.steps_per_epoch:.2f} {seconds:.0f} s",
             file=sys.stderr,
             flush=True,
         )
-    return vae.eval()
+    loader.close()
+    return Trained(vae.eval(), before + time.perf_counter() - started)
 
 
 def read(dataset: Dataset) -> torch.Tensor:
@@ -139,14 +163,12 @@ def result_of(
     """Trains and measures one k, or reads what an earlier run found."""
     folder = arguments.work / f"k{samples}"
     if not (folder / "result.json").exists():
-        started = time.perf_counter()
         schedule = Schedule(3280 if arguments.full else arguments.epochs, arguments.full)
-        if not (folder / "bundle.json").exists():
-            save_bundle(train(dataset, samples, schedule, arguments.seed), folder)
-        trained = time.perf_counter()
+        trained = train(dataset, samples, schedule, arguments.seed, kept=folder / "epoch.pt")
         training = load_images(dataset, min(500, len(dataset)), PREPROCESS).images
-        measured = measure(load_bundle(folder), test, training, arguments.importance_samples)
-        seconds = {"train": trained - started, "measure": time.perf_counter() - trained}
+        started = time.perf_counter()
+        measured = measure(trained.vae, test, training, arguments.importance_samples)
+        seconds = {"train": trained.seconds, "measure": time.perf_counter() - started}
         (folder / "result.json").write_text(json.dumps({**measured, "seconds": seconds}))
     return json.loads((folder / "result.json").read_text())
 

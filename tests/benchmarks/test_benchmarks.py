@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import ladder
+
 ROOT = Path(__file__).parents[2]
 MNIST = ROOT.parent / "shared/data/mnist"
 
@@ -52,6 +54,31 @@ def test_the_iwae_table_runs_small_and_goes_on_where_it_was(tmp_path: Path) -> N
     assert result["paired"].keys() == {"k1 - k5"}
     assert 100 < result["table"]["1"]["nll"] < 600
     assert run(*small) == result
+
+
+def test_the_ladders_rows_are_kept_and_printed_in_its_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ladder.main(["digits-logistic", "--work", str(tmp_path), "--steps", "30"])
+    found = ladder.main(["ppca", "--work", str(tmp_path), "--table"])
+    assert found["ppca"]["value"] <= found["ppca"]["exact"]
+    assert found["ppca"]["value"] == pytest.approx(found["ppca"]["exact"], abs=1e-6)
+    order = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert order[2:] == ["ppca", "digits-logistic"]
+
+
+@pytest.mark.parametrize("row", ["mnist-2d", "mnist-k5"])
+def test_a_row_of_mnist_runs_small_and_goes_on_where_it_was(tmp_path: Path, row: str) -> None:
+    if not MNIST.exists():
+        pytest.skip("needs ../shared/data/mnist")
+    small = [
+        row, "--mnist", str(MNIST), "--work", str(tmp_path), "--epochs", "1",
+        "--train-images", "400", "--test-images", "3",
+    ]  # fmt: skip
+    found = ladder.main(small)[row]
+    assert 100 < found["value"] < 600
+    again = ladder.main(small)[row]
+    assert again["value"] == found["value"]
 
 
 def test_the_loaders_benchmark_plans_a_billion_samples_and_mixes_classes(tmp_path: Path) -> None:
