@@ -50,9 +50,9 @@ def end(start: Start, folder: Path, argument: str) -> tuple[int, str, str]:
         assert process.stdout is not None
         first = process.stdout.readline() + process.stdout.readline()
         os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return process.returncode, first + out, err
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err.splitlines()[-1]
 
 

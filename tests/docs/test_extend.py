@@ -67,7 +67,7 @@ def test_the_augmentation_follows_each_images_own_seed(written: Path) -> None:
 
 
 def test_the_tar_of_the_source_is_packed_whole_with_its_labels(written: Path) -> None:
-    subprocess.run([sys.executable, "my_source.py"], check=True, timeout=120)
+    subprocess.run([sys.executable, "my_source.py"], check=True, timeout=600)
     packed = pack(PackConfig(source=("digits.tar",), output="packed", workers=1))
     # 1,797 digits, 178 of which are ones, as scikit-learn counts them.
     assert (packed.samples, packed.counts.seen) == (1797, 1797)

@@ -76,7 +76,7 @@ class World:
     def run(self, *command: str) -> dict:
         """Its result; it must end with 0."""
         process = self.start(*command)
-        out, _ = process.communicate(timeout=400)
+        out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, self.log() + out
         return json.loads(out.splitlines()[-1])
 
@@ -88,7 +88,7 @@ class World:
         return (self.folder / "log").read_text()[-5000:]
 
     def until(self, condition: Callable[[], bool], process: subprocess.Popen) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not condition():
             assert process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
@@ -151,7 +151,7 @@ def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world: World) -> Non
     world.until(lambda: (value("vae_train_images_total") or 0) > before, training)
     seconds = round(time.monotonic() - watched)
     assert value(f'min_over_time(up{{instance="{world.endpoint}"}}[{seconds}s])') == 1
-    out, _ = training.communicate(timeout=400)
+    out, _ = training.communicate(timeout=600)
     assert training.returncode == 0, world.log()
     told = json.loads(out.splitlines()[-1])
     assert (told["submission_id"], told["status"]) == ("train-v1-1", "SUCCEEDED")

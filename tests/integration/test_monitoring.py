@@ -169,7 +169,7 @@ def look(seen: Seen, discovery: Path) -> None:
             seen.panels.add(title)
     if discovery.exists():
         address = re.search(r'"targets":\["([^"]+)"\]', discovery.read_text())[1]
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
             seen.texts[f"{discovery}: endpoint"] = answer.read().decode()
         seen.texts[f"{discovery}: address"] = address
 

@@ -23,7 +23,7 @@ COMMAND = (
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, folder: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError((folder / "log").read_text())

@@ -44,7 +44,7 @@ def served(port: int, images: np.ndarray, process: subprocess.Popen) -> np.ndarr
         json.dumps({"inputs": images.tolist()}).encode(),
         {"Content-Type": "application/json"},
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while True:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:

@@ -133,6 +133,6 @@ def test_sigterm_ends_a_job_that_is_the_first_process_of_its_container() -> None
         with connection:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
             os.kill(int(children), signal.SIGTERM)
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "run the same command again" in said

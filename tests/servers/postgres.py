@@ -62,7 +62,7 @@ def start(folder: Path) -> PostgresServer:
             server, cwd=folder, stdout=log, stderr=log, start_new_session=True, **user
         )
     started = PostgresServer(folder, port, process)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while True:
         try:
             _create_database(port)

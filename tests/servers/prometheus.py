@@ -90,7 +90,7 @@ class PrometheusServer:
     def query(self, expression: str) -> list[Series]:
         """The instant vector of `expression` now."""
         question = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{question}", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{question}", timeout=60) as answer:
             found = json.load(answer)["data"]["result"]
         return [Series(each["metric"], float(each["value"][1])) for each in found]
 

@@ -68,7 +68,7 @@ class RayHead:
                 timeout=240,
             )  # fmt: skip
         assert done.returncode == 0, log.read_text()
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while not self._answers():
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)

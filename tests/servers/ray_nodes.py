@@ -62,7 +62,7 @@ class RayNodes:
             self._nodes[name] = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while "Ray runtime started" not in self._log(name).read_text():
             if self._nodes[name].poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(self._log(name).read_text())
@@ -89,7 +89,7 @@ class RayNodes:
             if line.split("\0", 1)[0].endswith("/raylet/raylet")
         )
         os.kill(raylet, signal.SIGKILL)
-        self._nodes[name].wait(timeout=120)
+        self._nodes[name].wait(timeout=600)
 
     def wait(self, name: str, seconds: float) -> None:
         """Returns when the node has ended by itself."""

@@ -21,7 +21,7 @@ def start_job(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen) -> dict:
     """The job's result, once it has ended with 0."""
-    out, _ = process.communicate(timeout=400)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     return json.loads(out.splitlines()[-1])
 

@@ -56,7 +56,7 @@ def followed(*command: str, **more: Any) -> tuple[threading.Thread, list[Outcome
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -14,12 +14,12 @@ def submit(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> tuple[int, dict]:
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=600)
     return process.returncode, json.loads(out.splitlines()[-1]) if out else {}
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, folder: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, (folder / "log").read_text()
         assert time.monotonic() < deadline, (folder / "log").read_text()

@@ -44,7 +44,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     pipe = subprocess.PIPE
     with WarmJob(arguments, cwd=folder, env=known, stdout=pipe, stderr=pipe, text=True) as job:
         try:
-            out, err = job.communicate(timeout=300)
+            out, err = job.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             job.kill()
             raise

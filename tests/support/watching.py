@@ -22,7 +22,7 @@ class Running:
         return Running(start_job(folder, "jobs.train", *arguments), url, folder)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not condition():
             assert time.monotonic() < deadline, self.log()
             assert self.process.poll() is None, self.log()

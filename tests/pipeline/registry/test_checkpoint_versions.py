@@ -48,7 +48,7 @@ def test_while_a_run_goes_on_its_due_checkpoint_is_registered(
     result = run_training(config)
     tracking = config.tracking.model_copy(update={"model": "on-the-way@candidate"})
     going_on = config.model_copy(update={"tracking": tracking})
-    deadline, found = time.monotonic() + 120, []
+    deadline, found = time.monotonic() + 600, []
     with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result.run_id):
         while not found:
             assert time.monotonic() < deadline

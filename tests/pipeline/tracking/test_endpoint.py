@@ -101,7 +101,7 @@ def test_prometheus_own_check_finds_nothing_wrong_with_names_and_help(
     endpoint = Endpoint(rows, label, "x", "1")
     endpoint.update(kind(**{row.source: {"a": 1} if row.label else 1 for row in rows}))
     address = endpoint.serve("127.0.0.1", 0)
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
         text = answer.read()
     endpoint.close()
     found = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
@@ -113,7 +113,7 @@ def test_what_is_served_on_every_address_is_named_by_one_that_can_be_asked() -> 
     endpoint = Endpoint(TRAINING, "run", "r", "1")
     address = endpoint.serve("0.0.0.0", 0)
     assert not address.startswith("0.0.0.0")
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
         assert b"vae_build_info" in answer.read()
     endpoint.close()
 
