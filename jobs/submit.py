@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.json_value import Json
 
 if TYPE_CHECKING:
     from pipeline.submission.kubernetes_jobs import KubernetesJobs
@@ -113,9 +114,11 @@ def _dry_run(config: SubmitConfig, request: "Request") -> Outcome:
 
     rayjob = _kubernetes(config).dry_run(request)
     text = yaml.safe_dump(rayjob, sort_keys=False, width=100)
-    result = {
-        "submission_id": rayjob["metadata"]["name"], "status": "DRY_RUN", "rayjob": rayjob,
-    }  # fmt: skip
+    result: Json = {
+        "submission_id": rayjob["metadata"]["name"],
+        "status": "DRY_RUN",
+        "rayjob": typing.cast(Json, rayjob),
+    }
     return Outcome(result, summary=text.splitlines())
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 
 from pipeline.encoding.driver import Event, ShardFailed, WorkerLost, attempt
@@ -61,7 +62,7 @@ class RayCrew:
     count: int
     resources: ActorResources
     stillborn: int = 0
-    _actors: dict[str, Any] = field(default_factory=dict)
+    _actors: dict[str, ActorHandle] = field(default_factory=dict)
     _starting: dict[Any, str] = field(default_factory=dict)
     _running: dict[Any, tuple[str, int]] = field(default_factory=dict)
 

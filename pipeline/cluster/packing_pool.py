@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, TypeVar
 
 from pipeline import storage
@@ -26,7 +27,7 @@ class RayExecutor(Executor):
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
         """As `Executor.submit`."""
-        found: Future[Result] = self._call.remote(fn, args, kwargs).future()
+        found: Future[Result] = self._call.remote(partial(fn, *args, **kwargs)).future()
         return found
 
 
@@ -60,5 +61,5 @@ def pack_on_ray(config: PackConfig) -> PackResult:
             ) from error
 
 
-def _call(fn: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
-    return fn(*args, **kwargs)
+def _call(work: Callable[[], Result]) -> Result:
+    return work()

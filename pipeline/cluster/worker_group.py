@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from pipeline import storage
 from pipeline.cluster.node_drain import node_is_drained
@@ -21,6 +21,7 @@ from pipeline.cluster.room import Wait
 from pipeline.cluster.worker_warnings import warnings_told
 from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError, RunError
+from pipeline.json_value import Json
 from pipeline.rank import RankEnd, RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.runs.run import Run, Start
@@ -46,6 +47,14 @@ class FatalError:
     """What a worker returns where one before it met an error that no restart mends."""
 
     message: str
+
+
+class _Loop(TypedDict):
+    """What Ray Train hands to each worker."""
+
+    config: Json
+    start: int
+    recorder: str
 
 
 def train_on_ray(config: TrainConfig, run: Run, start: Start) -> RunEnd:
@@ -172,11 +181,9 @@ def _fit(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
     fewest, most = config.min_workers, config.max_workers
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "start": start.number,
-            "recorder": recorder,
-        },
+        train_loop_config=_Loop(
+            config=config.model_dump(mode="json"), start=start.number, recorder=recorder
+        ),
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=use_gpu,
@@ -246,7 +253,7 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None
     return {"CPU": cores or max(1, share), **({"GPU": 1} if use_gpu else {})}
 
 
-def _ray_worker(loop: dict[str, Any]) -> RankEnd | FatalError:
+def _ray_worker(loop: _Loop) -> RankEnd | FatalError:
     """What each Ray Train worker runs; an error of ours ends the run instead of a retry."""
     import ray
     from ray.train.torch import get_device

@@ -130,11 +130,11 @@ def _subject(config: ExplainConfig) -> tuple[Subject, tuple[VAE, Any]]:
         )
     found = load_named(name, config.storage, config.allow_custom)
     # The run's own config names the hold-out that lay beside its data when it began.
-    data = config.data or run.config["holdout"] or run.config["data"]
+    data = config.data or run.config.holdout or run.config.data
     training = None
     pins = Run(run.run.url).pins()
-    if pins is not None and data != run.config["data"]:
-        training = (run.config["data"], pins.dataset)
+    if pins is not None and data != run.config.data:
+        training = (run.config.data, pins.dataset)
     return Subject(name, data, training), found
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import storage
+from pipeline.config import TrainConfig
 from pipeline.errors import ObjectNotFoundError
 from pipeline.registry.models import SCHEME, load_model
 from pipeline.runs.run import Run
@@ -16,7 +16,7 @@ class FinishedRun:
     """A run that ended, what it was asked for (`config`), its model's bundle and that's digest."""
 
     run: Run
-    config: dict[str, Any]
+    config: TrainConfig
     bundle: str
     digest: str
 

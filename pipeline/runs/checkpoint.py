@@ -12,11 +12,11 @@ import io
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pickle import UnpicklingError  # torch's refusal of `weights_only`; nothing is unpickled here
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -42,6 +42,14 @@ MOST_FAILURES = 3
 """Checkpoints in a row that storage may refuse before the run fails."""
 
 
+Plain: TypeAlias = (
+    "torch.Tensor | bool | int | float | str | Sequence[Plain] | Mapping[str, Plain] "
+    "| Mapping[int, Plain] | None"
+)
+State: TypeAlias = dict[str, Plain]
+"""What `state_dict` gives of a module, an optimiser or a loader."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a run needs to go on as if it had never stopped."""
@@ -49,36 +57,26 @@ class Checkpoint:
     step: int
     images_seen: int
     bad_images: int
-    model: dict[str, Any]
-    ema: dict[str, Any]
-    optimizer: dict[str, Any]
+    model: State
+    ema: State
+    optimizer: State
     objective: ObjectiveState
-    order: dict[str, Any]
+    order: State
     points: tuple[Point, ...]
     validations: tuple[Validation, ...]
-    scaler: dict[str, Any] = field(default_factory=dict)
+    scaler: State = field(default_factory=dict)
     skipped_in_a_row: int = 0
     terms: dict[str, float] = field(default_factory=dict)
     """The last step's, in nats per image: a start with no step left ends with them."""
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> State:
         """Tensors and plain data alone, as torch reads them with `weights_only`."""
         return {
             **vars(self),
             "objective": self.objective.to_json(),
-            "points": [point.to_json() for point in self.points],
+            "points": [asdict(point) for point in self.points],
             "validations": [asdict(validation) for validation in self.validations],
         }
-
-    @staticmethod
-    def from_plain(data: Mapping[str, Any]) -> "Checkpoint":
-        """The inverse of `to_plain`."""
-        records = {
-            "objective": ObjectiveState.from_json(data["objective"]),
-            "points": tuple(Point.from_json(point) for point in data["points"]),
-            "validations": tuple(Validation(**each) for each in data["validations"]),
-        }
-        return Checkpoint(**{**data, **records})
 
 
 @dataclass(frozen=True)
@@ -319,4 +317,9 @@ def _load(run: Run, receipt_url: str) -> Checkpoint:
     version = content.pop("version")
     if version != VERSION:
         raise RunError(f"{url}: is version {version}, this program reads version {VERSION}")
-    return Checkpoint.from_plain(content)
+    records = {
+        "objective": ObjectiveState.from_json(content["objective"]),
+        "points": tuple(Point(**each) for each in content["points"]),
+        "validations": tuple(Validation(**each) for each in content["validations"]),
+    }
+    return Checkpoint(**{**content, **records})

@@ -33,7 +33,8 @@ def _check(config: TrainConfig, run: Run) -> None:
     run.refuse_lost_identity()
     result, validated = run.result(), newest_validation(run)
     # Three checkpoints in a row may fail to be written, and the fourth be under way at a death.
-    every = max(config.checkpoint_every, _stated(run, "checkpoint_every"))
+    stated = run.config().checkpoint_every if storage.exists(run.path("run.json")) else 0
+    every = max(config.checkpoint_every, stated)
     reached = validated - (MOST_FAILURES + 1) * every
     steps = result.steps if result else 0
     refuse_lost(run, max(reached, steps))
@@ -43,13 +44,6 @@ def _check(config: TrainConfig, run: Run) -> None:
         _refuse_without(run, "bundle")
     if config.objective.aims_at_elbo and config.holdout and validated > 0 and newest_step(run) > 0:
         _refuse_without(run, "best")
-
-
-def _stated(run: Run, knob: str) -> int:
-    if not storage.exists(run.path("run.json")):
-        return 0
-    value = run.config().get(knob, 0)
-    return value if isinstance(value, int) else 0
 
 
 def _refuse_without(run: Run, folder: str) -> None:

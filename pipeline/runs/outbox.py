@@ -4,9 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, get_args
-
-from pipeline.json_value import Json
+from typing import Literal, get_args
 
 Series = Literal["elbo", "holdout_elbo"]
 """What a point measures, by the metric that each of its points has: training or the hold-out."""
@@ -21,15 +19,6 @@ class Point:
     step: int
     time_ms: int
     values: Mapping[str, float]
-
-    def to_json(self) -> Json:
-        """Plain data, as kept in checkpoints and in the run's storage."""
-        return {**vars(self), "values": dict(self.values)}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Point":
-        """The inverse of `to_json`."""
-        return Point(**data)
 
 
 class Outbox:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pipeline.json_value import Json
 from pipeline.runs.reason import Reason
@@ -39,8 +38,3 @@ class TrainingResult:
     def to_json(self) -> Json:
         """Plain data, under the names that scripts rely on."""
         return asdict(self)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "TrainingResult":
-        """The inverse of `to_json`."""
-        return TrainingResult(**data)

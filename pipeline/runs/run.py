@@ -24,14 +24,13 @@ RUN/result.json           written last: the run is finished
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
-from pipeline.json_value import Json
+from pipeline.json_value import Json, JsonValue
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
@@ -101,7 +100,7 @@ class Run:
         stored = RUN.typed(_Stored, found, self.path("run.json"))
         return Pins(stored.dataset_digest, stored.holdout_digest)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> TrainConfig:
         """What the run was asked for; raises `ObjectNotFoundError` where there is no run."""
         url = self.path("run.json")
         return RUN.typed(_Stored, storage.read_document(RUN, url), url).config
@@ -137,7 +136,12 @@ class Run:
 
         Raises `ConfigError` listing each difference that is not allowed.
         """
-        if storage.create_if_absent(self.path("run.json"), RUN.encode(_identity(config, pins))):
+        identity: Json = {
+            "dataset_digest": pins.dataset,
+            "holdout_digest": pins.holdout,
+            "config": config.model_dump(mode="json"),
+        }
+        if storage.create_if_absent(self.path("run.json"), RUN.encode(identity)):
             return
         differences = self.differences(config, pins)
         if differences:
@@ -157,7 +161,7 @@ class Run:
         if found is None:
             return []
         stored = RUN.typed(_Stored, found, self.path("run.json"))
-        return _differences(vars(stored), _identity(config, pins))
+        return _differences(stored, _Stored(pins.dataset, pins.holdout, config))
 
     def claim(self) -> Start:
         """Takes the run over from any earlier start, which stops when it notices.
@@ -226,7 +230,7 @@ class Run:
     def keep_points(self, points: Sequence[Point]) -> None:
         """Stores the points that could not be delivered; none deletes the file."""
         if points:
-            data = [point.to_json() for point in points]
+            data = [asdict(point) for point in points]
             storage.publish(self.path("points.json"), POINTS.encode({"points": data}))
         else:
             storage.delete(self.path("points.json"))
@@ -253,11 +257,11 @@ class Run:
 
 @dataclass(frozen=True)
 class _Stored:
-    """run.json."""
+    """run.json. A knob that the run is older than was as it is by default."""
 
     dataset_digest: str
     holdout_digest: str | None
-    config: dict[str, Any]
+    config: TrainConfig
 
 
 @dataclass(frozen=True)
@@ -282,39 +286,31 @@ class _Points:
     points: tuple[Point, ...]
 
 
-def _read_or_none(kind: storage.DocumentKind, url: str) -> dict[str, Any] | None:
+def _read_or_none(kind: storage.DocumentKind, url: str) -> Json | None:
     try:
         return storage.read_document(kind, url)
     except ObjectNotFoundError:
         return None
 
 
-def _identity(config: TrainConfig, pins: Pins) -> dict[str, Any]:
-    return {
-        "dataset_digest": pins.dataset,
-        "holdout_digest": pins.holdout,
-        "config": config.model_dump(mode="json"),
-    }
-
-
-def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(found: _Stored, now: _Stored) -> list[str]:
     lines = []
-    if found["dataset_digest"] != now["dataset_digest"]:
-        lines.append(f"dataset: was {found['dataset_digest']}, is {now['dataset_digest']}")
-    old, new = _flat(found["config"]), _flat(now["config"])
-    # A knob that the run is older than was as it is by default.
-    defaults = _flat(TrainConfig(data=old["data"], run=old["run"]).model_dump(mode="json"))
-    for key in sorted(old.keys() | new.keys()):
-        top, was = key.split(".", 1)[0], old.get(key, defaults.get(key))
-        if top not in CHANGEABLE and was != new.get(key):
-            lines.append(f"{key}: was {was!r}, is {new.get(key)!r}")
-    if new["steps"] < old["steps"]:
-        lines.append(f"steps: was {old['steps']}, is {new['steps']}: they may only grow")
+    if found.dataset_digest != now.dataset_digest:
+        lines.append(f"dataset: was {found.dataset_digest}, is {now.dataset_digest}")
+    old, new = (_flat(each.config.model_dump(mode="json")) for each in (found, now))
+    lines += [
+        f"{key}: was {old[key]!r}, is {new[key]!r}"
+        for key in sorted(new)
+        if key.split(".", 1)[0] not in CHANGEABLE and old[key] != new[key]
+    ]
+    was, asked = found.config.steps, now.config.steps
+    if asked < was:
+        lines.append(f"steps: was {was}, is {asked}: they may only grow")
     return lines
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Json, prefix: str = "") -> dict[str, JsonValue]:
+    flat: dict[str, JsonValue] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat.update(_flat(value, f"{prefix}{key}."))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.json_value import Json
 from pipeline.storage import local, other, s3
 from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
@@ -99,7 +100,7 @@ def read_json(url: str, limit_bytes: int = _JSON_BYTES) -> Any:
     return parse_json(read_bounded(url, limit_bytes), url)
 
 
-def read_document(kind: DocumentKind, url: str, limit_bytes: int = _JSON_BYTES) -> dict[str, Any]:
+def read_document(kind: DocumentKind, url: str, limit_bytes: int = _JSON_BYTES) -> Json:
     """The value of a document of ours, its checksum compared; see `DocumentKind.parse`."""
     return kind.parse(read_bounded(url, limit_bytes), url)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import PipelineError, StorageError
-from pipeline.json_value import Json
+from pipeline.json_value import Json, JsonValue
 from pipeline.masking import one_line
 
 Value = TypeVar("Value")
@@ -59,7 +59,7 @@ def parse_json(data: bytes, url: str) -> Any:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, JsonValue]]) -> Json:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -105,7 +105,7 @@ class DocumentKind:
         rest = canonical_json({"format": self.format, "version": self.version, **value})[1:]
         return b"".join((_HEAD, hashlib.sha256(rest).hexdigest().encode(), b'",', rest))
 
-    def parse(self, data: bytes, url: str) -> dict[str, Any]:
+    def parse(self, data: bytes, url: str) -> Json:
         """The value of a whole document of this kind; raises this kind's error naming `url`."""
         try:
             found = parse_json(data, url)

@@ -75,24 +75,26 @@ def read(url: str, start: int, end: int | None) -> bytes:
 def stat(url: str) -> tuple[int, str | None]:
     """Size in bytes and a tag that changes with the content, where the filesystem has one."""
     filesystem, path = _open(url)
-    info: dict[str, Any] = {}
+    size, tag = None, None
     for attempt in retrying(url, "looking it up"):
         with attempt, _request():
-            info = filesystem.info(path)
-    if info.get("size") is None:
+            size, tag = _size_and_tag(filesystem.info(path))
+    if size is None:
         raise StorageError(f"{shown(url)}: its size is not known, so it can't be read in parts.")
-    return int(info["size"]), _tag(info)
+    return size, tag
 
 
 def walk(url: str) -> Iterator[tuple[str, int, str | None]]:
     """Every object below a prefix in the order of paths: URL, size in bytes and tag."""
     filesystem, path = _open(url)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, tuple[int | None, str | None]] = {}
     for attempt in retrying(url, "listing"):
         with attempt, _request():
-            found = filesystem.find(path, detail=True)
+            listed = filesystem.find(path, detail=True)
+            found = {name: _size_and_tag(info) for name, info in listed.items()}
     for name in sorted(found):
-        yield filesystem.unstrip_protocol(name), int(found[name]["size"] or 0), _tag(found[name])
+        size, tag = found[name]
+        yield filesystem.unstrip_protocol(name), size or 0, tag
 
 
 def refuse_writing(url: str) -> NoReturn:
@@ -103,8 +105,12 @@ def refuse_writing(url: str) -> NoReturn:
     )
 
 
-def _tag(info: dict[str, Any]) -> str | None:
-    for name in ("ETag", "etag", "md5Hash", "mtime", "last_modified", "created"):
-        if info.get(name) is not None:
-            return str(info[name]).strip('"')
-    return None
+_TAGS = ("ETag", "etag", "md5Hash", "mtime", "last_modified", "created")
+"""What filesystems call that which changes with the content, the surest first."""
+
+
+def _size_and_tag(info: Any) -> tuple[int | None, str | None]:
+    """Of what a filesystem says of one object, in words of its own."""
+    size = info.get("size")
+    tag = next((str(info[name]).strip('"') for name in _TAGS if info.get(name) is not None), None)
+    return None if size is None else int(size), tag

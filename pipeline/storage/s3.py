@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pipeline.errors import StorageError
 from pipeline.storage.retry import Attempts, RequestFailedError, retrying
-from pipeline.storage.s3_client import ShortBodyError, request, run
+from pipeline.storage.s3_client import Answer, ShortBodyError, request, run
 from pipeline.storage.urls import bucket_and_key, shown
 
 PART_BYTES = 48 * 2**20
 _UPLOAD_BYTES = 16 * 2**20
 
 
-def call(url: str, doing: str, method: str, **arguments: Any) -> dict[str, Any]:
+def call(url: str, doing: str, method: str, **arguments: Any) -> Answer:
     """One S3 request with retries; its response, whose body must not be needed."""
     for attempt in retrying(url, doing):
         with attempt:
@@ -102,7 +102,7 @@ def publish(url: str, data: bytes | Path) -> None:
     part_bytes = max(_UPLOAD_BYTES, -(-size // 10_000))
     upload = call(url, "writing", "create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
     try:
-        parts = []
+        parts: list[_Part] = []
         for number, body in enumerate(_pieces(data, part_bytes), start=1):
             part = call(
                 url, "writing", "upload_part",
@@ -124,7 +124,14 @@ def _abort(bucket: str, key: str, upload: str) -> None:
         request("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
 
-def _complete(url: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
+class _Part(TypedDict):
+    """A part of an upload, as S3 wants it named."""
+
+    PartNumber: int
+    ETag: str
+
+
+def _complete(url: str, upload: str, parts: list[_Part], size: int) -> None:
     bucket, key = bucket_and_key(url)
     for attempt in retrying(url, "writing"):
         with attempt:

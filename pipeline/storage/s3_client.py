@@ -9,7 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime
+from typing import Any, TypedDict
 
 from pipeline.storage.retry import RequestFailedError, Verdict
 
@@ -17,6 +18,41 @@ _READ_SECONDS = 20.0
 _RENEW = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"})
 _SIGNATURE = frozenset({"SignatureDoesNotMatch", "InvalidAccessKeyId"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"})
+
+
+class Fault(TypedDict, total=False):
+    """What S3 says of a refusal."""
+
+    Code: str
+
+
+class Meta(TypedDict, total=False):
+    """What botocore says of an answer."""
+
+    HTTPStatusCode: int
+
+
+class Item(TypedDict):
+    """An object in a listing."""
+
+    Key: str
+    Size: int
+    ETag: str
+    LastModified: datetime
+
+
+class Answer(TypedDict, total=False):
+    """S3's answer to any request, as far as it is read here; each has some of these."""
+
+    Error: Fault
+    ResponseMetadata: Meta
+    UploadId: str
+    ETag: str
+    ContentLength: int
+    Metadata: dict[str, str]
+    Contents: list[Item]
+    IsTruncated: bool
+    NextContinuationToken: str
 
 
 class ShortBodyError(Exception):
@@ -86,16 +122,15 @@ def run(coroutine: Callable[[Any], Any]) -> Any:
     return result
 
 
-def request(method: str, **arguments: Any) -> dict[str, Any]:
+def request(method: str, **arguments: Any) -> Answer:
     """The response to one S3 request, tried once; its body must not be needed."""
 
-    async def ask(client: Any) -> dict[str, Any]:
+    async def ask(client: Any) -> Any:
         s3 = await client.set_session()
-        response: dict[str, Any] = await getattr(s3, method)(**arguments)
-        return response
+        return await getattr(s3, method)(**arguments)
 
-    result: dict[str, Any] = run(ask)
-    return result
+    answer: Answer = run(ask)
+    return answer
 
 
 def _verdict(error: BaseException) -> Verdict:
@@ -128,9 +163,9 @@ def _verdict(error: BaseException) -> Verdict:
     return "connection" if isinstance(error, EOFError) else "fatal"
 
 
-def _verdict_of_response(response: dict[str, Any]) -> Verdict:
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def _verdict_of_response(response: Answer) -> Verdict:
+    code = str(response.get("Error", Fault()).get("Code", ""))
+    status = int(response.get("ResponseMetadata", Meta()).get("HTTPStatusCode", 0))
     if code in _RENEW:
         return "credentials"
     if code in _SIGNATURE:

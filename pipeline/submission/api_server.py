@@ -4,29 +4,20 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
+from pipeline.submission.objects import Kind
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, ApiException
 
-T = TypeVar("T")
+Object = TypeVar("Object")
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its token, the API server's CA and its own namespace."""
 DEFAULT_NAMESPACE = "vae"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Objects of a custom kind, by the names that paths have of it."""
-
-    group: str
-    version: str
-    plural: str
 
 
 class ApiServer:
@@ -48,10 +39,10 @@ class ApiServer:
         self.namespace = namespace or own.strip() or DEFAULT_NAMESPACE
         self._client: ApiClient | None = None
 
-    def get(self, kind: Kind, name: str) -> dict[str, Any] | None:
+    def get(self, kind: Kind[Object], name: str) -> Object | None:
         """An object of a custom kind; None if there is none of that name."""
         try:
-            found: dict[str, Any] = self._ask(
+            found: Object = self._ask(
                 lambda api: _custom(api).get_namespaced_custom_object(
                     kind.group, kind.version, self.namespace, kind.plural, name,
                     _request_timeout=self._seconds,
@@ -64,7 +55,7 @@ class ApiServer:
             raise self._explained(refused) from None
         return found
 
-    def objects(self, kind: Kind, labels: str = "") -> list[dict[str, Any]]:
+    def objects(self, kind: Kind[Object], labels: str = "") -> list[Object]:
         """The objects of a custom kind that have these labels."""
         try:
             found = self._ask(
@@ -75,10 +66,10 @@ class ApiServer:
             )  # fmt: skip
         except _Refused as refused:
             raise self._explained(refused) from None
-        items: list[dict[str, Any]] = found["items"]
+        items: list[Object] = found["items"]
         return items
 
-    def create(self, kind: Kind, body: dict[str, Any], *, dry_run: bool = False) -> bool:
+    def create(self, kind: Kind[Object], body: Object, *, dry_run: bool = False) -> bool:
         """False if there is one of that name. Unknown fields are refused, not dropped."""
         try:
             self._ask(
@@ -94,7 +85,7 @@ class ApiServer:
             raise self._explained(refused) from None
         return True
 
-    def delete(self, kind: Kind, name: str, uid: str) -> None:
+    def delete(self, kind: Kind[Object], name: str, uid: str) -> None:
         """Removes this very object, with what it owns; not one that took its name meanwhile."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:

@@ -5,13 +5,14 @@ A job is followed by its status: the end of a log stream says nothing of it.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, StorageError, UnreachableError
+from pipeline.json_value import Json
 from pipeline.runs.run import Run
 from pipeline.submission.log_tail import LogTail
 from pipeline.submission.narrator import Narrator
@@ -79,7 +80,7 @@ def follow(
     place: Place,
     request: Request,
     name: str,
-    before: Mapping[str, Any] | None,
+    before: Json | None,
 ) -> Verdict:
     """Looks at the job until it has ended, however long its place is away.
 

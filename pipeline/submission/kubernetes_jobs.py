@@ -3,12 +3,13 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
-from pipeline.submission.api_server import ApiServer, Kind
+from pipeline.submission.api_server import ApiServer
+from pipeline.submission.objects import RAYJOBS, TEMPLATES, RayJob, RayJobTemplate
 from pipeline.submission.place import Job, Output, Request, said_and_printed
 from pipeline.submission.rayjob import (
     NAME_CHARACTERS,
@@ -16,11 +17,10 @@ from pipeline.submission.rayjob import (
     render_rayjob,
     template_name,
 )
-from pipeline.submission.waiting import RAYJOBS, why_waiting
+from pipeline.submission.waiting import why_waiting
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Kind("vae-pipeline.internal", "v1", "rayjobtemplates")
 _ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 
 
@@ -74,7 +74,7 @@ class KubernetesJobs:
         """What the RayJob, its cluster, its pods, their events and a queue say."""
         return why_waiting(self._server, job.id)
 
-    def dry_run(self, request: Request) -> dict[str, Any]:
+    def dry_run(self, request: Request) -> RayJob:
         """The RayJob as it would be created, checked by the API server where one answers.
 
         Where none does, it is a copy of the template of k8s/base.
@@ -93,7 +93,7 @@ class KubernetesJobs:
             return self._copy(base_template(template_name(request.command)), request, name)
         return rayjob
 
-    def _rendered(self, request: Request, name: str) -> dict[str, Any]:
+    def _rendered(self, request: Request, name: str) -> RayJob:
         """A copy of the cluster's own template, so with the patches of its overlay."""
         wanted = template_name(request.command)
         template = self._server.get(TEMPLATES, wanted)
@@ -103,7 +103,7 @@ class KubernetesJobs:
             )
         return self._copy(template, request, name)
 
-    def _copy(self, template: Mapping[str, Any], request: Request, name: str) -> dict[str, Any]:
+    def _copy(self, template: RayJobTemplate, request: Request, name: str) -> RayJob:
         return render_rayjob(
             request.command,
             name=name,
@@ -137,7 +137,7 @@ def _advice(command: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _job(found: Mapping[str, Any]) -> Job:
+def _job(found: RayJob) -> Job:
     """What KubeRay says of a job, in `status`; Ray's word for it is `jobStatus`."""
     status, spec = found.get("status") or {}, found["spec"]
     deployment, reason = status.get("jobDeploymentStatus", ""), status.get("reason", "")

@@ -3,10 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
+from pipeline.json_value import Json
 from pipeline.submission.place import Job, Output, Place
 
 _BYTES_PER_SECOND = 500_000
@@ -25,7 +24,7 @@ class LogTail:
         self._place = place
         self._shown, self._end = 0, ""
         self._next = 0.0
-        self.result: Mapping[str, Any] | None = None
+        self.result: Json | None = None
 
     def show(self, job: Job) -> None:
         """Asks for the output unless that was a moment ago, or the job has ended."""
@@ -51,7 +50,7 @@ class LogTail:
         return output
 
 
-def result_in(text: str) -> Mapping[str, Any] | None:
+def result_in(text: str) -> Json | None:
     """The result that a job prints last."""
     for line in reversed(text.rstrip().splitlines()[-_LAST_LINES:]):
         if line.startswith("{"):

@@ -3,9 +3,9 @@
 import json
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 from pipeline import storage
 from pipeline.config import SubmitConfig
@@ -52,7 +52,7 @@ class RayJobs:
 
     def jobs(self) -> list[Job]:
         """Every submitted job that the cluster remembers, oldest first."""
-        found = self._checked(self._ask("GET", "/api/jobs/")).json()
+        found: list[_Details] = self._checked(self._ask("GET", "/api/jobs/")).json()
         submitted = [each for each in found if each.get("submission_id")]
         return [_job(each) for each in sorted(submitted, key=lambda j: j.get("start_time") or 0)]
 
@@ -138,10 +138,23 @@ def _last(answer: Answer) -> str:
     return lines[-1][:500]
 
 
-def _job(found: Mapping[str, Any]) -> Job:
+class _Details(TypedDict):
+    """What Ray says of one job, as far as it is read here."""
+
+    submission_id: str | None
+    job_id: str | None
+    status: str
+    entrypoint: str
+    message: NotRequired[str | None]
+    error_type: NotRequired[str | None]
+    start_time: NotRequired[int | None]
+    driver_exit_code: NotRequired[int | None]
+
+
+def _job(found: _Details) -> Job:
     said, output_end = said_and_printed(found.get("message") or "")
     return Job(
-        id=found["submission_id"] or found["job_id"],
+        id=found["submission_id"] or str(found["job_id"]),
         uid="",
         status=found["status"],
         entrypoint=found["entrypoint"],

@@ -11,22 +11,29 @@ run, and `ValidationFailed` ends a job. Here stands what neither of them would: 
 import copy
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 import pipeline
 from pipeline.errors import ConfigError
+from pipeline.submission.objects import (
+    QUEUE,
+    ClusterSpec,
+    Metadata,
+    RayJob,
+    RayJobSpec,
+    RayJobTemplate,
+    WorkerGroup,
+)
 
 GPU = "nvidia.com/gpu"
 NAME_CHARACTERS = 47
 """Of a RayJob's name at most: KubeRay appends to it, and would fail the job only once it is there.
 MaxRayJobNameLength in its constant.go."""
-_QUEUE = "kueue.x-k8s.io/queue-name"
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _BASE = Path(pipeline.__file__).parent.parent / "k8s" / "base"
 
@@ -36,11 +43,11 @@ def template_name(command: Sequence[str]) -> str:
     return "train" if "jobs.train" in command else "encode"
 
 
-def base_template(name: str) -> dict[str, Any]:
+def base_template(name: str) -> RayJobTemplate:
     """A template as k8s/base has it; raises `ConfigError` where only `pipeline` is installed."""
     path = _BASE / f"{name}.yaml"
     try:
-        template: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        template: RayJobTemplate = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}. The manifests come with source and image; elsewhere "
@@ -53,13 +60,13 @@ def render_rayjob(
     command: Sequence[str],
     *,
     name: str,
-    template: Mapping[str, Any] | None = None,
+    template: RayJobTemplate | None = None,
     image: str | None = None,
     workers: int | None = None,
     gpus: int | None = None,
     gpus_per_node: int = 8,
     namespace: str | None = None,
-) -> dict[str, Any]:
+) -> RayJob:
     """A RayJob called `name` that runs `command`, ready to be created.
 
     `template` is a RayJobTemplate read from the cluster; None: the file. `workers` (ranks or
@@ -68,10 +75,11 @@ def render_rayjob(
     image, pods and GPUs as the template has them. Raises `ConfigError` for what must not be made.
     """
     start = base_template(template_name(command)) if template is None else template
-    metadata = {"name": name, "labels": dict(start["metadata"].get("labels", {}))}
+    labels = dict(start["metadata"].get("labels", {}))
+    metadata: Metadata = {"name": name, "labels": labels}
     if namespace is not None:
         metadata["namespace"] = namespace
-    spec = copy.deepcopy(dict(start["spec"]))
+    spec = copy.deepcopy(start["spec"])
     spec["entrypoint"] = shlex.join(command)
     cluster = spec["rayClusterSpec"]
     (group,) = cluster["workerGroupSpecs"]
@@ -81,7 +89,7 @@ def render_rayjob(
         _set_gpus(group, gpus, gpus_per_node)
     elif workers:
         _set_pods(group, ceil(workers / _gpus_of(group)))
-    if _QUEUE in metadata["labels"]:
+    if QUEUE in labels:
         _fix_size(cluster, group)
     if image is not None:
         for each in (cluster["headGroupSpec"], group):
@@ -90,7 +98,7 @@ def render_rayjob(
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
 
 
-def _refuse(name: str, spec: Mapping[str, Any]) -> None:
+def _refuse(name: str, spec: RayJobSpec) -> None:
     """Raises `ConfigError` for what a server would take, and ends badly."""
     if len(name) > NAME_CHARACTERS or not _NAME.fullmatch(name):
         raise ConfigError(
@@ -109,21 +117,21 @@ def _refuse(name: str, spec: Mapping[str, Any]) -> None:
         )
 
 
-def _set_pods(group: dict[str, Any], pods: int) -> None:
+def _set_pods(group: WorkerGroup, pods: int) -> None:
     """All of them, or, where the autoscaler decides, at most so many."""
     if group["minReplicas"] == group["maxReplicas"]:
         group["replicas"] = group["minReplicas"] = pods
     group["maxReplicas"] = pods
 
 
-def _fix_size(cluster: dict[str, Any], group: dict[str, Any]) -> None:
+def _fix_size(cluster: ClusterSpec, group: WorkerGroup) -> None:
     """All pods from the start: Kueue admits what is asked for, and refuses an autoscaler."""
     cluster.pop("enableInTreeAutoscaling", None)
     cluster.pop("autoscalerOptions", None)
     group["replicas"] = group["minReplicas"] = group["maxReplicas"]
 
 
-def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:
+def _set_gpus(group: WorkerGroup, gpus: int, gpus_per_node: int) -> None:
     per_pod = min(gpus, gpus_per_node)
     if gpus % per_pod:
         raise ConfigError(f"{gpus} GPUs on nodes of {gpus_per_node}: give a multiple")
@@ -131,11 +139,12 @@ def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:
     pod = group["template"]["spec"]
     container = pod["containers"][0]
     before = _gpus_of(group)
-    for amounts in container["resources"].values():
+    resources = container["resources"]
+    for amounts in (resources.get("requests", {}), resources["limits"]):
         for resource in ("cpu", "memory"):
             if resource in amounts:
                 amounts[resource] = _times(amounts[resource], Fraction(per_pod, before))
-    container["resources"]["limits"][GPU] = str(per_pod)
+    resources["limits"][GPU] = str(per_pod)
     for volume in pod["volumes"]:
         shared = volume.get("emptyDir", {})
         if shared.get("medium") == "Memory":
@@ -144,7 +153,7 @@ def _set_gpus(group: dict[str, Any], gpus: int, gpus_per_node: int) -> None:
     group["rayStartParams"].pop("num-cpus", None)
 
 
-def _gpus_of(group: Mapping[str, Any]) -> int:
+def _gpus_of(group: WorkerGroup) -> int:
     """GPUs of a pod; 1 where it has none."""
     container = group["template"]["spec"]["containers"][0]
     return int(container["resources"]["limits"].get(GPU, 1))

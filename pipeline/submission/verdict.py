@@ -3,11 +3,10 @@
 import itertools
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import StorageError
+from pipeline.json_value import Json
 from pipeline.runs.run import Run
 from pipeline.submission.place import Job
 
@@ -28,7 +27,7 @@ class Verdict:
     id: str
     status: str
     message: str = ""
-    result: Mapping[str, Any] | None = None
+    result: Json | None = None
     job_exit_code: int | None = None
 
     @property
@@ -47,7 +46,7 @@ class RunState:
     `hidden`.
     """
 
-    result: Mapping[str, Any] | None = None
+    result: Json | None = None
     hidden: str = ""
 
 
@@ -62,7 +61,7 @@ def end_of(run: Run | None) -> RunState:
         return RunState(hidden=str(error))
 
 
-def verdict(job: Job, printed: Mapping[str, Any] | None, run: Run | None) -> Verdict:
+def verdict(job: Job, printed: Json | None, run: Run | None) -> Verdict:
     """What a job that has ended came to; `printed` is the result in its own output, if known."""
     if job.was_lost:
         return left_in(run, job.id, None) or Verdict(job.id, "LOST", job.message)
@@ -85,7 +84,7 @@ def verdict(job: Job, printed: Mapping[str, Any] | None, run: Run | None) -> Ver
     return _of_result(job.id, job.message, end.result)
 
 
-def left_in(run: Run | None, name: str, before: Mapping[str, Any] | None) -> Verdict | None:
+def left_in(run: Run | None, name: str, before: Json | None) -> Verdict | None:
     """A training that has ended since says so in its folder, whatever became of its cluster.
 
     `before` is what the folder said when the job was submitted.
@@ -96,7 +95,7 @@ def left_in(run: Run | None, name: str, before: Mapping[str, Any] | None) -> Ver
     return _of_result(name, "its run's folder says so; its cluster does not answer", result)
 
 
-def _of_result(name: str, message: str, result: Mapping[str, Any] | None) -> Verdict:
+def _of_result(name: str, message: str, result: Json | None) -> Verdict:
     """Of a driver that ended well; a training's may have been told to, before its last step."""
     reason = (result or {}).get("reason", "done")
     if result is None or reason == "done":

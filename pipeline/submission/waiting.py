@@ -1,18 +1,13 @@
 """Why a RayJob does not run yet: its queue, its cluster's conditions, its pods and their events."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.submission.api_server import ApiServer, Kind
+from pipeline.submission.api_server import ApiServer
+from pipeline.submission.objects import QUEUE, RAYJOBS, WORKLOADS, ClusterStatus, RayJob
 
-RAYJOBS = Kind("ray.io", "v1", "rayjobs")
-_WORKLOADS = tuple(
-    Kind("kueue.x-k8s.io", version, "workloads") for version in ("v1beta2", "v1beta1")
-)
-"""Kueue 0.15 and later, and all before."""
-_QUEUE = "kueue.x-k8s.io/queue-name"
 _PASSING = frozenset({"", "ContainerCreating", "PodInitializing", "ContainersNotReady"})
 """Reasons that say no more than that it takes time."""
 
@@ -49,12 +44,12 @@ def why_waiting(server: ApiServer, name: str) -> str:
     return "; ".join(said)
 
 
-def _of_queue(server: ApiServer, job: Mapping[str, Any]) -> str:
+def _of_queue(server: ApiServer, job: RayJob) -> str:
     """What Kueue says of a job that it holds back."""
-    queue = (job["metadata"].get("labels") or {}).get(_QUEUE)
+    queue = (job["metadata"].get("labels") or {}).get(QUEUE)
     if queue is None:
         return "it is suspended, and waits for whoever suspended it"
-    for kind in _WORKLOADS:
+    for kind in WORKLOADS:
         try:
             found = server.objects(kind, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
         except ConfigError:
@@ -74,7 +69,7 @@ def _of_queue(server: ApiServer, job: Mapping[str, Any]) -> str:
     return f"queue {queue}, of which no Workload is there: is Kueue installed, and knows RayJobs?"
 
 
-def _of_cluster(cluster: Mapping[str, Any]) -> Iterator[str]:
+def _of_cluster(cluster: ClusterStatus) -> Iterator[str]:
     """KubeRay's conditions: pods that it could not create, a head that is not ready."""
     for condition in cluster.get("conditions") or []:
         kind, is_true = condition["type"], condition["status"] == "True"

@@ -1,7 +1,7 @@
 """What a report's field says of itself: its families at `/metrics`, and its key in MLflow."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from pipeline.runs.outbox import Series
@@ -77,7 +77,7 @@ def metric(*rows: Metric, mlflow: Logged | None = None) -> Any:
 class Report(Protocol):
     """A frozen dataclass whose fields are all declared by `metric`."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
 def rows_of(report: type[Report]) -> tuple[Metric, ...]:

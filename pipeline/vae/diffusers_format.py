@@ -6,10 +6,11 @@ theirs), so reading asks for it; what they know and ours don't is the scaling fa
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import safetensors
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from pipeline import storage
@@ -35,6 +36,42 @@ _FIXED = {
 }
 
 
+class _Config(BaseModel):
+    """What config.json says of the network; all else in it is left alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    block_out_channels: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    sample_size: int = 256
+    scaling_factor: float | None = None
+    act_fn: str = "silu"
+    layers_per_block: int = RESNETS_PER_BLOCK
+    norm_num_groups: int = GROUPS
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    @classmethod
+    def read(cls, where: str) -> Self:
+        """Raises `ModelError` for the config of anything else."""
+        found = storage.read_json(where)
+        if not isinstance(found, dict) or found.get("_class_name") != CLASS_NAME:
+            raise ModelError(
+                f"{where}: is no diffusers {CLASS_NAME} (its _class_name says otherwise)."
+            )
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            named = ".".join(map(str, first["loc"]))
+            raise ModelError(
+                f"{where}: {named}: {first['msg']}. Give a folder as diffusers saves it."
+            ) from None
+
+
 def is_diffusers(url: str) -> bool:
     """Whether a folder holds a diffusers AutoencoderKL."""
     where = storage.join(url, "config.json")
@@ -51,20 +88,18 @@ def read_diffusers(url: str, sigma: float = 0.1, image_size: int | None = None) 
     every setting that this network does not have.
     """
     where = storage.join(url, "config.json")
-    config = storage.read_json(where)
-    if not isinstance(config, dict) or config.get("_class_name") != CLASS_NAME:
-        raise ModelError(f"{where}: is no diffusers {CLASS_NAME} (its _class_name says otherwise).")
+    config = _Config.read(where)
     factor, width = _family(where, config)
-    size = image_size or int(config.get("sample_size", 256))
     model = ModelConfig(
         kind="autoencoder_kl",
         factor=factor,
-        latent_channels=int(config["latent_channels"]),
+        latent_channels=config.latent_channels,
         width=width,
         likelihood="gaussian",
         sigma=sigma,
     )
-    channels = 1 if config["in_channels"] == 1 else 3
+    channels = 1 if config.in_channels == 1 else 3
+    size = image_size or config.sample_size
     vae = build_vae(model, PreprocessConfig(image_size=size, channels=channels))
     weights = _read_weights(storage.join(url, WEIGHTS))
     named = {
@@ -72,7 +107,7 @@ def read_diffusers(url: str, sigma: float = 0.1, image_size: int | None = None) 
     }
     own = {name: value for name, value in vae.state_dict().items() if name not in named}
     put_weights(vae, named | {n: v for n, v in own.items() if n.startswith("likelihood.")}, url)
-    vae.metadata = {"source": url, "scaling_factor": config.get("scaling_factor")}
+    vae.metadata = {"source": url, "scaling_factor": config.scaling_factor}
     return vae.eval()
 
 
@@ -111,16 +146,17 @@ def write_diffusers(vae: VAE, folder: Path | str, scaling_factor: float = 1.0) -
     storage.publish(storage.join(str(folder), "config.json"), text.encode())
 
 
-def _family(where: str, config: dict[str, Any]) -> tuple[int, int]:
+def _family(where: str, config: _Config) -> tuple[int, int]:
     """Pixels per latent and the first level's channels, or every reason why it is none of ours."""
-    widths = tuple(config.get("block_out_channels", ()))
+    widths = config.block_out_channels
     factor = 2 ** (len(widths) - 1)
     width = widths[0] if widths else 0
-    wrong = {name: config[name] for name, ours in _FIXED.items() if config.get(name, ours) != ours}
+    stated = config.model_dump()
+    wrong = {name: stated[name] for name, ours in _FIXED.items() if stated[name] != ours}
     if tuple(width * times for times in WIDTHS.get(factor, ())) != widths:
         wrong["block_out_channels"] = list(widths)
-    if config.get("in_channels") not in (1, 3) or config["in_channels"] != config["out_channels"]:
-        wrong["in_channels"] = [config.get("in_channels"), config.get("out_channels")]
+    if config.in_channels not in (1, 3) or config.in_channels != config.out_channels:
+        wrong["in_channels"] = [config.in_channels, config.out_channels]
     if wrong:
         raise ModelError(
             f"{where}: this AutoencoderKL differs from the published ones in {wrong}. Known are "

@@ -148,7 +148,7 @@ def read_run(world: World) -> dict[str, Any]:
     validations = read_validations(run)
     moments = read_moments(run, validations, 9)
     return {
-        "config": digest(found.config), "result": digest(repr(run.result())),
+        "config": digest(repr(found.config)), "result": digest(repr(run.result())),
         "bundle": digest([dict(vae.state_dict()), vae.metadata]),
         "validations": digest(repr(validations)),
         "moments": digest([[m.originals, m.reconstructions] for m in moments]),

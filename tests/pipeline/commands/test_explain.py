@@ -24,7 +24,7 @@ def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path)
     objective = optimised(ObjectiveConfig(beta=500.0), 9, ObjectiveState()).to_json()
     metadata = {"objective": objective, "step": 9}
     digest = save_bundle(digits_vae(beta=500.0), run.path("bundle"), metadata)
-    config = {"data": str(place / "data"), "holdout": str(place / "data")}
+    config = {"run": "mine", "data": str(place / "data"), "holdout": str(place / "data")}
     opened = {"config": config, "dataset_digest": "of before", "holdout_digest": None}
     storage.publish(run.path("run.json"), RUN.encode(opened))
     run.finish(

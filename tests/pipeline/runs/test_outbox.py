@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 from pipeline.runs.outbox import Outbox, Point
 
@@ -23,4 +24,4 @@ def test_points_are_handed_over_once_and_kept_until_acknowledged() -> None:
 
 def test_a_point_survives_json() -> None:
     original = Point("holdout_elbo", 7, 123, {"holdout_elbo": -1.5})
-    assert Point.from_json(json.loads(json.dumps(original.to_json()))) == original
+    assert Point(**json.loads(json.dumps(asdict(original)))) == original

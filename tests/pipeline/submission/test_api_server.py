@@ -10,9 +10,8 @@ import pytest
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
 from pipeline.submission import api_server
 from pipeline.submission.api_server import ApiServer
-from pipeline.submission.kubernetes_jobs import TEMPLATES
+from pipeline.submission.objects import RAYJOBS, TEMPLATES
 from pipeline.submission.rayjob import base_template, render_rayjob
-from pipeline.submission.waiting import RAYJOBS
 from tests.k8s.schemas import CRDS, crd_validator
 from tests.servers.api_server import TOKEN, submitters_rights
 from tests.servers.api_server import ApiServer as StandIn
