@@ -23,7 +23,7 @@ def main(config: StoresConfig) -> Outcome:
         from pipeline.data.keys import path_of
         from pipeline.latents import LatentStore
 
-        keys = list(LatentStore.open(url).keys)
+        keys = list(LatentStore.open(url).keys())
         result["keys"] = keys
         lines += [f"  {key}  {path_of(key)}" for key in keys]
     if config.gc:

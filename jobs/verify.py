@@ -44,11 +44,11 @@ def _keys(config: VerifyConfig) -> list[str]:
     if config.store is not None:
         from pipeline.latents import LatentStore
 
-        return list(LatentStore.open(config.store).keys)
+        return list(LatentStore.open(config.store).keys())
     from pipeline.data import Dataset
 
     assert config.dataset is not None, "the config demands one of both"
-    return list(Dataset.open(config.dataset, None, config.shards_below).keys)
+    return list(Dataset.open(config.dataset, None, config.shards_below).keys())
 
 
 if __name__ == "__main__":

@@ -24,3 +24,10 @@ class Batch:
     index: int
     slots: range
     errors: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        good, slots = int(self.valid.sum()), len(self.keys)
+        return (
+            f"Batch {self.index} of epoch {self.epoch}: images uint8 {list(self.images.shape)}, "
+            f"{good} of {slots} valid" + "".join(f", {name}" for name in self.columns)
+        )

@@ -1,22 +1,47 @@
 """A dataset: a manifest and what it names."""
 
+import base64
+import html
+import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from pipeline import storage
+from pipeline.data.decode import decode_image
 from pipeline.data.manifest import (
     POINTER,
     Manifest,
+    Places,
     ShardRecord,
     read_current,
     read_generation,
 )
-from pipeline.data.shard_index import ShardIndex
+from pipeline.data.memory import IndexMemory
+from pipeline.data.shard_index import ShardIndex, cut_sample
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.masking import printable
 
 _INDEX_THREADS = 16
 _LOOKED_AT = 64
+_SHOWN = 8
+"""Images that a notebook shows of a dataset."""
+
+
+class Sample(NamedTuple):
+    """One image to look at: RGB, upright, in its full size; what stands beside it; its key.
+
+    `label` is None where there is none; `columns` hold all that lies beside the image.
+    """
+
+    image: Image.Image
+    label: Any
+    key: str
+    columns: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,47 @@ class Dataset:
 
     def __len__(self) -> int:
         return self.manifest.samples
+
+    def __getitem__(self, number: int) -> Sample:
+        """The sample `number` in manifest order (negative ones count from the end), decoded.
+
+        To look at images one by one; training reads them by `Loader`. Raises `SampleError` for a
+        damaged one, `IndexError` for a number that there is not.
+        """
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.url}: holds {len(self)} samples, asked for number {number}")
+        place = self._places.find(number % len(self))
+        index = self._indexes.get(place.shard)
+        start, end = index.span(place.position, whole=True)
+        data = storage.read(self.shard_url(self.shards[place.shard]), start, end)
+        columns = tuple(index.columns or ("caption", "label"))
+        raw = cut_sample(index, place.position, data, start, columns)
+        image = Image.fromarray(decode_image(raw.checked_image()))
+        return Sample(image, raw.columns.get("label"), raw.key, raw.columns)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def __repr__(self) -> str:
+        size = sum(shard.bytes for shard in self.shards) / 2**20
+        return (
+            f"Dataset {printable(storage.shown(self.url))}\n"
+            f"{len(self):,} samples in {len(self.shards):,} shards, {size:,.1f} MiB\n"
+            f"digest {self.digest}"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same lines, and the first images with their labels."""
+        cells = []
+        for number in range(min(_SHOWN, len(self))):
+            sample = self[number]
+            sample.image.thumbnail((96, 96))
+            png = io.BytesIO()
+            sample.image.save(png, "PNG")
+            said = html.escape(str(sample.label if sample.label is not None else sample.key)[:40])
+            source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+            cells.append(f'<td><img alt="{said}" src="{source}"><br>{said}</td>')
+        return f"<pre>{html.escape(repr(self))}</pre><table><tr>{''.join(cells)}</tr></table>"
 
     @property
     def digest(self) -> str:
@@ -100,7 +166,6 @@ class Dataset:
         indexes = (self.read_index(number).columns for number in looked)
         return any(columns is None or name in columns for columns in indexes)
 
-    @property
     def keys(self) -> Iterator[str]:
         """The keys of all samples that count, in order; reads every index."""
         for number, shard in enumerate(self.shards):
@@ -108,6 +173,14 @@ class Dataset:
             for position, key in enumerate(self.read_index(number).keys):
                 if position not in removed:
                     yield key
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self.shards)
+
+    @cached_property
+    def _indexes(self) -> IndexMemory:
+        return IndexMemory(self.shards, self.read_index)
 
     def read_index(self, number: int, read: Callable[[str], bytes] = storage.read) -> ShardIndex:
         """The index of shard `number`, whose bytes `read` gives, checked against the manifest."""

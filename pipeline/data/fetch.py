@@ -2,13 +2,10 @@
 
 import threading
 import time
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +13,7 @@ import numpy.typing as npt
 from pipeline import storage
 from pipeline.data.cache import ChunkCache
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.manifest import Place, Places
 from pipeline.data.memory import Chunk, ChunkMemory, IndexMemory, fill
 from pipeline.data.order import PADDED, Ids, Order
 from pipeline.data.shard_index import RawSample, ShardIndex, cut_sample
@@ -30,41 +27,6 @@ MOST_AHEAD = 16
 """Batches beyond the queued ones whose chunks are fetched already, at most."""
 MOST_BEGUN = 65_536
 """Chunks of which it is remembered that their fetch has begun."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a live sample is: shard number and position in the tar."""
-
-    shard: int
-    position: int
-
-
-class Places:
-    """Where each live sample is: ids count the samples that were not removed, shard by shard."""
-
-    def __init__(self, shards: Sequence[ShardRecord]) -> None:
-        self._shards = shards
-        # Of each removed position: how many live samples stand before it in its shard.
-        self._live_before: dict[int, list[int]] = {}
-
-    @cached_property  # reading whole shards needs no ids, and there may be 10^5 of them
-    def first(self) -> list[int]:
-        """The id of each shard's first live sample, and the number of all."""
-        return [0, *accumulate(shard.live for shard in self._shards)]
-
-    def find(self, sample: int) -> Place:
-        """The place of the live sample `sample`; 0 is the first of the first shard."""
-        number = bisect_right(self.first, sample) - 1
-        live = sample - self.first[number]
-        removed = self._shards[number].removed
-        if not removed:
-            return Place(number, live)
-        before = self._live_before.get(number)
-        if before is None:
-            before = [position - place for place, position in enumerate(sorted(removed))]
-            self._live_before[number] = before
-        return Place(number, live + bisect_right(before, live))
 
 
 class Transfers:

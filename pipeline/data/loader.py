@@ -177,6 +177,19 @@ class Loader:
         batch = len(self.slots) * self.preprocess.channels * size * size
         return self._settings.memory_bytes + (PREFETCH_BATCHES + 1) * batch
 
+    def __len__(self) -> int:
+        """Batches per epoch, as `steps_per_epoch`."""
+        return self.steps_per_epoch
+
+    def __repr__(self) -> str:
+        preprocess = self.preprocess
+        return (
+            f"Loader of {self.steps_per_epoch:,} batches an epoch, {len(self.slots)} of "
+            f"{self.order.batch_size} images each, {preprocess.channels} x "
+            f"{preprocess.image_size} x {preprocess.image_size}; at epoch {self.epoch}, batch "
+            f"{self._next_batch}"
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         self._started = True
         epoch = self.epoch

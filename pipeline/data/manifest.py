@@ -8,8 +8,11 @@ OUT/index/NAME.arrow          one index per shard
 
 import logging
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -229,3 +232,38 @@ def pointer_to(
 ) -> CurrentGeneration:
     """What `POINTER` holds while `manifest` is the current one."""
     return CurrentGeneration(manifest.digest, manifest.generation, manifest.samples, ledger, split)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a live sample is: shard number and position in the tar."""
+
+    shard: int
+    position: int
+
+
+class Places:
+    """Where each live sample is: ids count the samples that were not removed, shard by shard."""
+
+    def __init__(self, shards: Sequence[ShardRecord]) -> None:
+        self._shards = shards
+        # Of each removed position: how many live samples stand before it in its shard.
+        self._live_before: dict[int, list[int]] = {}
+
+    @cached_property  # reading whole shards needs no ids, and there may be 10^5 of them
+    def first(self) -> list[int]:
+        """The id of each shard's first live sample, and the number of all."""
+        return [0, *accumulate(shard.live for shard in self._shards)]
+
+    def find(self, sample: int) -> Place:
+        """The place of the live sample `sample`; 0 is the first of the first shard."""
+        number = bisect_right(self.first, sample) - 1
+        live = sample - self.first[number]
+        removed = self._shards[number].removed
+        if not removed:
+            return Place(number, live)
+        before = self._live_before.get(number)
+        if before is None:
+            before = [position - place for place, position in enumerate(sorted(removed))]
+            self._live_before[number] = before
+        return Place(number, live + bisect_right(before, live))

@@ -1,18 +1,23 @@
 """From image bytes to the pixels that a model sees; what is decided here belongs to the model."""
 
 import hashlib
+import io
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import storage
 from pipeline.config import PreprocessConfig
 from pipeline.data.decode import DECODER_VERSION, decode_image
+from pipeline.errors import SampleError
 
 Pixels = npt.NDArray[np.uint8]
+Picture = Image.Image | npt.NDArray[np.uint8] | bytes
+"""What a person has in a notebook: a PIL image, an array [H, W] or [H, W, 3], a file's bytes."""
 FILTER = "antialiased, uint8 (torch)"
 
 
@@ -20,6 +25,28 @@ def preprocess_digest(preprocess: PreprocessConfig) -> str:
     """What the pixels depend on besides the bytes: crop, size, channels, filter, decoder."""
     parts = {**preprocess.model_dump(), "filter": FILTER, "decoder": DECODER_VERSION}
     return hashlib.sha256(storage.canonical_json(parts)).hexdigest()
+
+
+def picture_bytes(picture: Picture) -> bytes:
+    """A picture as a file's bytes, no pixel changed; raises `SampleError` for what is none."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.shape[2:] not in ((), (3,)) or picture.ndim < 2:
+            raise SampleError(
+                "unsupported",
+                f"a picture: found an array {picture.dtype} {list(picture.shape)}, need uint8 "
+                "[H, W] or [H, W, 3], 0 to 255",
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise SampleError(
+            "not-an-image",
+            f"a picture: found {type(picture).__name__}, need a PIL image, an array or bytes",
+        )
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def preprocess_image(

@@ -1,5 +1,6 @@
 """Reading a latent store: by number, by key, in file order, in the image loader's order."""
 
+import html
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -7,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ from pipeline.latents.latent_file import LatentRows
 from pipeline.latents.receipt import POINTER
 from pipeline.latents.shard_rows import ShardRows
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot, was_published
+from pipeline.masking import printable
+
+if TYPE_CHECKING:
+    import pandas
 
 _READ_AHEAD = 8
 """Ranged reads under way at a time where the store is not local."""
@@ -64,8 +69,14 @@ class LatentStore:
     def __len__(self) -> int:
         return self._first[-1]  # not summed anew over all shards for each item that is read
 
-    def __getitem__(self, number: int) -> Latent:
-        """The latent `number` (negative ones count from the end), by one ranged read."""
+    @overload
+    def __getitem__(self, number: int) -> Latent: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Latent]: ...
+    def __getitem__(self, number: int | slice) -> Latent | list[Latent]:
+        """The latent `number` (negative ones count from the end), by one ranged read; or a list."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.url}: holds {len(self)} latents, asked for number {number}")
         at, position = self.place(number % len(self))
@@ -97,7 +108,6 @@ class LatentStore:
         except KeyError as error:
             raise KeyError(f"{self.url}: {error.args[0]}") from None
 
-    @property
     def keys(self) -> Iterator[str]:
         """All keys, in the store's order."""
         return (key for batch in self.batches(()) for key in batch.keys)
@@ -145,6 +155,33 @@ class LatentStore:
         for number in range(len(self.snapshot.shards[shard].receipt.record_batches)):
             yield self._read(shard, number, None)
 
+    def to_numpy(self, tensor: str = "mean") -> npt.NDArray[Any]:
+        """One tensor of all latents in memory: [N, Z, h, w] in the store's type, in its order."""
+        return np.concatenate([batch.tensors[tensor] for batch in self.batches((tensor,))])
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Keys and copied columns of all latents, a row each, in the store's order."""
+        import pandas
+
+        parts = [pandas.DataFrame({"key": b.keys, **b.columns}) for b in self.batches(())]
+        return pandas.concat(parts, ignore_index=True)
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentStore {printable(storage.shown(self.url))}\n"
+            f"{len(self):,} latents of {self.snapshot.identity.latent_shape}\n"
+            f"model {self.model_digest}"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same lines, and each channel's mean and standard deviation."""
+        rows = [
+            f"<tr><td>{channel}</td><td>{mean:.4f}</td><td>{std:.4f}</td></tr>"
+            for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))
+        ]
+        head = "<tr><th>channel</th><th>mean</th><th>std</th></tr>"
+        return f"<pre>{html.escape(repr(self))}</pre><table>{head}{''.join(rows)}</table>"
+
     def to_torch(self) -> "LatentDataset":
         """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`."""
         return LatentDataset(self)
@@ -174,7 +211,7 @@ class LatentStore:
 
     @cached_property
     def _number_of_key(self) -> dict[str, int]:
-        return {key: number for number, key in enumerate(self.keys)}
+        return {key: number for number, key in enumerate(self.keys())}
 
 
 class LatentDataset(Dataset[dict[str, Any]]):

@@ -1,5 +1,6 @@
 """What a training ends with: the job's result, and RUN/result.json once the run is finished."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -35,6 +36,32 @@ class TrainingResult:
     bundle: str | None
     digest: str | None
 
+    def __repr__(self) -> str:
+        after = (self.holdout_after or {}).get("elbo")
+        elbo = self.elbo if after is None else after
+        where = "of the last batch" if after is None else "held out"
+        told = "none" if elbo is None else f"{elbo:,.2f} nats per image, {where}"
+        return (
+            f"Run {self.run}: {self.reason} after {self.steps:,} steps\n"
+            f"ELBO {told}, at step {self.chosen_step:,}\n"
+            f"model {self.model or self.bundle or 'none'}"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same lines, and what was measured on the hold-out, in nats."""
+        before, after = self.holdout_before or {}, self.holdout_after or {}
+        rows = [
+            f"<tr><td>{html.escape(name)}</td><td>{_number(before.get(name))}</td>"
+            f"<td>{_number(after[name])}</td></tr>"
+            for name in after
+        ]
+        head = "<tr><th>held out</th><th>untrained</th><th>now</th></tr>" if rows else ""
+        return f"<pre>{html.escape(repr(self))}</pre><table>{head}{''.join(rows)}</table>"
+
     def to_json(self) -> Json:
         """Plain data, under the names that scripts rely on."""
         return asdict(self)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.3f}"

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import yaml
 
-import pipeline
 from pipeline.errors import ConfigError
 from pipeline.submission.objects import (
     QUEUE,
@@ -35,7 +34,7 @@ NAME_CHARACTERS = 47
 """Of a RayJob's name at most: KubeRay appends to it, and would fail the job only once it is there.
 MaxRayJobNameLength in its constant.go."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_BASE = Path(pipeline.__file__).parent.parent / "k8s" / "base"
+_BASE = Path(__file__).parents[2] / "k8s" / "base"
 
 
 def template_name(command: Sequence[str]) -> str:

@@ -73,13 +73,13 @@ def tiling_error(vae: VAE, image: Tensor, tile: int, overlap: int) -> TilingErro
 
 def _factor(vae: VAE) -> int:
     """Pixels per latent in each direction."""
-    side = vae.latent_shape[1]
-    if vae.model_config.kind not in ("autoencoder_kl", "custom") or side == 1:
+    factor = vae.pixels_per_latent
+    if factor is None:
         raise ModelError(
             f"a {vae.model_config.kind} network with latents of {vae.latent_shape} can't be tiled: "
             "they are no grid of the image. Use kind autoencoder_kl."
         )
-    return vae.preprocess.image_size // side
+    return factor
 
 
 def _check(factor: int, tile: int, overlap: int, size: tuple[int, ...]) -> None:

@@ -1,9 +1,14 @@
 """The VAE: a network, a likelihood and a posterior, from uint8 images to ELBO terms and back."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.data.preprocess import Picture, picture_bytes, preprocess_image
+from pipeline.errors import SampleError
 from pipeline.json_value import Json
 from pipeline.vae.autoencoder_kl import AutoencoderKL
 from pipeline.vae.conv import Conv
@@ -76,6 +81,19 @@ class VAE(nn.Module):
         """Of the weights: float32, or float64 after `.double()`."""
         return next(self.network.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def pixels_per_latent(self) -> int | None:
+        """In each direction, where the latents are a grid of the image, which may then be larger;
+        else None."""
+        side = self.latent_shape[1]
+        is_grid = self.model_config.kind in ("autoencoder_kl", "custom") and side > 1
+        return self.preprocess.image_size // side if is_grid else None
+
     def forward(self, images: Tensor, noise: Noise, at_mean: bool = False) -> ElboTerms:
         """ELBO terms of uint8 images [B, C, H, W]; the networks alone run under autocast.
 
@@ -102,8 +120,34 @@ class VAE(nn.Module):
             drawn = Drawn(posterior, samples, parameters)
             return elbo_terms(self.likelihood, self.prior, drawn, target)
 
+    def pixels(self, pictures: Sequence[Picture]) -> Tensor:
+        """Pictures as the model sees them: uint8 [B, C, H, W], cropped and resized as in training.
+
+        A picture is a PIL image, a NumPy array uint8 [H, W] or [H, W, 3], or a file's bytes. Raises
+        `SampleError` for one that is none.
+        """
+        settings = self.preprocess.held_out()
+        ready = [preprocess_image(picture_bytes(each), settings) for each in pictures]
+        return torch.from_numpy(np.stack(ready)).to(self.device)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, C, H, W], decoded from the posterior's mean: as many in [0, 1]."""
+        with torch.inference_mode():
+            return self.decode(self.encode(images).mean)
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """The mean images of `count` draws from the prior: [count, C, H, W] in [0, 1]."""
+        drawn = torch.Generator().manual_seed(seed)
+        noise = torch.randn((count, *self.latent_shape), generator=drawn)
+        with torch.inference_mode():
+            return self.decode(noise.to(self.device))
+
     def encode(self, images: Tensor) -> Posterior:
-        """q(z|x) of uint8 images [B, C, H, W]; grey ones too under Bernoulli, not binarised."""
+        """q(z|x) of uint8 images [B, C, H, W]; grey ones too under Bernoulli, not binarised.
+
+        Raises `SampleError` for anything else: `pixels` makes them of pictures.
+        """
+        self._check(images)
         moments = self.network.encode(self._scaled(images))
         with torch.autocast(images.device.type, enabled=False):
             return self._posterior(moments)
@@ -132,6 +176,27 @@ class VAE(nn.Module):
         start = getattr(self.network, "start_at", None)
         if start is not None:
             start(self.likelihood.start_at(mean_image.to(self.dtype)))
+
+    def _check(self, images: Tensor) -> None:
+        found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
+        expected = f"uint8 [B, {', '.join(map(str, self.image_shape))}]"
+        if images.dtype != torch.uint8:
+            raise SampleError(
+                "unsupported",
+                f"images: found {found}, need {expected}, 0 to 255. For values in [0, 1]: "
+                "`(values * 255).round().to(torch.uint8)`; of pictures `vae.pixels` makes them",
+            )
+        factor = self.pixels_per_latent
+        fits = images.shape[1:] == self.image_shape or (
+            factor and images.dim() == 4 and images.shape[1] == self.image_shape[0]
+            and not any(side % factor for side in images.shape[2:])
+        )  # fmt: skip
+        if images.dim() != 4 or not fits:
+            raise SampleError(
+                "unsupported",
+                f"images: found {found}, this model needs {expected}. `vae.pixels(pictures)` crops "
+                "and resizes them as in training",
+            )
 
     def _posterior(self, moments: Tensor) -> Posterior:
         return posterior_from_moments(

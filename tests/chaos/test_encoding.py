@@ -161,14 +161,23 @@ def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
     save_bundle(vae, str(tmp_path / "bundle"), {})
     process = start(
-        tmp_path, str(tmp_path / "bundle"), output, "s", "--actors", "2", "--attempts", "1"
+        tmp_path,
+        str(tmp_path / "bundle"),
+        output,
+        "s",
+        "--actors",
+        "2",
+        "--attempts",
+        "1",
+        "--allow-custom",
+        str(model.custom),
     )
     result = ended_with(process, 3)
     ((_, reason),) = result["lost"]
     assert "its worker died" in reason
     (poisoned,) = [
         shard for number, shard in enumerate(Dataset.open(output).shards)
-        if "white" in Dataset.open(output).read_index(number).keys
+        if "white%2Epng" in Dataset.open(output).read_index(number).keys
     ]  # fmt: skip
     assert result["lost_samples"] == poisoned.samples
     assert result["samples"] == 201 - poisoned.samples

@@ -46,7 +46,7 @@ def test_a_training_is_stopped_by_its_flag_and_told_by_its_folder_when_the_head_
     data = write_digits(tmp_path, 200)
     command = training(tmp_path, data, "long", 1_000_000)
     first = submit(tmp_path, *command)
-    until(lambda: any((tmp_path / "runs/long").glob("checkpoints/*.json")), first, tmp_path)
+    until(lambda: any((tmp_path / "runs/long").glob("checkpoints/step*.json")), first, tmp_path)
     code, told = ended(submit(tmp_path, "--stop", *command))
     assert (code, told["status"]) == (0, "STOPPED")
     code, told = ended(first)

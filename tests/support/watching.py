@@ -1,5 +1,6 @@
 """Waiting for what a training does, without looking into its processes."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -33,8 +34,8 @@ class Running:
             items = [item.url for item in storage.list_objects(f"{self.url}/checkpoints")]
         except ObjectNotFoundError:
             return []
-        names = [url.rpartition("/")[2] for url in items if url.endswith(".json")]
-        return sorted(int(name[5:-5]) for name in names)
+        found = (re.search(r"/step-(\d+)\.json$", url) for url in items)
+        return sorted(int(each[1]) for each in found if each)
 
     def worker_groups(self) -> int:
         return len(list(storage.list_objects(f"{self.url}/attempts"))) - 1

@@ -19,9 +19,9 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import IndexConfig, PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.fetch import Places, SampleReader
+from pipeline.data.fetch import SampleReader
 from pipeline.data.keys import path_of
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.manifest import Places, ShardRecord
 from pipeline.errors import DatasetError
 from pipeline.packing.adopt import adopt
 from pipeline.packing.pack import pack

@@ -1,0 +1,141 @@
+"""What people call from a notebook: single samples, slices, pictures, and lines that say enough."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pipeline
+from pipeline.config import PackConfig
+from pipeline.data import Dataset, Loader
+from pipeline.data.keys import path_of
+from pipeline.errors import ConfigError, SampleError
+from pipeline.latents import LatentStore
+from pipeline.packing.pack import pack
+from pipeline.vae import VAE
+from tests.support.packed_digits import write_digits
+from tests.support.small_store import encode, small_dataset, small_vae
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("notebook")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Dataset:
+    return small_dataset(folder, range(40))
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, dataset: Dataset) -> LatentStore:
+    return encode(small_vae(), dataset, folder / "store", columns=("label",))
+
+
+@pytest.fixture
+def vae() -> VAE:
+    return small_vae()
+
+
+def test_each_sample_is_the_file_that_was_packed(folder: Path, dataset: Dataset) -> None:
+    samples = list(dataset)
+    assert [sample.key for sample in samples] == list(dataset.keys())
+    assert len(samples) == 40
+    for image, label, key, columns in samples:
+        with Image.open(folder / "images" / path_of(key)) as file:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(file.convert("RGB")))
+        assert label == columns["label"] == key.split("/")[0]
+    assert dataset[-1].key == samples[-1].key
+    with pytest.raises(IndexError, match="holds 40 samples, asked for number 40"):
+        dataset[40]
+
+
+def test_a_slice_of_a_store_and_its_arrays_hold_the_same_latents(store: LatentStore) -> None:
+    means = store.to_numpy()
+    assert means.shape == (40, *store.snapshot.identity.latent_shape)
+    some = store[4:-1:7]
+    assert [one.key for one in some] == list(store.keys())[4:-1:7]
+    np.testing.assert_array_equal(np.stack([one.tensors["mean"] for one in some]), means[4:-1:7])
+    table = store.to_pandas()
+    assert table["key"].tolist() == list(store.keys())
+    assert table["label"].tolist() == [key.split("/")[0] for key in table["key"]]
+
+
+def test_a_picture_is_encoded_as_its_file_was(
+    folder: Path, dataset: Dataset, store: LatentStore, vae: VAE
+) -> None:
+    files = [folder / "images" / path_of(key) for key in list(store.keys())]
+    pictures = [Image.open(file) for file in files]
+    pixels = vae.pixels(pictures)
+    for others in ([np.asarray(each) for each in pictures], [file.read_bytes() for file in files]):
+        assert torch.equal(vae.pixels(others), pixels)
+    with torch.inference_mode():
+        found = vae.encode(pixels).mean.half().numpy()
+    np.testing.assert_allclose(found, store.to_numpy(), atol=2e-3)
+
+
+def test_what_comes_out_is_an_image_of_the_models_shape(vae: VAE) -> None:
+    sampled = vae.sample(5, seed=1)
+    assert sampled.shape == (5, *vae.image_shape)
+    assert torch.equal(sampled, vae.sample(5, seed=1))
+    pixels = torch.randint(0, 256, (3, *vae.image_shape), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(vae.reconstruct(pixels), vae.decode(vae.encode(pixels).mean))
+    assert vae.device == torch.device("cpu")
+
+
+def test_a_wrong_input_is_named_with_what_is_needed(vae: VAE) -> None:
+    with pytest.raises(SampleError, match=r"found float32 \[2, 1, 8, 8\], need uint8 \[B, 1, 8, 8"):
+        vae.encode(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(SampleError, match=r"found uint8 \[2, 3, 9, 8\].*needs uint8 \[B, 1, 8, 8"):
+        vae.encode(torch.zeros(2, 3, 9, 8, dtype=torch.uint8))
+    with pytest.raises(SampleError, match=r"array float64 \[4, 4\], need uint8"):
+        vae.pixels([np.zeros((4, 4))])  # type: ignore[list-item]
+    with pytest.raises(SampleError, match="found str, need a PIL image"):
+        vae.pixels(["a.png"])  # type: ignore[list-item]
+
+
+def test_each_thing_says_what_it_is_in_three_lines(
+    dataset: Dataset, store: LatentStore, vae: VAE
+) -> None:
+    assert repr(dataset).splitlines()[1].startswith("40 samples in ")
+    assert repr(store).splitlines()[1] == "40 latents of (3, 2, 2)"
+    assert {len(repr(each).splitlines()) for each in (dataset, store)} == {3}
+    loader = Loader(dataset, vae.preprocess, global_batch_size=16)
+    assert len(loader) == loader.steps_per_epoch == 3
+    assert repr(loader).startswith("Loader of 3 batches an epoch, 16 of 16 images each, 1 x 8 x 8")
+    assert "images uint8 [16, 1, 8, 8], 16 of 16 valid" in repr(next(iter(loader)))
+    loader.close()
+
+
+def test_a_notebook_shows_pictures_and_no_name_runs_in_it(tmp_path: Path) -> None:
+    (tmp_path / "in/<script>x").mkdir(parents=True)
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "in/<script>x/a.png")
+    pack(PackConfig(source=(str(tmp_path / "in"),), output=str(tmp_path / "o"), workers=1))
+    page = Dataset.open(str(tmp_path / "o"))._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;x" in page
+    picture = base64.b64decode(page.split("base64,")[1].split('"')[0])
+    assert Image.open(io.BytesIO(picture)).size == (96, 64)
+
+
+def test_training_from_python_is_what_the_job_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_digits(tmp_path, 120)
+    settings = {"steps": 4, "global_batch_size": 16, "workers": 0, "image_size": 8, "channels": 1}
+    run = pipeline.train(str(data), run="first", model={"kind": "mlp"}, **settings)
+    assert (run.reason, run.steps, run.samples) == ("done", 4, 64)
+    assert repr(run).splitlines()[0].endswith("first: done after 4 steps")
+    assert "<td>elbo</td>" in run._repr_html_()
+    assert run.model is not None
+    assert pipeline.load_model(run.model).digest == run.digest
+    with pytest.raises(
+        ConfigError, match=r"train: steps: .*greater than 0; optimiser: Extra inputs"
+    ):
+        pipeline.train(str(data), run="second", steps=-1, optimiser={})
