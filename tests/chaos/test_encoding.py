@@ -161,17 +161,9 @@ def test_a_shard_that_kills_its_process_is_listed_and_the_rest_is_that_of_a_calm
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
     save_bundle(vae, str(tmp_path / "bundle"), {})
     process = start(
-        tmp_path,
-        str(tmp_path / "bundle"),
-        output,
-        "s",
-        "--actors",
-        "2",
-        "--attempts",
-        "1",
-        "--allow-custom",
-        str(model.custom),
-    )
+        tmp_path, str(tmp_path / "bundle"), output, "s", "--actors", "2", "--attempts", "1",
+        "--allow-custom", str(model.custom),
+    )  # fmt: skip
     result = ended_with(process, 3)
     ((_, reason),) = result["lost"]
     assert "its worker died" in reason
