@@ -165,10 +165,10 @@ def _module_name() -> str:
     return spec.name if spec is not None else "jobs"
 
 
-_COMMON_KINDS: Mapping[str, Any] = {
-    "config": str, "print_config": bool, "json": bool, "quiet": bool,
-    "log_format": Literal["text", "json"],
-}  # fmt: skip
+_COMMON_KINDS = (
+    ("config", str), ("print_config", bool), ("json", bool), ("quiet", bool),
+    ("log_format", Literal["text", "json"]),
+)  # fmt: skip
 
 
 def _flag_type(config_type: type[BaseModel], with_file: bool = False) -> Any:
@@ -178,7 +178,7 @@ def _flag_type(config_type: type[BaseModel], with_file: bool = False) -> Any:
     keys: dict[str, Any] = {}
     if with_file:
         told = {flag.split()[0]: said for flag, said in COMMON}
-        for name, common in _COMMON_KINDS.items():
+        for name, common in _COMMON_KINDS:
             said = told[f"--{name.replace('_', '-')}"]
             keys[name] = Annotated[common, tyro.conf.arg(help=said)]
     for name, info in config_type.model_fields.items():
