@@ -8,10 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
@@ -23,9 +24,6 @@ from pipeline.latents.receipt import POINTER
 from pipeline.latents.shard_rows import ShardRows
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot, was_published
 from pipeline.masking import printable
-
-if TYPE_CHECKING:
-    import pandas
 
 _READ_AHEAD = 8
 """Ranged reads under way at a time where the store is not local."""
@@ -159,12 +157,12 @@ class LatentStore:
         """One tensor of all latents in memory: [N, Z, h, w] in the store's type, in its order."""
         return np.concatenate([batch.tensors[tensor] for batch in self.batches((tensor,))])
 
-    def to_pandas(self) -> "pandas.DataFrame":
-        """Keys and copied columns of all latents, a row each, in the store's order."""
-        import pandas
-
-        parts = [pandas.DataFrame({"key": b.keys, **b.columns}) for b in self.batches(())]
-        return pandas.concat(parts, ignore_index=True)
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame`: keys and copied columns of all latents, in the store's order."""
+        names = ["key", *self.snapshot.identity.options.columns]
+        return pa.Table.from_batches(
+            [batch.record.select(names) for batch in self.batches(())]
+        ).to_pandas()
 
     def __repr__(self) -> str:
         return (
