@@ -67,7 +67,7 @@ def far_tree(url: str) -> dict[str, str]:
 
 
 def whole(tree: dict[str, str]) -> dict[str, str]:
-    """Less what tells that a snapshot without the lost shards was published before the whole one."""
+    """Less what tells that a snapshot was published, without lost shards, before the whole one."""
     told = (".partial-", "published/", "store.json")
     return {name: digest for name, digest in tree.items() if not any(part in name for part in told)}
 
