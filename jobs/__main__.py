@@ -3,11 +3,12 @@
 import ast
 import os
 import runpy
+import shlex
 import signal
 import sys
 from pathlib import Path
 
-_NO_JOBS = {"command"}
+_NO_JOBS = {"command", "flags", "help", "refusals"}
 """Modules of this folder that no one starts."""
 
 
@@ -23,8 +24,12 @@ def main() -> None:
         del sys.argv[1]
         runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
         return
-    if name is not None and not name.startswith("-"):
-        print(f"There is no job {name}. Jobs: {', '.join(names)}", file=sys.stderr)
+    if name is not None and name != "help" and not name.startswith("-"):
+        from pipeline.nearest import did_you_mean, nearest
+
+        likely = nearest(name, names)
+        said = did_you_mean(shlex.join(["vae", likely[0], *sys.argv[2:]]) if likely else None)
+        print(f"There is no job {name}.{said} Jobs: {', '.join(names)}", file=sys.stderr)
         sys.exit(2)
     # `vae | head` closes the pipe: that is no error.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -1,10 +1,9 @@
 """From a command line to a validated config, and from a result to stdout and an exit code.
 
 YAML (`--config FILE`) and flags are merged as dictionaries and validated once by the same pydantic
-model; flags come from that model through tyro and never turn into subcommands.
+model, from which the flags are made too.
 """
 
-import difflib
 import json
 import os
 import sys
@@ -12,19 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from typing_extensions import TypedDict
+from pydantic import ValidationError
 
-from jobs.help import COMMON, help_text
+from jobs.flags import RECIPES, read_flags, recipes
+from jobs.help import help_text
+from jobs.refusals import refusals
 from pipeline import storage
 from pipeline.config import Section
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.json_value import Json
 from pipeline.log_lines import log_to_stderr
-from pipeline.masking import masked, printable
+from pipeline.masking import printable
+from pipeline.nearest import nearest
 
 Config = TypeVar("Config", bound=Section)
 
@@ -94,10 +95,6 @@ def while_read() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-OUTPUT_FLAGS = tuple(flag.split()[0] for flag, _ in COMMON)
-"""The flags that every job has beside its own."""
-
-
 @dataclass(frozen=True)
 class Output:
     """How a job talks; the same flags for every job."""
@@ -111,24 +108,33 @@ class Output:
 def parse_flags(
     config_type: type[Section], arguments: Sequence[str], program: str
 ) -> tuple[dict[str, Any], Output]:
-    """The merged dictionary of YAML file and flags, not yet validated; and how the job talks.
+    """The merged dictionary of recipe, YAML file and flags, not yet validated; how the job talks.
 
-    What follows a `--` is the field `command`.
+    What follows a `--` is the field `command`. Raises `ConfigError`.
     """
-    import tyro  # 0.3 s that --help has no use for
-
-    arguments, command = _split(arguments)
-    flags = tyro.cli(
-        _flag_type(config_type, with_file=True),
-        prog=program,
-        description=config_type.__doc__,
-        args=arguments,
-    )
+    words, command = _split(arguments)
+    flags = read_flags(config_type, words, program)
     if command is not None:
         flags["command"] = command
-    path = flags.pop("config", None)
-    output = Output(**{f.name: flags.pop(f.name) for f in fields(Output) if f.name in flags})
-    return merge({} if path is None else _read_yaml(Path(path)), flags), output
+    recipe, path = flags.pop("recipe", None), flags.pop("config", None)
+    told = {f.name: flags.pop(f.name) for f in fields(Output) if f.name in flags}
+    if told.get("log_format", "text") not in ("text", "json"):
+        raise ConfigError(f"--log-format {told['log_format']}: give `--log-format json` or text.")
+    base = {} if recipe is None else _read_yaml(recipe_path(recipe), "--recipe")
+    file = {} if path is None else _read_yaml(Path(path), "--config")
+    return merge(merge(base, file), flags), Output(**told)
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe; raises `ConfigError` with those that there are."""
+    known = recipes()
+    if name in known:
+        return RECIPES / f"{name}.yaml"
+    near = [*nearest(name, known, cutoff=0.4), *known][0]
+    raise ConfigError(
+        f"--recipe {name}: there is no such recipe. Did you mean `--recipe {near}`? There are: "
+        f"{', '.join(known)}."
+    )
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
@@ -145,7 +151,7 @@ def validate(config_type: type[Config], values: Mapping[str, Any]) -> Config:
         return config_type.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            "\n  ".join(["the configuration is wrong:", *_explain(config_type, error)])
+            "\n  ".join(["the configuration is wrong:", *refusals(config_type, error)])
         ) from None
 
 
@@ -165,54 +171,24 @@ def _module_name() -> str:
     return spec.name if spec is not None else "jobs"
 
 
-_COMMON_KINDS = (
-    ("config", str), ("print_config", bool), ("json", bool), ("quiet", bool),
-    ("log_format", Literal["text", "json"]),
-)  # fmt: skip
-
-
-def _flag_type(config_type: type[BaseModel], with_file: bool = False) -> Any:
-    """A TypedDict in which every key may be missing, so that only flags that were given count."""
-    import tyro
-
-    keys: dict[str, Any] = {}
-    if with_file:
-        told = {flag.split()[0]: said for flag, said in COMMON}
-        for name, common in _COMMON_KINDS:
-            said = told[f"--{name.replace('_', '-')}"]
-            keys[name] = Annotated[common, tyro.conf.arg(help=said)]
-    for name, info in config_type.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys[name] = _flag_type(kind)
-            continue
-        default = "(required)" if info.is_required() else f"(default: {_plain(info.default)})"
-        keys[name] = Annotated[
-            kind, tyro.conf.arg(help=info.description, help_behavior_hint=default)
-        ]
-    return TypedDict(f"{config_type.__name__}Flags", keys, total=False)  # type: ignore[operator]
-
-
-def _plain(value: object) -> str:
-    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, flag: str) -> dict[str, Any]:
     try:
         text = storage.read_bounded(str(path), MOST_YAML_BYTES).decode()
         values = yaml.load(text, _PlainLoader)  # noqa: S506 - derived from the safe one
     except StorageError as error:
-        raise ConfigError(f"--config {error} Name a readable YAML file.") from None
+        beside = sorted(each.name for each in path.absolute().parent.glob("*.y*ml"))
+        near = nearest(path.name, beside)
+        said = f" Did you mean `{flag} {path.with_name(near[0])}`?" if near else ""
+        raise ConfigError(f"{flag} {error}{said} Name a readable YAML file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ConfigError(f"--config {path}: not YAML: {said}") from None
+        said = " ".join(str(error).split())[:300].replace("'\\t'", "a tab (`\\t`)")
+        raise ConfigError(f"{flag} {path}: not YAML: {said}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: holds no mapping of keys to values.")
+        raise ConfigError(f"{flag} {path}: holds no mapping of keys to values.")
     return values
 
 
 MOST_YAML_BYTES = 2**20
-_MOST_SHOWN = 300
 _MOST_DEPTH = 20
 
 
@@ -239,32 +215,3 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {name!r} is there twice")
             seen.add(name)
         return super().construct_mapping(node, deep)
-
-
-def _explain(config_type: type[Section], error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
-        where = ".".join(location) or config_type.__name__
-        if problem["type"] == "extra_forbidden":
-            known = _keys_of_section(config_type, location[:-1])
-            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
-            hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}."
-            lines.append(f"{where}: unknown key.{hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: is required; give --{where.replace('_', '-')}.")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            shown = printable(masked(repr(problem["input"])[:_MOST_SHOWN]))
-            found = "" if isinstance(problem["input"], dict) else f" Found: {shown}."
-            lines.append(f"{where}: {message}.{found}")
-    return lines
-
-
-def _keys_of_section(config_type: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for name in path:
-        info = config_type.model_fields.get(name)
-        if info is None or not isinstance(info.annotation, type):
-            return []
-        config_type = info.annotation
-    return list(config_type.model_fields)

@@ -1,4 +1,4 @@
-"""A script for the shell that completes jobs and their flags at the Tab key."""
+"""A script for the shell that completes jobs, their flags and choices at the Tab key."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import pipeline.config
-from jobs.command import OUTPUT_FLAGS
+from jobs.flags import Flag, choices_of, flags_of, recipes
 
 _SHELLS = ("bash", "zsh")
 
@@ -23,8 +23,10 @@ _vae_complete() {{
 {cases}
     esac
   else
-    COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}"))
-    return
+    case "${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD-1]}}" in
+{choices}
+      *) COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}")); return ;;
+    esac
   fi
   COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
@@ -43,17 +45,26 @@ def main() -> None:
 
 
 def script() -> str:
-    """Completes the jobs, their flags, and file names elsewhere."""
-    flags = dict(_flags_of_jobs())
-    cases = "\n".join(f'      {job}) words="{" ".join(known)}" ;;' for job, known in flags.items())
-    return _SCRIPT.format(jobs=" ".join(flags), cases=cases)
+    """Completes the jobs, their flags, what a flag may be, and file names elsewhere."""
+    flags = dict(jobs_and_flags())
+    cases = "\n".join(
+        f'      {job}) words="{" ".join([*known, "--help"])}" ;;' for job, known in flags.items()
+    )
+    choices = "\n".join(
+        f'      "{job} {name}") words="{" ".join(taken)}" ;;'
+        for job, known in flags.items()
+        for name, flag in known.items()
+        if (taken := recipes() if name == "--recipe" else choices_of(flag.kind))
+    )
+    return _SCRIPT.format(jobs=" ".join(flags), cases=cases, choices=choices)
 
 
-def _flags_of_jobs() -> Iterator[tuple[str, list[str]]]:
+def jobs_and_flags() -> Iterator[tuple[str, dict[str, Flag]]]:
+    """Each job by its name, with its flags."""
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         config = _config_of(path)
         if config is not None:
-            yield path.stem, [*_flags(config), *OUTPUT_FLAGS, "--help"]
+            yield path.stem, flags_of(config)
 
 
 def _config_of(path: Path) -> type[BaseModel] | None:
@@ -63,15 +74,6 @@ def _config_of(path: Path) -> type[BaseModel] | None:
             found = getattr(pipeline.config, ast.unparse(node.args[0]), None)
             return found if isinstance(found, type) else None
     return None
-
-
-def _flags(config: type[BaseModel], prefix: str = "--") -> Iterator[str]:
-    for name, info in config.model_fields.items():
-        flag = f"{prefix}{name.replace('_', '-')}"
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _flags(info.annotation, f"{flag}.")
-        else:
-            yield flag
 
 
 if __name__ == "__main__":

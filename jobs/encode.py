@@ -32,7 +32,7 @@ def _summary(result: dict[str, Any]) -> list[str]:
             "the same command tries them again:"
         )
         lines += [f"  {shard}: {reason}" for shard, reason in result["lost"][:_LOST_SHOWN]]
-    return [*lines, f"Prove it whole: vae verify --store {result['store']}"]
+    return [*lines, f"Prove it whole: `vae verify --store {result['store']}`"]
 
 
 if __name__ == "__main__":

@@ -1,26 +1,17 @@
 """What `--help` prints: the flags that people use first, then the rest, section by section.
 
-Made from the config models alone, so that it costs no import of the parser (0.3 s) either.
+Made from the config models alone.
 """
 
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from jobs.flags import common_flags, kind_name
 from pipeline.config import Section
-
-COMMON = (
-    ("--config FILE", "A YAML file with the same keys."),
-    ("--print-config", "Write the effective YAML to stdout, and end."),
-    ("--json", "End with the result as a line of JSON, on a terminal too."),
-    ("--quiet", "No progress and no notes: warnings and errors alone."),
-    ("--log-format {text,json}", "Log lines for people, or a JSON each."),
-)
-"""The flags that every job has beside its own, as `--help` and the parser tell them."""
+from pipeline.config.command_line import flag_name
 
 _FLAG_COLUMNS = 30
 _MOST_COLUMNS = 100
@@ -31,7 +22,11 @@ def help_text(config_type: type[Section], program: str) -> str:
     width = min(_MOST_COLUMNS, shutil.get_terminal_size().columns)
     own = {n: f for n, f in config_type.model_fields.items() if section_of(f) is None}
     first = [name for name in config_type.first or own if name in own]
-    required = [f"{_flag(name)} {_kind(own[name])}" for name in own if own[name].is_required()]
+    required = [
+        f"{flag_name([name])} {kind_name(own[name].annotation)}"
+        for name in own
+        if own[name].is_required()
+    ]
     lines = [" ".join(["usage:", program, *required, "[flags]"]), ""]
     lines += textwrap.wrap((config_type.__doc__ or "").split("\n\n")[0].strip(), width)
     lines += ["", "Flags:", *_rows([(n, own[n]) for n in first], "", width)]
@@ -45,7 +40,7 @@ def help_text(config_type: type[Section], program: str) -> str:
             lines += ["", *textwrap.wrap(f"--{name}.*: {said}", width)]
             lines += _rows(list(section.model_fields.items()), f"{name}.", width)
     lines += ["", "Of every job:"]
-    lines += [line for flag, said in COMMON for line in _row(flag, said, width)]
+    lines += [line for flag, said in common_flags(config_type) for line in _row(flag, said, width)]
     return "\n".join(lines)
 
 
@@ -57,7 +52,7 @@ def section_of(info: FieldInfo) -> type[Section] | None:
 
 def _rows(named: Sequence[tuple[str, FieldInfo]], prefix: str, width: int) -> Iterator[str]:
     for name, info in named:
-        flag = f"{_flag(prefix + name)} {_kind(info)}".rstrip()
+        flag = f"{flag_name([prefix + name])} {kind_name(info.annotation)}".rstrip()
         yield from _row(flag, f"{info.description} {_default(info)}".rstrip(), width)
 
 
@@ -71,10 +66,6 @@ def _row(flag: str, said: str, width: int) -> list[str]:
     return [*(f"  {line}" for line in named), *told]
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _default(info: FieldInfo) -> str:
     """What holds without the flag; nothing where the help says what None means, or for switches."""
     if info.is_required():
@@ -83,24 +74,3 @@ def _default(info: FieldInfo) -> str:
         return ""
     many = isinstance(info.default, tuple)
     return f"(default: {' '.join(map(str, info.default)) if many else info.default})"
-
-
-def _kind(info: FieldInfo) -> str:
-    """What follows the flag: {a,b} of choices, INT, FLOAT, TEXT; nothing after a switch."""
-    return _kind_of(info.annotation)
-
-
-def _kind_of(kind: Any) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return "|".join(dict.fromkeys(_kind_of(each) for each in inner if each is not NoneType))
-    if origin is Literal:
-        return "{" + ",".join(map(str, inner)) + "}"
-    if origin is tuple:
-        many = inner[-1] is Ellipsis
-        return f"{_kind_of(inner[0])} ..." if many else " ".join(map(_kind_of, inner))
-    if kind is bool:
-        return ""
-    if origin is not None:  # Annotated
-        return _kind_of(inner[0])
-    return {int: "INT", float: "FLOAT"}.get(kind, "TEXT")

@@ -1,5 +1,6 @@
 """Pack folders, archives and prefixes of images into a sharded dataset; append what is new."""
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,14 @@ def main(config: PackConfig) -> Outcome:
         return Outcome(asdict(estimate), summary=[estimate.summary])
     result = _pack(config)
     over = result.counts.lost(config.ignore) > config.bad_fraction * result.counts.seen
-    code = config.quarantine_exit if over else 0
-    return Outcome(result.to_json(), code, _summary(config, result))
+    code, lines = config.quarantine_exit if over else 0, _summary(config, result)
+    if over:
+        share = math.ceil(100 * result.counts.lost(config.ignore) / result.counts.seen) / 100
+        lines.append(
+            f"More than {config.bad_fraction:.1%} of the inputs are lost, so the exit code is "
+            f"{code}. To take that for success: `--bad-fraction {share:g}`."
+        )
+    return Outcome(result.to_json(), code, lines)
 
 
 def _summary(config: PackConfig, result: "PackResult") -> list[str]:
@@ -49,12 +56,12 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         )
     if result.copies:
         lines.append(
-            f"{result.copies:,} samples are exact copies of others; --deduplicate keeps one."
+            f"{result.copies:,} samples are exact copies of others; `--deduplicate` keeps one."
         )
     if result.holdout is not None and not result.holdout_samples:
         lines.append(
             f"The hold-out is EMPTY: {config.holdout:g} of {result.samples:,} images came to none. "
-            "Training will have no held-out measure; pack anew with a larger --holdout."
+            "Training will have no held-out measure; pack anew with a larger `--holdout SHARE`."
         )
     return lines
 

@@ -23,13 +23,13 @@ def main(config: StoresConfig) -> Outcome:
         from pipeline.data.keys import path_of
         from pipeline.latents import LatentStore
 
-        keys = list(LatentStore.open(url).keys())
+        keys = list(LatentStore.open(url, flag="--output").keys())
         result["keys"] = keys
         lines += [f"  {key}  {path_of(key)}" for key in keys]
     if config.gc:
         collect = remove_garbage if config.delete else find_garbage
         garbage = collect(url, unfinished=config.unfinished)
-        done = "removed" if config.delete else "would go (--gc --delete removes it)"
+        done = "removed" if config.delete else "would go (`--gc --delete` removes it)"
         lines += [f"  {path}: {size} bytes {done}" for path, size in garbage.files.items()]
         lines += [
             f"identity {identity}: left alone, an encoding of it has begun and not ended"

@@ -100,7 +100,7 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     job = place.find(Request((), config.id, id=config.id))
     if job is None:
         raise ClusterError(
-            f"{place.address} knows no job {config.id}. --list shows those it knows."
+            f"{place.address} knows no job {config.id}. `--list` shows those it knows."
         )
     command = tuple(shlex.split(job.entrypoint))
     try:

@@ -50,9 +50,9 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
         *lines,
         f"model: {result.model} (version {result.model_version}), the same in {result.bundle}",
         f"pictures: with MLflow's run {result.run_id} in experiment {config.tracking.experiment}",
-        f"What its numbers mean: vae explain --run {config.run}{storage}",
-        f"Latents: vae encode --model {result.model} --data {shlex.quote(config.data)} "
-        "--output runs/latents",
+        f"What its numbers mean: `vae explain --run {config.run}{storage}`",
+        f"Latents: `vae encode --model {result.model} --data {shlex.quote(config.data)} "
+        "--output runs/latents`",
     ]
 
 
@@ -66,7 +66,7 @@ def _elbo(result: "TrainingResult") -> list[str]:
     if result.chosen_step < result.steps:
         lines.append(
             f"the model is that of step {result.chosen_step:,}: no later look at the hold-out was "
-            "better. More images, --flip or --patience help against it"
+            "better. More images, `--flip` or `--patience` help against it"
         )
     return lines
 

@@ -16,7 +16,7 @@ def main(config: VerifyConfig) -> Outcome:
 
         url, problems = config.dataset, verify_dataset(config.dataset, config.shards_below)
         if not problems:
-            dataset = Dataset.open(config.dataset, None, config.shards_below)
+            dataset = Dataset.open(config.dataset, None, config.shards_below, flag="--dataset")
             problems = prove_order(dataset, config.worlds, PROVED_BATCH)
     else:
         from pipeline.latents import verify_store
@@ -48,7 +48,7 @@ def _keys(config: VerifyConfig) -> list[str]:
     from pipeline.data import Dataset
 
     assert config.dataset is not None, "the config demands one of both"
-    return list(Dataset.open(config.dataset, None, config.shards_below).keys())
+    return list(Dataset.open(config.dataset, None, config.shards_below, flag="--dataset").keys())
 
 
 if __name__ == "__main__":

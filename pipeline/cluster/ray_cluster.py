@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +23,10 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
+
+
+_LISTENS_SECONDS = 5.0
+"""A head that is only just starting is given that long."""
 
 
 @contextmanager
@@ -41,6 +47,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     if remote:
         address = os.environ["RAY_ADDRESS"]
         with phase(f"joining the Ray cluster at {address}"), _told_as_ours(address):
+            _refuse_closed(address)
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
@@ -65,6 +72,26 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             ray.shutdown()
 
 
+def _refuse_closed(address: str) -> None:
+    """Raises `OSError` where nothing listens for some seconds: Ray itself would wait for minutes.
+
+    Of an address without a port (`auto`) nothing is known here.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    end = time.monotonic() + _LISTENS_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _LISTENS_SECONDS).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+        else:
+            return
+
+
 @contextmanager
 def _told_as_ours(address: str | None) -> Iterator[None]:
     """Turns what Ray raises while it starts (None) or is joined into one `ClusterError`."""
@@ -75,7 +102,8 @@ def _told_as_ours(address: str | None) -> Iterator[None]:
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
             f"RAY_ADDRESS {address}: the Ray cluster there refused this process's token: "
-            f"{_first_line(error)} Give it in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH."
+            f"{_first_line(error)} Give it: `export RAY_AUTH_TOKEN=TOKEN`, or its file by "
+            "`export RAY_AUTH_TOKEN_PATH=PATH`."
         ) from error
     except Exception as error:  # Ray raises that very class where its own start takes over 30 s.
         if address is None:
@@ -85,7 +113,8 @@ def _told_as_ours(address: str | None) -> Iterator[None]:
             ) from error
         raise ClusterError(
             f"RAY_ADDRESS {address}: no Ray cluster could be joined there: {_first_line(error)} "
-            "Start one, correct RAY_ADDRESS, or unset it: Ray then starts on this machine."
+            "Start one there, `export RAY_ADDRESS=ADDRESS` of another, or `unset RAY_ADDRESS`: Ray "
+            "then starts on this machine."
         ) from error
 
 

@@ -62,7 +62,7 @@ class Wait:
             return f"no worker has begun for {seconds:.0f} s: {asked}"
         words = f"the cluster has no room for the workers yet: {asked}. They start once it has."
         if any(self.workers * each > _resources()[0].get(n, 0) for n, each in self.each.items()):
-            words += " In all it has less than that: give fewer --workers, or add nodes."
+            words += " In all it has less than that: give fewer `--workers N`, or add nodes."
         return words
 
     def _asked(self) -> str:

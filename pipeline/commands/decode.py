@@ -106,7 +106,7 @@ def model_of(store: LatentStore, config: DecodeConfig | VerifyConfig) -> VAE:
         if not (uri.startswith(SCHEME) or storage.protocol(uri) in ("file", "s3")):
             raise ModelError(
                 f"{store.url}: says that its model is at {storage.shown(uri)}, which is neither a "
-                "registered model nor a path nor an s3:// URL. If you trust that, give --model."
+                "registered model nor a path nor an s3:// URL. If you trust that, give `--model`."
             )
     try:
         vae = load_model(uri, config.allow_custom, digest=store.model_digest)
@@ -200,7 +200,10 @@ def _by_key(store: LatentStore, key: str) -> Named:
         found = store.by_key(key)
         return Named(found.key, _tensor(found.tensors[_primary(store)]))
     except KeyError as error:
-        raise ConfigError(f"{error.args[0]}") from None
+        raise ConfigError(
+            f"{error.args[0]} Give another `--keys KEY`; `python -m jobs.stores --keys --output "
+            f"{store.url}` lists all."
+        ) from None
 
 
 def _all(store: LatentStore) -> Iterator[Named]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import storage
+from pipeline.commands.machine_memory import machine_memory
 from pipeline.config import DoctorConfig
 from pipeline.errors import PipelineError, UnreachableError
 from pipeline.tracking.mlflow_client import tracking_uri
@@ -253,20 +254,11 @@ def _room(name: str, folder: Path, gib: float, why: str, mend: str) -> Check:
 
 
 def _memory() -> Check:
-    limit = _cgroup_limit()
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory, cores = min(limit or whole, whole) / GIB, len(os.sched_getaffinity(0))
+    memory, cores = machine_memory() / GIB, len(os.sched_getaffinity(0))
     return Check(
         "memory", "ok" if memory >= 2 else "warning", f"{memory:.1f} GiB for {cores} cores",
         "One worker needs about 1 GiB, and 0.5 GiB for its loader.", "ask for more memory",
     )  # fmt: skip
-
-
-def _cgroup_limit() -> int | None:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            return int((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii"))
-    return None
 
 
 def _clock(config: DoctorConfig) -> Check:

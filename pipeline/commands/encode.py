@@ -43,8 +43,10 @@ from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, load_model, resolve
+from pipeline.registry.named_models import DEFAULT_RUNS, nothing_called
 from pipeline.tracking.encoding_metrics import EncodingMetrics, told_outcome
 from pipeline.vae import VAE
+from pipeline.vae.bundle import RECEIPT
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ _REPORT_IMAGES = 16
 def run_encoding(config: EncodeConfig) -> dict[str, Any]:
     """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
     store = storage.absolute(config.output)
+    storage.refuse_file_above(store, "--output")
     if config.dry_run:
         return _run_encoding(config, store)
     with told_outcome(store, config.tracking) as result:
@@ -67,6 +70,8 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
+    if registered is None and not storage.exists(storage.join(model, RECEIPT)):
+        raise nothing_called(model, DEFAULT_RUNS, "--model")
     vae = load_model(model, config.allow_custom).eval()
     identity = identity_of(vae, config, dataset)
     pointer = None if config.dry_run else finished_pointer(store, dataset.digest, identity.digest)
@@ -89,7 +94,7 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
         else DriveReport()
     )
     lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
-    lost |= dict.fromkeys(plan.skipped, "not asked for (--limit)")
+    lost |= dict.fromkeys(plan.skipped, "not asked for (`--limit`)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
     _report(vae, dataset, LatentStore(store, snapshot))
@@ -119,8 +124,8 @@ def refuse_another_model(store: str, digest: str, model: str) -> None:
         raise ConfigError(
             f"{storage.shown(store)}: its current snapshot is of the model {pointer.model} (digest "
             f"{present[:12]}), and {model} is another one (digest {digest[:12]}). Nothing was "
-            "changed. Give another --output, or --replace-model to make the store this model's; "
-            "the older snapshot stays until jobs.stores --gc."
+            "changed. Give another `--output URL`, or `--replace-model` to make the store this "
+            "model's; the older snapshot stays until jobs.stores with --gc."
         )
 
 
@@ -129,7 +134,7 @@ def identity_of(vae: VAE, config: EncodeConfig, dataset: Dataset) -> Identity:
     if vae.model_config.posterior == "full" and config.content == "moments":
         raise ConfigError(
             f"{config.model}: its posterior has a full covariance, of which moments keep only the "
-            "variances. Encode with --content mean or --content sample."
+            "variances. Encode with `--content mean` or `--content sample`."
         )
     precision = config.precision
     if precision == "auto":

@@ -113,7 +113,8 @@ def measure_model(
     if not np.isfinite(measured.column("elbo")).any():
         raise ModelError(
             f"{name}: its ELBO is not finite on any image of {config.data}: its weights have "
-            "diverged. Take an earlier checkpoint, or train with a lower --optimizer.learning-rate."
+            "diverged. Take an earlier checkpoint, or train with a lower "
+            "`--optimizer.learning-rate RATE`."
         )
     first = read_first(dataset, vae, _FIRST)
     finding = FindingOptions(

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.commands.evaluate import Evaluated, draw_all, measure_model
 from pipeline.config import EvaluateConfig, ExplainConfig
 from pipeline.data import Dataset
-from pipeline.errors import ConfigError, DatasetError, RunError
+from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluation.findings import mean_and_error, surgery
 from pipeline.evaluation.health import check_health
 from pipeline.evaluation.reading import in_order
@@ -22,7 +22,7 @@ from pipeline.explanation.mistakes import Diagnosis, diagnose, known_slips
 from pipeline.explanation.objective import recorded
 from pipeline.explanation.page import explain, to_markdown, to_text
 from pipeline.figures.page import to_html
-from pipeline.registry.named_models import finished_run, load_named
+from pipeline.registry.named_models import finished_run, load_named, nothing_called
 from pipeline.runs.history import read_validations
 from pipeline.runs.json_numbers import plain_json
 from pipeline.runs.run import Run
@@ -64,7 +64,7 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
     numbers = model.findings.numbers
     if numbers["images"] < 2:
         raise DatasetError(
-            f"{subject.data}: one image has no intervals to explain. Give --data with more."
+            f"{subject.data}: one image has no intervals to explain. Give `--data URL` with more."
         )
     # Into the findings' own numbers: the pictures tell the same ones as the text.
     numbers |= {
@@ -118,16 +118,13 @@ def _subject(config: ExplainConfig) -> tuple[Subject, tuple[VAE, Any]]:
     """What is asked about, and the loaded model with the run that it was named by."""
     if config.model is not None:
         if config.data is None:
-            raise ConfigError("--model needs --data: name the images to measure it on.")
+            raise ConfigError("--model needs `--data URL`: the images to measure it on.")
         found = load_named(config.model, config.storage, config.allow_custom)
         return Subject(config.model, config.data, None), found
     name = str(config.run)
     run = finished_run(name, config.storage)
     if run is None:
-        raise RunError(
-            f"{storage.join(config.storage, name)}: is no finished run. Give --run and "
-            "--storage of one that ended, or --model and --data."
-        )
+        raise nothing_called(name, config.storage, "--run")
     found = load_named(name, config.storage, config.allow_custom)
     # The run's own config names the hold-out that lay beside its data when it began.
     data = config.data or run.config.holdout or run.config.data

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
 from pipeline.commands.train import resolve, run_training
 from pipeline.config import TrainConfig
+from pipeline.config.command_line import keys_of, near_names
 from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
@@ -74,7 +75,7 @@ def run_sweep(config: TrainConfig) -> SweepResult:
     if any(resolve(child).holdout is None for child in children):
         raise ConfigError(
             f"--sweep {key}: its runs are compared on a hold-out, and there is none beside "
-            f"{config.data}. Give --holdout URL."
+            f"{config.data}. Give `--holdout URL`."
         )
     results: dict[TrainConfig, TrainingResult] = {}
     failed = []
@@ -112,8 +113,8 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
     values = [yaml.safe_load(word) for word in rest.split(",") if word.strip()]
     if not key or not equals or len(values) < 2 or len(set(map(repr, values))) < len(values):
         raise ConfigError(
-            f"--sweep {text!r}: is not KEY=A,B,... with two or more different values, such as "
-            "objective.beta=0.5,1,4."
+            f"--sweep {text!r}: is not KEY=A,B,... with two or more different values; give it so, "
+            "as `--sweep objective.beta=0.5,1,4`."
         )
     return key.replace("-", "_"), values
 
@@ -136,12 +137,19 @@ def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
     for parent in parents:
         place = place.get(parent, {}) if isinstance(place, dict) else {}
     if not isinstance(place, dict) or last not in place:
-        raise ConfigError(f"--sweep {key}: there is no such knob. See --print-config for all.")
+        known = [".".join(path) for path, _ in keys_of(TrainConfig)]
+        rest = str(config.sweep).partition("=")[2]
+        meant = [f"`--sweep {each}={rest}`" for each in near_names(key, known)]
+        hint = f"Did you mean {' or '.join(meant)}?" if meant else "`--print-config` tells all."
+        raise ConfigError(f"--sweep {key}: there is no such knob. {hint}")
     place[last] = value
     try:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"--sweep {key}={value}: {error.errors()[0]['msg']}") from None
+        raise ConfigError(
+            f"--sweep {key}={value}: {error.errors()[0]['msg']}. Give other values: `--sweep "
+            "KEY=A,B`."
+        ) from None
 
 
 def _run_all(

@@ -41,6 +41,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
     refused before the run's name is taken.
     """
     config = resolve(config)
+    storage.refuse_file_above(config.storage, "--storage")
     run = Run.at(config)
     is_first = bool(config.max_workers) or int(os.environ.get("RANK", "0")) == 0
     if is_first:
@@ -115,7 +116,7 @@ def _pins(config: TrainConfig, run: Run) -> Pins:
         kept = Dataset.open(config.data, pins.dataset, places)
         logger.info(
             "%s has changed since run %s began: the run stays with its %d samples (the dataset now "
-            "has %d). A new --run reads them all.",
+            "has %d). A new `--run NAME` reads them all.",
             config.data,
             run.url,
             len(kept),
@@ -126,7 +127,9 @@ def _pins(config: TrainConfig, run: Run) -> Pins:
 
 def _current_pins(config: TrainConfig) -> Pins:
     places = config.shards_below
-    holdout = Dataset.open(config.holdout, None, places) if config.holdout else None
+    holdout = (
+        Dataset.open(config.holdout, None, places, flag="--holdout") if config.holdout else None
+    )
     return Pins(Dataset.open(config.data, None, places).digest, holdout.digest if holdout else None)
 
 

@@ -105,6 +105,6 @@ def _init_of(config: TrainConfig) -> Iterator[Init | None]:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="vae-init-") as folder:
-        vae, _ = load_named(config.init, config.storage, config.model.own_classes)
+        vae, _ = load_named(config.init, config.storage, config.model.own_classes, flag="--init")
         save_bundle(vae, folder, vae.metadata)
         yield Init(config.init, folder)

@@ -13,6 +13,7 @@ from pipeline.config.explain import ExplainConfig
 from pipeline.config.export import ExportConfig
 from pipeline.config.index import IndexConfig
 from pipeline.config.models import ModelsConfig
+from pipeline.config.optimisation import ObjectiveConfig, OptimizerConfig
 from pipeline.config.pack import PackConfig
 from pipeline.config.pull import PullConfig
 from pipeline.config.sections import (
@@ -22,8 +23,6 @@ from pipeline.config.sections import (
     LoaderConfig,
     MetricsConfig,
     ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
     PreprocessConfig,
     Resize,
     Section,

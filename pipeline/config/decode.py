@@ -32,5 +32,5 @@ class DecodeConfig(Section):
     def _one_way(self) -> Self:
         ways = [self.interpolate is not None, self.edit is not None, self.axis is not None]
         if sum(ways) > 1:
-            raise ValueError("give one of --interpolate, --edit and --axis")
+            raise ValueError("give one of `--interpolate`, `--edit` and `--axis`")
         return self

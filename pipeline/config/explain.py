@@ -49,11 +49,11 @@ class ExplainConfig(MeasurementConfig):
             except ValueError:
                 known = False
             if not known:
-                raise ValueError(f"{each!r}: give {' or '.join(QUANTITIES)}=NUMBER")
+                raise ValueError(f"{each!r} is none of {', '.join(QUANTITIES)} with =NUMBER")
         return mine
 
     @model_validator(mode="after")
     def _run_or_model(self) -> Self:
         if (self.run is None) == (self.model is None):
-            raise ValueError("give --run NAME, or --model URI with --data URL, and not both")
+            raise ValueError("give `--run NAME`, or `--model URI --data URL`, and not both")
         return self

@@ -1,26 +1,43 @@
 """What a user's own import path names."""
 
 import pkgutil
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.nearest import nearest
 
 
-def find_named(path: str, knob: str, error_type: type[PipelineError]) -> Any:
-    """What stands at `package.module:Name`; raises `error_type`, naming the knob, if nothing does.
+def find_named(path: str, flag: str, error_type: type[PipelineError]) -> Any:
+    """What stands at `package.module:Name`; raises `error_type`, naming the flag, if nothing does.
 
     Whoever asks checks what it is before it is called: the path may come from somebody's bundle.
     """
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise error_type(
-            f"{knob} {path}: {error}. Give package.module:Name, importable from PYTHONPATH."
-        ) from None
+        raise error_type(f"{flag} {path}: {error}. {_instead(path, flag)}") from None
     except Exception as error:
-        raise error_type(f"{knob} {path}: its module fails: {told(error)}") from error
+        raise error_type(f"{flag} {path}: its module fails: {told(error)}") from error
+
+
+def _instead(path: str, flag: str) -> str:
+    """What somebody may have meant: a name of the same module, or a module beside it."""
+    module, _, name = path.partition(":")
+    if module in sys.modules:
+        there = [each for each in vars(sys.modules[module]) if not each.startswith("_")]
+        meant = [f"{module}:{each}" for each in nearest(name, there)]
+    else:
+        files = [each.stem for place in sys.path for each in Path(place or ".").glob("*.py")]
+        meant = [f"{each}:{name}" for each in nearest(module, files)]
+    if meant:
+        return f"Did you mean `{flag} {meant[0]}`?"
+    return (
+        "Give MODULE:NAME, importable from this folder or PYTHONPATH: `export PYTHONPATH=FOLDER` "
+        "where your file lies elsewhere."
+    )
 
 
 def told(error: Exception) -> str:

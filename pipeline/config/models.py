@@ -46,7 +46,7 @@ with warnings.catch_warnings():
         def _one_thing(self) -> Self:
             asked = [self.register, self.promote, self.rollback, self.lineage]
             if sum(each is not None for each in asked) > 1:
-                raise ValueError("give one of --register, --promote, --rollback, --lineage")
+                raise ValueError("give one of `--register`, `--promote`, `--rollback`, `--lineage`")
             if self.data is not None and self.promote is None:
-                raise ValueError("data belongs to --promote: give both or neither")
+                raise ValueError("data belongs to `--promote URI`: give both or neither")
             return self

@@ -90,11 +90,15 @@ class PackConfig(PortionConfig):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if not self.source and not self.remove:
-            raise ValueError("give --source URL (or --remove KEYS)")
+            raise ValueError("nothing to pack: give `--source URL` (or `--remove KEYS`)")
         if self.repack and not (self.append and self.source):
-            raise ValueError("repack needs --append, and the --source of the images")
+            raise ValueError("repack needs `--append`, and the `--source URL` of the images")
         if self.retry_rejected and not (self.append and self.source):
-            raise ValueError("retry_rejected needs --append, and the --source of the images")
+            raise ValueError(
+                "retry_rejected needs `--append`, and the `--source URL` of the images"
+            )
         if self.short_side is not None and self.encoding == "keep":
-            raise ValueError("short_side needs --encoding jpeg or webp: kept bytes keep their size")
+            raise ValueError(
+                "short_side needs `--encoding jpeg` or webp: kept bytes keep their size"
+            )
         return self

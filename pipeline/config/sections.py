@@ -1,4 +1,4 @@
-"""Groups of knobs that several jobs share: preprocessing, model, objective, optimiser, tracking."""
+"""Groups of knobs that several jobs share: preprocessing, model, loader, tracking."""
 
 import re
 from collections.abc import Mapping
@@ -208,17 +208,26 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.posterior == "full" and self.kind not in ("linear", "mlp"):
-            raise ValueError(f"posterior full is for linear and mlp, not for {self.kind}")
+            raise ValueError(
+                f"posterior full is for linear and mlp, not for {self.kind}: give `--model.kind "
+                "mlp`, or leave `--model.posterior` out"
+            )
         for name, kinds in _KINDS_OF_KNOBS.items():
             if getattr(self, name) and self.kind not in kinds:
-                raise ValueError(f"{name} is for {' and '.join(kinds)}, not for {self.kind}")
+                raise ValueError(
+                    f"{name} is for {' and '.join(kinds)}, not for {self.kind}: give "
+                    f"`--model.kind {kinds[0]}`, or leave `--model.{name.replace('_', '-')}` out"
+                )
         if self.kind == "custom" and self.custom is None:
-            raise ValueError("kind custom needs custom: package.module:Class")
+            raise ValueError(
+                "kind custom is a class of your own (docs/extend.md): give `--model.custom "
+                "MODULE:CLASS`"
+            )
         for knob, known in (("sigma", [*STARTING_SIGMA]), ("mixtures", [*NUM_MIXTURES])):
             if getattr(self, knob) is not None and self.likelihood not in known:
                 raise ValueError(
                     f"{knob} means nothing for {self.likelihood}, only for {', '.join(known)}: "
-                    "leave it out"
+                    f"leave `--model.{knob}` out"
                 )
         return self
 
@@ -231,74 +240,6 @@ _KINDS_OF_KNOBS = {
     "custom": ("custom",),
 }
 """Knobs of networks that not every kind reads."""
-
-
-class ObjectiveConfig(Section):
-    """What is optimised; the true ELBO is reported beside it whatever is chosen here.
-
-    beta: log-likelihood - beta KL. free_bits: the same, with each latent dimension's KL counted as
-    at least `free_nats`. geco: least KL with the reconstruction held at `target_bits_per_dim`.
-    iwae: the bound of `samples` latents. autoencoder: the reconstruction at the mean alone.
-    """
-
-    kind: Literal["beta", "free_bits", "geco", "iwae", "autoencoder"] = Field(
-        "beta",
-        description="What is maximised: beta (the ELBO at beta 1), free_bits, geco, iwae ...",
-    )
-    beta: float = Field(1.0, ge=0, description="Weight of the KL term, after its warm-up if any.")
-    warmup: Literal["none", "linear", "cyclical"] = Field(
-        "none", description="How beta rises from 0: once, or again in each cycle's first half."
-    )
-    warmup_steps: int | None = Field(
-        None, gt=0, description="Steps of the linear warm-up, or of one cycle."
-    )
-    free_nats: float | None = Field(
-        None, gt=0, description="free_bits: nats of KL per latent dimension that cost nothing more."
-    )
-    target_bits_per_dim: float | None = Field(
-        None, gt=0, description="geco: -log p(x|z) to hold, in bits per pixel and channel."
-    )
-    samples: int = Field(1, gt=0, description="K latents per image: multi-sample ELBO, or IWAE_K.")
-
-    @property
-    def aims_at_elbo(self) -> bool:
-        """Whether what is optimised is the ELBO, or a bound that a better ELBO goes with."""
-        return self.kind in ("beta", "free_bits", "iwae") and self.beta == 1
-
-    @property
-    def needs_mean(self) -> bool:
-        """Whether the loss is made of `log_likelihood_at_mean`."""
-        return self.kind == "autoencoder"
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if self.kind not in ("beta", "free_bits") and (self.beta != 1 or self.warmup != "none"):
-            raise ValueError(f"beta and its warm-up mean nothing for {self.kind}: leave them out")
-        for name, kind in (("free_nats", "free_bits"), ("target_bits_per_dim", "geco")):
-            if (getattr(self, name) is not None) != (self.kind == kind):
-                raise ValueError(f"{name} belongs to kind {kind}: give both or neither")
-        if (self.warmup_steps is not None) != (self.warmup != "none"):
-            raise ValueError(
-                "warmup_steps belongs to warmup linear or cyclical: give both or neither"
-            )
-        if self.kind == "iwae" and self.samples == 1:
-            raise ValueError("iwae needs samples of 2 or more: with 1 it is the ELBO, kind beta")
-        if self.kind == "autoencoder" and self.samples > 1:
-            raise ValueError("autoencoder draws nothing: leave samples out")
-        return self
-
-
-class OptimizerConfig(Section):
-    """AdamW and what surrounds it."""
-
-    learning_rate: float = Field(1e-3, gt=0, description="Peak step size.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up from 0.")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="After the warm-up.")
-    clip_norm: float = Field(100.0, gt=0, description="Largest gradient norm; above, it is scaled.")
-    ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="Decay of the weights' average; 0: none."
-    )
 
 
 class LoaderConfig(Section):
@@ -346,7 +287,6 @@ class MetricsConfig(Section):
 
     metrics: str = Field(
         "127.0.0.1:0",
-        pattern=r"^\S+:\d{1,5}$",
         description="HOST:PORT that /metrics is served on; port 0: a free one.",
     )
 
@@ -362,9 +302,15 @@ class MetricsConfig(Section):
 
     @model_validator(mode="after")
     def _is_a_port(self) -> Self:
-        if self.metrics_port > 65535:
-            raise ValueError(f"metrics {self.metrics}: a port is a number from 0 to 65535")
-        return self
+        host, _, port = self.metrics.rpartition(":")
+        is_port = re.fullmatch(r"\d{1,5}", port) is not None and int(port) <= 65535
+        if host and not re.search(r"\s", host) and is_port:
+            return self
+        likely = port if re.fullmatch(r"\d{1,4}", port) else "0"
+        raise ValueError(
+            f"metrics {self.metrics}: is no HOST:PORT with a port from 0 to 65535; give "
+            f"`--tracking.metrics 127.0.0.1:{likely}`"
+        )
 
 
 class TrackingConfig(MetricsConfig):

@@ -21,5 +21,7 @@ class StoresConfig(Section):
     @model_validator(mode="after")
     def _delete_after_gc(self) -> Self:
         if (self.delete or self.unfinished) and not self.gc:
-            raise ValueError("--delete and --unfinished belong to --gc; look at --gc alone first")
+            raise ValueError(
+                "--delete and --unfinished belong to `--gc`; look at `--gc` alone first"
+            )
         return self

@@ -84,15 +84,17 @@ class SubmitConfig(Section):
     def _one_thing(self) -> Self:
         asked = [self.stop, self.status, self.logs, self.list]
         if sum([*asked, self.dry_run]) > 1:
-            raise ValueError("give one of --stop, --status, --logs, --list, --dry-run")
+            raise ValueError("give one of `--stop`, `--status`, `--logs`, `--list`, `--dry-run`")
         only = [self.gpus, self.image, self.namespace, self.context, self.dry_run or None]
         if not self.kubernetes and any(each is not None for each in only):
-            raise ValueError("gpus, image, namespace, context and dry_run need --kubernetes")
+            raise ValueError("gpus, image, namespace, context and dry_run need `--kubernetes`")
         if self.kubernetes and (self.ship is not None or self.address):
-            raise ValueError("--kubernetes runs the image's code: leave out ship and address")
+            raise ValueError(
+                "--kubernetes runs the image's code: leave `--ship` and `--address` out"
+            )
         if not self.list and not self.command and not (any(asked) and self.id):
             raise ValueError(
-                "give the job's command after --, such as -- python -m jobs.train --data URL "
-                "--run NAME; --stop, --status and --logs take --id instead"
+                "give the job's command after --, such as `python -m jobs.submit -- python -m "
+                "jobs.train --data URL --run NAME`; --stop, --status and --logs take `--id ID`"
             )
         return self

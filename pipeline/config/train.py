@@ -5,14 +5,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config.optimisation import ObjectiveConfig, OptimizerConfig
 from pipeline.config.sections import (
     A_DATASET,
     DRY_RUN,
     PRECISION,
     LoaderConfig,
     ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
     PreprocessConfig,
     RunsConfig,
     ShardsBelow,
@@ -129,13 +128,20 @@ class TrainConfig(PreprocessConfig, RunsConfig):
     @model_validator(mode="after")
     def _an_image_for_each(self) -> Self:
         if not re.fullmatch(r"\d+|[1-9]\d*\.\.[1-9]\d*", str(self.workers)):
-            raise ValueError(f"workers {self.workers}: give a number, or a range such as 2..8")
+            raise ValueError(
+                f"workers {self.workers}: is neither a number nor a range; give `--workers "
+                "NUMBER`, or a range as `--workers 2..8`"
+            )
         if self.min_workers > self.max_workers:
-            raise ValueError(f"workers {self.workers}: the first number is the smaller one")
+            raise ValueError(
+                f"workers {self.workers}: the first number is the smaller one; give `--workers "
+                f"{self.max_workers}..{self.min_workers}`"
+            )
         if self.max_workers > self.global_batch_size:
             raise ValueError(
                 f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
-                "each worker needs an image per step"
+                "each worker needs an image per step; give fewer `--workers N`, or a larger "
+                "`--global-batch-size`"
             )
         return self
 
@@ -143,7 +149,9 @@ class TrainConfig(PreprocessConfig, RunsConfig):
     def _a_trace_that_fits_into_memory(self) -> Self:
         first, last = map(int, (self.profile or "1:2").split(":"))
         if not 1 <= first < last <= first + 100:
-            raise ValueError(f"profile {self.profile}: A:B needs 1 <= A < B <= A + 100")
+            raise ValueError(
+                f"profile {self.profile}: A:B needs 1 <= A < B <= A + 100; give `--profile A:B` so"
+            )
         return self
 
     @model_validator(mode="after")
@@ -152,12 +160,19 @@ class TrainConfig(PreprocessConfig, RunsConfig):
             return self
         workers, micro = max(1, self.max_workers), self.micro_batch_size
         if micro is None or self.global_batch_size % (micro * workers):
+            share, rest = divmod(self.global_batch_size, workers)
+            hint = (
+                f"a global_batch_size of {share * workers + workers} has: give "
+                f"`--global-batch-size {(share + 1) * workers}`"
+                if rest
+                else f"give `--micro-batch-size {max(1, share // 2)}`"
+            )
             raise ValueError(
                 f"exact needs a micro_batch_size that divides global_batch_size / workers "
-                f"({self.global_batch_size} / {workers}); it is {micro}"
+                f"({self.global_batch_size} / {workers}); it is {micro}; {hint}"
             )
         if self.precision == "fp16":
-            raise ValueError("exact and fp16 exclude each other: use bf16 or fp32")
+            raise ValueError("exact and fp16 exclude each other: give `--precision bf16` or fp32")
         return self
 
     @property

@@ -39,11 +39,11 @@ class VerifyConfig(Section):
     def _one_of_both(self) -> Self:
         if any(not 0 < world <= PROVED_BATCH for world in self.worlds):
             raise ValueError(
-                f"worlds: give numbers from 1 to {PROVED_BATCH}: each rank needs a slot of "
-                "the batches whose order is proved"
+                f"worlds: give `--worlds` numbers from 1 to {PROVED_BATCH}: each rank needs a "
+                "slot of the batches whose order is proved"
             )
         if (self.dataset is None) == (self.store is None):
-            raise ValueError("give --dataset URL or --store URL, and not both")
+            raise ValueError("give `--dataset URL` or `--store URL`, and not both")
         if self.sample and self.store is None:
-            raise ValueError("--sample compares latents with images: give --store URL")
+            raise ValueError("--sample compares latents with images: give `--store URL`")
         return self

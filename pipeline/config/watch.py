@@ -21,5 +21,7 @@ class WatchConfig(RunsConfig):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if sum(each is not None for each in (self.run, self.store, self.url, self.prometheus)) != 1:
-            raise ValueError("give one of --run, --store, --url, --prometheus")
+            raise ValueError(
+                "give one of `--run NAME`, `--store URL`, `--url URL`, `--prometheus URL`"
+            )
         return self

@@ -172,7 +172,7 @@ def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:
         raise StorageError(
             f"{path}: can't be made {wanted / 1e12:,.3f} TB long, as {shape[0]:,} decoded samples "
             f"need ({error.strerror}). ext4 ends a file at 17.6 TB: name a folder on XFS with "
-            "--loader.cache-folder, or leave --loader.cache-decoded out: then chunks are kept."
+            "`--loader.cache-folder`, or leave `--loader.cache-decoded` out: then chunks are kept."
         ) from None
 
 
@@ -182,6 +182,6 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise StorageError(
             f"{folder}: can't be made for the loader's cache ({error.strerror}). Name a folder "
-            "that can be written with --loader.cache-folder, or leave it out."
+            "that can be written with `--loader.cache-folder`, or leave it out."
         ) from None
     return folder

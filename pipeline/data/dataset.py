@@ -54,8 +54,14 @@ class Dataset:
     """Where the user said that adopted shards may lie."""
 
     @staticmethod
-    def open(url: str, digest: str | None = None, shards_below: Sequence[str] = ()) -> "Dataset":
-        """Opens the generation called `digest`, or the current one.
+    def open(
+        url: str,
+        digest: str | None = None,
+        shards_below: Sequence[str] = (),
+        *,
+        flag: str = "--data",
+    ) -> "Dataset":
+        """Opens the generation called `digest`, or the current one; errors name `flag` for it.
 
         Adopted shards are read only below the dataset and `shards_below`: a manifest may come from
         a stranger, and must not choose which addresses are asked. Raises `DatasetError` if there is
@@ -66,13 +72,8 @@ class Dataset:
             return Dataset(url, _checked(url, _read_pinned(url, digest), places), places)
         manifest = read_current(url)
         if manifest is None:
-            split = storage.exists(storage.join(url, "train", POINTER))
-            hint = (
-                f"It is split: give {storage.join(url, 'train')}."
-                if split
-                else "Make one with `python -m jobs.pack --source IMAGES --output URL`."
-            )
-            raise DatasetError(f"{url}: there is no dataset here (no {POINTER}). {hint}")
+            said = f"{url}: there is no dataset here (no {POINTER}). {_instead(url, flag)}"
+            raise DatasetError(said)
         return Dataset(url, _checked(url, manifest, places), places)
 
     def __len__(self) -> int:
@@ -157,7 +158,7 @@ class Dataset:
         missing = [name for name in names if name not in found]
         raise DatasetError(
             f"{self.url}: no sample has the column {missing[0]!r}. There are: "
-            f"{', '.join(sorted(there)) or 'none'}."
+            f"{', '.join(sorted(there)) or 'none'}. Name some of these: `--columns NAME`."
         )
 
     def has_column(self, name: str) -> bool:
@@ -187,6 +188,23 @@ class Dataset:
         shard = self.shards[number]
         url = storage.join(self.url, shard.index_path)
         return ShardIndex.from_bytes(read(url), shard.index_sha256, url)
+
+
+def _instead(url: str, flag: str) -> str:
+    """What somebody may have meant by a place that is no dataset."""
+    if storage.exists(storage.join(url, "train", POINTER)):
+        return f"It is split: give `{flag} {storage.join(url, 'train')}`."
+    if storage.exists(storage.join(url, "store.json")):
+        return f"It is a store of latents: `--store {url}` names one."
+    near = storage.near(url)
+    if near is not None and storage.exists(storage.join(near, POINTER)):
+        return f"Did you mean `{flag} {near}`?"
+    path = storage.local_path(url)
+    images = url if path is not None and path.is_dir() else "IMAGES"
+    return (
+        f"Pack images first, `python -m jobs.pack --source {images} --output URL`, and give "
+        f"`{flag} URL`."
+    )
 
 
 def _checked(url: str, manifest: Manifest, shards_below: tuple[str, ...]) -> Manifest:

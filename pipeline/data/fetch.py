@@ -17,7 +17,7 @@ from pipeline.data.manifest import Place, Places
 from pipeline.data.memory import Chunk, ChunkMemory, IndexMemory, fill
 from pipeline.data.order import PADDED, Ids, Order
 from pipeline.data.shard_index import RawSample, ShardIndex, cut_sample
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ObjectNotFoundError
 
 LARGE_BYTES = 32 * 1024
 """From here on a sample of a local shard is read by itself; smaller ones come with their chunk."""
@@ -32,7 +32,8 @@ MOST_BEGUN = 65_536
 class Transfers:
     """Ranged reads, counted, and each of them named while it is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: str) -> None:
+        self._dataset = dataset
         self._lock = threading.Lock()
         self._reading: dict[int, tuple[str, int, int | None, float]] = {}
         self._closed = False
@@ -49,6 +50,11 @@ class Transfers:
         data = b""
         try:
             data = storage.read(url, start, end)
+        except ObjectNotFoundError as error:
+            raise DatasetError(
+                f"{error} It is a shard of {self._dataset}: `python -m jobs.verify --dataset "
+                f"{self._dataset}` tells how it is made again."
+            ) from None
         finally:
             with self._lock:
                 del self._reading[thread]
@@ -90,7 +96,7 @@ class SampleReader:
         self._dataset, self._chunk, self._columns = dataset, chunk, tuple(columns)
         self._cache = cache
         self.places = Places(dataset.shards)
-        self.transfers = Transfers()
+        self.transfers = Transfers(dataset.url)
         self._indexes = IndexMemory(
             dataset.shards, lambda shard: dataset.read_index(shard, self.transfers.read)
         )

@@ -123,11 +123,11 @@ def cure_of(kind: str) -> str:
     if extra in EXTRAS:
         return f"install vae-pipeline[{extra}]"
     if kind in _RAW_SUFFIXES:
-        return f"develop them to JPEG or PNG, or --ignore {kind}"
+        return f"develop them to JPEG or PNG, or `--ignore {kind}`"
     if kind in _UNREAD_ARCHIVES:
         return "unpack them, or pack them as .zip or .tar"
     if kind in _UNREAD_SUFFIXES:
-        return f"convert them to PNG, or --ignore {kind}"
+        return f"convert them to PNG, or `--ignore {kind}`"
     return _CURES.get(kind, "")
 
 
@@ -137,12 +137,12 @@ _CURES = {
     "changed": "run the same command again",
     "dangling": "restore what those links lead to",
     "encrypted": "unpack them with their password",
-    "hidden": "rename them, or --ignore hidden",
+    "hidden": "rename them, or `--ignore hidden`",
     "missing": "copy them again",
     "name": "rename them in UTF-8 (convmv)",
     "nested": "unpack the archives inside archives inside archives",
-    "outside": "name their prefix with --below",
-    "small": "lower --min-side",
+    "outside": "name their prefix with `--below`",
+    "small": "lower `--min-side`",
     "truncated": "copy them again",
     "unsupported": "convert them to PNG or JPEG",
 }

@@ -260,7 +260,7 @@ class Loader:
                 f"batch {pending.index}: no sample for {self._stall_seconds:.0f} s. Being read:\n"
                 f"{self._reader.transfers.describe()}\nThreads, and where they are:\n"
                 f"{describe_threads('fetch', 'decode')}\n{len(self._waiting)} batches are queued. "
-                "Look at the storage named above, or raise --stall-seconds."
+                "Look at the storage named above, or raise `--stall-seconds`."
             ) from None
         errors = self.stats.count(rows)
         self.stats.bytes_fetched = self._reader.transfers.bytes

@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 POINTER = "manifest.json"
 
 _RESTORE = "Restore it from a copy, or pack the images again."
-CURRENT = DocumentKind("vae-pipeline/dataset", 2, DatasetError, _RESTORE)
+_AGAIN = (
+    "Delete it, and run the same jobs.pack again (`python -m jobs.pack --source IMAGES --output "
+    "URL`), which writes it anew."
+)
+CURRENT = DocumentKind("vae-pipeline/dataset", 2, DatasetError, _AGAIN)
 MANIFEST = DocumentKind("vae-pipeline/manifest", 2, DatasetError, _RESTORE)
 PACK_STATE = DocumentKind("vae-pipeline/pack", 2, DatasetError, _RESTORE)
 

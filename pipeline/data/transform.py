@@ -33,9 +33,9 @@ class Augmentation:
 
 def load_transform(path: str) -> Transform:
     """The function at `package.module:function`; raises `ConfigError` if there is none."""
-    found = find_named(path, "transform", ConfigError)
+    found = find_named(path, "--transform", ConfigError)
     if not callable(found):
-        raise ConfigError(f"transform {path}: is no function, but {found!r}.")
+        raise ConfigError(f"--transform {path}: is no function, but {found!r}.")
     checked: Transform = found
     return checked
 
@@ -46,17 +46,25 @@ def apply_transform(transform: Transform, path: str, images: Tensor, seeds: list
         result = transform(images, torch.tensor(seeds, dtype=torch.int64))
     except Exception as error:
         raise DatasetError(
-            f"transform {path}: failed with {told(error)} It is called as transform(images, seeds) "
-            f"with uint8 {tuple(images.shape)} and int64 [{len(seeds)}], and gives images alike."
+            f"--transform {path}: failed with {told(error)} It is called as {_called(path)} with "
+            f"uint8 {tuple(images.shape)} and int64 [{len(seeds)}], and gives images alike."
         ) from error
     if not isinstance(result, Tensor):
-        raise DatasetError(f"transform {path}: gave no tensor, but {type(result).__name__}.")
+        raise DatasetError(
+            f"--transform {path}: gave no tensor, but {type(result).__name__}; {_called(path)} "
+            "gives uint8 images of the shape it gets."
+        )
     if result.shape != images.shape or result.dtype != torch.uint8:
         raise DatasetError(
-            f"transform {path}: gave {result.dtype} {tuple(result.shape)} for uint8 "
-            f"{tuple(images.shape)}; it must give uint8 of the same shape."
+            f"--transform {path}: gave {result.dtype} {tuple(result.shape)} for uint8 "
+            f"{tuple(images.shape)}; {_called(path)} must give uint8 of the same shape, as with "
+            "`.to(torch.uint8)`."
         )
     images.copy_(result)
+
+
+def _called(path: str) -> str:
+    return f"`{path.rpartition(':')[2]}(images, seeds)`"
 
 
 def try_transform(path: str, shape: tuple[int, int, int]) -> None:

@@ -255,7 +255,7 @@ def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[st
         if storage.exists(storage.join(store, "manifest.json")):
             raise StoreError(
                 f"{store}: holds an image dataset. A latent store needs a place of its own: give "
-                "another --output."
+                "another `--output URL`."
             )
         return {}
     snapshot = read_snapshot(store, pointer.snapshot, pointer.sha256)
@@ -266,7 +266,7 @@ def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[st
         raise StoreError(
             f"{store}: holds latents of another dataset ({pointer.data}, digest "
             f"{pointer.dataset[:16]}), which shares no shard with {dataset.url} (digest "
-            f"{dataset.digest[:16]}). Give another --output."
+            f"{dataset.digest[:16]}). Give another `--output URL`."
         )
     if pointer.identity != identity.digest:
         return {}

@@ -133,7 +133,7 @@ def _alarms(looks: Sequence[Look], warmup_steps: int) -> list[Alarm]:
                 "collapse",
                 f"Posterior collapse: at two looks after the warm-up the held-out KL is "
                 f"{newest.kl:.4f} nats and {newest.active_units:.0f} dimensions are active, so z "
-                "says nothing. Try --objective.beta below 1, --objective.warmup linear, or a "
+                "says nothing. Try `--objective.beta` below 1, `--objective.warmup linear`, or a "
                 "higher learning rate.",
             )
         )
@@ -145,7 +145,7 @@ def _divergence(newest: Look, best: Look) -> Alarm:
         "divergence",
         f"Training diverges: the held-out ELBO is {newest.elbo:.2f} nats, it was {best.elbo:.2f} "
         f"at step {best.step:,}, and that of the training images has fallen too. Try a lower "
-        "--optimizer.learning-rate or --optimizer.clip-norm; --patience ends such a run.",
+        "`--optimizer.learning-rate` or `--optimizer.clip-norm`; `--patience` ends such a run.",
     )
 
 
@@ -153,15 +153,15 @@ def _overfitting(newest: Look, best: Look) -> Alarm:
     return Alarm(
         "overfitting",
         f"Overfitting: the held-out ELBO is {newest.elbo:.2f} nats and was {best.elbo:.2f} at step "
-        f"{best.step:,}, while that of the training images rises. More images, --flip or a smaller "
-        "model help; --patience ends such a run, and the best weights are kept.",
+        f"{best.step:,}, while that of the training images rises. More images, `--flip` or a "
+        "smaller model help; `--patience` ends such a run, and the best weights are kept.",
     )
 
 
 def _how(newest: Look, best: Look) -> str:
     if not math.isfinite(newest.elbo) or _training_fell(newest, best):
-        return "diverged (a lower --optimizer.learning-rate helps)"
-    return "overfitted (more images or --flip help, --patience ends such a run)"
+        return "diverged (a lower `--optimizer.learning-rate RATE` helps)"
+    return "overfitted (more images or `--flip` help, `--patience` ends such a run)"
 
 
 def _training_fell(newest: Look, best: Look) -> bool:

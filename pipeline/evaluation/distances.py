@@ -124,7 +124,7 @@ def named_features(name: str) -> Features:
                 "package.module:Class."
             ) from None
     else:
-        module = find_named(name, "features", ConfigError)()
+        module = find_named(name, "--features", ConfigError)()
     evaluate = getattr(module, "eval", None)
     if evaluate is not None:
         evaluate()

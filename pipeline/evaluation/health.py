@@ -20,26 +20,26 @@ def check_health(numbers: Mapping[str, Any], sigma: float | None = None) -> list
         warnings.append(
             f"{numbers['not_finite']} of {numbers['images']} images have an ELBO that is not "
             "finite and are in no mean: the model diverged on them. Take an earlier checkpoint, or "
-            "train with a lower --optimizer.learning-rate or --precision fp32."
+            "train with a lower `--optimizer.learning-rate RATE` or `--precision fp32`."
         )
     kl, active, dimensions = numbers["kl"], numbers["active_units"], numbers["latent_dimensions"]
     codes = numbers.get("codes")
     if kl < COLLAPSED_NATS or active == 0:
         warnings.append(
             f"Posterior collapse: the KL is {kl:.4f} nats and {active} of {dimensions} dimensions "
-            "are active, so z says nothing. Try --objective.beta below 1, a slower start of the "
+            "are active, so z says nothing. Try `--objective.beta` below 1, a slower start of the "
             "KL, or a higher learning rate."
         )
     elif active < dimensions / 10:
         warnings.append(
             f"Over-regularised: only {active} of {dimensions} dimensions are active. Try a lower "
-            "--objective.beta, or accept it and use a smaller latent."
+            "`--objective.beta`, or accept it and use a smaller latent."
         )
     if codes and codes["psnr_own"] - codes["psnr_other"] < _IGNORED_DB and kl >= COLLAPSED_NATS:
         warnings.append(
             f"The decoder ignores z: from its own code an image comes back at "
             f"{codes['psnr_own']:.2f} dB, from another image's at {codes['psnr_other']:.2f} dB. "
-            "Train longer, or try --objective.beta below 1 or a smaller decoder."
+            "Train longer, or try `--objective.beta` below 1 or a smaller decoder."
         )
     if sigma is not None and sigma < 1.05 / 256:
         warnings.append(

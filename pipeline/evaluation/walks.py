@@ -2,6 +2,7 @@
 between labels, and principal axes.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.nearest import nearest
 from pipeline.vae import VAE
 
 
@@ -92,12 +94,12 @@ def label_direction(means: Tensor, labels: Sequence[str], start: str, goal: str)
     Added to an image's latent, it exchanges what the two labels differ in on average.
     """
     known = sorted(set(labels))
-    for name in (start, goal):
-        if name not in known:
-            raise ConfigError(
-                f"label {name!r} is not in the dataset, which has {', '.join(known[:20])}. "
-                "Name two of these."
-            )
+    if missing := [name for name in (start, goal) if name not in known]:
+        meant = [[name, *nearest(name, known, cutoff=0.4)][-1] for name in (start, goal)]
+        raise ConfigError(
+            f"label {missing[0]!r} is not in the dataset, which has {', '.join(known[:20])}. "
+            f"Name two of these, as `--edit {shlex.join(meant)}`."
+        )
     places = torch.tensor([known.index(label) for label in labels], device=means.device)
     points = means.double()
     averages = [points[places == known.index(name)].mean(dim=0) for name in (start, goal)]

@@ -268,8 +268,8 @@ def weight(n: Numbers, optimised: Optimised | None) -> Part | None:
                 "as weight 1 with a variance beta times as large."
             ),
             definition(
-                "To see it, train again with --objective.beta 0.5 or 4 and set the runs side by "
-                "side: jobs.evaluate --compare."
+                "To see it, train again with `--objective.beta 0.5` or 4 and set the runs side by "
+                "side: `python -m jobs.evaluate --compare`."
             ),
         ),
         (formula_of(optimised),),

@@ -67,7 +67,7 @@ def _claim(output: str, description: bytes) -> None:
     if found is not None and not (storage.exists(url) and storage.read(url) == description):
         raise StoreError(
             f"{output}: holds {found.url.rsplit('/', 1)[-1]}, which is not of this export. Tars of "
-            "two exports would be read as one: give an empty --output."
+            "two exports would be read as one: give an empty `--output URL`."
         )
     storage.create_if_absent(url, description)
 

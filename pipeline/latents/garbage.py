@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StoreError
+from pipeline.errors import ObjectNotFoundError
 from pipeline.latents.marks import begun
 from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
+from pipeline.latents.store import no_store
 
 _PARTIAL = ".partial-"
 
@@ -35,9 +36,7 @@ def describe(store: str) -> list[dict[str, Any]]:
     """One row per snapshot, the current one first; `StoreError` where there is no store at all."""
     pointer, snapshots = read_pointer(store), list_snapshots(store)
     if pointer is None and not snapshots and not begun(store):
-        raise StoreError(
-            f"{store}: there is no latent store here. Make one with `python -m jobs.encode`."
-        )
+        raise no_store(store, "--output")
     rows = [
         {
             "snapshot": path,

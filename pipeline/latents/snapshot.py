@@ -241,9 +241,12 @@ def read_published(store: str, number: int) -> Pointer | None:
     return _read_pointer(_published(store, number))
 
 
-def was_published(store: str) -> bool:
-    """Whether the store has had a pointer, whatever has become of it."""
-    return storage.exists(_published(store, 1))
+def last_published(store: str) -> Pointer | None:
+    """The newest pointer that the store has had, whatever has become of it; None: none ever."""
+    found, number = None, 1
+    while (later := _read_pointer(_published(store, number))) is not None:
+        found, number = later, number + 1
+    return found
 
 
 def _published(store: str, number: int) -> str:
@@ -272,7 +275,8 @@ def read_snapshot(store: str, path: str, sha256: str | None = None) -> Snapshot:
     if sha256 not in (None, found):
         raise StoreError(
             f"{url}: has checksum {found[:16]}, the store's pointer says {str(sha256)[:16]}. "
-            "The snapshot was damaged: delete it and run the same jobs.encode again."
+            f"The snapshot was damaged: delete it (`{storage.removal(url)}`) and run the same "
+            "jobs.encode again."
         )
     snapshot = Snapshot.from_bytes(data, url)
     if snapshot.path != path:
@@ -290,7 +294,7 @@ def publish_snapshot(store: str, snapshot: Snapshot) -> str:
             raise StoreError(
                 f"{url}: exists with other content. A snapshot is a function of dataset and "
                 "options: this one was damaged, or made from receipts that have since been "
-                f"deleted. Delete {url} and run jobs.encode again."
+                f"deleted. Delete it (`{storage.removal(url)}`) and run jobs.encode again."
             )
     return content_digest(data)
 

@@ -18,11 +18,13 @@ from torch.utils.data import Dataset
 
 from pipeline import storage
 from pipeline.data.keys import find_key
+from pipeline.data.manifest import POINTER as DATASET
 from pipeline.errors import StoreError
 from pipeline.latents.latent_file import LatentRows
+from pipeline.latents.mending import encode_again
 from pipeline.latents.receipt import POINTER
 from pipeline.latents.shard_rows import ShardRows
-from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot, was_published
+from pipeline.latents.snapshot import Snapshot, last_published, read_pointer, read_snapshot
 from pipeline.masking import printable
 
 _READ_AHEAD = 8
@@ -46,8 +48,10 @@ class LatentStore:
     snapshot: Snapshot
 
     @staticmethod
-    def open(url: str, snapshot: str | None = None) -> "LatentStore":
+    def open(url: str, snapshot: str | None = None, *, flag: str = "--store") -> "LatentStore":
         """The current snapshot, or the one at this path in the store (`jobs.stores` lists them).
+
+        Errors name `flag` for it.
 
         Raises `StoreError` if there is no store, or only a damaged one.
         """
@@ -56,11 +60,12 @@ class LatentStore:
             return LatentStore(url, read_snapshot(url, snapshot))
         pointer = read_pointer(url)
         if pointer is None:
+            last = last_published(url)
+            if last is None:
+                raise no_store(url, flag)
             raise StoreError(
-                f"{storage.join(url, POINTER)}: is gone; latents lie there still. Run the same "
-                "jobs.encode again, which finds them and writes it."
-                if was_published(url)
-                else f"{url}: there is no latent store here. Make one with `python -m jobs.encode`."
+                f"{storage.join(url, POINTER)}: is gone; latents lie there still. "
+                f"{encode_again(url, last)} finds them and writes it."
             )
         return LatentStore(url, read_snapshot(url, pointer.snapshot, pointer.sha256))
 
@@ -226,3 +231,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
         # A copy: mapped memory is read-only, which torch has no notion of.
         tensors = {name: torch.tensor(values) for name, values in latent.tensors.items()}
         return {"key": latent.key, **tensors, **latent.columns}
+
+
+def no_store(url: str, flag: str) -> StoreError:
+    """The error of a place that is no store, with what may have been meant by it."""
+    near, hint = storage.near(url), f"give another `{flag} URL`."
+    if near is not None and storage.exists(storage.join(near, POINTER)):
+        hint = f"did you mean `{flag} {near}`?"
+    elif any(storage.exists(storage.join(url, part, DATASET)) for part in ("", "train")):
+        hint = f"it is a dataset. Encode it into one (jobs.encode), or {hint}"
+    else:
+        made = f"python -m jobs.encode --model URI --data URL --output {url}"
+        hint = f"make one with `{made}`, or {hint}"
+    return StoreError(f"{url}: there is no latent store here; {hint}")

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError
+from pipeline.latents.mending import encode_again
 from pipeline.latents.receipt import POINTER, read_receipt
 from pipeline.latents.shard_rows import ShardRows, stored_shard
 from pipeline.latents.snapshot import (
@@ -35,17 +36,18 @@ def verify_store(url: str) -> list[str]:
     Memory holds a part of one file at a time, and 8 bytes per key.
     """
     store = LatentStore.open(url)
-    snapshot = store.snapshot
+    snapshot, again = store.snapshot, encode_again(store.url, read_pointer(store.url))
     problems = [
-        f"shard {lost.shard}: {lost.samples} images have no latents: {lost.reason}. "
-        "Run the same jobs.encode again."
+        f"shard {lost.shard}: {lost.samples} images have no latents: {lost.reason}. {again}."
         for lost in snapshot.lost
     ]
     hashes: list[_Hashes] = []
     with Progress("verify", len(snapshot.shards), "shards") as progress:
         for shard, rows in zip(snapshot.shards, store.shard_rows, strict=True):
             try:
-                problems += _verify_file(store.url, shard) or _verify_rows(shard, rows, hashes)
+                problems += _verify_file(store.url, shard, again) or _verify_rows(
+                    shard, rows, hashes
+                )
             except PipelineError as error:
                 problems.append(str(error))
             progress.advance()
@@ -53,7 +55,7 @@ def verify_store(url: str) -> list[str]:
     return problems + _twice(store, hashes)
 
 
-def _verify_file(url: str, shard: StoredShard) -> list[str]:
+def _verify_file(url: str, shard: StoredShard, again: str) -> list[str]:
     """The file's checksum, and that the receipt beside it is the snapshot's."""
     receipt = shard.receipt
     file = storage.below(url, receipt.path)
@@ -64,16 +66,16 @@ def _verify_file(url: str, shard: StoredShard) -> list[str]:
             size += len(part)
     except ObjectNotFoundError:
         return [
-            f"{file}: is missing. Delete {storage.join(url, POINTER)}, and run the same "
-            "jobs.encode again."
+            f"{file}: is missing. `{storage.removal(storage.join(url, POINTER))}`, then {again}."
         ]
     if digest.hexdigest() != receipt.sha256 or size != receipt.bytes:
         return [
-            f"{file}: its {size} bytes are not the {receipt.bytes} of its receipt. Delete it "
-            f"and {storage.join(url, POINTER)}, and run the same jobs.encode again."
+            f"{file}: its {size} bytes are not the {receipt.bytes} of its receipt. "
+            f"`{storage.removal(file)}`, `{storage.removal(storage.join(url, POINTER))}`, then "
+            f"{again}."
         ]
     if read_receipt(url, receipt.identity, receipt.source_sha256) != receipt:
-        return [f"{file}: its receipt is not the one in the snapshot. Encode again."]
+        return [f"{file}: its receipt is not the one in the snapshot: {again}."]
     return []
 
 
@@ -121,15 +123,15 @@ def _verify_totals(url: str, snapshot: Snapshot) -> list[str]:
         "statistics": statistics_json(snapshot.statistics),
     }
     problems = [
-        f"{where}: states {name} {stated.get(name)}, its shards give {value}. Delete it and "
-        "run the same jobs.encode again."
+        f"{where}: states {name} {stated.get(name)}, its shards give {value}. "
+        f"`{storage.removal(where)}`, then run the same jobs.encode again."
         for name, value in found.items()
         if stated.get(name) != value
     ]
     if pointer is not None and read_published(url, pointer.number) != pointer:
         problems.append(
-            f"{storage.join(url, POINTER)}: is not what published/ keeps of it. Delete it and run "
-            "the same jobs.encode again."
+            f"{storage.join(url, POINTER)}: is not what published/ keeps of it. "
+            f"`{storage.removal(storage.join(url, POINTER))}`, then run the same jobs.encode again."
         )
     if pointer is not None and (pointer.samples, pointer.failed) != (
         snapshot.samples,

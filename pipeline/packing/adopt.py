@@ -205,7 +205,7 @@ class _Sample:
             raise DatasetError(
                 f"{where}: the sample {self.key!r} has several images: "
                 f"{', '.join(image.extension for image in left)}. Say which one to take: "
-                f"--image-extension {left[0].extension}. Where its dots belong to names, pack "
+                f"`--image-extension {left[0].extension}`. Where its dots belong to names, pack "
                 "the images anew (jobs.pack)."
             )
         return left[0] if left else None
@@ -300,7 +300,7 @@ def _check_current(output: str, current: Manifest | None, records: tuple[ShardRe
     if lost:
         raise DatasetError(
             f"{output}: holds another dataset: {len(lost)} of its shards, such as {lost[0]}, are "
-            "not among these tars. Give another --output."
+            "not among these tars. Give another `--output URL`."
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.config import PackConfig
 from pipeline.data.manifest import PACK_STATE, Count, Digest, ShardRecord, read_pointer
 from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
 from pipeline.storage.tables import parse_table
@@ -63,6 +64,15 @@ class PackState:
     manifests: dict[Split, Digest]
     """The digest of each split's manifest."""
 
+    def flags(self, names: Iterable[str]) -> list[str]:
+        """These of its options as words of a command line, where they are not what is usual."""
+        words: list[str] = []
+        for name in names:
+            info, value = PackConfig.model_fields.get(name), self.options.get(name)
+            if info is not None and value is not None and value != info.default:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
 
 def read_state(output: str) -> PackState | None:
     """The newest state at `output`; None when nothing was packed there.
@@ -84,7 +94,7 @@ def read_state(output: str) -> PackState | None:
         raise DatasetError(
             f"{_generation_url(output, pointer.ledger)}: is gone, and {STATE} is older than it "
             f"({state.generation}). What that pack added and removed is not known any more: "
-            "restore that file, or pack anew into another --output."
+            "restore that file, or pack anew into another `--output URL`."
         )
     return state
 
@@ -147,7 +157,7 @@ def ledger_rows(output: str, state: PackState | None) -> Iterator[LedgerRow]:
             raise DatasetError(f"{error} {_ANEW}") from None
 
 
-_ANEW = "Restore it, or pack anew into another --output."
+_ANEW = "Restore it, or pack anew into another `--output URL`."
 
 
 def _check_hash(data: bytes, path: str, url: str) -> None:

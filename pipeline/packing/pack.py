@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -78,6 +79,7 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
 
 def _pack_with(config: PackConfig, executor: Executor | None, inventory: Inventory) -> PackResult:
     output = storage.absolute(config.output)
+    storage.refuse_file_above(output, "--output")
     leftovers = find_leftovers(output)
     # Asked for in this order: whoever packs creates the state first.
     is_dataset = any(
@@ -149,15 +151,17 @@ def _check_output(
         root = storage.absolute(source).rstrip("/")
         # Its own shards would come back as images the next time.
         if f"{output}/".startswith(f"{root}/") or is_matching(root, f"{output}/shards/0.tar"):
-            raise DatasetError(f"{output}: lies inside the source {source}. Give another --output.")
+            raise DatasetError(
+                f"{output}: lies inside the source {source}. Give another `--output URL`."
+            )
     if state is None:
         if is_dataset:
             raise DatasetError(
                 f"{output}: holds a dataset that jobs.pack did not make (jobs.index did, or "
-                f"its {output}/pack.json is lost). Give another --output."
+                f"its {output}/pack.json is lost). Give another `--output URL`."
             )
         if config.remove:
-            raise DatasetError(f"{output}: there is no dataset here to --remove anything from.")
+            raise DatasetError(f"{output}: there is no dataset here to `--remove` anything from.")
         return
     now = options_of(config)
     differing = [name for name in now if now[name] != state.options.get(name)]
@@ -167,7 +171,7 @@ def _check_output(
         )
         raise DatasetError(
             f"{output}: holds a dataset packed with other options ({lines}). Give the same ones, "
-            "or another --output."
+            f"`{shlex.join(state.flags(differing))}`, or another `--output URL`."
         )
 
 
@@ -225,8 +229,8 @@ def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
         example = f" (e.g. {told.example!r})" if told.example else ""
         raise DatasetError(
             f"{url}: {told.images:,} of {images:,} images have a row; {told.unmatched:,} of its "
-            f"{told.rows:,} rows name no image{example}. Mend it, or allow a larger share than "
-            f"--unmatched {config.unmatched:g}."
+            f"{told.rows:,} rows name no image{example}. Mend it, or allow a larger share by "
+            "`--unmatched SHARE`."
         )
     return told
 
@@ -240,7 +244,7 @@ def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
             key = find_key(asked, keys)
         except KeyError as error:
             raise DatasetError(
-                f"{storage.absolute(config.output)}: --remove: {error.args[0]}"
+                f"{storage.absolute(config.output)}: `--remove`: {error.args[0]}"
             ) from None
         row = inventory.row(key)
         # Asked for once more after it was done, it is done.
@@ -277,7 +281,7 @@ def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
         raise DatasetError(
             f"{output}: holds another dataset than these sources ({changed} files are new or "
             f"changed, {len(gone)} of its keys are not among them; e.g. {example or gone[0]}). Add "
-            "--append to let it grow, or give another --output."
+            "`--append` to let it grow, or give another `--output URL`."
         )
 
 
@@ -385,7 +389,7 @@ def _run_on(
                 progress.advance(len(receipts[number].rows))
     except BrokenProcessPool:
         raise DatasetError(
-            "a packing process died (killed, or out of memory: fewer --workers need less). Run "
+            "a packing process died (killed, or out of memory: fewer `--workers N` need less). Run "
             "the same command again: finished shards are kept."
         ) from None
     finally:

@@ -1,6 +1,7 @@
 """Proof that a dataset is whole: each shard read once, each promise of the manifest checked."""
 
 import hashlib
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ def verify_dataset(url: str, shards_below: Sequence[str] = (), threads: int = 4)
     packing, its tables and the list of rejects. A damaged shard's line is followed by the sources
     to pack again.
     """
-    dataset = Dataset.open(url, None, shards_below)
+    dataset = Dataset.open(url, None, shards_below, flag="--dataset")
     problems = [*_check_pointer(dataset), *_check_state(dataset)]
     problems += _check_generations(dataset)
     keys: dict[bytes, int] = {}
@@ -264,8 +265,9 @@ def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
         yield f"  pack again ({path}): {storage.shown(url)}" + (
             f" ({len(by_url[url])} members)" if len(by_url[url]) > 1 else ""
         )
-    sources = " ".join(storage.shown(source) for source in state.sources)
+    sources = shlex.join(storage.shown(source) for source in state.sources)
+    options = "".join(f" {word}" for word in state.flags(state.options))
     yield (
-        f"  mend it: python -m jobs.pack --source {sources} --output {storage.shown(root)} "
-        f"--append --repack {path} (with the options it was packed with)"
+        f"  mend it: `python -m jobs.pack --source {sources} --output {storage.shown(root)} "
+        f"--append --repack {path}{options}`"
     )

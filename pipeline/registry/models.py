@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pipeline import storage
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
+from pipeline.nearest import did_you_mean, nearest
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.vae import VAE, load_bundle
 from pipeline.vae.bundle import FILES, RECEIPT, verify_bundle
@@ -53,18 +54,30 @@ def resolve(uri: str) -> RegisteredModel:
     with tracking_errors(where):
         known = client.search_model_versions(f"name = '{name}'")
         if not known:
-            names = ", ".join(model.name for model in client.search_registered_models()) or "none"
+            names = [model.name for model in client.search_registered_models()]
+            likely = nearest(name, names)
             raise ModelError(
-                f"{uri}: MLflow has no model {name!r}; its models: {names}. "
-                "Train one with `python -m jobs.train`, or check MLFLOW_TRACKING_URI."
+                f"{uri}: MLflow at {storage.shown(where)} has no model {name!r}; its models: "
+                f"{', '.join(names) or 'none'}."
+                + did_you_mean(uri.replace(name, likely[0], 1) if likely else None)
+                + " `python -m jobs.models` lists them; `export MLFLOW_TRACKING_URI=URI` names "
+                "another MLflow."
             )
         if alias is not None:
             aliases = client.get_registered_model(name).aliases
             if alias not in aliases:
                 there = ", ".join(f"@{a} (version {v})" for a, v in sorted(aliases.items()))
+                newest = max(int(each.version) for each in known)
+                instead = f"@{next(iter(sorted(aliases)))}" if aliases else f"/{newest}"
+                promotion = (
+                    f" `python -m jobs.models --promote {SCHEME}{name}{instead}` makes a champion."
+                    if alias == "champion"
+                    else ""
+                )
                 raise ModelError(
                     f"{uri}: model {name!r} has no alias {alias!r}; it has: {there or 'none'}. "
-                    f"Versions: {', '.join(sorted(str(v.version) for v in known))}."
+                    f"Versions: {', '.join(sorted(str(v.version) for v in known))}.{promotion} "
+                    f"Or name one of these, as `{SCHEME}{name}{instead}`."
                 )
             version = aliases[alias]
         for found in known:
@@ -72,7 +85,8 @@ def resolve(uri: str) -> RegisteredModel:
                 return RegisteredModel(name, int(found.version), found.source, found.run_id)
     raise ModelError(
         f"{uri}: model {name!r} has no version {version}; it has "
-        f"{', '.join(sorted(str(v.version) for v in known))}."
+        f"{', '.join(sorted(str(v.version) for v in known))}. Name one of these, as "
+        f"`{SCHEME}{name}/{max(int(each.version) for each in known)}`."
     )
 
 
@@ -228,7 +242,7 @@ def pull(uri: str, output: str) -> tuple[RegisteredModel, str]:
             if found != digest:
                 raise ModelError(
                     f"{output}: holds {found or 'other files'}, not {model.uri} ({digest}). "
-                    "Give an empty or new folder."
+                    "Give an empty or new folder: `--output FOLDER`."
                 )
             return model, digest
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.config import TrainConfig
-from pipeline.errors import ObjectNotFoundError
+from pipeline.config.command_line import training_command
+from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError, RunError
+from pipeline.nearest import nearest
 from pipeline.registry.models import SCHEME, load_model
+from pipeline.runs.checkpoint import newest_step
 from pipeline.runs.run import Run
 from pipeline.vae import VAE, load_bundle
+from pipeline.vae.bundle import RECEIPT
+
+DEFAULT_RUNS = RunsConfig().storage
+"""Where runs are looked for by jobs that take none but say what a name may mean."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,51 @@ def finished_run(name: str, runs: str) -> FinishedRun | None:
 
 
 def load_named(
-    name: str, runs: str, allow_custom: Collection[str] = ()
+    name: str, runs: str, allow_custom: Collection[str] = (), *, flag: str = "--model"
 ) -> tuple[VAE, FinishedRun | None]:
-    """The VAE of a registry URI, a bundle's path or a finished run, and that run."""
+    """The VAE of a registry URI, a bundle's path or a finished run, and that run.
+
+    Errors name `flag` for it.
+    """
     found = finished_run(name, runs)
     if found is None:
+        if not name.startswith(SCHEME) and not storage.exists(storage.join(name, RECEIPT)):
+            raise nothing_called(name, runs, flag)
         return load_model(name, allow_custom), None
     return load_bundle(found.bundle, allow_custom, digest=found.digest), found
+
+
+def nothing_called(name: str, runs: str, flag: str) -> PipelineError:
+    """The error of a name that is no finished run's (and no bundle's), and what to do instead."""
+    for url in dict.fromkeys([name, storage.join(runs, name)]):
+        if storage.exists(storage.join(url, "bundle", RECEIPT)):
+            return ModelError(f"{name}: is a run. Its model: `{flag} {url}/bundle`.")
+        unfinished = _unfinished(Run(url), flag)
+        if unfinished is not None:
+            return unfinished
+    where = storage.shown(storage.absolute(runs))
+    known = storage.names_beside(storage.join(storage.absolute(runs), "run"))
+    likely = [each for each in nearest(name, known, count=3) if _is_run(runs, each)]
+    hint = f"Did you mean `{flag} {likely[0]}`?" if likely else "`--storage URL` names another."
+    return ModelError(
+        f"{name}: is no finished run in {where}, no bundle's folder and no models:/NAME@ALIAS. "
+        f"{hint}"
+    )
+
+
+def _is_run(runs: str, name: str) -> bool:
+    return storage.exists(storage.join(runs, name, "run.json"))
+
+
+def _unfinished(run: Run, flag: str) -> RunError | None:
+    """The error of a run that is there and has not ended; None where there is none."""
+    if not storage.exists(run.path("run.json")):
+        return None
+    step, best = newest_step(run), run.path("best")
+    hint = f"Once it has ended, the same command works: `{training_command(run.config())}` goes on"
+    if storage.exists(storage.join(best, RECEIPT)):
+        hint += f"; `{flag.replace('run', 'model')} {best}` is its best model so far"
+    return RunError(
+        f"{run.url}: the run trains still, or was stopped before its end: step {step} is saved, "
+        f"and it has no model yet. {hint}."
+    )

@@ -66,7 +66,8 @@ def promote(
     mine = _standing(model)
     if mine.elbo is None:
         raise ModelError(
-            f"{model.uri}: the registry has no held-out ELBO of it. Give --data HOLDOUT to measure."
+            f"{model.uri}: the registry has no held-out ELBO of it. Give `--data HOLDOUT` to "
+            "measure it."
         )
     if rival is not None:
         _refuse_unless_better(mine, _standing(rival))
@@ -99,7 +100,7 @@ def place_alias(model: RegisteredModel, asked: str | None) -> str | None:
         if why is not None:
             logger.warning(
                 "%s stays version %d: of version %d %s. To move it anyhow, train or register with "
-                "--tracking.model %s@%s.",
+                "`--tracking.model %s@%s`.",
                 f"models:/{model.name}@{CANDIDATE}",
                 present.version,
                 model.version,
@@ -146,8 +147,8 @@ def roll_back(name: str) -> RegisteredModel:
     left = past[: len(past) - len(ended)]
     if not left:
         raise ModelError(
-            f"model {name!r}: there is no champion before {past or 'any'}. Choose one with "
-            "--promote."
+            f"model {name!r}: there is no champion before {past or 'any'}. Choose one: "
+            f"`python -m jobs.models --promote models:/{name}/{_newest(name)}`."
         )
     for version in reversed(ended):
         _tag(resolve(f"models:/{name}/{version}"), None)
@@ -162,9 +163,10 @@ def _refuse_unless_better(mine: Standing, other: Standing) -> None:
     for name, value in mine.terms.items():
         if value != other.terms[name]:
             advice = (
-                "Give --data HOLDOUT to measure both on one."
+                "Give `--data HOLDOUT` to measure both on one."
                 if name == "holdout_digest"
-                else "Such numbers are not of the same thing: give --tracking.model another name."
+                else "Such numbers are not of the same thing: train under another "
+                "`--tracking.model NAME`."
             )
             raise ModelError(
                 f"{what} can't be compared: {name} is {value} against {other.terms[name]}. {advice}"
@@ -228,6 +230,13 @@ def elbo_of(tags: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return elbo if math.isfinite(elbo) else None
+
+
+def _newest(name: str) -> int:
+    where = tracking_uri()
+    with tracking_errors(where):
+        found = mlflow_client(where).search_model_versions(f"name = '{name}'")
+    return max(int(version.version) for version in found)
 
 
 def _alias(name: str) -> int | None:

@@ -225,7 +225,7 @@ def newest_checkpoint(run: Run, step: int | None = None) -> Checkpoint | None:
     if receipts:
         raise RunError(
             f"{run.path('checkpoints')}: none of its {len(receipts)} checkpoints is whole. "
-            "Restore one of them, or start under another --run name."
+            "Restore one of them, or start under another `--run NAME`."
         )
     return None
 
@@ -294,7 +294,7 @@ def refuse_lost(run: Run, reached: int) -> None:
         raise RunError(
             f"{run.path('checkpoints')}: the checkpoint of step {max(found, reached)} is gone; "
             + (f"the newest there is of step {newest}. " if newest else "there is none. ")
-            + "Restore it, or begin anew on purpose: --begin-anew."
+            + "Restore it, or begin anew on purpose: `--begin-anew`."
         )
 
 

@@ -95,7 +95,7 @@ class _Stored:
 
 
 VALIDATION = storage.DocumentKind(
-    "vae-pipeline/validation", 2, RunError, "Restore it, or begin anew on purpose: --begin-anew."
+    "vae-pipeline/validation", 2, RunError, "Restore it, or begin anew on purpose: `--begin-anew`."
 )
 
 

@@ -54,5 +54,5 @@ def _refuse_without(run: Run, folder: str) -> None:
 def _gone(run: Run, name: str, what: str) -> RunError:
     return RunError(
         f"{run.path(name)}: {what} is gone, which the run had. Restore it, or begin anew on "
-        "purpose: --begin-anew."
+        "purpose: `--begin-anew`."
     )

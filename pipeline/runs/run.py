@@ -34,7 +34,7 @@ from pipeline.json_value import Json, JsonValue
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
-_LOST = "Restore it, or begin anew on purpose: --begin-anew."
+_LOST = "Restore it, or begin anew on purpose: `--begin-anew`."
 RUN = storage.DocumentKind("vae-pipeline/run", 2, RunError, _LOST)
 RESULT = storage.DocumentKind("vae-pipeline/result", 2, RunError, _LOST)
 ENDED = storage.DocumentKind("vae-pipeline/ended", 2, RunError, "Delete it.")
@@ -149,7 +149,7 @@ class Run:
                 f"{self.url}: this run was started with another configuration:\n  "
                 + "\n  ".join(differences)
                 + f"\nOnly {', '.join(sorted(CHANGEABLE))} may change on continuing. "
-                "Give the old values, or another --run name."
+                "Give the old values, or another `--run NAME`."
             )
 
     def differences(self, config: TrainConfig, pins: Pins) -> list[str]:

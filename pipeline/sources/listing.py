@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, judge, needs_head
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.nearest import did_you_mean
 from pipeline.sources.archives import is_archive, members_inside, members_of, without_archive_suffix
 from pipeline.sources.members import ArchiveMember
 from pipeline.sources.source_file import SourceFile
@@ -73,7 +74,7 @@ def _emptiness(url: str, others: int) -> str:
         + (f" among {others} other files" if others else "")
         + (", read as a glob: nothing is called exactly so" if glob else "")
         + ". JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, JPEG 2000 count, also inside .tar, .tar.gz, "
-        ".zip, and an image column of .parquet or .arrow."
+        ".zip, and an image column of .parquet or .arrow. Give another `--source URL`."
     )
 
 
@@ -133,7 +134,10 @@ def _list(root: str, listing: Listing) -> Iterator[storage.ObjectInfo]:
     try:
         yield from storage.list_objects(root, dangling=True)
     except ObjectNotFoundError as error:
-        raise DatasetError(f"--source {error}") from None
+        likely = storage.near(root)
+        raise DatasetError(
+            f"--source {error}{did_you_mean(likely and f'--source {likely}')}"
+        ) from None
 
 
 def _files(

@@ -135,7 +135,10 @@ def tar_headers(
 
 def _check_whole(end: int, stop: int, name: str, where: str) -> None:
     if end > stop:
-        raise DatasetError(f"{where}: ends inside {name}: it was cut short. Copy again.")
+        raise DatasetError(
+            f"{where}: ends inside {name}: it was cut short. Copy it "
+            "again, or give another `--source URL`."
+        )
 
 
 def check_tar_end(tail: bytes, end: int, where: str) -> None:

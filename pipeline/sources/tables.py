@@ -140,7 +140,7 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
     if len(columns) > 1:
         raise DatasetError(
             f"{storage.shown(url)}: has images in the columns {', '.join(columns)}. Name the one "
-            "to pack with --image-column."
+            "to pack with `--image-column`."
         )
     lower = {name.lower(): name for name in schema.names}
     label = next((lower[name] for name in LABEL_COLUMNS if name in lower), None)

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.json_value import Json
 from pipeline.storage import local, other, s3
+from pipeline.storage.beside import names_beside, near, refuse_file_above
 from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
 from pipeline.storage.temporary import temporary_folder
@@ -27,6 +28,7 @@ from pipeline.storage.urls import (
     join,
     local_path,
     protocol,
+    removal,
     shown,
 )
 
@@ -47,6 +49,8 @@ __all__ = [
     "join",
     "list_objects",
     "local_path",
+    "names_beside",
+    "near",
     "parse_json",
     "protocol",
     "publish",
@@ -54,6 +58,8 @@ __all__ = [
     "read_bounded",
     "read_document",
     "read_json",
+    "refuse_file_above",
+    "removal",
     "retry_counts",
     "retry_policy",
     "scratch",

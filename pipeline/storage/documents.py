@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.errors import PipelineError, StorageError
 from pipeline.json_value import Json, JsonValue
 from pipeline.masking import one_line
+from pipeline.storage.urls import removal
 
 Value = TypeVar("Value")
 
@@ -110,7 +111,7 @@ class DocumentKind:
         try:
             found = parse_json(data, url)
         except StorageError as error:
-            raise self.error(f"{error} {self.advice}") from None
+            raise self.error(f"{error} {self._advice(url)}") from None
         here = (found.get("format"), found.get("version")) if isinstance(found, dict) else None
         if here != (self.format, self.version) or isinstance(here[1], bool):
             is_what = f"no {self.format}" if here is None else f"{here[0]!r} version {here[1]!r}"
@@ -124,7 +125,7 @@ class DocumentKind:
         ):
             raise self.error(
                 f"{one_line(url)}: its checksum is not that of what it holds: it was damaged, or "
-                f"changed by hand. {self.advice}"
+                f"changed by hand. {self._advice(url)}"
             )
         return {k: v for k, v in found.items() if k not in ("checksum", "format", "version")}
 
@@ -140,7 +141,10 @@ class DocumentKind:
         if isinstance(cause, ValidationError):
             first = cause.errors(include_url=False, include_input=False)[0]
             cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        return self.error(f"{one_line(url)}: makes no sense ({cause}). {self.advice}")
+        return self.error(f"{one_line(url)}: makes no sense ({cause}). {self._advice(url)}")
+
+    def _advice(self, url: str) -> str:
+        return self.advice.replace("Delete it", f"Delete it (`{removal(url)}`)", 1)
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}

@@ -4,6 +4,7 @@ Full jitter (a uniform draw up to a doubling cap) spreads the clients of a store
 back better than equal waits do: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
+import os
 import random
 import threading
 import time
@@ -102,8 +103,8 @@ class Attempts:
         if spent + wait > self._policy.deadline_seconds:
             raise StorageError(
                 f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
-                f"{self._number + 1} tries; the last: {error}. Check that the storage "
-                "is reachable and well, then run the same command again."
+                f"{self._number + 1} tries; the last: {error}. When the storage is well again, run "
+                f"the same command again.{_endpoint(self._url)}"
             ) from None
         with _State.lock:
             _State.retries[error.verdict] += 1
@@ -116,13 +117,38 @@ def _give_up(url: str, doing: str, error: RequestFailedError) -> NoReturn:
     where, verdict = shown(url), error.verdict
     if verdict in ("missing", "no_bucket"):
         kind = "its bucket does not exist" if verdict == "no_bucket" else "no such object"
-        raise ObjectNotFoundError(f"{where}: {kind} ({error}). Check the URL.") from None
+        raise ObjectNotFoundError(
+            f"{where}: {kind} ({error}). Check the URL.{_bucket(url, verdict)}"
+        ) from None
     if verdict in ("denied", "signature", "credentials"):
         raise AccessDeniedError(
-            f"{where}: {doing} was refused ({error}). Check the credentials in this process's "
-            "environment and what they may do."
+            f"{where}: {doing} was refused ({error}). {_credentials(verdict, str(error))}"
         ) from None
     raise StorageError(f"{where}: {doing} failed: {error}.") from None
+
+
+def _endpoint(url: str) -> str:
+    """Whom a request to an object storage goes to, and how another is named."""
+    if not url.startswith(("s3://", "s3a://")):
+        return ""
+    named = os.environ.get("AWS_ENDPOINT_URL", "")
+    where = f"asked was {shown(named)}" if named else "asked was Amazon's S3"
+    return f" Of an s3:// URL {where}; `export AWS_ENDPOINT_URL=http://HOST:PORT` names another."
+
+
+def _bucket(url: str, verdict: Verdict) -> str:
+    if verdict != "no_bucket":
+        return ""
+    bucket = shown(url).split("/")[2]
+    return f" Make the bucket, `aws s3 mb s3://{bucket}`, or name another.{_endpoint(url)}"
+
+
+def _credentials(verdict: Verdict, said: str) -> str:
+    """What to do about a refusal: keys that are wrong, none, or keys that may not."""
+    both = "`export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET`"
+    if verdict == "signature" or "NoCredentials" in said or "PartialCredentials" in said:
+        return f"Give the right credentials: {both}."
+    return f"Ask for the right to do that, or give credentials that have it: {both}."
 
 
 def _described(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """URLs as plain strings: joining them, telling local ones apart, and showing them in messages."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +104,11 @@ def check_address(address: str, prefixes: Sequence[str], where: str, flag: str) 
         f"{shown(where)}: names {shown(address)}, which lies elsewhere. If you trust that place, "
         f"say so: {flag} {shown(address.rpartition('/')[0])}"
     )
+
+
+def removal(url: str) -> str:
+    """The shell's command that removes one object."""
+    return f"{'rm' if local_path(url) is not None else 'aws s3 rm'} {shlex.quote(shown(url))}"
 
 
 def shown(url: str) -> str:

@@ -173,7 +173,8 @@ class ApiServer:
         except config.ConfigException as error:
             raise ConfigError(
                 f"--kubernetes needs a kubeconfig, or to run in a pod with a service account: "
-                f"{error}. KUBECONFIG names the file, --context one of its contexts."
+                f"{error}. Give the file by `export KUBECONFIG=PATH`, and, where it has several "
+                "contexts, `--context NAME`."
             ) from None
         return client.ApiClient(settings)
 
@@ -205,8 +206,8 @@ class ApiServer:
             if not self._is_ready():
                 return NotNowError(f"{said} (the API server has only just started)")
             return ConfigError(
-                f"{said}. Is --namespace right? The Role `submitter` of k8s/base/accounts.yaml "
-                "suffices, in the namespace that it was applied to."
+                f"{said}. Is `--namespace NAME` right? The Role `submitter` of "
+                "k8s/base/accounts.yaml suffices, in the namespace that it was applied to."
             )
         if refused.status == 404:
             return ClusterError(

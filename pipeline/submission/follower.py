@@ -54,7 +54,7 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
     if before.hidden:
         logger.warning(
             "the run's folder can't be seen from here, so whether the training was stopped before "
-            "its last step won't be told, and --stop will cost the steps since its last "
+            "its last step won't be told, and `--stop` will cost the steps since its last "
             "checkpoint: %s",
             before.hidden,
         )
@@ -67,7 +67,7 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
                 raise
             return lost
         if config.detach:
-            return Verdict(name, "SUBMITTED", f"follow it with --status --id {name}")
+            return Verdict(name, "SUBMITTED", f"follow it with `--status --id {name}`")
         lost = follow(config, place, request, name, before.result)
         if lost.status != "LOST" or left == 0:
             return lost
@@ -218,7 +218,7 @@ def _joined(request: Request, job: Job) -> str:
     if job.entrypoint != request.entrypoint:
         raise ConfigError(
             f"{job.id} is {job.status}, and is another command: {job.entrypoint}. "
-            "Stop it first, or give another --id."
+            "Stop it first, or give another `--id ID`."
         )
     logger.info("%s is there already, and is followed", job.id)
     return job.id
@@ -285,7 +285,7 @@ def _found(place: Place, request: Request) -> Job:
     job = place.find(request)
     if job is None:
         raise ClusterError(
-            f"{place.address} knows no job {request.id or request.base}. --list shows those it "
+            f"{place.address} knows no job {request.id or request.base}. `--list` shows those it "
             "knows."
         )
     return job

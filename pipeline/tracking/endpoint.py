@@ -60,7 +60,7 @@ class Endpoint:
         except OSError as error:
             raise ConfigError(
                 f"/metrics can't be served on {host}:{port}: {error.strerror or error}. Give "
-                "--tracking.metrics another HOST:PORT (port 0: a free one)."
+                f"another address, or a free port by `--tracking.metrics {host}:0`."
             ) from None
         return f"{_own_host(host)}:{self._server.server_port}"
 

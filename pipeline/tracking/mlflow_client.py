@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def mlflow_client(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with _alone(uri):
+    with tracking_errors(uri), _alone(uri):
         return mlflow.MlflowClient(uri, uri)
 
 
@@ -81,6 +82,21 @@ def tracking_errors(uri: str) -> Iterator[None]:
         # MLflow names its server with user and password.
         said = masked(str(error).splitlines()[0])
         raise TrackingError(
-            f"MLflow at {where} failed: {said} Check that it runs, that "
-            "MLFLOW_TRACKING_URI is right and that its server allows this host name."
+            f"MLflow at {where} failed: {said} {_advice(str(error), where)}"
         ) from None
+
+
+def _advice(said: str, where: str) -> str:
+    """What to look at: a server that refuses is there, and one that is not can't refuse."""
+    another = "name another by `export MLFLOW_TRACKING_URI=URI`"
+    if re.search(r"\b40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", said):
+        return (
+            "It answers and refuses: give `export MLFLOW_TRACKING_USERNAME=NAME "
+            "MLFLOW_TRACKING_PASSWORD=PASSWORD`, or start it with --allowed-hosts for this host "
+            f"name; or {another}."
+        )
+    if re.search(r"[Mm]ax retries|[Cc]onnection|timed out|resolve", said):
+        return f"Nothing answers at {where}: start it, or {another}."
+    if "://" not in where:
+        return f"{where} is no MLflow's address, as https://HOST or sqlite:///FILE: {another}."
+    return f"If this is not the MLflow that you mean, {another}."

@@ -59,6 +59,7 @@ def deleted_experiment(name: str) -> list[str]:
         return []
     return [
         f"--tracking.experiment {name}: is deleted in MLflow at {storage.shown(uri)}, which takes "
-        f"no run into it. Restore it with `mlflow experiments restore --experiment-id "
-        f"{found.experiment_id}`, or give another --tracking.experiment."
+        f"no run into it. Give another `--tracking.experiment NAME`, or restore it: "
+        f"`MLFLOW_TRACKING_URI={storage.shown(uri)} mlflow experiments restore --experiment-id "
+        f"{found.experiment_id}`."
     ]

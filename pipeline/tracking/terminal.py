@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline import storage
 from pipeline.config import WatchConfig
 from pipeline.errors import ObjectNotFoundError, RunError, UnreachableError
+from pipeline.nearest import did_you_mean
 from pipeline.runs.goodput import STATES, productive_share
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
 from pipeline.web import ask
@@ -235,8 +236,11 @@ def _folder(config: WatchConfig) -> tuple[str, str]:
     if config.store is not None:
         outcome = storage.join(config.store, "attempts", "outcome.json")
         return storage.join(config.store, "attempts"), f"{outcome} says how it ended."
-    folder = storage.join(config.storage, str(config.run))
-    return folder, f"`python -m jobs.explain --run {config.run}` tells of a finished run."
+    folder = storage.absolute(storage.join(config.storage, str(config.run)))
+    if storage.exists(storage.join(folder, "run.json")):
+        return folder, f"`python -m jobs.explain --run {config.run}` tells of a finished run."
+    name = (storage.near(folder) or "").rpartition("/")[2]
+    return folder, f"No run has this name.{did_you_mean(name and f'--run {name}')}"
 
 
 def _has_ended(config: WatchConfig) -> bool:

@@ -62,7 +62,7 @@ def training_loader(
         loader.load_state_dict(order)
     if world.rank == 0:
         bound = loader.memory_bound_bytes / 2**20
-        logger.info("each rank's loader keeps at most %.0f MiB of images in memory", bound)
+        logger.debug("each rank's loader keeps at most %.0f MiB of images in memory", bound)
     return loader
 
 

@@ -74,7 +74,7 @@ def _leave_in_order(
         raise RunError(
             f"exact sums with micro-batches of {size} don't fit {world.size} workers, of which one "
             f"holds slots {batch.slots.start} to {batch.slots.stop} of each batch. Choose workers "
-            "or a --micro-batch-size that divide them."
+            "or a `--micro-batch-size` that divide them."
         )
     weights = [weight for weight in state.vae.parameters() if weight.requires_grad]
     own: list[tuple[Tensor, Tensor]] = []

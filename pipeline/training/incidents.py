@@ -47,7 +47,7 @@ class Incidents:
                 f"run {self._run.url}: loss or gradient was not finite in {limit} steps in a row, "
                 f"the last of them {report.step}; none of them moved a weight. The keys of their "
                 f"batches lie in {self._run.path('skipped')}. Try a smaller "
-                "--optimizer.learning-rate, --precision fp32, or look at those images."
+                "`--optimizer.learning-rate`, `--precision fp32`, or look at those images."
             )
         budget = self._bad_fraction
         seen = max(len(self._dataset), state.images_seen + state.bad_images)
@@ -57,7 +57,8 @@ class Incidents:
                 f"{self._dataset.url}: {state.bad_images} samples up to step {state.step} could "
                 f"not be read, more than --loader.bad-fraction {budget} of {seen}. "
                 f"They are listed in {self._run.path('bad_samples')}; `python -m jobs.verify "
-                "--dataset` says which shards to pack again. Or raise the budget."
+                f"--dataset {self._dataset.url}` says which shards to pack again. Or raise the "
+                "budget."
             )
 
     def publish(self) -> None:

@@ -209,7 +209,9 @@ class AutoencoderKL(Network):
         if shape.image_size % factor or width % GROUPS:
             raise ModelError(
                 f"autoencoder_kl: image_size {shape.image_size} must be a multiple of factor "
-                f"{factor}, and width {width} of {GROUPS}, the groups of its norms."
+                f"{factor}, and width {width} of {GROUPS}, the groups of its norms. Give "
+                f"`--image-size {max(1, shape.image_size // factor) * factor} --model.width "
+                f"{max(1, width // GROUPS) * GROUPS}`."
             )
         latent_channels = latent_channels or LATENT_CHANNELS[factor]
         grid = shape.image_size // factor

@@ -120,7 +120,7 @@ def _check_custom(model: ModelConfig, allowed: Collection[str], url: str) -> Non
         raise ModelError(
             f"{url}: its network is the class {model.custom!r}, which is no part of this program. "
             "Look at that class; if you trust it, name it yourself: "
-            f"--allow-custom {model.custom} (in Python: allow_custom=)."
+            f"`--allow-custom {model.custom}` (in Python: allow_custom=)."
         )
 
 
@@ -190,7 +190,7 @@ def _receipt(url: str) -> "_Receipt":
         raise ModelError(
             f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short. "
             "Name the folder that jobs.pull or a training run wrote; for a run by its name "
-            "give its --storage too."
+            "give its `--storage URL` too; a bundle to register is a folder: `--register FOLDER`."
         )
     return BUNDLE.typed(_Receipt, storage.read_document(BUNDLE, where), where)
 
@@ -210,6 +210,7 @@ def _verified(url: str, name: str, receipt: _Receipt) -> bytes:
     if found != wanted:
         raise ModelError(
             f"{storage.join(url, name)}: sha256 {found}, bundle.json says {wanted}. The file was "
-            "changed or cut short: pull or save the bundle again."
+            f"changed or cut short. Restore it; or `rm -r {storage.shown(url)}`, and `python -m "
+            f"jobs.pull --model URI --output {storage.shown(url)}`."
         )
     return data

@@ -53,6 +53,9 @@ class Network(nn.Module, abc.ABC):
         """Moves the output's bias to these parameters [num_parameters, H, W]: a mean image, say."""
 
 
+_EXAMPLE = "A whole example: docs/extend.md."
+
+
 def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
     """The class at `model.custom`, built with `(shape, model)` and tried on two images.
 
@@ -64,14 +67,15 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
         network: Any = made_by(shape, model)
     except Exception as error:
         raise ModelError(
-            f"custom {model.custom}: can't be built: {told(error)} It is called as "
-            f"{made_by.__name__}(shape, model), with a NetworkShape and the ModelConfig."
+            f"--model.custom {model.custom}: can't be built: {told(error)} Its constructor is "
+            f"`__init__(self, shape, model)`: a NetworkShape and the ModelConfig. {_EXAMPLE}"
         ) from error
     for name in ("latent_shape", "encode", "decode"):
         if not hasattr(network, name):
             raise ModelError(
-                f"custom {model.custom}: has no {name}. A network needs latent_shape (Z, h, w), "
-                "encode(images) and decode(latents), as pipeline.vae.networks.Network says."
+                f"--model.custom {model.custom}: has no `{name}`. A network needs "
+                "`self.latent_shape = (Z, h, w)`, `encode(images)` and `decode(latents)`. "
+                f"{_EXAMPLE}"
             )
     try:
         _try(model.custom, network, shape)
@@ -79,21 +83,21 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
         raise
     except Exception as error:
         raise ModelError(
-            f"custom {model.custom}: failed on two black images: {told(error)} encode gets "
+            f"--model.custom {model.custom}: failed on two black images: {told(error)} encode gets "
             f"[B, {shape.channels}, {shape.image_size}, {shape.image_size}], decode "
-            "[B, *latent_shape]; latent_shape is (Z, h, w)."
+            f"[B, *latent_shape]; latent_shape is (Z, h, w). {_EXAMPLE}"
         ) from error
     made: Network = network
     return made
 
 
 def _class(path: str) -> Any:
-    found = find_named(path, "custom", ModelError)
+    found = find_named(path, "--model.custom", ModelError)
     if not isinstance(found, type):
-        raise ModelError(f"custom {path}: is no class, but {found!r}.")
+        raise ModelError(f"--model.custom {path}: is no class, but {found!r}.")
     # Before it is called: the path may come from somebody's bundle.
     if not issubclass(found, nn.Module):
-        raise ModelError(f"custom {path}: is no torch.nn.Module. Derive it from one.")
+        raise ModelError(f"--model.custom {path}: is no torch.nn.Module. Derive it from one.")
     return found
 
 
@@ -102,7 +106,7 @@ def _try(path: str, network: Network, shape: NetworkShape) -> None:
     size = shape.image_size
     parameter = next(network.parameters(), None)
     if parameter is None:
-        raise ModelError(f"custom {path}: has no weights to train.")
+        raise ModelError(f"--model.custom {path}: has no weights to train.")
     training = network.training
     network.eval()
     latent_shape = tuple(network.latent_shape)
@@ -113,10 +117,11 @@ def _try(path: str, network: Network, shape: NetworkShape) -> None:
     wanted: tuple[int, ...] = (2, 2 * latent_shape[0], *latent_shape[1:])
     if shape.posterior == "full":
         wanted = (2, num_moments("full", dimensions), 1, 1)
-    _same(f"custom {path}: encode", tuple(moments.shape), wanted)
-    _same(f"custom {path}: decode", tuple(parameters.shape), (2, shape.num_parameters, size, size))
+    _same(f"--model.custom {path}: `encode`", tuple(moments.shape), wanted)
+    wanted = (2, shape.num_parameters, size, size)
+    _same(f"--model.custom {path}: `decode`", tuple(parameters.shape), wanted)
 
 
 def _same(where: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if found != wanted:
-        raise ModelError(f"{where} of 2 images gives {found}, and must give {wanted}.")
+        raise ModelError(f"{where} of 2 images gives {found}, and must give {wanted}. {_EXAMPLE}")

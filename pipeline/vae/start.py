@@ -31,8 +31,8 @@ def check_start(vae: VAE, source: VAE, name: str) -> None:
         made, wanted = ("x".join(map(str, v.image_shape)) for v in (source, vae))
         raise ModelError(
             f"{name}: was made for images of {made} (channels, height, width), this model is of "
-            f"{wanted}, and their weights differ in shape. Give --image-size "
-            f"{source.image_shape[-1]} --channels {source.image_shape[0]}."
+            f"{wanted}, and their weights differ in shape. Give `--image-size "
+            f"{source.image_shape[-1]} --channels {source.image_shape[0]}`."
         ) from error
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 JOBS = sorted(
     path.stem
     for path in (ROOT / "jobs").glob("[!_]*.py")
-    if path.stem not in ("command", "completion", "help")
+    if path.stem not in ("command", "completion", "flags", "help", "refusals")
 )
 
 
@@ -67,6 +67,39 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, message: str) -> N
         config_of("--config", str(file))
 
 
+def test_values_are_what_their_keys_say() -> None:
+    config = config_of(
+        "--workers=2", "--no-flip", "--model.factor", "8", "--model.kind", "autoencoder_kl",
+        "--shards_below", "s3://a", "s3://b", "--holdout", "None", "--optimizer.clip-norm", "1e3",
+    )  # fmt: skip
+    assert (config.workers, config.flip, config.model.factor) == (2, False, 8)
+    assert config.shards_below == ("s3://a", "s3://b")
+    assert (config.holdout, config.optimizer.clip_norm) == (None, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "1"], "`--optimizer.learning-rate`"),
+        (["--step", "3"], "`--steps`"),
+        (["--batch-size", "3"], "`--global-batch-size`"),
+        (["--beta", "1"], "`--objective.beta`"),
+        (["--epochs", "1"], "`--steps`"),
+        (["--steps"], "`--steps INT`"),
+        (["photos"], "'photos': stands behind no flag"),
+        (["--model.kind", "con"], "`--model.kind conv`"),
+        (["--recipe", "photos"], "`--recipe photos-64`"),
+        (["--run", "my run"], "`--run my-run`"),
+    ],
+)
+def test_a_wrong_flag_is_answered_with_the_one_that_was_meant(
+    arguments: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config_of(*arguments)
+    assert message in str(refused.value)
+
+
 def test_merging_keeps_what_the_upper_does_not_name() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {
         "a": {"b": 1, "c": 4},
@@ -84,7 +117,7 @@ def test_help_of_each_job_imports_nothing_heavy(job: str) -> None:
         f"    runpy.run_module('jobs.{job}', run_name='__main__')\n"
         "except SystemExit as error:\n"
         "    assert not error.code\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pyarrow', 'matplotlib', 'fsspec', 'tyro'}\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pyarrow', 'matplotlib', 'fsspec'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -112,13 +145,13 @@ def test_print_config_writes_yaml_that_gives_the_same_config(tmp_path: Path) -> 
     [
         (["jobs.train", "--bogus"], 2, "--bogus"),
         (["jobs.train", "--dta", "d", "--run", "r"], 2, "--data"),
-        (["jobs.train", "--data", "d"], 2, "run: is required; give --run."),
+        (["jobs.train", "--data", "d"], 2, "run: is required; give `--run TEXT`."),
         (["jobs.train", "--data", "d", "--run", "a/b"], 2, "run: "),
         (["jobs.train", "--data", "nowhere", "--run", "r"], 1, "nowhere: there is no dataset here"),
         (["jobs.pack", "--source", "nowhere", "--output", "o"], 1, "nowhere"),
         (["jobs.pull", "--model", "models:/no@such", "--output", "o"], 1, "has no model 'no'"),
         (["jobs.pull", "--model", "no", "--output", "o"], 1, "is neither models:/NAME@ALIAS"),
-        (["jobs.verify"], 2, "give --dataset URL or --store URL"),
+        (["jobs.verify"], 2, "give `--dataset URL` or `--store URL`"),
     ],
 )
 def test_bad_input_gets_one_message_and_its_exit_code_and_no_traceback(

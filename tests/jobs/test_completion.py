@@ -25,6 +25,8 @@ def completed(*words: str) -> list[str]:
         (("pack", "--out"), ["--output"]),
         (("train", "--objective.be"), ["--objective.beta"]),
         (("verify", "--js"), ["--json"]),
+        (("train", "--model.kind", "c"), ["conv", "custom"]),
+        (("train", "--recipe", "ph"), ["photos-64"]),
     ],
 )
 def test_the_tab_key_completes_jobs_and_flags(words: tuple[str, ...], expected: list[str]) -> None:

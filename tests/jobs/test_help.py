@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import pipeline.config
-from jobs.command import OUTPUT_FLAGS, parse_flags
+from jobs.command import parse_flags
+from jobs.flags import common_flags
 from jobs.help import help_text
 from pipeline.config import EncodeConfig, PackConfig, Section, SubmitConfig, TrainConfig
 
@@ -40,13 +41,14 @@ def keys_of(config_type: type[Section], prefix: str = "") -> list[str]:
 
 def test_every_job_is_looked_at() -> None:
     jobs = {path.stem for path in (ROOT / "jobs").glob("[!_]*.py")}
-    assert len(JOBS) == len(jobs - {"command", "completion", "help"})
+    assert len(JOBS) == len(jobs - {"command", "completion", "flags", "help", "refusals"})
 
 
 @pytest.mark.parametrize("config_type", JOBS)
 def test_the_help_names_each_flag_of_its_job_once(config_type: type[Any]) -> None:
     named = flags_of(help_text(config_type, "p"))
-    assert sorted(named) == sorted([*keys_of(config_type), *OUTPUT_FLAGS])
+    common = [told.split()[0] for told, _ in common_flags(config_type)]
+    assert sorted(named) == sorted([*keys_of(config_type), *common])
 
 
 def test_a_training_shows_a_dozen_flags_first_and_the_others_below() -> None:

@@ -109,8 +109,8 @@ def test_the_command_that_is_told_mends_a_damaged_dataset(tmp_path: Path, holdou
     damaged, lost = before.shards[1], before.shards[2]
     storage.publish(before.shard_url(damaged), storage.read(before.shard_url(damaged))[:-5000])
     storage.delete(before.shard_url(lost))
-    lines = [line for line in verify_dataset(url) if "mend it: python -m jobs.pack" in line]
-    shards = tuple(line.split("--repack ")[1].split(" ")[0] for line in lines)
+    lines = [line for line in verify_dataset(url) if "mend it: `python -m jobs.pack" in line]
+    shards = tuple(line.split("--repack ")[1].rstrip("`").split(" ")[0] for line in lines)
     assert shards == (damaged.path, lost.path)
     assert all(f"--source {tmp_path}/in --output {tmp_path}/d --append" in line for line in lines)
     result = pack(config.model_copy(update={"append": True, "repack": shards}))

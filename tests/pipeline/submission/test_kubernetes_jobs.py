@@ -73,8 +73,6 @@ def test_one_that_has_ended_makes_room(server: Any) -> None:
 def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server: Any) -> None:
     server.lives = [[failed(1)], [RUNNING] * 40 + [SUCCEEDED]]
     submit(detach=True)
-    # Parsed once, as in a process of its own: tyro's cache is not for threads. Under pytest it
-    # even computes a tenth of its hits again, long enough for the other parse to empty it.
     config = SubmitConfig(kubernetes=True, id="first", poll_seconds=0.05, command=ENCODE)
     request, verdicts = replace(request_of(ENCODE), id="first"), []
 

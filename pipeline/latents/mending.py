@@ -1,0 +1,36 @@
+"""The encoding that makes what a store has lost once more: a command, for messages."""
+
+import shlex
+
+from pipeline import storage
+from pipeline.config import EncodeConfig
+from pipeline.errors import PipelineError
+from pipeline.latents.identity import EncodeOptions
+from pipeline.latents.snapshot import Pointer, read_snapshot
+
+
+def encode_again(store: str, pointer: Pointer | None) -> str:
+    """`python -m jobs.encode ...` in backticks, with all that decides the store's bytes.
+
+    Where the snapshot can't be read, its options are not known; without a pointer, nothing is.
+    """
+    if pointer is None:
+        return "the same jobs.encode"
+    words = ["--model", pointer.model, "--data", pointer.data, "--output", store]
+    try:
+        words += _flags(read_snapshot(store, pointer.snapshot).identity.options)
+    except PipelineError:
+        words += ["..."]
+    said = " ".join(shlex.quote(storage.shown(word)) for word in words)
+    return f"`python -m jobs.encode {said} --actors 0`"
+
+
+def _flags(options: EncodeOptions) -> list[str]:
+    """Those that differ from what jobs.encode does unasked."""
+    words = ["--precision", options.precision]
+    for name in ("batch_size", "dtype", "content", "seed"):
+        value = getattr(options, name)
+        if value != EncodeConfig.model_fields[name].default:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--flip"] if options.flip else []
+    return [*words, "--columns", *options.columns] if options.columns else words
