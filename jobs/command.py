@@ -120,16 +120,16 @@ def parse_flags(
     told = {f.name: flags.pop(f.name) for f in fields(Output) if f.name in flags}
     if told.get("log_format", "text") not in ("text", "json"):
         raise ConfigError(f"--log-format {told['log_format']}: give `--log-format json` or text.")
-    base = {} if recipe is None else _read_yaml(recipe_path(recipe), "--recipe")
+    base = {} if recipe is None else read_recipe(recipe)
     file = {} if path is None else _read_yaml(Path(path), "--config")
     return merge(merge(base, file), flags), Output(**told)
 
 
-def recipe_path(name: str) -> Path:
-    """The file of a recipe; raises `ConfigError` with those that there are."""
+def read_recipe(name: str) -> dict[str, Any]:
+    """What a recipe says; raises `ConfigError` with those that there are."""
     known = recipes()
     if name in known:
-        return RECIPES / f"{name}.yaml"
+        return _read_yaml(RECIPES / f"{name}.yaml", "--recipe")
     near = [*nearest(name, known, cutoff=0.4), *known][0]
     raise ConfigError(
         f"--recipe {name}: there is no such recipe. Did you mean `--recipe {near}`? There are: "

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.command import Outcome, run_job
+from jobs.command import Outcome, merge, read_recipe, run_job, validate
 from pipeline.config import (
     DemoConfig,
     EncodeConfig,
     EvaluateConfig,
-    ModelConfig,
     PackConfig,
     TrainConfig,
     VerifyConfig,
@@ -139,20 +138,12 @@ def prepare(config: DemoConfig, folder: Path) -> tuple[Path, dict[Path, Path]]:
 
 def train_config(config: DemoConfig, folder: Path, dataset: str) -> TrainConfig:
     """Small enough for two cores and a few minutes."""
-    digits = config.images is None
-    return TrainConfig(
-        data=f"{dataset}/train",
-        run=folder.name,
-        storage=str(folder),
-        steps=config.steps,
-        global_batch_size=128 if digits else 32,
-        image_size=8 if digits else 64,
-        channels=1 if digits else 3,
-        workers=WORKERS,
-        checkpoint_every=200,
-        evaluate_every=200,
-        model=ModelConfig() if digits else ModelConfig(latent_channels=64),
-    )
+    recipe = read_recipe("digits" if config.images is None else "photos-64")
+    asked = {
+        "data": f"{dataset}/train", "run": folder.name, "storage": str(folder),
+        "steps": config.steps, "workers": WORKERS,
+    }  # fmt: skip
+    return validate(TrainConfig, merge(recipe, asked))
 
 
 def summary(

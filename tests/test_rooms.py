@@ -173,5 +173,5 @@ def test_commands_are_found_in_both_forms_and_in_every_kind_of_page() -> None:
     assert "verify --store runs/latents" in found  # README.md: vae verify
     assert any(command.startswith("submit --kubernetes") for command in found)  # k8s/README.md
     assert any(command.startswith("train --workers 0 --data") for command in found)  # torchrun
-    assert any("--config jobs/recipes/digits.yaml" in command for command in found)
+    assert any("--recipe digits" in command for command in found)
     assert len(found) > 50

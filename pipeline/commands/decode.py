@@ -1,7 +1,6 @@
 """`jobs.decode` and `jobs.verify --sample`: a store together with its own model."""
 
 import io
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from pipeline.data.keys import file_name_of
 from pipeline.encoding.reencode import Reencoded, reencode
 from pipeline.errors import ConfigError, ModelError, StoreError
 from pipeline.evaluation.walks import label_direction, principal_axes
+from pipeline.figures import draw_sheet, to_png
 from pipeline.latents import LatentStore
 from pipeline.latents.snapshot import Pointer, read_pointer
 from pipeline.progress import Progress
@@ -67,9 +67,7 @@ def run_decoding(config: DecodeConfig) -> Decoded:
         images = _decode(vae, latents, _BATCH)
         if config.sheet:
             named = list(islice(images, _SHEET_IMAGES))
-            columns = config.steps if _walks(config) else math.ceil(math.sqrt(len(named)))
-            sheet = contact_sheet([pixels for _, pixels in named], columns)
-            storage.publish(storage.join(output, "sheet.png"), png(sheet))
+            storage.publish(storage.join(output, "sheet.png"), _sheet(named, config))
             written = len(named)
             progress.advance(written)
         else:
@@ -119,17 +117,24 @@ def model_of(store: LatentStore, config: DecodeConfig | VerifyConfig) -> VAE:
     return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def contact_sheet(images: Sequence[Pixels], columns: int) -> Pixels:
-    """Images [H, W, C] in rows of `columns`, two white pixels between them."""
-    if not images:
+def _sheet(named: Sequence[tuple[str, Pixels]], config: DecodeConfig) -> bytes:
+    """All in one picture with a title, keys, and the steps of walks."""
+    if not named:
         raise StoreError("there is no latent to decode.")
-    height, width, channels = images[0].shape
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (height + 2), columns * (width + 2), channels), 255, dtype=np.uint8)
-    for number, pixels in enumerate(images):
-        top, left = number // columns * (height + 2), number % columns * (width + 2)
-        sheet[top : top + height, left : left + width] = pixels
-    return sheet[:-2, :-2]
+    names, images = [name for name, _ in named], [pixels for _, pixels in named]
+    headline, walk = f"{len(named)} latents, decoded", []
+    if config.interpolate is not None:
+        headline = "From {} to {}, straight through the latents".format(*config.interpolate)
+        walk, names = np.linspace(0, 1, config.steps).tolist(), []
+    elif config.edit is not None:
+        headline = "From the mean of {} to that of {}".format(*config.edit)
+        walk = np.linspace(0, 1, config.steps).tolist()
+    elif config.axis is not None:
+        headline = f"Along principal axis {config.axis}, in deviations of the store's means"
+        walk = np.linspace(-_REACH, _REACH, config.steps).tolist()
+    if walk and config.interpolate is None:
+        names = [name.removesuffix("-000") for name in names[:: config.steps]]
+    return to_png(draw_sheet, images, names, headline=headline, walk=walk)
 
 
 def png(pixels: Pixels) -> bytes:

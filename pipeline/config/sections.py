@@ -162,7 +162,10 @@ class ModelConfig(Section):
         False, description="autoencoder_kl: compute again instead of keeping activations."
     )
     custom: str | None = Field(
-        None, description="custom: import path of your own Network class, as package.module:Class."
+        None,
+        description="custom: your own torch module, as MODULE:CLASS, built with (shape, model). It "
+        "has latent_shape (Z, h, w), encode(images) to [B, 2Z, h, w] and decode(latents) to "
+        "[B, shape.num_parameters, S, S]: docs/extend.md.",
     )
     latent_size: int | None = Field(
         None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."

@@ -58,7 +58,9 @@ class TrainConfig(PreprocessConfig, RunsConfig):
     global_batch_size: int = Field(256, gt=0, description="Images per step over all workers.")
     flip: bool = Field(False, description="Mirror every second image, by seed.")
     transform: str | None = Field(
-        None, description="Your own augmentation transform(images, seeds), as package.module:name."
+        None,
+        description="Your own augmentation, as MODULE:FUNCTION, called with uint8 images "
+        "[n, C, S, S] and int64 seeds [n]; it gives images of that shape: docs/extend.md.",
     )
     workers: int | str = Field(
         1,

@@ -15,6 +15,7 @@ from pipeline.figures.images import (
     draw_progress,
     draw_reconstructions,
     draw_samples,
+    draw_sheet,
     draw_traversals,
 )
 from pipeline.figures.latents import (
@@ -37,6 +38,7 @@ __all__ = [
     "draw_rate_distortion",
     "draw_reconstructions",
     "draw_samples",
+    "draw_sheet",
     "draw_training_curves",
     "draw_traversals",
     "to_png",

@@ -23,6 +23,8 @@ _GAP = 0.035
 _LABELS = 1.05
 _HEADER = 0.2
 _MAX_CELL = 1.1
+_CAPTION = 0.14
+_SHEET_COLUMNS, _LONGEST = 8, 18
 
 
 def draw_reconstructions(
@@ -95,17 +97,41 @@ def draw_traversals(
 ) -> None:
     """Decoded images `[D, S, C, H, W]` while one direction at a time takes each of `values`.
 
-    `names`: one line per direction, such as `z7  2.9 nats`.
+    `names`: one line per direction, such as `axis 1  23%`.
     """
     pixels = to_pixels(images)
     _draw_grid(
         list(pixels),
         target,
-        f"Traversals of the {len(pixels)} most active directions",
-        note or "one direction moves, in prior standard deviations; all others stay at the mean",
+        f"Traversals along {len(pixels)} directions",
+        note or "one direction moves, in its own standard deviations; all others stay",
         header=[signed(value, "+.2g") if value else "0" for value in values],
         names=names,
     )
+
+
+def draw_sheet(
+    images: Sequence[ArrayLike],
+    names: Sequence[str],
+    target: Target,
+    *,
+    headline: str,
+    walk: Sequence[float] = (),
+) -> None:
+    """Decoded images `[H, W, C]` uint8, each above its key; of walks a row each, below its `walk`.
+
+    `names`: a key per image, or per row where there are walks.
+    """
+    pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
+    shown = to_pixels(pixels)
+    columns = len(walk) or min(_SHEET_COLUMNS, len(shown))
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    if walk:
+        header = [f"{value:.2g}" for value in walk]
+        _draw_grid(rows, target, headline, header=header, names=[_tail(name) for name in names])
+        return
+    captions = [names[start : start + columns] for start in range(0, len(names), columns)]
+    _draw_grid(rows, target, headline, captions=captions)
 
 
 def draw_progress(
@@ -125,6 +151,11 @@ def draw_progress(
         "decoded from the posterior mean",
         names=["original", *(f"step {step:,}{kept.get(step, '')}" for step in steps)],
     )
+
+
+def _tail(name: str) -> str:
+    """A key's end, which tells it from the others of its folder."""
+    return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
 
 
 def _mean_psnr(originals: Pixels, images: Pixels) -> float:
@@ -154,15 +185,20 @@ def _draw_grid(
     header: Sequence[str] = (),
     names: Sequence[str] = (),
     gaps: Sequence[float] = (),
+    captions: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Rows of images `[n, H, W, 3]` with optional column headers, row names and extra gaps."""
+    """Rows of images `[n, H, W, 3]` with optional column headers, row names and extra gaps.
+
+    `captions`: what stands below each image.
+    """
     columns = max(len(row) for row in rows)
     height, width = rows[0].shape[1:3]
     left = _LABELS if names else 0.0
     cell = min(_MAX_CELL, (_WIDTH - left) / columns - _GAP)
     cell_height = cell * height / width
     top = _HEADER if header else 0.0
-    tall = top + len(rows) * (cell_height + _GAP) + sum(gaps)
+    below = _GAP + (_CAPTION if captions else 0.0)
+    tall = top + len(rows) * (cell_height + below) + sum(gaps)
     with Canvas(_WIDTH, tall, headline, note) as canvas:
         for column, text in enumerate(header):
             x = left + column * (cell + _GAP) + cell / 2
@@ -182,7 +218,10 @@ def _draw_grid(
                 place = (x, x + cell, top + cell_height, top)
                 axes.imshow(image, extent=place, interpolation=sharp, aspect="auto", vmin=0, vmax=1)
                 frames.append(Rectangle((x, top), cell, cell_height))
-            top += cell_height + _GAP
+                if captions:
+                    text, under = _tail(captions[number][column]), top + cell_height + 0.02
+                    canvas.label(x + cell / 2, under, text, ha="center", color=MUTED, fontsize=6)
+            top += cell_height + below
         axes.add_collection(
             PatchCollection(frames, facecolor="none", edgecolor=RULE, linewidth=0.6, zorder=3)
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.walks import principal_axes
 from pipeline.evaluation.findings import Findings
 from pipeline.evaluation.quadrature import windows
 from pipeline.evaluation.rows import Measured
@@ -27,6 +28,8 @@ from pipeline.figures.latents import (
 from pipeline.vae import VAE, draw_noise
 
 _RECONSTRUCTED, _SAMPLES, _WALKS, _DIRECTIONS, _POSTERIORS = 20, 60, 6, 8, 16
+_AXES_OF = 500
+"""First images whose latent means give the axes."""
 _TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
 
 
@@ -44,7 +47,7 @@ def draw_report(
         walks = min(_WALKS, len(latents) // 2, len(first) // 2)
         if walks:
             yield "interpolations.png", _interpolations(vae, findings, latents, first, walks)
-        yield "traversals.png", _traversals(vae, findings, latents[:1])
+        yield "traversals.png", _traversals(vae, latents)
         note = ""
         if neighbours := findings.numbers["neighbours"]:
             note = (
@@ -106,20 +109,21 @@ def _interpolations(
     return to_png(draw_interpolations, paths, ends=ends, note=note)
 
 
-def _traversals(vae: VAE, findings: Findings, start: Tensor) -> bytes:
-    chosen = np.argsort(-findings.kl_per_dimension, kind="stable")[:_DIRECTIONS]
-    latents = start.flatten(1).repeat(len(chosen) * len(_TRAVERSAL), 1)
-    latents = latents.view(len(chosen), len(_TRAVERSAL), -1)
-    for row, dimension in enumerate(chosen):
-        latents[row, :, dimension] = torch.tensor(_TRAVERSAL)
-    images = vae.decode(vae.latent.unflattened(latents))
-    names = [f"z{index}  {findings.kl_per_dimension[index]:.2f} nats" for index in chosen]
+def _traversals(vae: VAE, latents: Tensor) -> bytes:
+    """Along principal axes: one of a hundred dimensions alone hardly changes an image."""
+    found = principal_axes(latents[:_AXES_OF], _DIRECTIONS)
+    steps = torch.tensor(_TRAVERSAL, dtype=torch.float64)
+    moves = steps[None, :, None] * (found.deviations[:, None] * found.axes)[:, None]
+    walks = (latents[:1].double().flatten(1) + moves).to(latents.dtype)
+    images = vae.decode(vae.latent.unflattened(walks.flatten(0, 1)))
+    names = [f"axis {n}  {share:.0%}" for n, share in enumerate(found.share.tolist(), 1)]
     return to_png(
         draw_traversals,
-        images.view(len(chosen), len(_TRAVERSAL), *vae.image_shape),
+        images.view(len(names), len(_TRAVERSAL), *vae.image_shape),
         _TRAVERSAL,
         names,
-        note="one dimension of the first image's latent mean is set to each value; z ~ N(0, 1)",
+        note="the first image's latent mean moves along each principal axis of all images' means, "
+        "by so many of its deviations; beside it the axis's share of their variance",
     )
 
 

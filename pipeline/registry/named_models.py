@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.config.command_line import training_command
+from pipeline.config.sections import RunsConfig
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError, RunError
 from pipeline.nearest import nearest
 from pipeline.registry.models import SCHEME, load_model
@@ -74,7 +75,8 @@ def nothing_called(name: str, runs: str, flag: str) -> PipelineError:
     known = storage.names_beside(storage.join(storage.absolute(runs), "run"))
     likely = [each for each in nearest(name, known, count=3) if _is_run(runs, each)]
     hint = f"Did you mean `{flag} {likely[0]}`?" if likely else "`--storage URL` names another."
-    return ModelError(
+    kind = RunError if flag == "--run" else ModelError
+    return kind(
         f"{name}: is no finished run in {where}, no bundle's folder and no models:/NAME@ALIAS. "
         f"{hint}"
     )
@@ -89,7 +91,7 @@ def _unfinished(run: Run, flag: str) -> RunError | None:
     if not storage.exists(run.path("run.json")):
         return None
     step, best = newest_step(run), run.path("best")
-    hint = f"Once it has ended, the same command works: `{training_command(run.config())}` goes on"
+    hint = f"Once it has ended, the same command works: `{training_command(run.config().model_dump(mode="json"))}` goes on"
     if storage.exists(storage.join(best, RECEIPT)):
         hint += f"; `{flag.replace('run', 'model')} {best}` is its best model so far"
     return RunError(

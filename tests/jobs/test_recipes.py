@@ -27,9 +27,9 @@ def test_a_recipes_own_command_is_a_valid_training(
     monkeypatch.chdir(ROOT)
     said = header(recipe)
     assert {"command", "time", "number"} <= said.keys()
-    python, module, job, *words = shlex.split(said["command"])
-    assert (python, module, job) == ("python", "-m", "jobs.train")
-    assert words[:2] == ["--config", str(recipe.relative_to(ROOT))]
+    vae, job, *words = shlex.split(said["command"])
+    assert (vae, job) == ("vae", "train")
+    assert words[:2] == ["--recipe", recipe.stem]
     values, _ = parse_flags(TrainConfig, words, "jobs.train")
     config = validate(TrainConfig, values)
     assert config.run

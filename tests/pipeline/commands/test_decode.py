@@ -122,7 +122,7 @@ def test_along_the_first_axis_the_middle_is_the_image_itself(
 
 def test_a_contact_sheet_holds_all_in_one_picture(store: LatentStore, tmp_path: Path) -> None:
     assert decode(store, tmp_path, sheet=True, axis=1, limit=3, steps=4) == 12
-    assert Image.open(tmp_path / "sheet.png").size == (4 * 10 - 2, 3 * 10 - 2)
+    assert Image.open(tmp_path / "sheet.png").width > 1000  # with a title, keys and steps
     assert len(list(tmp_path.iterdir())) == 1
 
 

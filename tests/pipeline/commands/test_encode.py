@@ -207,8 +207,7 @@ def test_a_damaged_store_is_whole_again_after_what_verify_advises(world: Any) ->
     (file, *_) = store.glob("latents/*/*.arrow")
     file.write_bytes(b"garbage")
     (problem,) = verify_store(str(store))
-    # "Delete it and STORE/store.json, and run the same jobs.encode again."
-    assert f"Delete it and {store}/store.json" in problem
+    assert f"`rm {file}`, `rm {store}/store.json`, then `python -m jobs.encode" in problem
     file.unlink()
     (store / "store.json").unlink()
     assert 0 < world.encode()["encoded"] < 30, "only the damaged shard is made again"

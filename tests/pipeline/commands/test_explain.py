@@ -46,7 +46,7 @@ def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path)
 def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Path) -> None:
     with pytest.raises(RunError, match="is no finished run"):
         run_explanation(ExplainConfig(run="other", storage=str(place)))
-    with pytest.raises(ConfigError, match="--model needs --data"):
+    with pytest.raises(ConfigError, match="--model needs `--data URL`"):
         run_explanation(ExplainConfig(model=str(place / "vae")))
 
 
