@@ -34,12 +34,13 @@ def refusals(config_type: type[BaseModel], error: ValidationError) -> Iterator[s
             # Of several keys together: the sentence names their flags.
             yield f"{where}: {problem['msg'].removeprefix('Value error, ')}."
         elif choices := choices_of(kinds[path]):
-            near = nearest(str(problem["input"]), choices, cutoff=0.5)
+            near = nearest(str(problem["input"]), choices)
             kind = f"{flag} {path[-1].upper()}"
             hint = f"did you mean `{flag} {near[0]}`?" if near else f"give `{kind}`, one of these:"
             yield f"{where}: {shown} is no choice; {hint} {', '.join(choices)}."
         else:
             said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            said = said.replace("String should match pattern", "is not of the form")
             hint = _fitting(flag, problem) or f"another `{flag} {kind_name(kinds[path])}`"
             yield f"{where}: {said}. Found: {shown}. Give {hint}."
 

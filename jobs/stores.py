@@ -11,7 +11,7 @@ def main(config: StoresConfig) -> Outcome:
     from pipeline import storage
     from pipeline.latents.garbage import describe, find_garbage, remove_garbage
 
-    url = storage.absolute(config.output)
+    url = storage.absolute(config.store)
     rows = describe(url)
     result: dict[str, Any] = {"stores": rows}
     lines = [
@@ -23,7 +23,7 @@ def main(config: StoresConfig) -> Outcome:
         from pipeline.data.keys import path_of
         from pipeline.latents import LatentStore
 
-        keys = list(LatentStore.open(url, flag="--output").keys())
+        keys = list(LatentStore.open(url).keys())
         result["keys"] = keys
         lines += [f"  {key}  {path_of(key)}" for key in keys]
     if config.gc:

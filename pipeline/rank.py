@@ -51,7 +51,8 @@ def run_rank(
     restart = run.claim_restart(start).restart if world.rank == 0 else 0
     claim = Start(start.number, world.broadcast(restart))
     with stored_log(run, f"{claim.name}-rank{world.rank}"):
-        logger.info("rank %d of %d starts on %s", world.rank, world.size, socket.gethostname())
+        if world.size > 1:
+            logger.info("rank %d of %d starts on %s", world.rank, world.size, socket.gethostname())
         return _run_claimed(config, run, claim, world=world, recorder=recorder, drained=drained)
 
 

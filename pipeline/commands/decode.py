@@ -206,7 +206,7 @@ def _by_key(store: LatentStore, key: str) -> Named:
         return Named(found.key, _tensor(found.tensors[_primary(store)]))
     except KeyError as error:
         raise ConfigError(
-            f"{error.args[0]} Give another `--keys KEY`; `python -m jobs.stores --keys --output "
+            f"{error.args[0]} Give another `--keys KEY`; `python -m jobs.stores --keys --store "
             f"{store.url}` lists all."
         ) from None
 

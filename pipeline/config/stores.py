@@ -10,7 +10,7 @@ from pipeline.config.sections import A_STORE, Section, Url
 class StoresConfig(Section):
     """`jobs.stores`: what a latent store holds, and what of it nothing names."""
 
-    output: Url = Field(description=A_STORE)
+    store: Url = Field(description=A_STORE)
     keys: bool = Field(False, description="List the images of the current snapshot: key and path.")
     gc: bool = Field(False, description="Look for what no snapshot names; nothing is removed.")
     delete: bool = Field(False, description="With --gc: remove it.")

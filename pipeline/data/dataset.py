@@ -195,10 +195,15 @@ def _instead(url: str, flag: str) -> str:
     if storage.exists(storage.join(url, "train", POINTER)):
         return f"It is split: give `{flag} {storage.join(url, 'train')}`."
     if storage.exists(storage.join(url, "store.json")):
-        return f"It is a store of latents: `--store {url}` names one."
+        return f"It is a store of latents: `python -m jobs.verify --store {url}` proves it."
     near = storage.near(url)
     if near is not None and storage.exists(storage.join(near, POINTER)):
         return f"Did you mean `{flag} {near}`?"
+    if "manifests" in storage.names_beside(storage.join(url, POINTER)):
+        return (
+            "One was: the same jobs.pack (`python -m jobs.pack --source IMAGES --output URL`) "
+            "writes that file anew."
+        )
     path = storage.local_path(url)
     images = url if path is not None and path.is_dir() else "IMAGES"
     return (

@@ -36,7 +36,7 @@ def describe(store: str) -> list[dict[str, Any]]:
     """One row per snapshot, the current one first; `StoreError` where there is no store at all."""
     pointer, snapshots = read_pointer(store), list_snapshots(store)
     if pointer is None and not snapshots and not begun(store):
-        raise no_store(store, "--output")
+        raise no_store(store, "--store")
     rows = [
         {
             "snapshot": path,

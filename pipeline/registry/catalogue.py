@@ -117,7 +117,7 @@ class Lineage:
 
 def lineage(uri: str) -> Lineage:
     """Where a version came from and went to."""
-    model = resolve(uri)
+    model = resolve(uri, flag="--lineage")
     tags = version_tags(model)
     stores = sorted(value for name, value in tags.items() if name.startswith(_STORE_TAG))
     return Lineage(

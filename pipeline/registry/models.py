@@ -43,10 +43,10 @@ class RegisteredModel:
         return f"{SCHEME}{self.name}/{self.version}"
 
 
-def resolve(uri: str) -> RegisteredModel:
+def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
     """The version behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises `ModelError` saying which names, aliases or versions there are.
+    Raises `ModelError` saying which names, aliases or versions there are; it names `flag` for it.
     """
     name, alias, version = _parse(uri)
     where = tracking_uri()
@@ -59,7 +59,7 @@ def resolve(uri: str) -> RegisteredModel:
             raise ModelError(
                 f"{uri}: MLflow at {storage.shown(where)} has no model {name!r}; its models: "
                 f"{', '.join(names) or 'none'}."
-                + did_you_mean(uri.replace(name, likely[0], 1) if likely else None)
+                + did_you_mean(f"{flag} {uri.replace(name, likely[0], 1)}" if likely else None)
                 + " `python -m jobs.models` lists them; `export MLFLOW_TRACKING_URI=URI` names "
                 "another MLflow."
             )
@@ -77,7 +77,7 @@ def resolve(uri: str) -> RegisteredModel:
                 raise ModelError(
                     f"{uri}: model {name!r} has no alias {alias!r}; it has: {there or 'none'}. "
                     f"Versions: {', '.join(sorted(str(v.version) for v in known))}.{promotion} "
-                    f"Or name one of these, as `{SCHEME}{name}{instead}`."
+                    f"Or name one of these, as `{flag} {SCHEME}{name}{instead}`."
                 )
             version = aliases[alias]
         for found in known:
@@ -86,7 +86,7 @@ def resolve(uri: str) -> RegisteredModel:
     raise ModelError(
         f"{uri}: model {name!r} has no version {version}; it has "
         f"{', '.join(sorted(str(v.version) for v in known))}. Name one of these, as "
-        f"`{SCHEME}{name}/{max(int(each.version) for each in known)}`."
+        f"`{flag} {SCHEME}{name}/{max(int(each.version) for each in known)}`."
     )
 
 

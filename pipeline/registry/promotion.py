@@ -52,7 +52,7 @@ def promote(
     `ModelError` if it is not better (also than one that was promoted meanwhile), or if the two
     numbers are not of the same thing.
     """
-    model = resolve(uri)
+    model = resolve(uri, flag="--promote")
     past = champions(model.name)
     if past and past[-1] == model.version:
         logger.info("%s is the champion already", model.uri)

@@ -144,8 +144,8 @@ class Reader:
             if filled is None:
                 return None
             wrong = [w for w in words if w.startswith("--") and w != "--" and w not in known]
-            at = words.index(flag) if flag in words else None
-            if at is None and wrong:
+            at = len(words) - 1 - words[::-1].index(flag) if flag in words else None
+            if wrong:
                 at = words.index(wrong[0])
                 filled = filled or _values_at(words, at)
             if at is None:

@@ -4,7 +4,7 @@ vae train --data runs/photos --run first --recipe photos-64
 vae encode --model models:/first@candidate --data runs/photos --output runs/latents --columns label --dry-run
 vae encode --model models:/first@candidate --data runs/photos --output runs/latents --columns label
 vae verify --store runs/latents --sample 100
-vae stores --output runs/latents --keys
+vae stores --store runs/latents --keys
 vae decode --store runs/latents --output runs/images --limit 100 --sheet
 vae decode --store runs/latents --output runs/walk --interpolate cats/001 dogs/007
 vae decode --store runs/latents --output runs/edit --edit cats dogs --keys cats/001
@@ -12,5 +12,5 @@ python train.py
 vae pack --source photos tomorrow --output runs/photos --append
 vae encode --model models:/first@candidate --data runs/photos --output runs/latents --columns label
 vae verify --store runs/latents
-vae stores --output runs/latents --gc --delete
+vae stores --store runs/latents --gc --delete
 vae export --store runs/latents --output runs/tars --format safetensors

@@ -8,4 +8,4 @@ python -m jobs.submit --list
 python -m jobs.encode --model models:/v1@candidate --data s3://datasets/photos --output s3://latents/photos --tracking.pushgateway http://localhost:9091
 python -m jobs.watch --prometheus http://localhost:9090 --once
 python -m jobs.verify --store s3://latents/photos
-python -m jobs.stores --output s3://latents/photos --gc
+python -m jobs.stores --store s3://latents/photos --gc

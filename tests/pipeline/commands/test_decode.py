@@ -138,7 +138,7 @@ def test_the_store_is_exported_and_listed_by_its_jobs(store: LatentStore, tmp_pa
     done = export.main(ExportConfig(store=store.url, output=str(tmp_path / "e"))).result
     assert done["samples"] == len(store)
     assert len(list((tmp_path / "e").glob("*.tar"))) == done["shards"]
-    outcome = stores.main(StoresConfig(output=store.url, gc=True))
+    outcome = stores.main(StoresConfig(store=store.url, gc=True))
     (row,) = outcome.result["stores"]
     assert (row["current"], row["samples"]) == (True, len(store))
     assert (outcome.result["garbage"], outcome.result["busy"]) == ([], [])
