@@ -1,7 +1,7 @@
 """Keys as flags: their names, those that somebody may have meant, and a run's own command line."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -51,22 +51,21 @@ def near_names(word: str, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))[:_MOST_NEAR]
 
 
-def training_command(config: Mapping[str, Any]) -> str:
+def training_command(config: TrainConfig) -> str:
     """`python -m jobs.train ...` with each flag that is not what it is by default."""
-    words = " ".join(shlex.quote(word) for word in _given(config))
-    return f"python -m jobs.train {words}"
+    return f"python -m jobs.train {shlex.join(_given(config))}"
 
 
-def _given(config: Mapping[str, Any]) -> Iterator[str]:
+def _given(config: TrainConfig) -> Iterator[str]:
     for path, info in keys_of(TrainConfig):
         value: Any = config
         for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if value is True and info.default is not True:
-            yield flag_name(path)
-        elif value not in (None, False, info.default, [], ()):
-            yield flag_name(path)
-            yield from map(str, value if isinstance(value, list) else [value])
+            value = getattr(value, name)
+        if value == info.default or value is False:
+            continue
+        yield flag_name(path)
+        if value is not True:
+            yield from map(str, value if isinstance(value, tuple) else [value])
 
 
 def _initials(words: str) -> str:

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.walks import principal_axes
 from pipeline.evaluation.findings import Findings
 from pipeline.evaluation.quadrature import windows
 from pipeline.evaluation.rows import Measured
 from pipeline.evaluation.sums import evaluating, seen_images
-from pipeline.evaluation.walks import decode_walks
+from pipeline.evaluation.walks import decode_walks, principal_axes
 from pipeline.figures.canvas import to_png
 from pipeline.figures.images import (
     draw_interpolations,

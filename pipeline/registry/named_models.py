@@ -91,7 +91,8 @@ def _unfinished(run: Run, flag: str) -> RunError | None:
     if not storage.exists(run.path("run.json")):
         return None
     step, best = newest_step(run), run.path("best")
-    hint = f"Once it has ended, the same command works: `{training_command(run.config().model_dump(mode="json"))}` goes on"
+    again = training_command(run.config())
+    hint = f"`{again}` goes on with it"
     if storage.exists(storage.join(best, RECEIPT)):
         hint += f"; `{flag.replace('run', 'model')} {best}` is its best model so far"
     return RunError(
