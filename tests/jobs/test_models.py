@@ -98,7 +98,7 @@ def test_the_better_of_two_becomes_champion_whichever_is_asked_first(
 
 def test_without_figures_nothing_is_promoted(models: Any, name: str, tmp_path: Path) -> None:
     models(register=bundle(tmp_path, 0))
-    with pytest.raises(ModelError, match="Give --data HOLDOUT"):
+    with pytest.raises(ModelError, match="Give `--data HOLDOUT`"):
         models(promote=f"models:/{name}/1")
 
 
@@ -126,7 +126,7 @@ def test_figures_of_two_holdouts_are_not_compared(
     client = mlflow.MlflowClient(uri, uri)
     for tag in ("holdout_digest", "holdout_elbo"):
         client.set_model_version_tag(name, "2", tag, figures[tag])
-    with pytest.raises(ModelError, match=r"holdout_digest is .* Give --data HOLDOUT"):
+    with pytest.raises(ModelError, match=r"holdout_digest is .* Give `--data HOLDOUT`"):
         models(promote=f"models:/{name}/2")
 
 

@@ -195,7 +195,7 @@ def custom(path: str) -> ModelConfig:
 WRONG = {
     "no such class": ({"model": custom("mynet:Nope")}, "no attribute 'Nope'"),
     "a module that fails": ({"model": custom("broken:Net")}, "SyntaxError"),
-    "another constructor": ({"model": custom("mynet:Bare")}, r"Bare\(shape, model\)"),
+    "another constructor": ({"model": custom("mynet:Bare")}, r"__init__\(self, shape, model\)"),
     "another shape": ({"model": custom("mynet:Thin")}, r"gives \(2, 3, 1, 1\)"),
     "a forward that fails": (
         {"model": custom("mynet:Falls")},
@@ -237,7 +237,7 @@ def test_what_cannot_be_trained_is_refused_before_the_name_is_taken(
 
 def test_a_start_of_another_image_size_names_the_flags_that_fit(dataset: Path) -> None:
     run_training(config(dataset, 1))
-    with pytest.raises(ConfigError, match="Give --image-size 8 --channels 1") as refused:
+    with pytest.raises(ConfigError, match="`--image-size 8 --channels 1`") as refused:
         run_training(config(dataset, 1, run="larger", image_size=16, init="pinned"))
     assert refused.value.exit_code == 2
 

@@ -49,7 +49,7 @@ def test_a_users_network_trains_like_ours(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("WrongShape", "must give"), ("NoDecoder", "has no decode"), ("Absent", "importable")],
+    [("WrongShape", "must give"), ("NoDecoder", "has no `decode`"), ("Absent", "importable")],
 )
 def test_a_network_that_does_not_fit_is_refused_with_its_reason(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
