@@ -90,12 +90,15 @@ def _unfinished(run: Run, flag: str) -> RunError | None:
     """The error of a run that is there and has not ended; None where there is none."""
     if not storage.exists(run.path("run.json")):
         return None
-    step, best = newest_step(run), run.path("best")
-    again = training_command(run.config())
-    hint = f"`{again}` goes on with it"
-    if storage.exists(storage.join(best, RECEIPT)):
-        hint += f"; `{flag.replace('run', 'model')} {best}` is its best model so far"
-    return RunError(
+    step, best, config = newest_step(run), run.path("best"), run.config()
+    said = (
         f"{run.url}: the run trains still, or was stopped before its end: step {step} is saved, "
-        f"and it has no model yet. {hint}."
+        "and it has no model yet."
+    )
+    if storage.exists(storage.join(best, RECEIPT)):
+        data = config.holdout or config.data
+        asked = f"python -m jobs.explain --model {best} --data {data}"
+        said += f" Its best so far: `{asked if flag == '--run' else f'{flag} {best}'}`."
+    return RunError(
+        f"{said} Where nothing trains it any more, `{training_command(config)}` goes on with it."
     )

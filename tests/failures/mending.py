@@ -128,7 +128,8 @@ class Reader:
         environment: Mapping[str, str] | None = None,
     ) -> Attempt:
         words = words or failed.words
-        extra = tuple(w for w in self.failure.checked_by if w not in words)
+        given = self.failure.checked_by
+        extra = () if given[:1] and given[0] in words else given
         return attempt(
             self.home, (*words, *extra),
             failed.environment if environment is None else environment,
