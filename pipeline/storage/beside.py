@@ -31,6 +31,8 @@ def names_beside(url: str) -> list[str]:
     if protocol(url) not in ("s3", "s3a"):
         return []
     bucket, key = bucket_and_key(url)
+    if not key:
+        return []  # Other buckets may not be listed.
     above = key.rstrip("/").rpartition("/")[0]
     prefix = f"{above}/" if above else ""
     try:

@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from jobs.command import merge, parse_flags, validate
 from pipeline.config import TrainConfig
+from pipeline.config.command_line import training_command
 from pipeline.errors import ConfigError
 from tests.support import warm
 
@@ -65,6 +67,17 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, message: str) -> N
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         config_of("--config", str(file))
+
+
+def test_a_runs_own_command_line_asks_for_the_same_configuration() -> None:
+    config = config_of(
+        "--model.kind", "mlp", "--flip", "--shards-below", "s3://a b", "s3://c", "--steps", "7",
+        "--workers", "2..4", "--objective.kind", "iwae", "--objective.samples", "3",
+    )  # fmt: skip
+    words = shlex.split(training_command(config))
+    assert words[:3] == ["python", "-m", "jobs.train"]
+    values, _ = parse_flags(TrainConfig, words[3:], "p")
+    assert validate(TrainConfig, values) == config
 
 
 def test_values_are_what_their_keys_say() -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from jobs.demo import write_digits
 from pipeline.commands.train import resolve, run_training
-from pipeline.commands.train_checks import check_size
+from pipeline.commands.train_checks import check_memory, check_size
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError, PipelineError
@@ -253,6 +253,16 @@ def test_a_name_is_taken_by_the_first_step_and_not_by_a_start_before_it(
     assert "made no step; it begins with this one:\n  seed: was 1, is 2" in caplog.text
     with pytest.raises(ConfigError, match="seed: was 2, is 3"):
         run_training(config(dataset, 3, seed=3))
+
+
+def test_a_batch_that_can_not_fit_into_memory_is_refused_with_one_that_does(
+    dataset: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="this machine has") as refused:
+        run_training(config(dataset, 1, global_batch_size=10**7, image_size=256))
+    (fits,) = re.findall(r"`--global-batch-size (\d+)`", str(refused.value))
+    check_memory(config(dataset, 1, global_batch_size=int(fits), image_size=256), 10**9)
+    assert not (dataset.parent / "runs/pinned").exists()
 
 
 def test_a_deleted_experiment_is_refused_by_name_before_anything_is_trained(dataset: Path) -> None:
