@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from jobs.refusals import refusals
 from pipeline import storage
 from pipeline.config import Section
 from pipeline.errors import ConfigError, PipelineError, StorageError
-from pipeline.json_value import Json
+from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
 from pipeline.masking import printable
 from pipeline.nearest import nearest
@@ -107,7 +107,7 @@ class Output:
 
 def parse_flags(
     config_type: type[Section], arguments: Sequence[str], program: str
-) -> tuple[dict[str, Any], Output]:
+) -> tuple[dict[str, JsonValue], Output]:
     """The merged dictionary of recipe, YAML file and flags, not yet validated; how the job talks.
 
     What follows a `--` is the field `command`. Raises `ConfigError`.
@@ -117,15 +117,26 @@ def parse_flags(
     if command is not None:
         flags["command"] = command
     recipe, path = flags.pop("recipe", None), flags.pop("config", None)
-    told = {f.name: flags.pop(f.name) for f in fields(Output) if f.name in flags}
-    if told.get("log_format", "text") not in ("text", "json"):
-        raise ConfigError(f"--log-format {told['log_format']}: give `--log-format json` or text.")
-    base = {} if recipe is None else read_recipe(recipe)
-    file = {} if path is None else _read_yaml(Path(path), "--config")
-    return merge(merge(base, file), flags), Output(**told)
+    output = _output(flags)
+    base = {} if recipe is None else read_recipe(str(recipe))
+    file = {} if path is None else _read_yaml(Path(str(path)), "--config")
+    return merge(merge(base, file), flags), output
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def _output(flags: dict[str, JsonValue]) -> Output:
+    """Takes those flags out of `flags` that say how a job talks."""
+    form = flags.pop("log_format", "text")
+    if form not in ("text", "json"):
+        raise ConfigError(f"--log-format {form}: give `--log-format json` or text.")
+    return Output(
+        print_config=bool(flags.pop("print_config", False)),
+        json=bool(flags.pop("json", False)),
+        quiet=bool(flags.pop("quiet", False)),
+        log_format="json" if form == "json" else "text",
+    )
+
+
+def read_recipe(name: str) -> dict[str, JsonValue]:
     """What a recipe says; raises `ConfigError` with those that there are."""
     known = recipes()
     if name in known:
@@ -145,7 +156,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
     return flags[:at], flags[at + 1 :]
 
 
-def validate(config_type: type[Config], values: Mapping[str, Any]) -> Config:
+def validate(config_type: type[Config], values: Json) -> Config:
     """Builds the config; raises `ConfigError` naming each wrong key, value and what is allowed."""
     try:
         return config_type.model_validate(values)
@@ -155,13 +166,15 @@ def validate(config_type: type[Config], values: Mapping[str, Any]) -> Config:
         ) from None
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Json, over: Json) -> dict[str, JsonValue]:
     """`base` with the keys of `over` laid upon it, section by section."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         merged[key] = (
-            merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+            merge(below, value)
+            if isinstance(value, Mapping) and isinstance(below, Mapping)
+            else value
         )
     return merged
 
@@ -171,7 +184,7 @@ def _module_name() -> str:
     return spec.name if spec is not None else "jobs"
 
 
-def _read_yaml(path: Path, flag: str) -> dict[str, Any]:
+def _read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
     try:
         text = storage.read_bounded(str(path), MOST_YAML_BYTES).decode()
         values = yaml.load(text, _PlainLoader)  # noqa: S506 - derived from the safe one

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pipeline.config import TrainConfig
 from pipeline.config.command_line import flag_name, keys_of, near_names
 from pipeline.errors import ConfigError
+from pipeline.json_value import JsonValue
 
 _COMMON = (
     ("--config FILE", "A YAML file with the same keys."),
@@ -71,10 +72,12 @@ def flags_of(config_type: type[BaseModel]) -> dict[str, Flag]:
     return known
 
 
-def read_flags(config_type: type[BaseModel], words: Sequence[str], program: str) -> dict[str, Any]:
+def read_flags(
+    config_type: type[BaseModel], words: Sequence[str], program: str
+) -> dict[str, JsonValue]:
     """The flags that were given, as a dictionary of sections. Raises `ConfigError`."""
     known = flags_of(config_type)
-    found: dict[str, Any] = {}
+    found: dict[str, JsonValue] = {}
     left = list(words)
     while left:
         name, equals, inside = left.pop(0).partition("=")
@@ -138,7 +141,7 @@ def _values(left: list[str], flag: Flag) -> list[str]:
     return given
 
 
-def _value(text: str, kind: Any) -> Any:
+def _value(text: str, kind: Any) -> JsonValue:
     """A word as its kind wants it; what does not fit stays text, and pydantic says so."""
     inner = get_args(kind)
     if text == "None" and NoneType in inner:
@@ -151,9 +154,11 @@ def _value(text: str, kind: Any) -> Any:
     return text
 
 
-def _put(found: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def _put(found: dict[str, JsonValue], path: Sequence[str], value: JsonValue) -> None:
     for name in path[:-1]:
-        found = found.setdefault(name, {})
+        below = found.setdefault(name, {})
+        assert isinstance(below, dict), "sections and values have different names"
+        found = below
     found[path[-1]] = value
 
 

@@ -59,7 +59,7 @@ def test_the_same_snapshot_gives_the_same_bytes_and_may_be_gone_on_with(
 
 def test_a_folder_of_something_else_is_refused(store: LatentStore, tmp_path: Path) -> None:
     export_store(store, str(tmp_path), "npy")
-    with pytest.raises(StoreError, match="give an empty --output"):
+    with pytest.raises(StoreError, match="give an empty `--output URL`"):
         export_store(store, str(tmp_path), "safetensors")
 
 

@@ -40,7 +40,7 @@ def test_a_file_that_is_missing_is_named_with_what_mends_it(store: LatentStore) 
     file = next(Path(store.url).glob("latents/*/*.arrow"))
     file.unlink()
     (problem,) = verify_store(store.url)
-    assert f"{file.name}: is missing. Delete {store.url}/store.json, and run the same" in problem
+    assert f"{file.name}: is missing. `rm {store.url}/store.json`, then `python -m jobs" in problem
 
 
 def test_totals_that_do_not_follow_from_the_shards_are_refused(store: LatentStore) -> None:
