@@ -102,5 +102,5 @@ def test_a_sweep_without_a_holdout_is_refused_before_anything_trains(tmp_path: P
     assert (ended.returncode, ended.stdout) == (2, "")
     (error,) = ended.stderr.splitlines()
     assert error.startswith("ConfigError: --sweep objective.beta: ")
-    assert "Give --holdout URL" in error
+    assert "Give `--holdout URL`" in error
     assert not (tmp_path / "runs").exists()
