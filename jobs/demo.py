@@ -21,6 +21,7 @@ from pipeline.config import (
     TrainConfig,
     VerifyConfig,
 )
+from pipeline.json_value import Json
 
 HOLDOUT = 0.1
 WORKERS = 2
@@ -139,7 +140,7 @@ def prepare(config: DemoConfig, folder: Path) -> tuple[Path, dict[Path, Path]]:
 def train_config(config: DemoConfig, folder: Path, dataset: str) -> TrainConfig:
     """Small enough for two cores and a few minutes."""
     recipe = read_recipe("digits" if config.images is None else "photos-64")
-    asked = {
+    asked: Json = {
         "data": f"{dataset}/train", "run": folder.name, "storage": str(folder),
         "steps": config.steps, "workers": WORKERS,
     }  # fmt: skip

@@ -41,6 +41,12 @@ class Item(TypedDict):
     LastModified: datetime
 
 
+class Prefix(TypedDict):
+    """A folder, as it were, in a listing."""
+
+    Prefix: str
+
+
 class Answer(TypedDict, total=False):
     """S3's answer to any request, as far as it is read here; each has some of these."""
 
@@ -51,6 +57,7 @@ class Answer(TypedDict, total=False):
     ContentLength: int
     Metadata: dict[str, str]
     Contents: list[Item]
+    CommonPrefixes: list[Prefix]
     IsTruncated: bool
     NextContinuationToken: str
 
