@@ -2,13 +2,16 @@
 
 import logging
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.config import TrainConfig
-from pipeline.errors import RunError, TrackingError
+from pipeline.data import Dataset
+from pipeline.errors import DatasetError, RunError, StorageError, TrackingError
 from pipeline.evaluation.alarms import last_word, read_looks
+from pipeline.figures.glance import draw_glance, glanced_at
 from pipeline.figures.history import draw_way
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
@@ -20,7 +23,9 @@ from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run, Start
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_facts import ReadDataset, describe
 from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_settings
+from pipeline.vae import load_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +107,15 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
     if result.model is None:
         assert result.run_id is not None, "MLflow was reached"
         assert result.bundle is not None, "a run that is done has one"
-        _log_figures(config, run, result.run_id)
+        _tell(config, run, result, result.run_id)
         elbo = result.holdout_after["elbo"] if result.holdout_after else None
         tags = registration_tags(config, run, result.bundle, elbo)
         own = config.model.own_classes
         name, asked = config.tracking.registered_as(config.run)
-        model = register(result.bundle, name, result.run_id, tags, allow_custom=own)
+        model = register(
+            result.bundle, name, result.run_id, tags,
+            description=_about(config, result), allow_custom=own,
+        )  # fmt: skip
         alias = place_alias(model, asked)
         uri = model.uri if alias is None else f"models:/{name}@{alias}"
         result = replace(result, model=uri, model_version=model.version)
@@ -115,12 +123,51 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
     return result
 
 
-def _log_figures(config: TrainConfig, run: Run, run_id: str) -> None:
-    """The pictures of the run's way and the last KL per dimension, as artifacts in MLflow."""
+def _about(config: TrainConfig, result: TrainingResult) -> str:
+    """What the model is, for whoever finds it in MLflow."""
+    model, held_out = config.model, (result.holdout_after or {}).get("elbo")
+    size = f"{config.channels} x {config.image_size} x {config.image_size}"
+    told = "" if held_out is None else f", held-out ELBO {held_out:,.2f} nats per image"
+    return (
+        f"{model.kind} VAE of images {size}, likelihood {model.likelihood}, objective "
+        f"{config.objective.kind}: the weights of step {result.chosen_step:,} of {result.steps:,} "
+        f"in run {config.run}{told}. `vae explain --run {config.run}` says what that means."
+    )
+
+
+def _tell(config: TrainConfig, run: Run, result: TrainingResult, run_id: str) -> None:
+    """MLflow's run gets its description, the datasets that it read, and its pictures."""
+    pins = run.pins()
+    assert pins is not None, "a run that is done was opened"
+    assert result.bundle is not None, "and has a bundle"
+    named = [("training", config.data, pins.dataset), ("evaluation", config.holdout, pins.holdout)]
+    try:
+        opened = [
+            (context, Dataset.open(url, digest, config.shards_below))
+            for context, url, digest in named
+            if url
+        ]
+        context, dataset = opened[-1]
+        vae = load_bundle(result.bundle, config.model.own_classes).eval()
+        batch = glanced_at(dataset, vae.preprocess)
+    except (DatasetError, StorageError) as error:
+        # The model is trained: data that are gone since keep nobody from registering it.
+        logger.warning("run %s: MLflow gets no pictures of the model: %s", run.url, error)
+        describe(run_id, _about(config, result), result.chosen_step, ())
+        _log_figures(run, run_id, ())
+        return
+    read = [ReadDataset(context, d.url, d.digest, len(d)) for context, d in opened]
+    describe(run_id, _about(config, result), result.chosen_step, read)
+    of = "held-out images" if context == "evaluation" else "images that were trained on"
+    _log_figures(run, run_id, draw_glance(vae, batch, of))
+
+
+def _log_figures(run: Run, run_id: str, more: Iterable[tuple[str, bytes]]) -> None:
+    """The pictures of the run's way and `more`, and the last KL per dimension, as artifacts."""
     where = tracking_uri()
     validations = read_validations(run)
     with tempfile.TemporaryDirectory(prefix="vae-figures-") as folder:
-        for name, picture in draw_way(run):
+        for name, picture in (*draw_way(run), *more):
             (Path(folder) / name).write_bytes(picture)
         if validations:
             # Not as metrics: a model may have thousands of dimensions.

@@ -155,11 +155,13 @@ def register(
     run_id: str,
     tags: Mapping[str, str],
     *,
+    description: str = "",
     allow_custom: Collection[str] = (),
 ) -> RegisteredModel:
     """Registers a bundle as a pickle-free pyfunc; no alias moves.
 
-    A version of the same run and digest is used again: registering twice makes no second one.
+    `description` says of the version, in MLflow, what it is. A version of the same run and digest is
+    used again: registering twice makes no second one.
     """
     where = tracking_uri()
     client = mlflow_client(where)
@@ -175,7 +177,9 @@ def register(
             save_pyfunc(bundle_url, folder, allow_custom)
             client.log_artifacts(run_id, str(folder), place)
         source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-        version = client.create_model_version(name, source, run_id, tags=dict(tags))
+        version = client.create_model_version(
+            name, source, run_id, tags=dict(tags), description=description or None
+        )
     return RegisteredModel(name, int(version.version), source, run_id)
 
 
@@ -263,12 +267,19 @@ def copy_bundle(source_url: str, target: Path) -> None:
         (target / name).write_bytes(storage.read(storage.join(source_url, name)))
 
 
+_ABOUT = (
+    "Variational autoencoders by vae-pipeline. `pipeline.load_model` loads one; as a pyfunc it "
+    "takes images uint8 [N, C, H, W] and gives moments. The alias `candidate` is the best so far "
+    "on equal terms, `champion` the one that was promoted."
+)
+
+
 def _create_if_absent(client: Any, name: str) -> None:
     """Asking first would let two first registrations at once both find none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

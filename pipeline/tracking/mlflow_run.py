@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.runs.outbox import SERIES, Point
 from pipeline.tracking.mlflow_client import artifact_location, mlflow_client
+from pipeline.tracking.mlflow_facts import EXPERIMENT_TAGS, source_tags
 
 RUN_TAG = "vae.run"
 DIGEST_TAG = "vae.run_digest"
@@ -60,11 +61,14 @@ class TrackedRun:
         self, experiment: str, name: str, run_url: str, uri: str, params: Mapping[str, str]
     ) -> str:
         found = self._client.get_experiment_by_name(experiment)
-        experiment_id = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(experiment, artifact_location(uri))
-        )
+        if found:
+            experiment_id = found.experiment_id
+            for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # what somebody chose stays
+                self._client.set_experiment_tag(experiment_id, key, EXPERIMENT_TAGS[key])
+        else:
+            experiment_id = self._client.create_experiment(
+                experiment, artifact_location(uri), tags=EXPERIMENT_TAGS
+            )
         # By digest: MLflow's filter language has no way to quote a quote.
         digest = hashlib.sha256(run_url.encode()).hexdigest()
         runs = self._client.search_runs([experiment_id], f"tags.`{DIGEST_TAG}` = '{digest}'")
@@ -80,7 +84,7 @@ class TrackedRun:
             # A start that was killed between making the run and this left it without any.
             self._log_params(run_id, {k: params[k] for k in params.keys() - runs[0].data.params})
             return run_id
-        tags = {RUN_TAG: run_url, DIGEST_TAG: digest}
+        tags = {RUN_TAG: run_url, DIGEST_TAG: digest, **source_tags()}
         run = self._client.create_run(experiment_id, run_name=name, tags=tags)
         created: str = run.info.run_id
         self._log_params(created, params)

@@ -1,44 +1,83 @@
-"""Each end of a training is written into its folder, for whoever waits for it elsewhere."""
+"""A finished run as MLflow's users look for it: kind, dataset, tags, description, pictures."""
 
+import io
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from PIL import Image
 
-from pipeline.commands.conclude import conclude
-from pipeline.errors import RunError
-from pipeline.rank import RunEnd
+import pipeline
+from pipeline.commands.conclude import deliver
+from pipeline.commands.train import resolve
+from pipeline.config import TrainConfig
+from pipeline.data import Dataset
 from pipeline.runs.run import Run
-from pipeline.tracking.recorder import Settled
-from pipeline.training.loop import Ended
+from tests.support.packed_digits import write_digits
 
 
-def end(reason: Any, step: int) -> RunEnd:
-    ended = Ended(
-        reason=reason, converged=False, step=step, images_seen=8 * step, bad_images=0,
-        terms={"elbo": float("nan")}, validations=(), chosen=None, digest=None, run_seconds={},
-    )  # fmt: skip
-    return RunEnd(ended, Settled(None, ()))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("concluded")
 
 
-@pytest.mark.parametrize("reason", ["stopped", "done"])
-def test_how_a_start_ended_stands_in_its_folder_and_a_result_only_of_what_is_done(
-    tmp_path: Path, reason: Any
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Path:
+    return write_digits(folder, 120)
+
+
+SETTINGS = {
+    "steps": 4, "global_batch_size": 16, "workers": 0, "image_size": 8, "channels": 1,
+    "model": {"kind": "mlp"},
+}  # fmt: skip
+
+
+def test_mlflow_knows_what_a_run_read_who_started_it_and_what_came_out(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(str(tmp_path))
-    result = conclude(run, run.claim(), end(reason, 780))
-    assert run.ended() == result
-    assert (result.reason, result.steps, result.elbo) == (reason, 780, None)
-    assert (run.result() is None) == (reason == "stopped")
-    # The next start has not ended, whatever the one before came to.
-    run.claim()
-    assert run.ended() is None
+    monkeypatch.chdir(folder)
+    run = pipeline.train(str(data), run="told", **SETTINGS)
+    assert run.run_id is not None
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    found = client.get_run(run.run_id)
+    kind = client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
+    tags = found.data.tags
+    assert tags["vae.chosen_step"] == str(run.chosen_step)
+    assert tags["mlflow.user"]
+    assert tags["mlflow.source.git.commit"]
+    assert "mlp VAE of images 1 x 8 x 8" in tags["mlflow.note.content"]
+    inputs = {one.tags[0].value: one.dataset for one in found.inputs.dataset_inputs}
+    for context, url in (("training", data), ("evaluation", data.parent / "holdout")):
+        there = Dataset.open(str(url))
+        assert there.digest.startswith(inputs[context].digest)
+        assert json.loads(inputs[context].profile)["num_rows"] == len(there)
+    pictures = {artifact.path for artifact in client.list_artifacts(run.run_id, "figures")}
+    for name in ("reconstructions.png", "samples.png", "latent_means.png", "training_curves.png"):
+        assert f"figures/{name}" in pictures
+        path = client.download_artifacts(run.run_id, f"figures/{name}")
+        assert min(Image.open(io.BytesIO(Path(path).read_bytes())).size) > 200
+    assert "pipeline.load_model" in client.get_registered_model("told").description
+    assert "weights of step" in client.get_model_version("told", "1").description
 
 
-def test_a_start_that_another_one_took_over_says_nothing_of_the_runs_end(tmp_path: Path) -> None:
-    run = Run(str(tmp_path))
-    first = run.claim()
-    run.claim()
-    with pytest.raises(RunError, match="started again elsewhere"):
-        conclude(run, first, end("superseded", 5))
-    assert run.ended() is None
+def test_a_model_whose_data_are_gone_is_registered_all_the_same(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    run = pipeline.train(str(data), run="kept", tracking={"model": "kept"}, **SETTINGS)
+    result = Path(run.run.removeprefix("file://")) / "result.json"
+    assert result.exists()
+    # As a start that was killed between its end and the registry left it, and then the data went.
+    config = resolve(TrainConfig.model_validate({"data": str(data), "run": "kept", **SETTINGS}))
+    (data / "manifest.json").rename(data / "away.json")
+    (data / "manifests").rename(data / "gone")
+    try:
+        again = deliver(config, Run.at(config), replace(run, model=None, model_version=None))
+    finally:
+        (data / "away.json").rename(data / "manifest.json")
+        (data / "gone").rename(data / "manifests")
+    assert again.model is not None
+    assert "gets no pictures of the model" in caplog.text
