@@ -32,7 +32,7 @@ def draw_glance(vae: VAE, batch: Batch, of: str) -> Iterator[tuple[str, bytes]]:
     if not len(images):
         return
     with torch.inference_mode():
-        means = torch.cat([vae.encode(part).mean for part in images.split(_AT_ONCE)])
+        means = torch.cat([vae.encode(part).mean for part in torch.split(images, _AT_ONCE)])
         rebuilt = vae.decode(means[:_SHOWN])
     yield (
         "reconstructions.png",

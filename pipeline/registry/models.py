@@ -160,8 +160,8 @@ def register(
 ) -> RegisteredModel:
     """Registers a bundle as a pickle-free pyfunc; no alias moves.
 
-    `description` says of the version, in MLflow, what it is. A version of the same run and digest is
-    used again: registering twice makes no second one.
+    `description` says in MLflow what the version is. A version of the same run and digest is used
+    again: registering twice makes no second one.
     """
     where = tracking_uri()
     client = mlflow_client(where)
