@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.config import TrainConfig
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Run, Start
 from pipeline.tracking.logs import stored_log
@@ -13,6 +12,7 @@ from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import Settled
 from pipeline.tracking.reporter import Recorder, Reporter, Unsettled
 from pipeline.training.loop import Ended, train
+from pipeline.training.settings import TrainSettings
 from pipeline.training.step import StepReport
 from pipeline.training.world import World
 
@@ -35,8 +35,18 @@ class RunEnd:
     settled: Settled
 
 
+@dataclass(frozen=True)
+class RankSettings:
+    """What each rank of a run is told: where it is, and how it trains."""
+
+    run: Run
+    training: TrainSettings
+    points_every: int
+    """Steps between two points in MLflow."""
+
+
 def run_rank(
-    config: TrainConfig,
+    settings: RankSettings,
     start: Start,
     world: World,
     recorder: Recorder | None,
@@ -46,39 +56,36 @@ def run_rank(
 
     Once rank 0's `drained` says so, the run ends with a checkpoint, to go on elsewhere.
     """
-    run = Run.at(config)
+    run = settings.run
     # Each worker group claims for itself: one that Ray has replaced, but not yet killed, is older.
     restart = run.claim_restart(start).restart if world.rank == 0 else 0
     claim = Start(start.number, world.broadcast(restart))
     with stored_log(run, f"{claim.name}-rank{world.rank}"):
         if world.size > 1:
             logger.info("rank %d of %d starts on %s", world.rank, world.size, socket.gethostname())
-        return _run_claimed(config, run, claim, world=world, recorder=recorder, drained=drained)
+        return _run_claimed(settings, claim, world, recorder, drained)
 
 
 def _run_claimed(
-    config: TrainConfig,
-    run: Run,
+    settings: RankSettings,
     claim: Start,
     world: World,
     recorder: Recorder | None,
     drained: Callable[[], bool],
 ) -> RankEnd:
-    outbox = Outbox()
+    outbox, training = Outbox(), settings.training
     begun = MetricsReport(
         start=claim.number,
         restart=claim.restart,
-        target_steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        target_steps=training.steps,
+        checkpoint_every=training.checkpoint_every,
         world_size=world.size,
     )
     reporter = (
-        Reporter(recorder, outbox, config.tracking.every_steps, begun)
-        if recorder is not None
-        else None
+        Reporter(recorder, outbox, settings.points_every, begun) if recorder is not None else None
     )
     ended: Ended | None = None
-    for report in train(config, run, claim, world=world, outbox=outbox, drained=drained):
+    for report in train(training, settings.run, claim, world, outbox, drained):
         if isinstance(report, Ended):
             ended = report
         elif reporter is None:

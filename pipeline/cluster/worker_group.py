@@ -9,9 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.cluster.node_drain import node_is_drained
@@ -19,21 +20,19 @@ from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.cluster.recorder_actor import ActorRecorder, actor_deaths
 from pipeline.cluster.room import Wait
 from pipeline.cluster.worker_warnings import warnings_told
-from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError, RunError
-from pipeline.json_value import Json
-from pipeline.rank import RankEnd, RunEnd, run_rank
-from pipeline.registry.checkpoint_versions import registered_on_the_way
-from pipeline.runs.run import Run, Start
+from pipeline.rank import RankEnd, RankSettings, RunEnd, run_rank
+from pipeline.registry.checkpoint_versions import VersionSettings, registered_on_the_way
+from pipeline.runs.run import Start
 from pipeline.tracking.logs import stored_log
 from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import (
     FLUSH_SECONDS,
+    RecorderSettings,
     RunRecorder,
     Settled,
     failing,
     mlflow_status,
-    recorder_settings,
 )
 from pipeline.training.world import current_world
 
@@ -49,19 +48,29 @@ class FatalError:
     message: str
 
 
-class _Loop(TypedDict):
-    """What Ray Train hands to each worker."""
+@dataclass(frozen=True)
+class GroupSettings:
+    """How many workers there are, what each takes, and how often dead ones are replaced."""
 
-    config: Json
-    start: int
-    recorder: str
+    min_workers: int
+    max_workers: int
+    cpus_per_worker: int | None
+    max_failures: int
+    stall_seconds: float
 
 
-def train_on_ray(config: TrainConfig, run: Run, start: Start) -> RunEnd:
+def train_on_ray(
+    start: Start,
+    group: GroupSettings,
+    rank: RankSettings,
+    recording: RecorderSettings,
+    versions: VersionSettings,
+) -> RunEnd:
     """Ray Train workers; the recorder is an actor on the driver's node."""
+    run, training = rank.run, rank.training
     with (
         stored_log(run, f"{start.number:06d}-driver"),
-        ray_cluster(config.max_workers),
+        ray_cluster(group.max_workers),
     ):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -69,7 +78,7 @@ def train_on_ray(config: TrainConfig, run: Run, start: Start) -> RunEnd:
         nodes = sum(node["Alive"] for node in ray.nodes())
         if storage.local_path(run.url) and nodes > 1:
             raise RunError(
-                f"--storage {config.storage} is a local path, but the cluster has {nodes} nodes. "
+                f"--storage: {run.url} is a local path, but the cluster has {nodes} nodes. "
                 "Give storage that all nodes share, such as s3://."
             )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -84,7 +93,7 @@ def train_on_ray(config: TrainConfig, run: Run, start: Start) -> RunEnd:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(recorder_settings(config, run))
+            .remote(recording)
         )
 
         def finish(status: str) -> None:
@@ -95,14 +104,14 @@ def train_on_ray(config: TrainConfig, run: Run, start: Start) -> RunEnd:
             failing(finish),
             live_view(
                 run,
-                config.run,
-                config.steps,
+                training.name,
+                training.steps,
                 lambda: _ask(recorder.latest),
-                waits_for=Wait(run, start, config.min_workers, _each(config)).note,
+                waits_for=Wait(run, start, group.min_workers, _each(group)).note,
             ),
-            registered_on_the_way(config, run, lambda: _ask(recorder.run_id)),
+            registered_on_the_way(versions, lambda: _ask(recorder.run_id)),
         ):
-            end = _until_ended(config, run, start, name)
+            end = _until_ended(group, rank, start, name)
         points, report = end.unsettled.points, end.unsettled.report
         status = mlflow_status(end.ended.reason)
         try:
@@ -124,19 +133,19 @@ def _ask(method: Any) -> Any:
         return None
 
 
-def _until_ended(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
+def _until_ended(group: GroupSettings, rank: RankSettings, start: Start, recorder: str) -> RankEnd:
     """Fits again after what is no failure of the training: a drained node, a dead controller."""
     from ray.train import ControllerError
 
     failures = 0
     while True:
         try:
-            end = _fit(config, run, start, recorder)
+            end = _fit(group, rank, start, recorder)
         except (ControllerError, *actor_deaths()) as error:
             # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
             failures += 1
-            if failures > config.max_failures:
-                raise _cause(error, config) from error
+            if failures > group.max_failures:
+                raise _cause(error, rank, group.max_failures) from error
             said = " ".join(str(error).strip().splitlines()[:2])
             logger.warning("Ray Train's own actors died; its workers start again: %s", said)
             _free_reservations()
@@ -166,7 +175,7 @@ def _free_reservations() -> None:
             ray.util.remove_placement_group(made)
 
 
-def _fit(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
+def _fit(group: GroupSettings, rank: RankSettings, start: Start, recorder: str) -> RankEnd:
     """Runs the Ray Train workers to the end; returns what rank 0's `run_rank` returned."""
     from ray.train import (
         ControllerError,
@@ -177,26 +186,25 @@ def _fit(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
     )
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = _uses_gpu(config)
-    fewest, most = config.min_workers, config.max_workers
+    use_gpu = _uses_gpu(group)
+    fewest, most = group.min_workers, group.max_workers
     trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config=_Loop(
-            config=config.model_dump(mode="json"), start=start.number, recorder=recorder
-        ),
+        partial(_ray_worker, rank, start, recorder),
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=use_gpu,
-            resources_per_worker=_resources(config, use_gpu=use_gpu),
+            resources_per_worker=_resources(group, use_gpu=use_gpu),
         ),
         torch_config=TorchConfig(
-            backend="nccl" if use_gpu else "gloo", timeout_s=ceil(config.stall_seconds)
+            backend="nccl" if use_gpu else "gloo", timeout_s=ceil(group.stall_seconds)
         ),
         run_config=RunConfig(
-            name=f"{config.run}-{start.name}-{uuid.uuid4().hex[:8]}",
+            name=f"{rank.training.name}-{start.name}-{uuid.uuid4().hex[:8]}",
             # Ray's own bookkeeping of this start only; our checkpoints never go through it.
-            storage_path=str(storage.local_path(run.path("ray")) or Path(tempfile.gettempdir())),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            storage_path=str(
+                storage.local_path(rank.run.path("ray")) or Path(tempfile.gettempdir())
+            ),
+            failure_config=FailureConfig(max_failures=group.max_failures),
         ),
     )
     try:
@@ -204,7 +212,7 @@ def _fit(config: TrainConfig, run: Run, start: Start, recorder: str) -> RankEnd:
     except ControllerError:
         raise
     except TrainingFailedError as error:
-        raise _cause(error, config) from error
+        raise _cause(error, rank, group.max_failures) from error
     if isinstance(end, FatalError):
         raise RunError(end.message)
     return end
@@ -229,38 +237,40 @@ def _in_a_thread(function: Callable[[], Result]) -> Result:
     return done.result()
 
 
-def _uses_gpu(config: TrainConfig) -> bool:
+def _uses_gpu(group: GroupSettings) -> bool:
     import ray
 
-    return bool(ray.cluster_resources().get("GPU", 0) >= config.min_workers)
+    return bool(ray.cluster_resources().get("GPU", 0) >= group.min_workers)
 
 
-def _each(config: TrainConfig) -> dict[str, float]:
+def _each(group: GroupSettings) -> dict[str, float]:
     """What Ray keeps for one worker, its own defaults too."""
-    use_gpu = _uses_gpu(config)
+    use_gpu = _uses_gpu(group)
     default = {"GPU": 1.0} if use_gpu else {"CPU": 1.0}
-    return _resources(config, use_gpu=use_gpu) or default
+    return _resources(group, use_gpu=use_gpu) or default
 
 
-def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float] | None:
+def _resources(group: GroupSettings, *, use_gpu: bool) -> dict[str, float] | None:
     """What Ray keeps for each worker; it also sets OMP_NUM_THREADS by it, unless a user has."""
     import ray
 
-    cores = config.cpus_per_worker
+    cores = group.cpus_per_worker
     if cores is None and os.environ.get("RAY_ADDRESS"):
         return None
-    share = int(ray.cluster_resources()["CPU"]) // config.max_workers
+    share = int(ray.cluster_resources()["CPU"]) // group.max_workers
     return {"CPU": cores or max(1, share), **({"GPU": 1} if use_gpu else {})}
 
 
-def _ray_worker(loop: _Loop) -> RankEnd | FatalError:
-    """What each Ray Train worker runs; an error of ours ends the run instead of a retry."""
+def _ray_worker(rank: RankSettings, start: Start, name: str) -> RankEnd | FatalError:
+    """What each Ray Train worker runs; an error of ours ends the run instead of a retry.
+
+    `name` is the recorder actor's.
+    """
     import ray
     from ray.train.torch import get_device
 
-    config = TrainConfig.model_validate(loop["config"])
     world = current_world(get_device())
-    recorder = ray.get_actor(loop["recorder"])
+    recorder = ray.get_actor(name)
     # Ray starts the workers again after any exception: what can't get better is not tried again.
     fatal = ray.get(recorder.fatal_error.remote())
     if fatal:
@@ -268,8 +278,8 @@ def _ray_worker(loop: _Loop) -> RankEnd | FatalError:
     try:
         with warnings_told(recorder, world.rank):
             return run_rank(
-                config,
-                Start(loop["start"]),
+                rank,
+                start,
                 world,
                 ActorRecorder(recorder) if world.rank == 0 else None,
                 node_is_drained,
@@ -279,16 +289,18 @@ def _ray_worker(loop: _Loop) -> RankEnd | FatalError:
         raise
 
 
-def _cause(error: Exception, config: TrainConfig) -> PipelineError:
+def _cause(error: Exception, rank: RankSettings, restarts: int) -> PipelineError:
     """Our own error behind Ray's, or one that says which workers failed, and how."""
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
         base = getattr(failure, "_base_exc", failure)
         if isinstance(base, PipelineError):
             return base
-    lines = [f"rank {rank}: {str(failure).strip()[-2000:]}" for rank, failure in failures.items()]
+    lines = [
+        f"rank {number}: {str(failure).strip()[-2000:]}" for number, failure in failures.items()
+    ]
     return RunError(
-        f"run {config.run!r} failed after {config.max_failures} restarts of its workers:\n"
+        f"run {rank.training.name!r} failed after {restarts} restarts of its workers:\n"
         + ("\n".join(lines) or str(error))
         + "\nThe same command continues it from its last checkpoint."
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.commands.train_parts import parts_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import DatasetError, RunError, StorageError, TrackingError
@@ -24,7 +25,7 @@ from pipeline.runs.run import Run, Start
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_facts import ReadDataset, describe
-from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder, recorder_settings
+from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder
 from pipeline.vae import load_bundle
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
         return result
     points = run.kept_points()
     if points or result.run_id is None:
-        recorder = RunRecorder(recorder_settings(config, run))
+        recorder = RunRecorder(parts_of(config).recording)
         recorder.record("kept", points, MetricsReport())
         left = recorder.flush(FLUSH_SECONDS)
         result = replace(result, run_id=recorder.finish("FINISHED"))
@@ -109,15 +110,14 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
         assert result.bundle is not None, "a run that is done has one"
         _tell(config, run, result, result.run_id)
         elbo = result.holdout_after["elbo"] if result.holdout_after else None
-        tags = registration_tags(config, run, result.bundle, elbo)
-        own = config.model.own_classes
-        name, asked = config.tracking.registered_as(config.run)
+        versions = parts_of(config).versions
+        tags = registration_tags(versions, result.bundle, elbo)
         model = register(
-            result.bundle, name, result.run_id, tags,
-            description=_about(config, result), allow_custom=own,
+            result.bundle, versions.name, result.run_id, tags,
+            description=_about(config, result), allow_custom=versions.model.own_classes,
         )  # fmt: skip
-        alias = place_alias(model, asked)
-        uri = model.uri if alias is None else f"models:/{name}@{alias}"
+        alias = place_alias(model, versions.alias)
+        uri = model.uri if alias is None else f"models:/{versions.name}@{alias}"
         result = replace(result, model=uri, model_version=model.version)
         run.finish(result)
     return result

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pipeline import storage
 from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
 from pipeline.commands.train import resolve, run_training
+from pipeline.commands.train_parts import parts_of
 from pipeline.config import TrainConfig
 from pipeline.config.command_line import keys_of, near_names
 from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
@@ -29,7 +30,6 @@ from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
-from pipeline.tracking.recorder import recorder_settings
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _track(
     """
     name, asked = config.tracking.registered_as(config.run)
     uri = tracking_uri()
-    params = recorder_settings(config, run).params
+    params = parts_of(config).recording.params
     try:
         with tracking_errors(uri):
             parent = TrackedRun(uri, config.tracking.experiment, config.run, run.url, params)

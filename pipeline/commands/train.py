@@ -9,6 +9,7 @@ from pipeline.cluster.worker_group import train_on_ray
 from pipeline.commands.conclude import conclude, deliver, result_of
 from pipeline.commands.interruption import ended_by_signals, saved_at
 from pipeline.commands.train_checks import refuse_what_cannot_train
+from pipeline.commands.train_parts import TrainParts, parts_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.rank import RunEnd, run_rank
@@ -26,7 +27,6 @@ from pipeline.tracking.recorder import (
     Settled,
     failing,
     mlflow_status,
-    recorder_settings,
 )
 from pipeline.training.world import current_world, process_group
 from pipeline.vae import save_bundle
@@ -45,7 +45,12 @@ def run_training(config: TrainConfig) -> TrainingResult:
     run = Run.at(config)
     is_first = bool(config.max_workers) or int(os.environ.get("RANK", "0")) == 0
     if is_first:
-        refuse_lost_work(config, run)
+        refuse_lost_work(
+            run,
+            checkpoint_every=config.checkpoint_every,
+            keeps_best=config.holdout is not None and config.objective.aims_at_elbo,
+            begin_anew=config.begin_anew,
+        )
         _open(config, run)
     finished = run.result()
     done = finished is not None and (
@@ -61,7 +66,11 @@ def run_training(config: TrainConfig) -> TrainingResult:
     start = run.claim()
     _tell_continued(run)
     with ended_by_signals(run, start) as interruption:
-        end = (train_on_ray if config.max_workers else _train_here)(config, run, start)
+        parts = parts_of(config)
+        if config.max_workers:
+            end = train_on_ray(start, parts.group, parts.rank, parts.recording, parts.versions)
+        else:
+            end = _train_here(start, parts)
     result = conclude(run, start, end)
     if result.reason == "stopped":
         # To whoever pressed Ctrl-C the run is over, and so is what would have come after it.
@@ -138,25 +147,26 @@ def _follow(config: TrainConfig, run: Run) -> TrainingResult:
     # Its claim is not known yet; a signal before that is told to the run as well.
     with ended_by_signals(run, Start(0)) as interruption, process_group(config.stall_seconds):
         world = current_world()
-        end = run_rank(config, Start(world.broadcast(0)), world, None)
+        end = run_rank(parts_of(config).rank, Start(world.broadcast(0)), world, None)
     result = result_of(run, RunEnd(end.ended, Settled(None, ())))
     if result.reason == "stopped" and interruption.by_keyboard:
         raise KeyboardInterrupt(saved_at(run))
     return result
 
 
-def _train_here(config: TrainConfig, run: Run, start: Start) -> RunEnd:
+def _train_here(start: Start, parts: TrainParts) -> RunEnd:
     """This process, alone or as the first rank of torchrun's."""
-    with process_group(config.stall_seconds):
+    rank, training = parts.rank, parts.rank.training
+    with process_group(parts.group.stall_seconds):
         world = current_world()
         world.broadcast(start.number)
-        recorder = RunRecorder(recorder_settings(config, run))
+        recorder = RunRecorder(parts.recording)
         with (
             failing(recorder.finish),
-            live_view(run, config.run, config.steps, recorder.latest),
-            registered_on_the_way(config, run, recorder.run_id),
+            live_view(rank.run, training.name, training.steps, recorder.latest),
+            registered_on_the_way(parts.versions, recorder.run_id),
         ):
-            end = run_rank(config, start, world, recorder)
+            end = run_rank(rank, start, world, recorder)
         left = recorder.settle(end.unsettled.points, end.unsettled.report, FLUSH_SECONDS)
         run_id = recorder.finish(mlflow_status(end.ended.reason))
         return RunEnd(end.ended, Settled(run_id, left))

@@ -75,7 +75,7 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> TrainC
 def _probe(config: TrainConfig, dataset: Dataset, probe_seconds: float) -> Probed:
     """Some steps after a warm-up."""
     world = current_world()
-    settings = settings_of(config, world)
+    settings = settings_of(config)
     # A run that nobody will ever start has no checkpoint to go on from.
     nowhere = Run(f"{Run.at(config).url}.dry-run")
     with (

@@ -19,7 +19,7 @@ def find_named(path: str, flag: str, error_type: type[PipelineError]) -> Any:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise error_type(f"{flag} {path}: {error}. {_instead(path, flag)}") from None
-    except Exception as error:
+    except Exception as error:  # Somebody's module does what it likes while it is imported.
         raise error_type(f"{flag} {path}: its module fails: {told(error)}") from error
 
 

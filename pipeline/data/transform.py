@@ -44,7 +44,7 @@ def apply_transform(transform: Transform, path: str, images: Tensor, seeds: list
     """Replaces `images` in place; raises `DatasetError` where it fails, or for another shape."""
     try:
         result = transform(images, torch.tensor(seeds, dtype=torch.int64))
-    except Exception as error:
+    except Exception as error:  # Somebody's own function raises what it likes.
         raise DatasetError(
             f"--transform {path}: failed with {told(error)} It is called as {_called(path)} with "
             f"uint8 {tuple(images.shape)} and int64 [{len(seeds)}], and gives images alike."

@@ -1,11 +1,12 @@
 """Registration on the way: a checkpoint's averaged weights become a version of their own."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
-from pipeline.config import TrainConfig
+from pipeline.background import Repeated
+from pipeline.config import ModelConfig, ObjectiveConfig, PreprocessConfig
 from pipeline.errors import PipelineError
 from pipeline.registry.models import RegisteredModel, model_tags, register
 from pipeline.registry.promotion import place_alias
@@ -20,79 +21,92 @@ logger = logging.getLogger(__name__)
 _SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class VersionSettings:
+    """What a run's versions in the registry are called, made of and told of.
+
+    `every`: steps between checkpoints that are registered; None: the end only. `alias`: one that
+    was asked for by name.
+    """
+
+    run: Run
+    run_name: str
+    data: str
+    holdout: str | None
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    objective: ObjectiveConfig
+    name: str
+    alias: str | None
+    every: int | None
+
+
 @contextmanager
 def registered_on_the_way(
-    config: TrainConfig, run: Run, run_id: Callable[[], str | None]
+    settings: VersionSettings, run_id: Callable[[], str | None]
 ) -> Iterator[None]:
-    """While the block runs, each `tracking.register_every` steps a checkpoint is registered.
+    """While the block runs, each `every` steps a checkpoint is registered; None: none is.
 
     `run_id` gives the MLflow run's id, None as long as it is not known. What fails is a warning,
     and is tried again: training does not wait for any of it.
     """
-    every = config.tracking.register_every
+    every = settings.every
     if every is None:
         yield
         return
-    ended = threading.Event()
+    registered = 0
 
-    def watch() -> None:
-        registered = 0
-        while not ended.wait(_SECONDS):
-            try:
-                step, known = newest_step(run), run_id()
-                if step // every > registered // every and known is not None:
-                    model = register_checkpoint(config, run, known)
-                    logger.info("step %d is registered as %s", step, model.uri)
-                    registered = step
-            except PipelineError as error:
-                logger.warning("a checkpoint is not registered: %s", error)
+    def look() -> None:
+        nonlocal registered
+        try:
+            step, known = newest_step(settings.run), run_id()
+            if step // every > registered // every and known is not None:
+                model = register_checkpoint(settings, known)
+                logger.info("step %d is registered as %s", step, model.uri)
+                registered = step
+        except PipelineError as error:
+            logger.warning("a checkpoint is not registered: %s", error)
 
-    thread = threading.Thread(target=watch, name="registrar", daemon=True)
-    thread.start()
-    try:
+    with closing(Repeated("registrar", _SECONDS, look)):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
-def register_checkpoint(config: TrainConfig, run: Run, run_id: str) -> RegisteredModel:
+def register_checkpoint(settings: VersionSettings, run_id: str) -> RegisteredModel:
     """Registers the newest checkpoint's average; with its ELBO if it was validated at that step."""
+    run = settings.run
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None, "a receipt was seen"
-    vae = build_vae(config.model, config.preprocess)
+    vae = build_vae(settings.model, settings.preprocess)
     vae.load_state_dict(checkpoint.ema)
     held = [found for found in checkpoint.validations if found.step == checkpoint.step]
     url = run.path("bundles", f"step-{checkpoint.step:08d}")
     pins = run.pins()
     assert pins is not None, "a run with a checkpoint was opened"
     facts = RunFacts(
-        run=config.run,
+        run=settings.run_name,
         dataset_digest=pins.dataset,
-        holdout_data=config.holdout,
-        objective=optimised(config.objective, checkpoint.step, checkpoint.objective),
+        holdout_data=settings.holdout,
+        objective=optimised(settings.objective, checkpoint.step, checkpoint.objective),
         steps=checkpoint.step,
         images_seen=checkpoint.images_seen,
     )
     save_bundle(vae, url, facts.to_json(held[-1].terms if held else None))
-    tags = registration_tags(config, run, url, held[-1].elbo if held else None)
+    tags = registration_tags(settings, url, held[-1].elbo if held else None)
     tags["steps"] = str(checkpoint.step)
-    name, alias = config.tracking.registered_as(config.run)
-    model = register(url, name, run_id, tags, allow_custom=config.model.own_classes)
-    place_alias(model, alias)
+    model = register(url, settings.name, run_id, tags, allow_custom=settings.model.own_classes)
+    place_alias(model, settings.alias)
     return model
 
 
-def registration_tags(
-    config: TrainConfig, run: Run, bundle: str, elbo: float | None
-) -> dict[str, str]:
+def registration_tags(settings: VersionSettings, bundle: str, elbo: float | None) -> dict[str, str]:
     """Where a version comes from, and the held-out ELBO that it is promoted by, if there is one."""
-    vae, pins = load_bundle(bundle, config.model.own_classes), run.pins()
+    run = settings.run
+    vae, pins = load_bundle(bundle, settings.model.own_classes), run.pins()
     assert pins is not None, "a run with a bundle was opened"
     tags = {
         **model_tags(vae),
         "run": run.url,
-        "data": config.data,
+        "data": settings.data,
         "dataset_digest": pins.dataset,
         "git_revision": git_revision(),
     }

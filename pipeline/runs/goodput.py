@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 from pipeline import storage
+from pipeline.background import Repeated
 from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, StorageError
 from pipeline.runs.run import Run, Start
 
@@ -82,7 +83,7 @@ class WallClock:
     """
 
     def __init__(self, run: Run, start: Start, *, writes: bool) -> None:
-        self._run, self._start, self._writes = run, start, writes
+        self._run, self._start = run, start
         began = time.time()
         before = _newest(run, start) if writes else None
         claimed = run.claimed_at(start) if writes else None
@@ -90,9 +91,8 @@ class WallClock:
         self._made_before = self._tally.step
         self._since = time.monotonic()
         self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._write_often, name="goodput", daemon=True)
-        self._thread.start()
+        # At once, too: a start that dies in its first seconds was a start that died.
+        self._often = Repeated("goodput", WRITE_SECONDS, self._write, last=True) if writes else None
 
     def enter(self, state: State) -> None:
         """What passes from now on belongs to `state`."""
@@ -117,8 +117,8 @@ class WallClock:
 
     def close(self) -> None:
         """Writes the last tally and ends the thread."""
-        self._closed.set()
-        self._thread.join()
+        if self._often is not None:
+            self._often.close()
 
     def _pass_on(self) -> None:
         now = time.monotonic()
@@ -126,28 +126,17 @@ class WallClock:
         self._tally.until += now - self._since
         self._since = now
 
-    def _write_often(self) -> None:
-        if not self._writes:
-            return
-        # At once, too: a start that dies in its first seconds was a start that died.
-        over = self._write()
-        while not over:
-            over = self._closed.wait(WRITE_SECONDS)
-            over = self._write() or over
-
-    def _write(self) -> bool:
-        """Whether that was the last time, because another claim owns the run."""
+    def _write(self) -> None:
+        """Keeps the tally, unless another claim owns the run."""
         with self._lock:
             self._pass_on()
             tally = TALLY.encode(asdict(self._tally))
         path = self._run.path("time", f"{self._start.name}.json")
         try:
-            if self._run.newest_start() > self._start:
-                return True
-            storage.publish(path, tally)
+            if self._run.newest_start() <= self._start:
+                storage.publish(path, tally)
         except StorageError as error:
             logger.warning("%s can't be written, training goes on: %s", path, error)
-        return False
 
 
 def furthest_step(run: Run) -> int:

@@ -3,7 +3,6 @@
 import logging
 
 from pipeline import storage
-from pipeline.config import TrainConfig
 from pipeline.errors import PipelineError, RunError
 from pipeline.runs.checkpoint import MOST_FAILURES, newest_checkpoint, newest_step, refuse_lost
 from pipeline.runs.history import newest_validation
@@ -12,29 +11,32 @@ from pipeline.runs.run import Run
 logger = logging.getLogger(__name__)
 
 
-def refuse_lost_work(config: TrainConfig, run: Run) -> None:
+def refuse_lost_work(
+    run: Run, *, checkpoint_every: int, keeps_best: bool, begin_anew: bool
+) -> None:
     """Raises `RunError` naming what is gone of a run that had got further.
 
-    With `--begin-anew` such a run, and one none of whose checkpoints is whole, is removed instead;
-    one that has lost nothing is left as it is, so that the flag may stay in a script.
+    With `begin_anew` such a run, and one none of whose checkpoints is whole, is removed instead;
+    one that has lost nothing is left as it is, so that the flag may stay in a script. `keeps_best`:
+    such a run keeps the weights of its best look at the hold-out.
     """
     try:
-        _check(config, run)
-        if config.begin_anew:
+        _check(run, checkpoint_every, keeps_best=keeps_best)
+        if begin_anew:
             newest_checkpoint(run)
     except PipelineError as error:
-        if not config.begin_anew:
+        if not begin_anew:
             raise
         logger.warning("--begin-anew: what is left of run %s is removed: %s", run.url, error)
         run.begin_anew()
 
 
-def _check(config: TrainConfig, run: Run) -> None:
+def _check(run: Run, checkpoint_every: int, *, keeps_best: bool) -> None:
     run.refuse_lost_identity()
     result, validated = run.result(), newest_validation(run)
     # Three checkpoints in a row may fail to be written, and the fourth be under way at a death.
     stated = run.config().checkpoint_every if storage.exists(run.path("run.json")) else 0
-    every = max(config.checkpoint_every, stated)
+    every = max(checkpoint_every, stated)
     reached = validated - (MOST_FAILURES + 1) * every
     steps = result.steps if result else 0
     refuse_lost(run, max(reached, steps))
@@ -42,7 +44,7 @@ def _check(config: TrainConfig, run: Run) -> None:
         raise _gone(run, "history", f"the validation of step {steps}")
     if result is not None and result.digest:
         _refuse_without(run, "bundle")
-    if config.objective.aims_at_elbo and config.holdout and validated > 0 and newest_step(run) > 0:
+    if keeps_best and validated > 0 and newest_step(run) > 0:
         _refuse_without(run, "best")
 
 

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
-from pipeline.json_value import Json, JsonValue
+from pipeline.json_value import Json, flat
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
@@ -297,7 +297,7 @@ def _differences(found: _Stored, now: _Stored) -> list[str]:
     lines = []
     if found.dataset_digest != now.dataset_digest:
         lines.append(f"dataset: was {found.dataset_digest}, is {now.dataset_digest}")
-    old, new = (_flat(each.config.model_dump(mode="json")) for each in (found, now))
+    old, new = (flat(each.config.model_dump(mode="json")) for each in (found, now))
     lines += [
         f"{key}: was {old[key]!r}, is {new[key]!r}"
         for key in sorted(new)
@@ -307,13 +307,3 @@ def _differences(found: _Stored, now: _Stored) -> list[str]:
     if asked < was:
         lines.append(f"steps: was {was}, is {asked}: they may only grow")
     return lines
-
-
-def _flat(values: Json, prefix: str = "") -> dict[str, JsonValue]:
-    flat: dict[str, JsonValue] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from pipeline import storage
+from pipeline.background import Repeated
 from pipeline.errors import StorageError
 from pipeline.runs.reason import StopReason
 from pipeline.runs.run import Run, Start
@@ -20,12 +21,9 @@ class StopSignal:
     def __init__(
         self, run: Run, start: Start, drained: Callable[[], bool], seconds: float = 3.0
     ) -> None:
-        self._run, self._start, self._seconds = run, start, seconds
-        self._drained = drained
+        self._run, self._start, self._drained = run, start, drained
         self._requested = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
-        self._thread.start()
+        self._looks = Repeated("stop-signal", seconds, self._look)
 
     @property
     def requested(self) -> bool:
@@ -41,15 +39,12 @@ class StopSignal:
 
     def close(self) -> None:
         """Ends the thread."""
-        self._closed.set()
-        self._thread.join()
+        self._looks.close()
 
-    def _watch(self) -> None:
-        while not self._closed.wait(self._seconds):
-            try:
-                superseded = self._run.newest_start() > self._start
-                if superseded or storage.exists(self._run.path("STOP")):
-                    self._requested.set()
-            except StorageError:
-                # Unreachable storage must not stop training: the checkpoint's write will tell.
-                continue
+    def _look(self) -> None:
+        try:
+            superseded = self._run.newest_start() > self._start
+            if superseded or storage.exists(self._run.path("STOP")):
+                self._requested.set()
+        except StorageError:
+            return  # It must not stop training: the checkpoint's write will tell.

@@ -70,7 +70,7 @@ def publish(path: Path, data: bytes | Path) -> None:
                     _write(temporary, data)
                 _sync(temporary)
                 os.replace(temporary, path)
-            except BaseException:
+            except BaseException:  # Ctrl-C too leaves no half-written file.
                 temporary.unlink(missing_ok=True)
                 raise
         _sync(path.parent)
@@ -200,7 +200,7 @@ def _folder_for(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no folder that nothing came into.
         with suppress(OSError):  # never made, or in use meanwhile
             for folder in new:
                 folder.rmdir()

@@ -110,7 +110,7 @@ def publish(url: str, data: bytes | Path) -> None:
             )  # fmt: skip
             parts.append({"PartNumber": number, "ETag": part["ETag"]})
         _complete(url, upload, parts, size)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no parts that are paid for.
         _abort(bucket, key, upload)
         raise
 

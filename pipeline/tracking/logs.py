@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline import storage
+from pipeline.background import Repeated
 from pipeline.errors import StorageError
 from pipeline.log_lines import SafeFormatter
 from pipeline.runs.run import Run
@@ -25,22 +26,15 @@ def stored_log(run: Run, name: str, seconds: float = SECONDS) -> Iterator[None]:
     reached is tried again.
     """
     handler = _Handler(run, name)
-    ended = threading.Event()
-
-    def publish() -> None:
-        while not ended.wait(seconds):
-            handler.publish()
-
     logger = logging.getLogger("pipeline")
     before = logger.level
     if logger.getEffectiveLevel() > logging.INFO:
         logger.setLevel(logging.INFO)  # Ray's workers start with warnings only.
     logger.addHandler(handler)
-    thread = threading.Thread(target=publish, name="log", daemon=True)
-    thread.start()
+    often = Repeated("log", seconds, handler.publish, last=True)
     try:
         yield
-    except Exception:
+    except Exception:  # Whatever it is: it is written down, and goes on.
         handler.handle(
             logger.makeRecord(
                 logger.name,
@@ -56,9 +50,7 @@ def stored_log(run: Run, name: str, seconds: float = SECONDS) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-        ended.set()
-        thread.join()
-        handler.publish()
+        often.close()
 
 
 class _Handler(logging.Handler):

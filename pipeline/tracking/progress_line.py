@@ -2,10 +2,10 @@
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.background import Repeated
 from pipeline.progress import Progress
 from pipeline.runs.checkpoint import newest_step
 from pipeline.runs.goodput import productive_share
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = ("elbo", "log_likelihood", "kl")
 _SECONDS = 1.0
 _SLOW = 1.5
+_ENOUGH_SECONDS = 10.0
+"""For the last look: who knows the numbers may have died, and a run's end does not wait for it."""
 
 
 def numbers_of(report: MetricsReport) -> str:
@@ -55,32 +57,28 @@ def live_view(
     `latest` gives it, or None while whoever knows can't answer; `waits_for` names what is waited
     for at the moment, if anything.
     """
-    ended = threading.Event()
     begun, pins = newest_step(run), run.pins()
     first = _before_the_next_step(begun, is_held_out=pins is not None and bool(pins.holdout))
+    told, shown = _Told(), begun
 
     def show() -> None:
-        told, shown, over = _Told(), begun, False
-        with Progress(name, steps, "steps", done=begun) as progress:
-            while not over:
-                over = ended.wait(_SECONDS)
-                waited, now = waits_for(), latest()
-                report = MetricsReport() if now is None else now.report
-                # A recorder that has just been made knows no step yet.
-                step = shown if report.step is None else report.step
-                note = waited or numbers_of(report) or first
-                progress.advance(step - shown, None if now is None and not waited else note)
-                shown = step
-                if now is not None:
-                    told.tell(now)
+        nonlocal shown
+        waited, now = waits_for(), latest()
+        report = MetricsReport() if now is None else now.report
+        # A recorder that has just been made knows no step yet.
+        step = shown if report.step is None else report.step
+        note = waited or numbers_of(report) or first
+        progress.advance(step - shown, None if now is None and not waited else note)
+        shown = step
+        if now is not None:
+            told.tell(now)
 
-    thread = threading.Thread(target=show, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=10)
+    with Progress(name, steps, "steps", done=begun) as progress:
+        often = Repeated("progress", _SECONDS, show, last=True)
+        try:
+            yield
+        finally:
+            often.close(_ENOUGH_SECONDS)
 
 
 class _Told:

@@ -14,16 +14,13 @@ from functools import partial
 from itertools import islice
 
 from pipeline import storage
-from pipeline.config import TrackingConfig, TrainConfig
+from pipeline.config import TrackingConfig
 from pipeline.errors import StorageError
-from pipeline.json_value import Json
 from pipeline.masking import masked
 from pipeline.runs.outbox import Point
 from pipeline.runs.reason import Reason
-from pipeline.runs.run import Run
 from pipeline.tracking.endpoint import Endpoint, discovery, forget
 from pipeline.tracking.metric_table import TRAINING, MetricsReport
-from pipeline.tracking.mlflow_client import tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.tracking.version import version
 
@@ -244,25 +241,8 @@ def _problem(where: str, error: Exception) -> str:
 FLUSH_SECONDS = 60.0
 
 
-def recorder_settings(config: TrainConfig, run: Run) -> RecorderSettings:
-    """What a `RunRecorder` is made from, here or in an actor: the config as parameters."""
-    params = _flat(config.model_dump(mode="json", exclude={"tracking"}))
-    return RecorderSettings(run.url, config.run, config.tracking, tracking_uri(), params)
-
-
 def mlflow_status(reason: Reason) -> str | None:
     """MLflow's word for how a run ended; None for one that another start goes on with."""
     if reason == "superseded":
         return None
     return "FINISHED" if reason == "done" else "KILLED"
-
-
-def _flat(values: Json, prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            # MLflow's limit for a parameter's value.
-            flat[f"{prefix}{key}"] = str(value)[:500]
-    return flat

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
 from pipeline.runs.checkpoint import Cadence, Checkpoint, CheckpointWriter
 from pipeline.runs.facts import RunFacts
@@ -19,7 +18,7 @@ from pipeline.training.holdout import HoldOut
 from pipeline.training.incidents import Incidents
 from pipeline.training.profile import StepTrace
 from pipeline.training.restore import numerics, restore
-from pipeline.training.settings import TrainSettings, settings_of
+from pipeline.training.settings import TrainSettings
 from pipeline.training.state import Component, TrainState
 from pipeline.training.step import StepReport
 from pipeline.training.stepper import Stepper
@@ -51,19 +50,18 @@ class Ended:
 
 
 def train(
-    config: TrainConfig,
+    settings: TrainSettings,
     run: Run,
     start: Start,
     world: World,
     outbox: Outbox,
     drained: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport | Validation | Ended]:
-    """Trains from the newest checkpoint to `config.steps`, yielding a report after each step.
+    """Trains from the newest checkpoint to the last step, yielding a report after each.
 
     Every rank runs it alike. A checkpoint holds the points that are in rank 0's `outbox` by then,
     so the consumer adds a step's point before it takes the next report.
     """
-    settings = settings_of(config, world)
     with (
         numerics(settings.state),
         closing(WallClock(run, start, writes=world.rank == 0)) as clock,
@@ -94,8 +92,10 @@ def _train(
     )
     incidents = Incidents(run, start, world, dataset, settings.bad_fraction)
     order = checkpoint.order if checkpoint else None
+    # Every rank makes the same steps: one trace tells of them.
+    profile = settings.profile if world.rank == 0 else None
     with (
-        closing(StepTrace(run, settings.profile)) as trace,
+        closing(StepTrace(run, profile)) as trace,
         closing(training_loader(dataset, settings.batches, world, order)) as loader,
         closing(CheckpointWriter(run, start)) as writer,
         closing(StopSignal(run, start, drained)) as signal,

@@ -13,6 +13,7 @@ from pipeline.config import ModelConfig, OptimizerConfig, PreprocessConfig
 from pipeline.data import Dataset, load_images
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.runs.run import Run
+from pipeline.training.gradients import Precision
 from pipeline.training.state import COMPONENTS, Ema, TrainState, make_optimizer
 from pipeline.training.world import World
 from pipeline.vae import VAE, build_vae, load_bundle
@@ -20,9 +21,6 @@ from pipeline.vae.start import freeze, start_from
 
 STARTING_IMAGES = 256
 """First training images whose mean the untrained decoder is set to."""
-
-
-Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 
 
 @dataclass(frozen=True)
@@ -102,22 +100,6 @@ def restore(
         state.objective = checkpoint.objective
         state.terms = {name: checkpoint.terms[name] for name in COMPONENTS if checkpoint.terms}
     return state, checkpoint
-
-
-def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type that the networks compute in; None: that of the weights, without autocast.
-
-    `auto` is bf16 on CUDA and on CPUs with avx512_bf16 or amx: elsewhere bf16 is 12 times slower.
-    """
-    match precision:
-        case "fp32" | "fp64":
-            return None
-        case "fp16":
-            return torch.float16
-        case "bf16":
-            return torch.bfloat16
-    is_fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if is_fast else None
 
 
 def _begin(vae: VAE, settings: StateSettings, dataset: Dataset) -> None:

@@ -7,8 +7,7 @@ from pipeline.runs.run import Run
 from pipeline.training.batches import BatchSettings
 from pipeline.training.gradients import StepSettings
 from pipeline.training.holdout import HoldOutSettings
-from pipeline.training.restore import Init, StateSettings, autocast_dtype
-from pipeline.training.world import World
+from pipeline.training.restore import Init, StateSettings
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class TrainSettings:
     bad_fraction: float
 
 
-def settings_of(config: TrainConfig, world: World) -> TrainSettings:
-    """The settings on this rank: `precision` auto depends on its device."""
+def settings_of(config: TrainConfig) -> TrainSettings:
+    """The same for every rank, wherever it runs."""
     return TrainSettings(
         name=config.run,
         data=config.data,
@@ -39,8 +38,7 @@ def settings_of(config: TrainConfig, world: World) -> TrainSettings:
         shards_below=config.shards_below,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        # Every rank makes the same steps: one trace tells of them.
-        profile=config.profile if world.rank == 0 else None,
+        profile=config.profile,
         optimizer=config.optimizer,
         state=StateSettings(
             model=config.model,
@@ -59,7 +57,7 @@ def settings_of(config: TrainConfig, world: World) -> TrainSettings:
             objective=config.objective,
             seed=config.seed,
             clip_norm=config.optimizer.clip_norm,
-            autocast=autocast_dtype(config.precision, world.device),
+            precision=config.precision,
             micro_batch_size=config.micro_batch_size,
             exact=config.exact,
         ),

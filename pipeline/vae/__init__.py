@@ -1,7 +1,7 @@
 """The mathematics: likelihoods, posterior, ELBO, objectives, networks and the model bundle."""
 
 from pipeline.vae.bounds import ImportanceEstimate, importance_estimate
-from pipeline.vae.bundle import bundle_digest, load_bundle, save_bundle, verify_bundle
+from pipeline.vae.bundle import load_bundle, save_bundle, verify_bundle
 from pipeline.vae.elbo import ElboTerms
 from pipeline.vae.noise import Noise, draw_noise
 from pipeline.vae.objectives import (
@@ -27,7 +27,6 @@ __all__ = [
     "Posterior",
     "Prior",
     "build_vae",
-    "bundle_digest",
     "draw_noise",
     "importance_estimate",
     "load_bundle",

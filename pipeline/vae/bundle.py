@@ -102,11 +102,6 @@ def _contents(
     return model, preprocess, weights
 
 
-def bundle_digest(url: Path | str) -> str:
-    """The digest in a bundle's bundle.json; reads nothing else."""
-    return str(_receipt(str(url)).digest)
-
-
 def verify_bundle(url: Path | str) -> str:
     """The digest, after every file and the whole were compared with theirs; nothing is built."""
     receipt = _receipt(str(url))

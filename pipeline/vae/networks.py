@@ -65,7 +65,7 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
     made_by = _class(model.custom)
     try:
         network: Any = made_by(shape, model)
-    except Exception as error:
+    except Exception as error:  # Somebody's own class raises what it likes.
         raise ModelError(
             f"--model.custom {model.custom}: can't be built: {told(error)} Its constructor is "
             f"`__init__(self, shape, model)`: a NetworkShape and the ModelConfig. {_EXAMPLE}"
@@ -81,7 +81,7 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
         _try(model.custom, network, shape)
     except ModelError:
         raise
-    except Exception as error:
+    except Exception as error:  # So do its methods.
         raise ModelError(
             f"--model.custom {model.custom}: failed on two black images: {told(error)} encode gets "
             f"[B, {shape.channels}, {shape.image_size}, {shape.image_size}], decode "

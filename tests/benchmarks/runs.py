@@ -26,6 +26,7 @@ from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RecorderSettings, RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
+from pipeline.training.settings import settings_of
 from pipeline.training.step import StepReport
 from pipeline.training.world import current_world
 from tests.servers.ray_nodes import RayNodes
@@ -128,7 +129,7 @@ def one_round(folder: Path, data: str, name: str, *, tracked: bool) -> tuple[flo
             time.sleep(0.05)  # MLflow's first connection costs seconds, once a run.
         reporter = Reporter(recorder, outbox, config.tracking.every_steps, MetricsReport(restart=1))
     inside, images, began = 0.0, 0, 0.0
-    for report in train(config, run, run.claim(), current_world(), outbox):
+    for report in train(settings_of(config), run, run.claim(), current_world(), outbox):
         if isinstance(report, StepReport):
             started = time.perf_counter()
             began = started if report.step == 20 else began

@@ -5,14 +5,16 @@ import statistics
 import time
 from pathlib import Path
 
+from pipeline.commands.train_parts import parts_of
 from pipeline.config import TrackingConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.recorder import RunRecorder, recorder_settings
+from pipeline.tracking.recorder import RunRecorder
 from pipeline.tracking.reporter import Reporter
 from pipeline.training.loop import train
+from pipeline.training.settings import settings_of
 from pipeline.training.step import StepReport
 from pipeline.training.world import current_world
 from tests.support import worlds
@@ -63,14 +65,14 @@ def one_run(config: TrainConfig, *, tracked: bool) -> dict[str, float]:
     run.open(config, Pins(Dataset.open(config.data).digest, None))
     outbox, reporter, recorder = Outbox(), None, None
     if tracked:
-        recorder = RunRecorder(recorder_settings(config, run))
+        recorder = RunRecorder(parts_of(config).recording)
         while recorder.run_id() is None:
             time.sleep(0.05)  # MLflow's first connection costs seconds, once a run.
         reporter = Reporter(
             recorder, outbox, TrackingConfig().every_steps, MetricsReport(restart=1)
         )
     inside = cpu = wall = 0.0
-    for report in train(config, run, run.claim(), current_world(), outbox):
+    for report in train(settings_of(config), run, run.claim(), current_world(), outbox):
         if not isinstance(report, StepReport):
             continue
         if report.step == 20:

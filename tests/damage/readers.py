@@ -125,7 +125,8 @@ def continue_run(world: World) -> dict[str, Any]:
     """What the same command would go on with: checked as it does, in its order."""
     config = _config(world)
     run = Run.at(config)
-    refuse_lost_work(config, run)
+    every = config.checkpoint_every
+    refuse_lost_work(run, checkpoint_every=every, keeps_best=True, begin_anew=False)
     pins = run.pins()
     assert pins is not None
     run.open(config, pins)

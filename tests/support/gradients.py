@@ -54,7 +54,7 @@ def one_step(
     config = OptimizerConfig(clip_norm=1e12)
     model = DistributedDataParallel(vae) if wrap else vae
     state = TrainState(vae, model, Ema(vae, 0.9), make_optimizer(config, vae))
-    settings = StepSettings(objective, 3, config.clip_norm, None, micro_batch_size)
+    settings = StepSettings(objective, 3, config.clip_norm, "fp32", micro_batch_size)
     report = train_step(
         state, batch, current_world(torch.device("cpu")), settings,
         rate=1e-3, stop=False, data_wait_seconds=0.0,

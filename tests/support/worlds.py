@@ -13,6 +13,7 @@ from pipeline.data import Dataset
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run, Start
 from pipeline.training import loop
+from pipeline.training.settings import settings_of
 from pipeline.training.step import StepReport
 from pipeline.training.stepper import Made, Stepper
 from pipeline.training.world import current_world, leave_process_group
@@ -73,7 +74,7 @@ def _train(config: TrainConfig, run: Run, start: Start) -> dict[str, Any]:
     Stepper.make = noted
     try:
         world = current_world(torch.device("cpu"))
-        reports = list(loop.train(config, run, start, world, Outbox()))
+        reports = list(loop.train(settings_of(config), run, start, world, Outbox()))
     finally:
         Stepper.make = make
     ended = reports[-1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.commands.train import run_training
+from pipeline.commands.train_parts import parts_of
 from pipeline.config import ModelConfig, TrackingConfig, TrainConfig
 from pipeline.registry import checkpoint_versions as registrar
 from pipeline.registry.catalogue import list_models
@@ -30,7 +31,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 def test_a_registered_checkpoint_has_its_average_and_its_figures(config: TrainConfig) -> None:
     result = run_training(config)
     run = Run.at(config)
-    model = registrar.register_checkpoint(config, run, result.run_id)
+    model = registrar.register_checkpoint(parts_of(config).versions, result.run_id)
     weights = load_model(model.uri).state_dict()
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None
@@ -49,7 +50,7 @@ def test_while_a_run_goes_on_its_due_checkpoint_is_registered(
     tracking = config.tracking.model_copy(update={"model": "on-the-way@candidate"})
     going_on = config.model_copy(update={"tracking": tracking})
     deadline, found = time.monotonic() + 600, []
-    with registrar.registered_on_the_way(going_on, Run.at(config), lambda: result.run_id):
+    with registrar.registered_on_the_way(parts_of(going_on).versions, lambda: result.run_id):
         while not found:
             assert time.monotonic() < deadline
             found = [model for model in list_models() if model.name == "on-the-way"]

@@ -106,6 +106,7 @@ from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.runs import goodput
 from pipeline.training.loop import train
+from pipeline.training.settings import settings_of
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
 from pipeline.training.world import current_world
@@ -116,7 +117,7 @@ run = Run.at(config)
 run.open(config, Pins(Dataset.open(config.data).digest, None))
 start = run.claim()
 tally = Path(run.path("time", f"{start.name}.json"))
-for report in train(config, run, start, current_world(), Outbox()):
+for report in train(settings_of(config), run, start, current_world(), Outbox()):
     # Once it is written down that steps after the last checkpoint were made: they come again.
     if report.step >= int(sys.argv[2]) and report.step % 7 in (4, 5):
         if json.loads(tally.read_text())["step"] > report.step - 4:
