@@ -16,8 +16,13 @@ _USER = re.compile(
 _PORT_AND_USER = re.compile(rf"({_SCHEME})[^\s/@:]*:\d{{1,5}}/[^\s@?#]*@(?=[^\s/]*/)")
 _QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>|]*)[?#][^\s'\"<>|]*")
 _KEYS = re.compile(
-    r"(?i)\b(aws_secret_access_key|aws_session_token|secret|password|passwd|token|api_?key|"
-    r"authorization:?\s*(?:bearer|basic)?|sig)(\s*[=:]\s*)(['\"]?)[^\s'\"&;,]+"
+    r"(?i)\b(aws_secret_access_key|aws_session_token|secret|password|passwd|token|api_?key|sig)"
+    r"(['\"]?\s*[=:]\s*)(['\"]?)[^\s'\"&;,]+"
+)
+# As a header is written, and as Python shows one in a dictionary.
+_AUTHORIZATION = re.compile(
+    r"(?i)\b(authorization['\"]?\s*[=:]\s*['\"]?(?:(?:bearer|basic)[\s=:]+)?|bearer\s+(?=\S{8}))"
+    r"[^\s'\"&;,]+"
 )
 _HARMLESS_VALUE = re.compile(r"[A-Za-z0-9._-]{0,8}")
 _SECRET_NAME = re.compile(
@@ -32,6 +37,7 @@ def masked(text: str) -> str:
         text = _USER.sub(r"\1...@", text)
         text = _PORT_AND_USER.sub(r"\1...@", text)
         text = _QUERY.sub(_masked_query, text)
+    text = _AUTHORIZATION.sub(r"\1...", text)
     return _KEYS.sub(r"\1\2\3...", text) if "=" in text or ":" in text else text
 
 

@@ -1,0 +1,66 @@
+"""A follower says each thing once: a state, a failed try with its cause, a reason to wait."""
+
+import logging
+
+import pytest
+
+from pipeline.submission import narrator
+from pipeline.submission.narrator import Narrator
+from pipeline.submission.place import Job
+from pipeline.submission.ray_jobs import RayJobs
+
+
+class Waiting(RayJobs):
+    """A place that says why its job waits."""
+
+    reason = "no node"
+
+    def why_waiting(self, job: Job) -> str:
+        return self.reason
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def job(status: str, *, ended: bool = False, tries: int = 1, failed: int = 0) -> Job:
+    return Job(
+        "first", "", status, "python", has_ended=ended, message="out of memory",
+        tries=tries, failed_tries=failed,
+    )  # fmt: skip
+
+
+def test_a_state_is_told_when_it_begins_and_an_end_is_left_to_the_verdict(
+    told: pytest.LogCaptureFixture,
+) -> None:
+    teller = Narrator(Waiting("http://127.0.0.1:9"))
+    for state in ("PENDING", "PENDING", "RUNNING", "RUNNING"):
+        teller.tell(job(state))
+    teller.tell(job("SUCCEEDED", ended=True))
+    assert told.messages == ["first: PENDING", "first: RUNNING"]
+
+
+def test_a_failed_try_is_told_with_its_cause_once(told: pytest.LogCaptureFixture) -> None:
+    teller = Narrator(Waiting("http://127.0.0.1:9"))
+    for failed in (0, 1, 1):
+        teller.tell(job("RUNNING", tries=4, failed=failed))
+    failures = [message for message in told.messages if "failed" in message]
+    assert failures == ["first: try 1 of 4 failed, and it is tried again: out of memory"]
+    assert told.messages[-1] == "first: RUNNING, try 2 of 4"
+
+
+def test_a_reason_is_told_when_it_is_another_and_again_after_a_while(
+    told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(narrator.time, "monotonic", lambda: now[0])
+    place = Waiting("http://127.0.0.1:9")
+    teller = Narrator(place)
+    for second in range(0, 700, 10):
+        now[0] = 1000.0 + second
+        place.reason = "no node" if second < 45 else "no image"
+        teller.tell(job("PENDING"))
+    waits = [message for message in told.messages if "waits" in message]
+    assert waits == ["first waits: no node", "first waits: no image", "first waits: no image"]
