@@ -29,6 +29,9 @@ from pipeline.nearest import nearest
 
 Config = TypeVar("Config", bound=Section)
 
+REFUSED_EXIT = 3
+"""Of a job that has finished, and refused more of its input than `bad_fraction` allows."""
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -2,23 +2,23 @@
 
 from typing import Any
 
-from jobs.command import Outcome, run_job
+from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import EncodeConfig
 
 _LOST_SHOWN = 5
 
 
 def main(config: EncodeConfig) -> Outcome:
-    """Encodes; too many failed images, or a lost shard, end with `quarantine_exit`."""
+    """Encodes; too many failed images, or a lost shard, end with 3, unless all may fail."""
     from pipeline.commands.encode import run_encoding
 
     result = run_encoding(config)
     if config.dry_run:
         return Outcome(result)
     whole = result["samples"] + result["failed"]
-    lost = bool(result["lost"]) and config.limit is None
+    lost = bool(result["lost"]) and config.limit is None and config.bad_fraction < 1
     over = lost or result["failed"] > config.bad_fraction * whole
-    return Outcome(result, config.quarantine_exit if over else 0, _summary(result))
+    return Outcome(result, REFUSED_EXIT if over else 0, _summary(result))
 
 
 def _summary(result: dict[str, Any]) -> list[str]:

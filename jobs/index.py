@@ -1,6 +1,6 @@
 """Adopt existing WebDataset tars in place, without copying them."""
 
-from jobs.command import Outcome, run_job
+from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import IndexConfig
 
 
@@ -14,7 +14,7 @@ def main(config: IndexConfig) -> Outcome:
     summary += result.counts.summary()
     if result.rejects_url:
         summary.append(f"Rejected samples, with reasons: {result.rejects_url}")
-    return Outcome(result.to_json(), config.quarantine_exit if over else 0, summary)
+    return Outcome(result.to_json(), REFUSED_EXIT if over else 0, summary)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from jobs.command import Outcome, run_job
+from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import PackConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def main(config: PackConfig) -> Outcome:
         return Outcome(asdict(estimate), summary=[estimate.summary])
     result = _pack(config)
     over = result.counts.lost(config.ignore) > config.bad_fraction * result.counts.seen
-    code, lines = config.quarantine_exit if over else 0, _summary(config, result)
+    code, lines = REFUSED_EXIT if over else 0, _summary(config, result)
     if over:
         share = math.ceil(100 * result.counts.lost(config.ignore) / result.counts.seen) / 100
         lines.append(

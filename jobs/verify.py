@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.command import Outcome, run_job
-from pipeline.config.verify import PROVED_BATCH, VerifyConfig
+from pipeline.config.verify import PROVED_BATCH, PROVED_WORLDS, VerifyConfig
 from pipeline.data.keys import path_of
 
 
@@ -17,7 +17,7 @@ def main(config: VerifyConfig) -> Outcome:
         url, problems = config.dataset, verify_dataset(config.dataset, config.shards_below)
         if not problems:
             dataset = Dataset.open(config.dataset, None, config.shards_below, flag="--dataset")
-            problems = prove_order(dataset, config.worlds, PROVED_BATCH)
+            problems = prove_order(dataset, PROVED_WORLDS, PROVED_BATCH)
     else:
         from pipeline.latents import verify_store
 

@@ -53,7 +53,7 @@ def examine(config: DoctorConfig) -> Iterator[Check]:
     yield _versions()
     yield from _storage(config)
     yield from _mlflow(config)
-    yield from _ray(config)
+    yield from _ray()
     yield _gpu()
     yield _room("shared memory", Path("/dev/shm"), 1.0, *_SHARED_MEMORY)  # noqa: S108
     yield _room("disk", Path(tempfile.gettempdir()), 5.0, *_DISK)
@@ -183,8 +183,8 @@ def _mlflow(config: DoctorConfig) -> Iterator[Check]:
     )  # fmt: skip
 
 
-def _ray(config: DoctorConfig) -> Iterator[Check]:
-    address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+def _ray() -> Iterator[Check]:
+    address = os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address:
         cores = len(os.sched_getaffinity(0))
         yield Check("ray", "skipped", f"no dashboard is named: jobs start Ray here ({cores} cores)")

@@ -1,14 +1,10 @@
 """The knobs of `jobs.doctor`."""
 
-from pydantic import Field
-
-from pipeline.config.sections import RAY_ADDRESS, RunsConfig
+from pipeline.config.sections import RunsConfig
 
 
 class DoctorConfig(RunsConfig):
-    """`jobs.doctor`: probe what the jobs need; say what is wrong and which command mends it."""
+    """`jobs.doctor`: probe what the jobs need; say what is wrong and which command mends it.
 
-    address: str | None = Field(
-        None,
-        description=RAY_ADDRESS,
-    )
+    The Ray cluster is that of RAY_API_SERVER_ADDRESS, MLflow that of MLFLOW_TRACKING_URI.
+    """

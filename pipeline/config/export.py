@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.sections import A_STORE, Section, Url
+from pipeline.config.sections import A_NEW_FOLDER, A_STORE, Section, Url
 
 
 class ExportConfig(Section):
     """`jobs.export`: a store as WebDataset tars."""
 
     store: Url = Field(description=A_STORE)
-    output: Url = Field(description="A folder that is new, empty or holds the same export.")
+    output: Url = Field(description=A_NEW_FOLDER)
     format: Literal["npy", "safetensors"] = Field("npy", description="How tensors are stored.")

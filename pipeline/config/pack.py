@@ -10,6 +10,9 @@ from pipeline.config.sections import (
     Url,
 )
 
+QUALITY = 90
+"""Of images that are encoded anew: above it files grow faster than anybody sees a difference."""
+
 
 class PackConfig(PortionConfig):
     """`jobs.pack`: folders, archives and tables of images become a sharded dataset."""
@@ -69,10 +72,12 @@ class PackConfig(PortionConfig):
         description="Largest share of images without a row, and of rows without an image, that is "
         "no error.",
     )
-    encoding: Literal["keep", "jpeg", "webp"] = Field(
-        "keep", description="keep: the original bytes; else each image is encoded anew."
+    encoding: str = Field(
+        "keep",
+        pattern=r"^(keep|(jpeg|webp)(:([1-9]\d?|100))?)$",
+        description="keep: the original bytes; jpeg or webp, with a quality as jpeg:95 (without "
+        f"{QUALITY}): each image is encoded anew.",
     )
-    quality: int = Field(90, ge=1, le=100, description="Quality of the new encoding.")
     short_side: int | None = Field(
         None, gt=0, description="Shorter side after encoding anew, in pixels; None: as it is."
     )
@@ -86,6 +91,13 @@ class PackConfig(PortionConfig):
         description="Kinds of inputs that may be ignored, such as .dng or hidden; all others that "
         "look like images count against bad_fraction.",
     )
+
+    @property
+    def new_encoding(self) -> tuple[Literal["keep", "jpeg", "webp"], int]:
+        """The encoding and its quality, from 1 to 100."""
+        kind, _, quality = self.encoding.partition(":")
+        kinds: dict[str, Literal["keep", "jpeg", "webp"]] = {"jpeg": "jpeg", "webp": "webp"}
+        return kinds.get(kind, "keep"), int(quality or QUALITY)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from pipeline.config.sections import (
+    A_NEW_FOLDER,
     Section,
     Url,
 )
@@ -12,4 +13,4 @@ class PullConfig(Section):
     """`jobs.pull`: a registered model's bundle to disk, checksums verified."""
 
     model: str = Field(description="models:/NAME@ALIAS or models:/NAME/VERSION.")
-    output: Url = Field(description="A local folder that is new, empty or holds the same bundle.")
+    output: Url = Field(description=A_NEW_FOLDER)

@@ -96,9 +96,10 @@ A_RUN = "A run's name below --storage."
 MODEL_OF_STORE = "Where the store's model is; None: where it was when it encoded."
 LIMIT = "Only the first images, this many (jobs.encode: whole shards); None: all."
 DRY_RUN = "Say images, bytes and time, from a short probe; write nothing."
-REFUSED = "Largest share of refused images that still exits with 0."
-RAY_ADDRESS = "The Ray dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS."
+REFUSED = "Largest share of refused images that exits with 0; beyond it 3. 1: always 0."
 PRECISION = "Type of the network's arithmetic; auto: bf16 where the hardware has it, else fp32."
+KEYS = "Also list the images: key and path."
+A_NEW_FOLDER = "A folder that is new, empty or holds the same already."
 CHECK = "How each image is checked: decoded, or by its header."
 
 
@@ -125,7 +126,6 @@ class BudgetConfig(Section):
     """How much may be refused before a job counts as failed."""
 
     bad_fraction: float = Field(0.01, ge=0, le=1, description=REFUSED)
-    quarantine_exit: int = Field(3, description="Exit code when more were refused than that.")
 
 
 class PortionConfig(BudgetConfig):

@@ -4,14 +4,14 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import A_STORE, Section, Url
+from pipeline.config.sections import A_STORE, KEYS, Section, Url
 
 
 class StoresConfig(Section):
     """`jobs.stores`: what a latent store holds, and what of it nothing names."""
 
     store: Url = Field(description=A_STORE)
-    keys: bool = Field(False, description="List the images of the current snapshot: key and path.")
+    keys: bool = Field(False, description=KEYS)
     gc: bool = Field(False, description="Look for what no snapshot names; nothing is removed.")
     delete: bool = Field(False, description="With --gc: remove it.")
     unfinished: bool = Field(

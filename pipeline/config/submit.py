@@ -32,6 +32,9 @@ class SubmitConfig(Section):
     stop_seconds: ClassVar[float] = 120.0
     """How long a stopped training may take: a step, and a checkpoint over a slow line."""
 
+    poll_seconds: ClassVar[float] = 2.0
+    """Between two looks at the job: each costs its place some milliseconds."""
+
     command: tuple[str, ...] = Field((), description="What to run: all that follows `--`.")
     address: str | None = Field(
         None,
@@ -78,7 +81,6 @@ class SubmitConfig(Section):
     lost_seconds: float = Field(
         300, gt=0, description="A job whose head does not answer for so long is lost."
     )
-    poll_seconds: float = Field(2, gt=0, description="Between two looks at the job.")
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:

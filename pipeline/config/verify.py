@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.config.sections import (
     A_DATASET,
     A_STORE,
+    KEYS,
     MODEL_OF_STORE,
     AllowCustom,
     Section,
@@ -16,7 +17,10 @@ from pipeline.config.sections import (
 
 PROVED_BATCH = 256
 """Images per step of the order that is proved. The order is cut into lanes and chunks alike for any
-batch; this one, the default of a training, has room for as many ranks."""
+batch; this one is the default of a training."""
+PROVED_WORLDS = (1, 3, 8)
+"""Ranks for which it is proved: one alone, a number that does not divide the batch, one that does.
+The order asks nothing of a rank but which slots it owns."""
 
 
 class VerifyConfig(Section):
@@ -24,10 +28,7 @@ class VerifyConfig(Section):
 
     dataset: Url | None = Field(None, description=A_DATASET)
     store: Url | None = Field(None, description=A_STORE)
-    keys: bool = Field(False, description="Also list the samples: key and path, shard by shard.")
-    worlds: tuple[int, ...] = Field(
-        (1, 3, 8), description="Numbers of ranks for which the order of a dataset is proved."
-    )
+    keys: bool = Field(False, description=KEYS)
     sample: int = Field(
         0, ge=0, description="With --store: encode this many random images again, and compare."
     )
@@ -37,11 +38,6 @@ class VerifyConfig(Section):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if any(not 0 < world <= PROVED_BATCH for world in self.worlds):
-            raise ValueError(
-                f"worlds: give `--worlds` numbers from 1 to {PROVED_BATCH}: each rank needs a "
-                "slot of the batches whose order is proved"
-            )
         if (self.dataset is None) == (self.store is None):
             raise ValueError("give `--dataset URL` or `--store URL`, and not both")
         if self.sample and self.store is None:

@@ -112,10 +112,11 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
 
 def policy_of(config: PackConfig) -> ImagePolicy:
     """The part of the config that decides on one image."""
+    encoding, quality = config.new_encoding
     return ImagePolicy(
         verify=config.verify,
-        encoding=config.encoding,
-        quality=config.quality,
+        encoding=encoding,
+        quality=quality,
         short_side=config.short_side,
         min_side=config.min_side,
         pixel_limit=PIXEL_LIMIT,

@@ -221,8 +221,8 @@ def _gib(amount: float | None) -> float | None:
 
 
 def _endpoint(config: WatchConfig) -> str:
-    if config.url is not None:
-        return config.url
+    if config.endpoint is not None:
+        return config.endpoint
     folder, hint = _folder(config)
     try:
         (found,) = storage.read_json(storage.join(folder, "metrics.json"))
@@ -251,7 +251,7 @@ def _has_ended(config: WatchConfig) -> bool:
 
 
 def _from_endpoint(url: str, seconds: float) -> Picture:
-    answer = ask("GET", url if "/metrics" in url else f"{url.rstrip('/')}/metrics", seconds=seconds)
+    answer = ask("GET", url, seconds=seconds)
     if answer.status != 200:
         raise UnreachableError(f"{storage.shown(url)}: answers {answer.status} {answer.text}")
     found: Picture = {}
@@ -268,7 +268,10 @@ def _from_endpoint(url: str, seconds: float) -> Picture:
 def _from_prometheus(url: str, seconds: float) -> Picture:
     answer: Any = ask("GET", f"{url}/api/v1/query?{urlencode(_QUERY)}", seconds=seconds)
     if answer.status != 200:
-        raise UnreachableError(f"{storage.shown(url)}: answers {answer.status} {answer.text}")
+        raise UnreachableError(
+            f"{storage.shown(url)}: answers {answer.status} {answer.text} as a Prometheus. A run's "
+            "own address ends in /metrics."
+        )
     found: Picture = {}
     for each in answer.json()["data"]["result"]:
         labels, (when, value) = each["metric"], each["value"]

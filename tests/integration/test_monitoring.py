@@ -218,7 +218,7 @@ def _trained(seen: Seen, process: subprocess.Popen, short: Path) -> dict:
     except AssertionError:
         print("no data:", wanted - seen.panels)
     seen.texts["jobs.watch"] = picture(seen, "--run", "r")
-    seen.texts["jobs.watch of prometheus"] = picture(seen, "--prometheus", seen.prometheus.url)
+    seen.texts["jobs.watch of prometheus"] = picture(seen, "--url", seen.prometheus.url)
     seen.training_listens = listening(process.pid)
     for path in short.glob("vae-ray-*/session_2*/**/*"):
         if path.is_file() and not path.is_symlink():

@@ -53,8 +53,8 @@ def entrypoints(objects: Sequence[Object]) -> Iterator[str]:
             yield f"{where}: {shlex.join(command)}: {error}"
             understood = False
             continue
-        if command[2] in ("jobs.encode", "jobs.pack") and config.quarantine_exit != 0:
-            yield f"{where}: without --quarantine-exit 0 a finished job would be run again"
+        if command[2] in ("jobs.encode", "jobs.pack") and config.bad_fraction < 1:
+            yield f"{where}: without --bad-fraction 1 a finished job would be run again"
     for job in of_kind(objects, *RAY):
         yield from (f"{called(job)}: {broken}" for broken in broken_rules(job))
         yield from _drains(job)

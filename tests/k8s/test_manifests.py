@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         reworded("verify", "--store=s3://latents/photos", "--store=s3://latents/other"),
         "verifies s3://latents/other"),
     "a finished encoding that would run again": (
-        reworded("encode", "--quarantine-exit=0", ""), "run again"),
+        reworded("encode", "--bad-fraction=1", ""), "run again"),
     "a metrics port that nobody asks": (
         reworded("encode", "--tracking.metrics=0.0.0.0:9464", "--tracking.metrics=0.0.0.0:9465"),
         "another port"),

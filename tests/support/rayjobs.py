@@ -13,7 +13,7 @@ from pipeline.runs.run import Run, Start
 
 ENCODE = (
     "python", "-m", "jobs.encode", "--model", "m", "--data", "d", "--output", "o",
-    "--quarantine-exit", "0",
+    "--bad-fraction", "1",
 )  # fmt: skip
 DENIED = "12:00:01 INFO jobs: begins\nAccessDeniedError: s3://d: looking it up was refused (403)\n"
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
@@ -39,7 +39,7 @@ def failed(code: int) -> dict[str, str]:
 
 
 def submit(*command: str, **more: Any) -> Outcome:
-    config = {"id": "first", "poll_seconds": 0.05, "command": command or ENCODE, **more}
+    config = {"id": "first", "command": command or ENCODE, **more}
     return main(SubmitConfig(kubernetes=True, **config))
 
 

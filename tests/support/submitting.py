@@ -10,7 +10,7 @@ from tests.support.killing import start_job
 
 
 def submit(folder: Path, *arguments: str) -> subprocess.Popen:
-    return start_job(folder, "jobs.submit", "--poll-seconds", "0.3", *arguments)
+    return start_job(folder, "jobs.submit", *arguments)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, dict]:

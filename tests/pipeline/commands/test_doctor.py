@@ -2,7 +2,6 @@
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,12 +11,13 @@ from tests.servers import rgw
 from tests.servers.mlflow import MlflowServer
 
 
-def found(url: str | Path, mlflow: str | None = None, **options: Any) -> dict[str, Check]:
-    config = DoctorConfig(storage=str(url), **options)
+def found(url: str | Path, mlflow: str | None = None, ray: str | None = None) -> dict[str, Check]:
     with pytest.MonkeyPatch.context() as patched:
         if mlflow is not None:
             patched.setenv("MLFLOW_TRACKING_URI", mlflow)
-        return {check.name: check for check in examine(config)}
+        if ray is not None:
+            patched.setenv("RAY_API_SERVER_ADDRESS", ray)
+        return {check.name: check for check in examine(DoctorConfig(storage=str(url)))}
 
 
 def test_an_empty_folder_is_enough_for_a_healthy_report(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_host_name_that_mlflow_does_not_know_is_told_though_its_health_is_fine
 
 
 def test_servers_that_are_not_there_are_named_with_what_to_do(tmp_path: Path) -> None:
-    checks = found(tmp_path, "http://127.0.0.1:9", address="http://127.0.0.1:9")
+    checks = found(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9")
     assert checks["mlflow"].level == checks["ray"].level == "failed"
     assert "127.0.0.1:9" in checks["mlflow"].found
     assert "RAY_API_SERVER_ADDRESS" in checks["ray"].mend

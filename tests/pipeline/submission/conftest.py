@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import SubmitConfig
 from pipeline.submission.rayjob import base_template
 from tests.k8s.schemas import CRDS, crd_validator
 from tests.servers.api_server import ApiServer as StandIn
@@ -12,6 +13,7 @@ from tests.servers.api_server import ApiServer as StandIn
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(SubmitConfig, "poll_seconds", 0.05)
     folder = tmp_path / "server"
     folder.mkdir()
     with StandIn(folder).running() as server:

@@ -147,7 +147,7 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(
     server.script["first"] = [RUNNING] * 20 + [SUCCEEDED] * 9
     flag = Path(request_of(train).run.path("STOP"))
     command = train if named_by == "its command" else ()
-    stopping = SubmitConfig(kubernetes=True, id="first", poll_seconds=0.05, command=command,
+    stopping = SubmitConfig(kubernetes=True, id="first", command=command,
                             stop=True)  # fmt: skip
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(main(stopping)))

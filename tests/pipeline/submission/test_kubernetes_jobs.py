@@ -73,7 +73,7 @@ def test_one_that_has_ended_makes_room(server: Any) -> None:
 def test_of_two_submissions_at_once_one_creates_and_the_other_follows(server: Any) -> None:
     server.lives = [[failed(1)], [RUNNING] * 40 + [SUCCEEDED]]
     submit(detach=True)
-    config = SubmitConfig(kubernetes=True, id="first", poll_seconds=0.05, command=ENCODE)
+    config = SubmitConfig(kubernetes=True, id="first", command=ENCODE)
     request, verdicts = replace(request_of(ENCODE), id="first"), []
 
     def follow() -> None:
@@ -173,11 +173,11 @@ def test_flags_that_kubernetes_needs_are_asked_for(
     server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     submit(*ENCODE[:-2], detach=True)
-    assert "--quarantine-exit 0" in caplog.text
+    assert "--bad-fraction 1" in caplog.text
     assert "--tracking.metrics 0.0.0.0:9464" in caplog.text
     caplog.clear()
     submit(*ENCODE, "--tracking.metrics", "0.0.0.0:9464", id="second", detach=True)
-    assert "--quarantine-exit" not in caplog.text
+    assert "--bad-fraction" not in caplog.text
     assert "--tracking.metrics" not in [
         record.message for record in caplog.records if "WARN" in record.levelname
     ]

@@ -118,7 +118,7 @@ def test_once_prints_one_picture_and_ends(tmp_path: Path) -> None:
     made.update(EncodingReport(images=0, images_left=100, failed={"truncated": 0}))
     made.update(EncodingReport(images=30, images_left=70, failed={"truncated": 2}))
     address = made.serve("127.0.0.1", 0)
-    found = warm.run(tmp_path, "jobs.watch", "--url", f"http://{address}", "--once")
+    found = warm.run(tmp_path, "jobs.watch", "--url", f"http://{address}/metrics", "--once")
     made.close()
     assert found.returncode == 0, found.stderr
     assert "s3://b/store: 30 images encoded, 70 left (30%)" in found.stdout
