@@ -18,6 +18,7 @@ from rich.text import Text
 # A day of training is then 1,440 lines of log, not 17,000.
 _LOG_SECONDS = 60.0
 _REFRESHES_PER_SECOND = 5
+"""Enough for a bar that moves evenly."""
 _BAR_CELLS = 20
 
 

@@ -85,7 +85,7 @@ def _run_claimed(
         Reporter(recorder, outbox, settings.points_every, begun) if recorder is not None else None
     )
     ended: Ended | None = None
-    for report in train(training, settings.run, claim, world, outbox, drained):
+    for report in train(training, settings.run, claim, world=world, outbox=outbox, drained=drained):
         if isinstance(report, Ended):
             ended = report
         elif reporter is None:

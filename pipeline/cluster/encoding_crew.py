@@ -21,8 +21,11 @@ from pipeline.latents.receipt import Receipt
 
 _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 1.0
+"""One wait at most: while no worker has started there is no event, and it is to be said."""
 _SAY_SECONDS = 30.0
+"""As often it is said that no actor has started: a node takes minutes to come."""
 _STILLBORN = 5
+"""Actors in a row that die before they begin: chance takes one or two, a cause takes all."""
 
 EncodeOne = Callable[[int], Receipt]
 

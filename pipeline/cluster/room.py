@@ -14,6 +14,7 @@ from pipeline.runs.run import Run, Start
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0
+"""Between two looks at storage and at Ray's tables; the live view asks each second."""
 _SAY_SECONDS = 60.0
 """As often as a log gets a line of progress."""
 

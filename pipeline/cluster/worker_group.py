@@ -73,7 +73,6 @@ def train_on_ray(
         ray_cluster(group.max_workers),
     ):
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = sum(node["Alive"] for node in ray.nodes())
         if storage.local_path(run.url) and nodes > 1:
@@ -81,20 +80,8 @@ def train_on_ray(
                 f"--storage: {run.url} is a local path, but the cluster has {nodes} nodes. "
                 "Give storage that all nodes share, such as s3://."
             )
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         name = f"recorder-{uuid.uuid4().hex}"
-        recorder = (
-            ray.remote(RunRecorder)
-            # One that dies, for memory say, comes back, and is given what it had not yet sent.
-            .options(
-                name=name,
-                num_cpus=0,
-                scheduling_strategy=here,
-                max_restarts=-1,
-                max_task_retries=-1,
-            )
-            .remote(recording)
-        )
+        recorder = _recorder_here(name, recording)
 
         def finish(status: str) -> None:
             with suppress(*actor_deaths(), ray.exceptions.GetTimeoutError):
@@ -123,12 +110,30 @@ def train_on_ray(
         return RunEnd(end.ended, Settled(run_id, left))
 
 
+def _recorder_here(name: str, recording: RecorderSettings) -> Any:
+    """A recorder actor on this driver's node.
+
+    One that dies, for memory say, comes back, and is given what it had not yet sent.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": name, "num_cpus": 0, "scheduling_strategy": here}
+    actor = ray.remote(RunRecorder).options(**options, max_restarts=-1, max_task_retries=-1)
+    return actor.remote(recording)
+
+
+_ASK_SECONDS = 5.0
+"""It answers in milliseconds, unless it starts again; who asks, asks again a second later."""
+
+
 def _ask(method: Any) -> Any:
     """What an actor's method returns; None while the actor can't answer."""
     import ray
 
     try:
-        return ray.get(method.remote(), timeout=5)
+        return ray.get(method.remote(), timeout=_ASK_SECONDS)
     except (*actor_deaths(), ray.exceptions.GetTimeoutError):
         return None
 

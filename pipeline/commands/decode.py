@@ -27,6 +27,7 @@ from pipeline.registry.models import SCHEME, load_model
 from pipeline.vae import VAE
 
 _SHEET_IMAGES = 400
+"""20 rows of 20: beyond it nobody tells the images apart."""
 _BATCH = 64
 """Latents decoded at a time: the batch that jobs.encode makes them with by default."""
 _SAMPLE_SEED = 0

@@ -18,7 +18,9 @@ from pipeline.training.world import current_world
 from pipeline.vae import save_bundle
 
 PROBE_SECONDS = 30.0
+"""Enough for a mean over dozens of steps; who asks what a run costs will not wait for minutes."""
 _WARM_UP_STEPS = 3
+"""Allocations, kernels' choices and the wait for the first batch are over by then."""
 
 
 @dataclass(frozen=True)

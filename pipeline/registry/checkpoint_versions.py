@@ -19,6 +19,7 @@ from pipeline.vae import build_vae, load_bundle, optimised, save_bundle
 logger = logging.getLogger(__name__)
 
 _SECONDS = 5.0
+"""Between two looks for a checkpoint: a listing each, and minutes lie between versions."""
 
 
 @dataclass(frozen=True)

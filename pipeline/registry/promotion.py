@@ -27,6 +27,7 @@ leaves it right, and a kill in between leaves what the next promotion or rollbac
 """
 
 _BATCH = 100
+"""Images at a time: no number depends on it, as noise goes by position and sums are float64."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 State = Literal["productive", "start", "data_wait", "checkpoint", "recover", "redo", "idle"]
 STATES: tuple[State, ...] = get_args(State)
 WRITE_SECONDS = 5.0
+"""What a death loses of the tally, and counts as `recover`; each time is a request to storage."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pipeline.storage.retry import RequestFailedError, Verdict, retrying
 from pipeline.storage.urls import protocol, shown
 
 _PART_BYTES = 16 * 2**20
+"""Of one request: these filesystems give no stream, so a part that breaks is asked for anew."""
 
 
 _SCHEMES = frozenset(

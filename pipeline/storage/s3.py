@@ -13,7 +13,9 @@ from pipeline.storage.s3_client import Answer, ShortBodyError, request, run
 from pipeline.storage.urls import bucket_and_key, shown
 
 PART_BYTES = 48 * 2**20
+"""Of one request at most. What has come of it is kept when it breaks, so it may be large."""
 _UPLOAD_BYTES = 16 * 2**20
+"""From here on in parts, one of which is sent again when it breaks; S3 takes none below 5 MiB."""
 
 
 def call(url: str, doing: str, method: str, **arguments: Any) -> Answer:

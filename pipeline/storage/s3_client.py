@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from pipeline.storage.retry import RequestFailedError, Verdict
 
 _READ_SECONDS = 20.0
+"""Between two pieces of an answer: one that throttles says so within seconds."""
 _RENEW = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"})
 _SIGNATURE = frozenset({"SignatureDoesNotMatch", "InvalidAccessKeyId"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"})
@@ -87,9 +88,9 @@ def _client() -> Any:
                 skip_instance_cache=True,
                 config_kwargs={
                     "retries": {"total_max_attempts": 1, "mode": "standard"},
-                    "connect_timeout": 5,
+                    "connect_timeout": 5,  # A server that is there takes a connection at once.
                     "read_timeout": _READ_SECONDS,
-                    "max_pool_connections": 64,
+                    "max_pool_connections": 64,  # As many as any job has threads that read.
                 },
             )
             _Client.filesystem.retries = 1

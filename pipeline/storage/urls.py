@@ -12,6 +12,7 @@ from pipeline.masking import is_control, masked, one_line
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _LONGEST_NAME = 4096
+"""Linux opens no longer path, and S3 knows keys of 1,024 bytes."""
 _PLAIN_NAME = re.compile(
     r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,9}"
 )

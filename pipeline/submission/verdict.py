@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "QUARANTINED": 3, "LOST": 4, "STOPPED": 5}
 _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
 _CAUSE_CHARACTERS = 2000
+"""An error of ours with all its lines fits; what a library prints of itself is cut."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pipeline.tracking.metric import Metric, Report
 from pipeline.tracking.metric_table import BUILD
 
 RELEASE_SECONDS = 10.0
+"""A killed recorder's process is gone, and its port free, within a second or two."""
 
 
 class Endpoint:

@@ -15,7 +15,9 @@ from pipeline.runs.run import Run
 FILE_BYTES = 1_000_000
 """A file that has grown so far is left, and the next one begun."""
 KEPT_FILES = 10
+"""So a rank that warns at every step leaves 10 MB of a start."""
 SECONDS = 10.0
+"""What a death costs of the log; each time is a request to storage."""
 
 
 @contextmanager

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = ("elbo", "log_likelihood", "kl")
 _SECONDS = 1.0
+"""Between two looks: a bar that moves each second is alive."""
 _SLOW = 1.5
+"""Times the median of the ranks: below, they differ so by chance."""
 _ENOUGH_SECONDS = 10.0
 """For the last look: who knows the numbers may have died, and a run's end does not wait for it."""
 

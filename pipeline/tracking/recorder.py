@@ -25,8 +25,12 @@ from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.tracking.version import version
 
 SEND_SECONDS = 2.0
+"""Between two deliveries: the points of two seconds go in one request."""
 RETRY_SECONDS = 10.0
+"""After a failure: MLflow's client has tried for a while itself, and a restart takes longer."""
 
+_JOIN_SECONDS = 30.0
+"""For a request that is under way at the end: MLflow's client tries three times, 10 s each."""
 _MOST_WARNINGS = 200
 """Of the workers', that a terminal is told of; all of them stand in RUN/logs."""
 
@@ -175,7 +179,7 @@ class RunRecorder:
         self.metrics.close()
         self._closed = True
         self._wake.set()
-        self._thread.join(timeout=30.0)
+        self._thread.join(_JOIN_SECONDS)
         if self._tracked is None:
             return None
         if status is not None:
@@ -239,6 +243,7 @@ def _problem(where: str, error: Exception) -> str:
 
 
 FLUSH_SECONDS = 60.0
+"""MLflow's last chance at a run's end; what it has not got by then is kept in the run's folder."""
 
 
 def mlflow_status(reason: Reason) -> str | None:

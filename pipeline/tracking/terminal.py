@@ -25,6 +25,7 @@ _LABELS = {row.series: row.label for row in (*TRAINING, *ENCODING, *OUTCOME)}
 _QUERY = {"query": '{__name__=~"vae_(train|holdout|checkpoint|data|storage|tracking|encode)_.*"}'}
 _BARS = "▁▂▃▄▅▆▇█"
 _KEPT = 40
+"""Rates that are drawn as bars: a line of 80 columns has room for so many."""
 
 
 @dataclass(frozen=True)

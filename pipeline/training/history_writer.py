@@ -17,6 +17,7 @@ from pipeline.vae import VAE
 logger = logging.getLogger(__name__)
 
 _IMAGES = 10
+"""Kept with each look, beside what they were: a picture's row has room for so many."""
 
 
 _BYTES = 1_000_000

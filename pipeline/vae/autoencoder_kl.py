@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.errors import ModelError
 from pipeline.vae.networks import Network, NetworkShape
 
+# The published models': their weights fit no other.
 GROUPS = 32
 EPSILON = 1e-6
 RESNETS_PER_BLOCK = 2
@@ -23,6 +24,7 @@ WIDTHS = {
 }
 """Channels of each level in units of the first's, by pixels per latent (the published models')."""
 LATENT_CHANNELS = {4: 3, 8: 4, 16: 16, 32: 64}
+"""Z of the published models, by pixels per latent."""
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -15,6 +15,7 @@ GECO_DECAY = 0.99
 GECO_RATE = 0.1
 """log beta moves by this times the constraint in nats per dimension, each step."""
 GECO_BETAS = (1e-6, 1e4)
+"""A target that can't be reached moves beta at every step: from here it comes back in hundreds."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_path.py").write_text("class Net:\n    class Part: pass\n")
-    (tmp_path / "own_broken.py").write_text("x = 1\nx.nothing\n")
+    (tmp_path / "own_broken.py").write_text("x = 1\nx / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
