@@ -66,6 +66,8 @@ def run_job(
         outcome = main(config)
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if not error.may_pass:
+            _end_for_good(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or "run the same command again to go on."
@@ -73,6 +75,15 @@ def run_job(
         sys.exit(130)
     _print(outcome, output)
     sys.exit(outcome.exit_code)
+
+
+def _end_for_good(exit_code: int) -> None:
+    """Under KubeRay, keeps it from making new clusters for what can only fail again."""
+    from pipeline.submission.own_job import end_for_good
+
+    problem = end_for_good(exit_code)
+    if problem is not None:
+        print(f"KubeRay may repeat this job: {problem}", file=sys.stderr)
 
 
 def _print(outcome: Outcome, output: "Output") -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, parse_flags, run_job, validate, while_read
-from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
+from pipeline.config import EncodeConfig, MetricsConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.json_value import Json
 
@@ -52,7 +52,7 @@ def request_of(command: tuple[str, ...]) -> "Request":
     """What a command runs; raises `ConfigError` for flags that its job refuses."""
     from pipeline import storage
     from pipeline.runs.run import Run
-    from pipeline.submission.place import Request
+    from pipeline.submission.place import Request, Served
 
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:8]
     if command[1:2] != ("-m",) or not command[2:] or not command[2].startswith("jobs."):
@@ -63,14 +63,28 @@ def request_of(command: tuple[str, ...]) -> "Request":
     config_type = typing.get_type_hints(importlib.import_module(module).main)["config"]
     values, _ = parse_flags(config_type, command[3:], f"python -m {module}")
     config = validate(config_type, values)
+    if isinstance(config, EncodeConfig):
+        base, store = f"encode-{digest}", storage.shown(storage.absolute(config.output))
+        serves = Served("store", store) if _can_be_scraped(config.tracking) else None
+        return Request(command, base, workers=config.actors or None, serves=serves)
     if not isinstance(config, TrainConfig):
-        workers = (config.actors or None) if isinstance(config, EncodeConfig) else None
-        return Request(command, f"{module.removeprefix('jobs.')}-{digest}", workers=workers)
+        return Request(command, f"{module.removeprefix('jobs.')}-{digest}")
     # A relative path is one of the head's, which can't be seen from here.
     local = storage.local_path(config.storage)
     seen = local is None or local.is_absolute()
-    run = Run.at(config) if seen else None
-    return Request(command, f"train-{config.run}", run, config.max_workers or None)
+    return Request(
+        command,
+        f"train-{config.run}",
+        Run.at(config) if seen else None,
+        config.max_workers or None,
+        fewest=config.min_workers or None,
+        serves=Served("run", config.run) if _can_be_scraped(config.tracking) else None,
+    )
+
+
+def _can_be_scraped(tracking: MetricsConfig) -> bool:
+    """Whether others find `/metrics`: on every address, and a port that was named."""
+    return tracking.metrics_host in ("0.0.0.0", "::") and tracking.metrics_port != 0  # noqa: S104
 
 
 def _place(config: SubmitConfig) -> "Place":
@@ -97,7 +111,10 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     from pipeline.submission.place import Request
 
     assert config.id is not None, "the config has an id or a command"
-    job = place.find(Request((), config.id, id=config.id))
+    nameless = Request((), config.id, id=config.id)
+    job = place.find(nameless)
+    if job is None and config.logs:
+        return nameless  # Its log may be kept, all the same.
     if job is None:
         raise ClusterError(
             f"{place.address} knows no job {config.id}. `--list` shows those it knows."
@@ -106,7 +123,7 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     try:
         return replace(request_of(command), id=config.id)
     except (ConfigError, SystemExit):  # It was submitted with another version of this package.
-        return Request(command, config.id, id=config.id)
+        return replace(nameless, command=command)
 
 
 def _dry_run(config: SubmitConfig, request: "Request") -> Outcome:

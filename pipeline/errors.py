@@ -13,6 +13,8 @@ class PipelineError(Exception):
     """The root of all errors of this package; `exit_code` is what a job ends with."""
 
     exit_code: ClassVar[int] = 1
+    may_pass: ClassVar[bool] = True
+    """Whether the same command may end otherwise when it is merely repeated."""
 
     def __str__(self) -> str:
         """The message, in which no secret shows and no character moves a terminal's cursor."""
@@ -23,6 +25,7 @@ class ConfigError(PipelineError):
     """A flag, a YAML key or a combination of options is wrong."""
 
     exit_code: ClassVar[int] = 2
+    may_pass: ClassVar[bool] = False
 
 
 class StorageError(PipelineError):
@@ -71,6 +74,12 @@ class StoreError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow can't be reached or refused a request that the user asked for."""
+
+
+class UndeliveredError(TrackingError):
+    """A run is trained and kept, and MLflow has not got it: to train again would not mend that."""
+
+    may_pass: ClassVar[bool] = False
 
 
 class UnreachableError(PipelineError):

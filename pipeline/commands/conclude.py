@@ -10,7 +10,13 @@ from pipeline import storage
 from pipeline.commands.train_parts import parts_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import DatasetError, RunError, StorageError, TrackingError
+from pipeline.errors import (
+    DatasetError,
+    RunError,
+    StorageError,
+    TrackingError,
+    UndeliveredError,
+)
 from pipeline.evaluation.alarms import last_word, read_looks
 from pipeline.figures.glance import draw_glance, glanced_at
 from pipeline.figures.history import draw_way
@@ -83,10 +89,20 @@ def result_of(run: Run, end: RunEnd) -> TrainingResult:
 def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:
     """Sends MLflow what it has not got yet of a finished run: points, then the model.
 
-    Doing it again does nothing. Raises `TrackingError` if MLflow can't be reached.
+    Doing it again does nothing. Raises `UndeliveredError` if MLflow can't be reached or refuses.
     """
-    if result.reason != "done":
-        return result
+    try:
+        return _delivered(config, run, result) if result.reason == "done" else result
+    except UndeliveredError:
+        raise
+    except TrackingError as error:
+        raise UndeliveredError(
+            f"run {run.url} is trained and its bundle is {result.bundle}, but no model is "
+            f"registered: {error} The same command then registers it."
+        ) from None
+
+
+def _delivered(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:
     points = run.kept_points()
     if points or result.run_id is None:
         recorder = RunRecorder(parts_of(config).recording)
@@ -95,7 +111,7 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
         result = replace(result, run_id=recorder.finish("FINISHED"))
         run.keep_points(left)
         if left or result.run_id is None:
-            raise TrackingError(
+            raise UndeliveredError(
                 f"run {run.url} is trained and its bundle is {result.bundle}, but MLflow at "
                 f"{storage.shown(tracking_uri())} can't be reached: "
                 f"{len(left)} points are kept and no model is registered. Start MLflow; the same "

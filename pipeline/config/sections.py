@@ -346,3 +346,9 @@ class EncodingTrackingConfig(MetricsConfig):
         None,
         description="http://HOST:9091 of a Prometheus Pushgateway: hears how the encoding ended.",
     )
+    expected_hours: float | None = Field(
+        None,
+        gt=0,
+        description="An alert calls the store overdue when no encoding has left it whole for so "
+        "long; None: never.",
+    )

@@ -24,6 +24,7 @@ class SubmitConfig(Section):
         "list",
         "kubernetes",
         "gpus",
+        "queue",
         "dry_run",
     )
 
@@ -64,6 +65,30 @@ class SubmitConfig(Section):
         description="With --kubernetes: GPUs, one for each worker; None: the template's.",
     )
     image: str | None = Field(None, description="With --kubernetes: None: the template's image.")
+    pool: str | None = Field(
+        None,
+        description="With --kubernetes: the template that the RayJob is a copy of; None: train for "
+        "trainings, encode for what runs a model, cpu for all else.",
+    )
+    queue: str | None = Field(
+        None,
+        description="With --kubernetes: the queue that decides when the job begins; None: the "
+        "template's, or none.",
+    )
+    priority: str | None = Field(
+        None,
+        description="With --kubernetes: a PriorityClass of the cluster, or of its queue; None: the "
+        "template's.",
+    )
+    deadline_hours: float | None = Field(
+        None, gt=0, description="With --kubernetes: ends the job after so long; None: never."
+    )
+    retries: int | None = Field(
+        None,
+        ge=0,
+        description="With --kubernetes: how often KubeRay tries again what failed; None: as the "
+        "template says.",
+    )
     namespace: str | None = Field(
         None, description="With --kubernetes: None: the pod's own namespace, else vae."
     )
@@ -87,9 +112,13 @@ class SubmitConfig(Section):
         asked = [self.stop, self.status, self.logs, self.list]
         if sum([*asked, self.dry_run]) > 1:
             raise ValueError("give one of `--stop`, `--status`, `--logs`, `--list`, `--dry-run`")
-        only = [self.gpus, self.image, self.namespace, self.context, self.dry_run or None]
-        if not self.kubernetes and any(each is not None for each in only):
-            raise ValueError("gpus, image, namespace, context and dry_run need `--kubernetes`")
+        only = (
+            "gpus", "image", "pool", "queue", "priority", "deadline_hours", "retries", "namespace",
+            "context",
+        )  # fmt: skip
+        given = [name for name in only if getattr(self, name) is not None]
+        if not self.kubernetes and (given or self.dry_run):
+            raise ValueError(f"{', '.join(given) or 'dry_run'}: give them with `--kubernetes`")
         if self.kubernetes and (self.ship is not None or self.address):
             raise ValueError(
                 "--kubernetes runs the image's code: leave `--ship` and `--address` out"

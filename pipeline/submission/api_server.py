@@ -57,17 +57,20 @@ class ApiServer:
 
     def objects(self, kind: Kind[Object], labels: str = "") -> list[Object]:
         """The objects of a custom kind that have these labels."""
-        try:
-            found = self._ask(
-                lambda api: _custom(api).list_namespaced_custom_object(
-                    kind.group, kind.version, self.namespace, kind.plural, label_selector=labels,
-                    _request_timeout=self._seconds,
-                )
-            )  # fmt: skip
-        except _Refused as refused:
-            raise self._explained(refused) from None
-        items: list[Object] = found["items"]
-        return items
+        return self._items(
+            lambda api: _custom(api).list_namespaced_custom_object(
+                kind.group, kind.version, self.namespace, kind.plural, label_selector=labels,
+                _request_timeout=self._seconds,
+            )
+        )  # fmt: skip
+
+    def everywhere(self, kind: Kind[Object]) -> list[Object]:
+        """The objects of a kind that belongs to no namespace."""
+        return self._items(
+            lambda api: _custom(api).list_cluster_custom_object(
+                kind.group, kind.version, kind.plural, _request_timeout=self._seconds
+            )
+        )
 
     def create(self, kind: Kind[Object], body: Object, *, dry_run: bool = False) -> bool:
         """False if there is one of that name. Unknown fields are refused, not dropped."""
@@ -101,32 +104,26 @@ class ApiServer:
 
     def pods(self, labels: str) -> list[Any]:
         """The client's `V1Pod`s that have these labels."""
-        from kubernetes.client import CoreV1Api
-
-        try:
-            found = self._ask(
-                lambda api: CoreV1Api(api).list_namespaced_pod(
-                    self.namespace, label_selector=labels, _request_timeout=self._seconds
-                )
+        return self._items(
+            lambda api: _core(api).list_namespaced_pod(
+                self.namespace, label_selector=labels, _request_timeout=self._seconds
             )
-        except _Refused as refused:
-            raise self._explained(refused) from None
-        items: list[Any] = found.items
-        return items
+        )
 
     def warnings(self) -> list[Any]:
         """The client's `CoreV1Event`s of type Warning, which the server keeps for an hour."""
-        from kubernetes.client import CoreV1Api
-
-        try:
-            found = self._ask(
-                lambda api: CoreV1Api(api).list_namespaced_event(
-                    self.namespace, field_selector="type=Warning", _request_timeout=self._seconds
-                )
+        return self._items(
+            lambda api: _core(api).list_namespaced_event(
+                self.namespace, field_selector="type=Warning", _request_timeout=self._seconds
             )
+        )
+
+    def _items(self, ask: Callable[["ApiClient"], Any]) -> list[Any]:
+        try:
+            found = self._ask(ask)
         except _Refused as refused:
             raise self._explained(refused) from None
-        items: list[Any] = found.items
+        items: list[Any] = found["items"] if isinstance(found, dict) else found.items
         return items
 
     def _ask(self, ask: Callable[["ApiClient"], Any]) -> Any:
@@ -241,3 +238,9 @@ def _custom(api: "ApiClient") -> Any:
     from kubernetes.client import CustomObjectsApi
 
     return CustomObjectsApi(api)
+
+
+def _core(api: "ApiClient") -> Any:
+    from kubernetes.client import CoreV1Api
+
+    return CoreV1Api(api)

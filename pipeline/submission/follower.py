@@ -16,7 +16,7 @@ from pipeline.json_value import Json
 from pipeline.runs.run import Run
 from pipeline.submission.log_tail import LogTail
 from pipeline.submission.narrator import Narrator
-from pipeline.submission.place import Job, Place, Request
+from pipeline.submission.place import Job, Output, Place, Request
 from pipeline.submission.verdict import Verdict, end_of, left_in, verdict
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def follow(
             tail.show(job)
             silence.ends(place)
             if job.has_ended:
-                return verdict(job, tail.result, request.run)
+                return verdict(job, tail.printed, request.run)
         # What was granted a moment ago and is refused now is no wrong usage: an API server that
         # starts refuses everything until it has read who may do what (seen: for 7 s).
         except (*PASSING, ClusterError, ConfigError) as error:
@@ -159,12 +159,13 @@ def stop(config: SubmitConfig, place: Place, request: Request) -> Verdict:
 def logs(place: Place, request: Request) -> Iterator[str]:
     """What the job printed; where that is not to be had, what a training's folder has of it."""
     problem: Exception | None = None
-    output = None
     try:
         output = place.output(_found(place, request))
-    except (UnreachableError, ClusterError) as error:
-        problem = error
-    if output is not None and output.whole:
+    except UnreachableError as error:
+        problem, output = error, Output("", whole=False)
+    except ClusterError as error:
+        problem, output = error, place.kept_output(request)
+    if output.whole:
         yield output.text
         return
     newest = request.run.newest_start().number if request.run else 0
@@ -172,7 +173,7 @@ def logs(place: Place, request: Request) -> Iterator[str]:
         if problem is not None:
             logger.warning("%s From the run's own folder:", problem)
         yield from logs_in(request.run, newest)
-    if output is not None and output.text:
+    if output.text:
         yield f"==> the end of what the driver printed <==\n{output.text}"
     elif not newest:
         raise problem or ClusterError(
@@ -294,4 +295,4 @@ def _found(place: Place, request: Request) -> Job:
 def _ended(place: Place, request: Request, job: Job) -> Verdict:
     tail = LogTail(place)
     tail.read(job)
-    return verdict(job, tail.result, request.run)
+    return verdict(job, tail.printed, request.run)

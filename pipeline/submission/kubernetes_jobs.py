@@ -6,16 +6,28 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
 from pipeline.submission.api_server import ApiServer
-from pipeline.submission.objects import RAYJOBS, TEMPLATES, RayJob, RayJobTemplate
-from pipeline.submission.place import Job, Output, Request, said_and_printed
+from pipeline.submission.kept_log import Kept, KeptLog, LogReader, folder_of_logs
+from pipeline.submission.objects import (
+    LOCAL_QUEUES,
+    PRIORITY_CLASSES,
+    QUEUE,
+    RAYJOBS,
+    TEMPLATES,
+    RayJob,
+    RayJobTemplate,
+)
+from pipeline.submission.place import Job, Output, Request
+from pipeline.submission.printed import said_and_printed
 from pipeline.submission.rayjob import (
     NAME_CHARACTERS,
+    Wishes,
     base_template,
+    pool_of,
     render_rayjob,
-    template_name,
 )
 from pipeline.submission.waiting import why_waiting
 
@@ -36,6 +48,7 @@ class KubernetesJobs:
     def __init__(self, server: ApiServer, config: SubmitConfig) -> None:
         self._server, self._config = server, config
         self.address = f"Kubernetes, namespace {server.namespace}"
+        self._log = LogReader()
 
     def find(self, request: Request) -> Job | None:
         """The RayJob of the name that the request gives."""
@@ -67,8 +80,21 @@ class KubernetesJobs:
         self._server.delete(RAYJOBS, job.id, job.uid)
 
     def output(self, job: Job) -> Output:
-        """The end of what a failed driver printed: all that KubeRay passes on."""
-        return Output(job.output_end, whole=False)
+        """What the head's `job-log` has put on storage; else what KubeRay tells of a failure."""
+        kept = self._log.read(job.log, has_ended=job.has_ended) if job.log else Kept()
+        if not kept.text:
+            return Output(job.output_end, whole=False)
+        return Output(kept.text, whole=True, source=kept.folder)
+
+    def kept_output(self, request: Request) -> Output:
+        """By the templates, which say where logs are kept, of a RayJob that was deleted."""
+        template = self._server.get(TEMPLATES, self._pool(request))
+        folder = folder_of_logs(template) if template is not None else None
+        if folder is None:
+            return Output("", whole=False)
+        log = KeptLog(storage.join(folder, name_of(request)))
+        text = self._log.read(log, has_ended=False).text
+        return Output(text, whole=bool(text))
 
     def why_waiting(self, job: Job) -> str:
         """What the RayJob, its cluster, its pods, their events and a queue say."""
@@ -90,29 +116,80 @@ class KubernetesJobs:
                 "the cluster's own patches: %s",
                 error,
             )
-            return self._copy(base_template(template_name(request.command)), request, name)
+            return self._copy(base_template(self._pool(request)), request, name)
         return rayjob
+
+    def _pool(self, request: Request) -> str:
+        return self._config.pool or pool_of(request.command)
 
     def _rendered(self, request: Request, name: str) -> RayJob:
         """A copy of the cluster's own template, so with the patches of its overlay."""
-        wanted = template_name(request.command)
+        wanted = self._pool(request)
         template = self._server.get(TEMPLATES, wanted)
         if template is None:
-            raise ClusterError(
-                f"{self.address}, has no template {wanted}: apply an overlay of k8s/ to it"
+            there = [each["metadata"]["name"] for each in self._server.objects(TEMPLATES)]
+            have = f"those there are: {', '.join(there)}" if there else "apply an overlay of k8s/"
+            raise ClusterError(f"{self.address}, has no template {wanted}: {have}")
+        rayjob = self._copy(template, request, name)
+        if self._config.queue is not None and QUEUE in rayjob["metadata"]["labels"]:
+            self._refuse_unknown_queue(self._config.queue)
+        priority = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"].get(
+            "priorityClassName"
+        )
+        if self._config.priority is not None and priority == self._config.priority:
+            self._refuse_unknown_priority(priority)
+        return rayjob
+
+    def _refuse_unknown_queue(self, queue: str) -> None:
+        """Kueue holds back what names a queue that is not there, and says so to nobody."""
+        for kind in LOCAL_QUEUES:
+            try:
+                there = [each["metadata"]["name"] for each in self._server.objects(kind)]
+            except ConfigError as error:
+                logger.info("whether there is a queue %s can't be seen from here: %s", queue, error)
+                return
+            except ClusterError:
+                continue  # Kueue is of another version, or not installed.
+            if queue not in there:
+                raise ConfigError(
+                    f"--queue {queue}: {self.address}, has no such LocalQueue. It has "
+                    f"{', '.join(there) or 'none'}."
+                )
+            return
+        raise ConfigError(
+            f"--queue {queue}: Kueue is not installed, and nobody else would start it"
+        )
+
+    def _refuse_unknown_priority(self, priority: str) -> None:
+        """Of a class that is not there, no pod can be made."""
+        try:
+            there = [each["metadata"]["name"] for each in self._server.everywhere(PRIORITY_CLASSES)]
+        except ConfigError as error:
+            logger.info(
+                "whether there is a priority %s can't be seen from here: %s", priority, error
             )
-        return self._copy(template, request, name)
+            return
+        if priority not in there:
+            raise ConfigError(
+                f"--priority {priority}: the cluster has no such PriorityClass. It has "
+                f"{', '.join(there) or 'none'}."
+            )
 
     def _copy(self, template: RayJobTemplate, request: Request, name: str) -> RayJob:
-        return render_rayjob(
-            request.command,
-            name=name,
-            template=template,
-            image=self._config.image,
+        asked = self._config
+        wishes = Wishes(
             workers=request.workers,
-            gpus=self._config.gpus,
+            fewest=request.fewest,
+            gpus=asked.gpus,
+            image=asked.image,
+            queue=asked.queue,
+            priority=asked.priority,
+            deadline_hours=asked.deadline_hours,
+            retries=asked.retries,
             namespace=self._server.namespace,
+            serves=request.serves,
         )
+        return render_rayjob(request.command, name=name, template=template, wishes=wishes)
 
 
 def name_of(request: Request) -> str:
@@ -150,6 +227,7 @@ def _job(found: RayJob) -> Job:
         word = "RETRYING"
     else:
         word = status.get("jobStatus") or deployment.upper() or "NEW"
+    folder = folder_of_logs(found)
     return Job(
         id=found["metadata"]["name"],
         uid=found["metadata"]["uid"],
@@ -161,6 +239,7 @@ def _job(found: RayJob) -> Job:
         exit_code=int(code[1]) if code else None,
         message=message,
         output_end=output_end,
+        log=None if folder is None else KeptLog(folder, status.get("rayClusterName", "")),
         tries=1 + (spec.get("backoffLimit") or 0),
         failed_tries=status.get("failed") or 0,
     )

@@ -1,36 +1,36 @@
 """What a job prints, shown while it goes on."""
 
-import json
 import sys
 import time
 
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
-from pipeline.json_value import Json
 from pipeline.submission.place import Job, Output, Place
+from pipeline.submission.printed import Printed, printed
 
 _BYTES_PER_SECOND = 500_000
 """Ray always sends the whole log: a longer one is asked for less often, to stay below this."""
-_LAST_LINES = 20
-"""In these a result is looked for: what a job still says on stderr may come after it."""
 
 
 class LogTail:
     """Prints on stderr what is new in a job's output; one that can't be had is no reason to stop.
 
-    `result` is the JSON that the job printed last; None while there is none.
+    `printed` is what its output comes to so far.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._shown, self._end = 0, ""
+        self._source = ""
         self._next = 0.0
-        self.result: Json | None = None
+        self.printed = Printed()
 
     def show(self, job: Job) -> None:
         """Asks for the output unless that was a moment ago, or the job has ended."""
         if not job.has_ended and time.monotonic() < self._next:
             return
         output = self.read(job)
+        if output.source != self._source:
+            self._shown, self._source = 0, output.source
         if output.whole:
             sys.stderr.write(output.text[self._shown :])
             self._shown = max(self._shown, len(output.text))
@@ -46,17 +46,5 @@ class LogTail:
             output = self._place.output(job)
         except (UnreachableError, NotNowError, ClusterError, ConfigError):
             return Output("", whole=True)
-        self.result = result_in(output.text)
+        self.printed = printed(output.text)
         return output
-
-
-def result_in(text: str) -> Json | None:
-    """The result that a job prints last."""
-    for line in reversed(text.rstrip().splitlines()[-_LAST_LINES:]):
-        if line.startswith("{"):
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            return found if isinstance(found, dict) else None
-    return None

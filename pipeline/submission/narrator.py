@@ -4,7 +4,7 @@ import logging
 import time
 
 from pipeline.submission.place import Job, Place
-from pipeline.submission.verdict import cause_of
+from pipeline.submission.printed import cause_of
 
 logger = logging.getLogger(__name__)
 

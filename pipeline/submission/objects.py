@@ -43,11 +43,20 @@ class Resources(TypedDict):
     limits: dict[str, str]
 
 
+class Variable(TypedDict):
+    """Of a container's environment; without a value it comes from elsewhere."""
+
+    name: str
+    value: NotRequired[str]
+
+
 class Container(TypedDict):
     """One of a pod."""
 
+    name: str
     image: str
     resources: Resources
+    env: NotRequired[list[Variable]]
 
 
 class EmptyDir(TypedDict, total=False):
@@ -64,15 +73,25 @@ class Volume(TypedDict):
 
 
 class PodSpec(TypedDict):
-    """What a pod runs."""
+    """What a pod runs; of the `initContainers`, those that stay beside the others may be ours."""
 
+    initContainers: NotRequired[list[Container]]
     containers: list[Container]
     volumes: list[Volume]
+    priorityClassName: NotRequired[str]
+
+
+class PodMetadata(TypedDict, total=False):
+    """What pods are found by, and what they say of themselves."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
 
 
 class PodTemplate(TypedDict):
     """What the pods of a group are made of."""
 
+    metadata: NotRequired[PodMetadata]
     spec: PodSpec
 
 
@@ -110,6 +129,7 @@ class RayJobSpec(TypedDict):
     submissionMode: NotRequired[str]
     suspend: NotRequired[bool]
     backoffLimit: NotRequired[int]
+    activeDeadlineSeconds: NotRequired[int]
 
 
 class ClusterStatus(TypedDict, total=False):
@@ -167,5 +187,17 @@ WORKLOADS = tuple(
     Kind[Workload]("kueue.x-k8s.io", version, "workloads") for version in ("v1beta2", "v1beta1")
 )
 """Kueue 0.15 and later, and all before."""
+
+
+class Named(TypedDict):
+    """Any object of which no more than its name is asked."""
+
+    metadata: Metadata
+
+
+LOCAL_QUEUES = tuple(
+    Kind[Named]("kueue.x-k8s.io", version, "localqueues") for version in ("v1beta2", "v1beta1")
+)
+PRIORITY_CLASSES = Kind[Named]("scheduling.k8s.io", "v1", "priorityclasses")
 QUEUE = "kueue.x-k8s.io/queue-name"
 """The label of what waits in one of Kueue's queues."""

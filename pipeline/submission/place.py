@@ -6,6 +6,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline.runs.run import Run
+from pipeline.submission.kept_log import KeptLog
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a job's `/metrics` is about: a run by its name, or a store by its URL."""
+
+    label: Literal["run", "store"]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -13,14 +22,18 @@ class Request:
     """Which job is meant, and what it runs.
 
     `id` is what --id says; without one, ids begin with `base`. `run` is a training's folder, where
-    it can be seen from here. `workers` are its ranks or actors; None: it was not asked for any.
+    it can be seen from here. `workers` are its ranks or actors, of which the `fewest` will do for a
+    beginning; None: it was not asked for any.
+    `serves` is None where nobody else can reach its `/metrics`.
     """
 
     command: tuple[str, ...]
     base: str
     run: Run | None = None
     workers: int | None = None
+    fewest: int | None = None
     id: str | None = None
+    serves: Served | None = None
 
     @property
     def entrypoint(self) -> str:
@@ -34,7 +47,8 @@ class Job:
 
     `uid` tells it from a later job of the same id. `status` is Ray's word where Ray has one, else
     that of the cluster around it. `message` is the place's sentence, `output_end` the end of what
-    the job has printed, where the place keeps that beside it. `exit_code` is the driver's.
+    the job has printed, where the place keeps that beside it. `log` is where storage has all of it.
+    `exit_code` is the driver's.
     Of the `tries` that the place makes by itself, `failed_tries` have failed.
     """
 
@@ -47,16 +61,21 @@ class Job:
     exit_code: int | None = None
     message: str = ""
     output_end: str = ""
+    log: KeptLog | None = None
     tries: int = 1
     failed_tries: int = 0
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a job has printed; not `whole` where the place keeps the end of it alone."""
+    """What a job has printed; not `whole` where the place keeps the end of it alone.
+
+    Another `source` is another try, which prints from the beginning.
+    """
 
     text: str
     whole: bool
+    source: str = ""
 
 
 class Place(Protocol):
@@ -103,12 +122,10 @@ class Place(Protocol):
         """What the job has printed so far."""
         ...
 
+    def kept_output(self, request: Request) -> Output:
+        """What is kept of the newest job that was meant, though this place knows it no more."""
+        ...
+
     def why_waiting(self, job: Job) -> str:
         """What a job that does not run yet waits for; "" where that can't be told."""
         ...
-
-
-def said_and_printed(message: str) -> tuple[str, str]:
-    """Ray's sentence on a job, and the last lines of its output that Ray adds to a failure."""
-    said, _, printed = message.partition(", last available logs")
-    return said, printed.partition(":\n")[2]

@@ -10,7 +10,8 @@ from typing import Literal, NotRequired, TypedDict
 from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
-from pipeline.submission.place import Job, Output, Request, said_and_printed
+from pipeline.submission.place import Job, Output, Request
+from pipeline.submission.printed import said_and_printed
 from pipeline.submission.working_tree import packed
 from pipeline.web import Answer, ask, ray_token
 
@@ -88,6 +89,10 @@ class RayJobs:
         """Everything that the driver has printed so far."""
         answer = self._checked(self._ask("GET", f"/api/jobs/{urllib.parse.quote(job.id)}/logs"))
         return Output(str(answer.json()["logs"]), whole=True)
+
+    def kept_output(self, request: Request) -> Output:
+        """Nothing: a head takes its logs along."""
+        return Output("", whole=False)
 
     def why_waiting(self, job: Job) -> str:
         """Ray's own sentence on a job that is pending."""

@@ -1,21 +1,17 @@
 """What has become of a job: its place's word, its exit code, and what a training's folder says."""
 
-import itertools
 import logging
-import re
 from dataclasses import dataclass
 
 from pipeline.errors import StorageError
 from pipeline.json_value import Json
 from pipeline.runs.run import Run
 from pipeline.submission.place import Job
+from pipeline.submission.printed import Printed, cause_of
 
 logger = logging.getLogger(__name__)
 
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "QUARANTINED": 3, "LOST": 4, "STOPPED": 5}
-_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
-_CAUSE_CHARACTERS = 2000
-"""An error of ours with all its lines fits; what a library prints of itself is cut."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +58,23 @@ def end_of(run: Run | None) -> RunState:
         return RunState(hidden=str(error))
 
 
-def verdict(job: Job, printed: Json | None, run: Run | None) -> Verdict:
-    """What a job that has ended came to; `printed` is the result in its own output, if known."""
+def verdict(job: Job, printed: Printed, run: Run | None) -> Verdict:
+    """What a job that has ended came to, by its place's word and by what it `printed` itself."""
     if job.was_lost:
         return left_in(run, job.id, None) or Verdict(job.id, "LOST", job.message)
     if job.status == "FAILED":
         state = "QUARANTINED" if job.exit_code == 3 else "FAILED"
-        cause = cause_of(job.output_end) or job.message
+        cause = printed.cause or cause_of(job.output_end) or job.message
         # Ray says 0 where the driver could not even begin.
         message = f"exit code {job.exit_code}: {cause}" if job.exit_code else cause
-        return Verdict(job.id, state, message, printed, job.exit_code)
+        return Verdict(job.id, state, message, printed.result, job.exit_code)
+    if job.status == "STOPPED" and printed.exit_code is not None:
+        code = printed.exit_code  # Its own: nobody else stopped it.
+        return Verdict(job.id, "FAILED", f"exit code {code}: {printed.cause}", None, code)
     if job.status != "SUCCEEDED":
-        return Verdict(job.id, job.status, job.message, printed or end_of(run).result)
-    end = RunState(printed) if printed is not None else end_of(run)
+        result = printed.result if printed.result is not None else end_of(run).result
+        return Verdict(job.id, job.status, job.message, result)
+    end = RunState(printed.result) if printed.result is not None else end_of(run)
     if end.hidden:
         return Verdict(
             job.id,
@@ -108,13 +108,3 @@ def _of_result(name: str, message: str, result: Json | None) -> Verdict:
         "goes on from there",
         result,
     )
-
-
-def cause_of(output: str) -> str:
-    """The last error that a job's output names, with the indented lines below it; "" for none."""
-    lines = output.splitlines()
-    for at in reversed(range(len(lines))):
-        if _ERROR.match(lines[at]):
-            below = itertools.takewhile(lambda line: line.startswith(" "), lines[at + 1 :])
-            return "\n".join([lines[at], *below])[:_CAUSE_CHARACTERS]
-    return ""

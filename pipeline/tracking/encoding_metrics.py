@@ -85,13 +85,15 @@ def told_outcome(store: str, tracking: EncodingTrackingConfig) -> Iterator[dict[
     try:
         yield result
     except PipelineError:
-        _tell(store, tracking, _outcome(result, started), keep=True)
+        _tell(store, tracking, _outcome(result, started, tracking), keep=True)
         raise
-    _tell(store, tracking, _outcome(result, started), keep=bool(result["encoded"]))
+    _tell(store, tracking, _outcome(result, started, tracking), keep=bool(result["encoded"]))
 
 
-def _outcome(result: Mapping[str, Any], started: float) -> EncodingOutcome:
-    ended = time.time()
+def _outcome(
+    result: Mapping[str, Any], started: float, tracking: EncodingTrackingConfig
+) -> EncodingOutcome:
+    ended, hours = time.time(), tracking.expected_hours
     return EncodingOutcome(
         succeeded=ended if result.get("complete") else None,
         ended=ended,
@@ -99,6 +101,7 @@ def _outcome(result: Mapping[str, Any], started: float) -> EncodingOutcome:
         images=result.get("encoded", 0),
         failed=result.get("failed", 0),
         lost=len(result.get("lost", ())),
+        expected=None if hours is None else 3600 * hours,
     )
 
 

@@ -358,6 +358,13 @@ class EncodingOutcome:
         gauge("vae_encode_last_failed_images", "images", "Without latents.")
     )
     lost: int | None = metric(gauge("vae_encode_last_lost_shards", "shards", "Shards it gave up."))
+    expected: float | None = metric(
+        gauge(
+            "vae_encode_expected_seconds",
+            "seconds",
+            "After so long without a whole store it is overdue; there where an encoding said so.",
+        )
+    )
 
 
 TRAINING, ENCODING, OUTCOME = map(rows_of, (MetricsReport, EncodingReport, EncodingOutcome))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.submission.driver_log import DriverLog
+from pipeline.submission.own_job import NOT_REPEATED
 from pipeline.submission.ray_jobs import RayJobs
 from pipeline.web import ask
 from tests.servers.fault_proxy import FaultProxy, Rule
@@ -77,6 +79,25 @@ def test_a_command_that_its_own_job_refuses_is_never_submitted(
     wrong = ("--", "python", "-m", "jobs.train", "--run", "r", "--no-such-flag", "1")
     assert ended(submit(tmp_path, *wrong)) == (2, {})
     assert len(RayJobs(to_head.address).jobs()) == before
+
+
+def test_under_kuberay_what_can_only_fail_again_is_stopped_which_nobody_repeats(
+    to_head: RayHead, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KubeRay makes a new cluster for what has FAILED; a job that is STOPPED is complete for it."""
+    wrong = ("env", "RAY_USAGE_STATS_KUBERAY_IN_USE=1", "python", "-m", "jobs.verify", "--sample",
+             "3", "--dataset", str(tmp_path))  # fmt: skip
+    code, told = ended(submit(tmp_path, "--", *wrong))
+    assert (code, told["status"]) == (2, "FAILED")
+    assert "ConfigError" in told["message"]
+    assert RayJobs(to_head.address).job(told["submission_id"]).status == "STOPPED"
+    # What the container `job-log` of a head would pass on, from Ray's own file.
+    DriverLog(to_head.folder, str(tmp_path / "kept")).look(last=True)
+    assert f"{NOT_REPEATED}2" in (tmp_path / "kept/0001.log").read_text()
+    elsewhere = wrong[2:]
+    code, told = ended(submit(tmp_path, "--id", "elsewhere", "--", "env", *elsewhere))
+    assert (code, told["status"]) == (2, "FAILED")
+    assert RayJobs(to_head.address).job(told["submission_id"]).status == "FAILED"
 
 
 def test_the_same_command_twice_is_one_job_and_stopping_it_is_told_to_both(

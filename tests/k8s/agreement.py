@@ -14,6 +14,19 @@ from tests.k8s.manifests import (
 )
 
 MADE_BY_KUBERNETES = {"kube-root-ca.crt"}
+MAY_HAVE_A_TOKEN = {"CronJob/nightly/encode"}
+"""Containers; KubeRay adds the autoscaler's to heads."""
+ELSEWHERE = {
+    # templates/service.yaml of KubeRay's chart.
+    "kuberay-operator": {
+        "kind": "Service",
+        "metadata": {
+            "name": "kuberay-operator", "labels": {"app.kubernetes.io/name": "kuberay-operator"},
+        },
+        "spec": {"ports": [{"name": "http", "port": 8080, "targetPort": "http"}]},
+    },
+}  # fmt: skip
+"""Services of other namespaces, by namespace."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
 
@@ -46,6 +59,8 @@ def selectors(objects: Sequence[Object]) -> Iterator[str]:
             if not selects(spec["selector"], spec["template"]["metadata"]["labels"]):
                 yield f"{called(item)}: its selector does not match its own pods"
         elif kind in ("PodDisruptionBudget", "PodMonitor"):
+            if spec.get("minAvailable", 0) > 1:
+                yield f"{called(item)}: asks for more pods than there are, which alerts for ever"
             if not any(selects(spec["selector"], pod.labels) for pod in all_pods):
                 yield f"{called(item)}: selects no pod"
         elif kind == "Service":
@@ -167,12 +182,19 @@ def hardening(objects: Sequence[Object]) -> Iterator[str]:
             yield f"{pod.owner}: may be root"
         if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{pod.owner}: seccompProfile is not RuntimeDefault"
-        if pod.spec.get("automountServiceAccountToken") is not False and (
-            pod.spec["serviceAccountName"] != "ray-autoscaler"
-        ):
+        if pod.spec.get("automountServiceAccountToken") is not False:
             yield f"{pod.owner}: gets a token that it does not need"
+        tokens = {
+            volume["name"]
+            for volume in pod.spec.get("volumes", [])
+            for source in volume.get("projected", {}).get("sources", [])
+            if "serviceAccountToken" in source
+        }
         for container in pod.containers:
             own, where = container.get("securityContext", {}), f"{pod.owner}/{container['name']}"
+            mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
+            if tokens & mounts and where not in MAY_HAVE_A_TOKEN:
+                yield f"{where}: mounts a token that it does not need"
             if own.get("allowPrivilegeEscalation") is not False:
                 yield f"{where}: may gain privileges"
             if own.get("readOnlyRootFilesystem") is not True:
@@ -189,6 +211,9 @@ def _behind(service: Object, all_pods: Sequence[Pod]) -> list[Pod]:
 def _watched(monitor: Object, objects: Sequence[Object]) -> list[Object]:
     selector = monitor["spec"]["selector"]
     services = of_kind(objects, "Service")
+    if "namespaceSelector" in monitor["spec"]:
+        names = monitor["spec"]["namespaceSelector"]["matchNames"]
+        services = [ELSEWHERE[name] for name in names if name in ELSEWHERE]
     return [each for each in services if selects(selector, each["metadata"].get("labels", {}))]
 
 

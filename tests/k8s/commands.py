@@ -14,7 +14,8 @@ from pipeline.config import EncodeConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.submission.rayjob import GPU
 from tests.k8s.kuberay_rules import broken_rules
-from tests.k8s.manifests import RAY, ROOT, Object, Pod, called, find, of_kind, pods
+from tests.k8s.manifests import RAY, ROOT, Object, Pod, called, find, of_kind
+from tests.k8s.manifests import pods as every_pod
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 OURS = {f"vae-pipeline:{VERSION}", f"vae-pipeline:{VERSION}-gpu"}
@@ -65,7 +66,7 @@ def entrypoints(objects: Sequence[Object]) -> Iterator[str]:
 def images(objects: Sequence[Object]) -> Iterator[str]:
     """Ours have the version of pyproject.toml and the user of the Dockerfile; others are pinned."""
     (user,) = re.findall(r"^USER (\d+):(\d+)$", dockerfile(), flags=re.M)
-    for pod in pods(objects):
+    for pod in every_pod(objects):
         for container in pod.containers:
             image, where = container["image"], f"{pod.owner}/{container['name']}"
             if image.split(":")[0].endswith("vae-pipeline"):
@@ -76,6 +77,19 @@ def images(objects: Sequence[Object]) -> Iterator[str]:
                     yield f"{where}: runs as another user than the image's"
             elif not _PINNED.fullmatch(image):
                 yield f"{where}: {image} is not pinned"
+
+
+def pools(objects: Sequence[Object]) -> Iterator[str]:
+    """CUDA where there are GPUs and nowhere else; what needs none gets no node that has some."""
+    by_owner = {pod.owner: pod for pod in every_pod(objects)}
+    for owner, pod in by_owner.items():
+        for container in pod.containers:
+            gpus = GPU in container.get("resources", {}).get("limits", {})
+            if gpus != container["image"].endswith("-gpu"):
+                yield f"{owner}/{container['name']}: {container['image']} on {gpus or 'no'} GPU"
+    worker = by_owner.get("RayJobTemplate/cpu/workers")
+    if worker is not None and any(GPU in str(each) for each in (worker.spec, worker.labels)):
+        yield "RayJobTemplate/cpu: asks for GPUs, or may take their nodes"
 
 
 def addresses(objects: Sequence[Object]) -> Iterator[str]:
@@ -107,7 +121,7 @@ def nightly(objects: Sequence[Object]) -> Iterator[str]:
     # Wrong usage stays wrong, and what was stopped was meant to end (exit codes of jobs.submit).
     if final != [[2, 5]]:
         yield f"CronJob/nightly: exit codes {final} end the night, not 2 and 5"
-    (pod,) = pods([job])
+    (pod,) = every_pod([job])
     steps = {each["name"]: each for each in pod.containers}
     if list(steps) != ["append", "encode", "verify"]:
         yield f"CronJob/nightly: its steps are {list(steps)}"
@@ -141,7 +155,7 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
         yield "Deployment/mlflow: listens on another port than it declares"
     for job, command in _on_ray(objects):
         config = parsed(command)
-        head = next(pod for pod in pods([job]) if pod.owner.endswith("/head"))
+        head = next(pod for pod in every_pod([job]) if pod.owner.endswith("/head"))
         if config.tracking.metrics_port != head.port_of("run-metrics"):
             yield f"{called(job)}: serves /metrics on another port than its head declares"
         if config.tracking.metrics_host != "0.0.0.0":
@@ -152,7 +166,7 @@ def _on_ray(objects: Sequence[Object]) -> Iterator[tuple[Object, Sequence[str]]]
     """Each job that runs on Ray, with its command; the night's as it is submitted."""
     for job in of_kind(objects, "RayJob"):
         yield job, shlex.split(job["spec"]["entrypoint"])
-    (pod,) = pods([find(objects, "CronJob", "nightly")])
+    (pod,) = every_pod([find(objects, "CronJob", "nightly")])
     for step in pod.containers:
         if step["args"][0] == "submit":
             config = parsed(["python", "-m", "jobs.submit", *step["args"][1:]])
@@ -162,7 +176,7 @@ def _on_ray(objects: Sequence[Object]) -> Iterator[tuple[Object, Sequence[str]]]
 def _commands(objects: Sequence[Object]) -> Iterator[tuple[str, list[str]]]:
     for job in of_kind(objects, "RayJob"):
         yield called(job), shlex.split(job["spec"]["entrypoint"])
-    for pod in pods(objects):
+    for pod in every_pod(objects):
         for container in pod.containers:
             ours = container["image"].split(":")[0].endswith("vae-pipeline")
             # KubeRay starts its own pods; a `command` replaces the image's entry.
@@ -178,7 +192,7 @@ def _told(objects: Sequence[Object]) -> Iterator[tuple[str, str]]:
             yield called(item), "\n".join(item["data"].values())
     for job in of_kind(objects, "RayJob"):
         yield called(job), job["spec"]["entrypoint"]
-    for pod in pods(objects):
+    for pod in every_pod(objects):
         for container in pod.containers:
             yield pod.owner, "\n".join(container.get("args", []))
             for variable in container.get("env", []):
@@ -192,11 +206,13 @@ def _sizes(job: Object) -> Iterator[str]:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     gpus = int(limits.get(GPU, 0))
     if isinstance(config, TrainConfig):
-        room = group["replicas"] * (gpus or int(group["rayStartParams"].get("num-cpus", 0)))
-        if config.workers != room:
+        each = gpus or int(group["rayStartParams"].get("num-cpus", 0))
+        room = group["replicas"] * each, group["maxReplicas"] * each
+        if (config.min_workers, config.max_workers) != room:
             yield f"{called(job)}: {config.workers} workers, and room for {room}"
-        if not group["replicas"] == group["minReplicas"] == group["maxReplicas"]:
-            yield f"{called(job)}: DDP has one size"
+        scales = job["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling", False)
+        if scales != (config.min_workers < config.max_workers):
+            yield f"{called(job)}: DDP has one size, unless it is elastic"
     if isinstance(config, EncodeConfig):
         by_cores = int(int(limits["cpu"]) // config.cores)
         each = min(by_cores, int(gpus // config.gpus)) if config.gpus else by_cores
@@ -210,7 +226,7 @@ def _sizes(job: Object) -> Iterator[str]:
 
 
 def _drains(job: Object) -> Iterator[str]:
-    for pod in pods([job]):
+    for pod in every_pod([job]):
         drain = _variable(pod, _DRAIN)
         if drain is None or not int(drain) < pod.spec["terminationGracePeriodSeconds"]:
             yield f"{pod.owner}: is killed while it drains"

@@ -61,7 +61,7 @@ def _of_the_cluster(rayjob: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: without autoscaling, minReplicas and maxReplicas must be given"
         elif low is not None and high is not None and not 0 <= low <= high:
             yield f"{name}: minReplicas {low} and maxReplicas {high}"
-    yield from _of_autoscaling(cluster, scales)
+    yield from _of_autoscaling(cluster, scales, is_template=rayjob.get("kind") != "RayJob")
     options = cluster.get("authOptions", {})
     version = tuple(int(part) for part in re.findall(r"\d+", cluster.get("rayVersion", "")))
     if options.get("mode") != "token":
@@ -85,9 +85,11 @@ def _of_a_group(name: str, group: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: labels belong to the group, not to rayStartParams"
 
 
-def _of_autoscaling(cluster: Mapping[str, Any], scales: bool) -> Iterator[str]:
+def _of_autoscaling(
+    cluster: Mapping[str, Any], scales: bool, *, is_template: bool
+) -> Iterator[str]:
     options = cluster.get("autoscalerOptions", {})
-    if options and not scales:
+    if options and not scales and not is_template:
         yield "autoscalerOptions without enableInTreeAutoscaling say nothing"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "autoscalerOptions.idleTimeoutSeconds must not be below 0"

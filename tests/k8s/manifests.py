@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir() if path.is_dir())
 
+BY_SUBMISSION = {"vae-pipeline.internal/serves": "run-metrics"}
+"""What `jobs.submit` adds to a head whose job serves /metrics (seen in test_nightly.py)."""
+
 Object = dict[str, Any]
 RAY = ("RayJob", "RayJobTemplate")
 """A template has a RayJob's spec, without an entrypoint."""
@@ -91,7 +94,8 @@ def pods(objects: Sequence[Object]) -> Iterator[Pod]:
         elif kind in RAY:
             cluster = spec["rayClusterSpec"]
             head = cluster["headGroupSpec"]["template"]
-            yield _pod(f"{called(item)}/head", head, _by_kuberay("head"))
+            labels = _by_kuberay("head") | (BY_SUBMISSION if kind == "RayJobTemplate" else {})
+            yield _pod(f"{called(item)}/head", head, labels)
             for group in cluster["workerGroupSpecs"]:
                 owner = f"{called(item)}/{group['groupName']}"
                 yield _pod(owner, group["template"], _by_kuberay("worker"))

@@ -16,7 +16,7 @@ from tests.k8s.manifests import K8S, OVERLAYS, Object, build, example_secrets, f
 CHECKS = [
     agreement.names_and_quantities, agreement.selectors, agreement.ports, agreement.accounts,
     agreement.references, agreement.network, agreement.hardening, commands.entrypoints,
-    commands.images, commands.addresses, commands.nightly, commands.tracking,
+    commands.images, commands.pools, commands.addresses, commands.nightly, commands.tracking,
 ]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_nothing_that_an_overlay_brings_could_be_started_as_a_job(overlay: str) 
     objects = build(overlay)
     assert of_kind(objects, "RayJob", "RayCluster", "Job") == []
     assert {item["metadata"]["name"] for item in of_kind(objects, "RayJobTemplate")} == {
-        "train", "encode",
+        "train", "encode", "cpu",
     }  # fmt: skip
 
 
@@ -219,6 +219,43 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         "can be written to"),
     "a token that is not needed": (
         set_at("CronJob", "nightly", f"{NIGHT}/automountServiceAccountToken", True), "token"),
+    "the autoscaler's token beside the driver": (
+        set_at("RayJobTemplate", "encode", f"{HEAD}/template/spec/containers/0/volumeMounts/0/name",
+               "token"),
+        "encode/head/ray-head: mounts a token"),
+    "a head whose driver gets a token by itself": (
+        set_at("RayJobTemplate", "encode", f"{HEAD}/template/spec/automountServiceAccountToken",
+               None),
+        "encode/head: gets a token"),
+    "an operator that is looked for where it is not": (
+        set_at("ServiceMonitor", "kuberay-operator", "spec/namespaceSelector/matchNames",
+               ["kuberay"]),
+        "selects no service"),
+    "heads that are found by a label which submissions do not give": (
+        set_at("PodMonitor", "vae-runs", "spec/selector/matchLabels",
+               {"vae-pipeline.internal/served": "run-metrics"}),
+        "selects no pod"),
+    "a budget that kube-prometheus calls missed": (
+        set_at("PodDisruptionBudget", "ray-heads", "spec", {
+            "minAvailable": 1000,
+            "selector": {"matchLabels": {"ray.io/node-type": "head"}}}),
+        "more pods than there are"),
+    "packing on nodes with GPUs": (
+        set_at("RayJobTemplate", "cpu", f"{WORKERS}/template/spec/tolerations",
+               [{"key": "nvidia.com/gpu", "operator": "Exists"}]),
+        "may take their nodes"),
+    "CUDA on a head": (
+        set_at("RayJobTemplate", "train", f"{HEAD}/template/spec/containers/0/image",
+               f"vae-pipeline:{commands.VERSION}-gpu"),
+        "on no GPU"),
+    "a GPU without CUDA": (
+        set_at("RayJobTemplate", "encode", f"{WORKERS}/template/spec/containers/0/image",
+               f"vae-pipeline:{commands.VERSION}"),
+        "on True GPU"),
+    "an autoscaler that may not reach the API server": (
+        set_at("NetworkPolicy", "to-api-server", "spec/podSelector/matchLabels",
+               {"vae-pipeline.internal/scale": "yes"}),
+        "to-api-server: selects no pod"),
     "a drain that outlasts the pod": (
         set_at("RayJobTemplate", "train",
                f"{WORKERS}/template/spec/terminationGracePeriodSeconds", 60),
@@ -300,18 +337,23 @@ def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested() -> None:
 
 def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
-    file = tmp_path / "k8s/overlays/gpu/cluster.yaml"
-    commented = r"^# (?=- op: |  path: |  value: )"
-    text, count = re.subn(commented, "", file.read_text(), flags=re.M)
-    assert count >= 24
-    file.write_text(text)
+    commented, count = r"^# (?=- op: |  path: |  value:|    )", 0
+    for name in ("cluster.yaml", "gpu-nodes.yaml"):
+        file = tmp_path / "k8s/overlays/gpu" / name
+        text, found = re.subn(commented, "", file.read_text(), flags=re.M)
+        file.write_text(text)
+        count += found
+    assert count >= 36
     objects = build("gpu", tmp_path / "k8s")
     worker = ray_worker(objects)["template"]["spec"]
+    assert len(worker["tolerations"]) == 2
+    assert "tolerations" not in ray_worker(objects, "cpu")["template"]["spec"]
     assert worker["imagePullSecrets"] == [{"name": "pull"}]
     assert worker["containers"][0]["resources"]["limits"]["rdma/hca"] == "1"
     # The ConfigMap of one's own CA is the only thing that is not in the overlay.
     found = [problem for check in CHECKS for problem in check(objects)]
     assert set(found) == {
-        f"RayJobTemplate/{name}/workers: there is no ConfigMap ca" for name in ("train", "encode")
+        f"RayJobTemplate/{name}/workers: there is no ConfigMap ca"
+        for name in ("train", "encode", "cpu")
     }
     assert list(schemas.problems(objects)) == []

@@ -1,5 +1,6 @@
 """The night's own submission, with the arguments of the manifest, makes a RayJob that fits."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import pytest
 
 from jobs.submit import main
 from pipeline.config import SubmitConfig
-from pipeline.submission.rayjob import render_rayjob
+from pipeline.submission.rayjob import OURS, Wishes, render_rayjob
 from tests.k8s import schemas
 from tests.k8s.commands import parsed
-from tests.k8s.manifests import OVERLAYS, build, find, of_kind
+from tests.k8s.manifests import BY_SUBMISSION, OVERLAYS, build, find, of_kind
 from tests.k8s.test_manifests import CHECKS
 from tests.servers.api_server import ApiServer
 
@@ -31,9 +32,38 @@ def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
         main(config.model_copy(update={"detach": True}))
         created = server.objects["nightly"]
     assert tuple(shlex.split(created["spec"]["entrypoint"])) == config.command
+    head = created["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]
+    assert BY_SUBMISSION.items() <= head["labels"].items()
+    assert head["annotations"]["vae-pipeline.internal/store"] == "s3://latents/photos"
     assert list(schemas.problems([created])) == []
     for check in CHECKS:
         assert list(check([*objects, created])) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_elastic_training_becomes_a_rayjob_that_fits_the_cluster(overlay: str) -> None:
+    objects = build(overlay)
+    command = (
+        "python", "-m", "jobs.train", "--data", "s3://datasets/photos/train", "--run", "photos",
+        "--storage", "s3://runs/train", "--workers", "8..32",
+        "--tracking.metrics", "0.0.0.0:9464",
+    )  # fmt: skip
+    wishes = Wishes(workers=32, fewest=8, namespace="vae")
+    template = find(objects, "RayJobTemplate", "train")
+    made = render_rayjob(command, name="photos", template=template, wishes=wishes)
+    assert list(schemas.problems([made])) == []
+    for check in CHECKS:
+        assert list(check([*objects, made])) == []
+
+
+def test_an_endpoint_that_is_gone_is_named_by_what_its_pod_says() -> None:
+    """Prometheus' own `up` has only the labels that the monitor copies from the pod."""
+    (endpoint,) = find(build("gpu"), "PodMonitor", "vae-runs")["spec"]["podMetricsEndpoints"]
+    copied = {rule["targetLabel"]: rule["sourceLabels"] for rule in endpoint["relabelings"]}
+    for label in ("run", "store"):
+        # Prometheus writes _ for what its names can't have.
+        annotation = re.sub(r"\W", "_", f"{OURS}/{label}")
+        assert copied[label] == [f"__meta_kubernetes_pod_annotation_{annotation}"]
 
 
 @pytest.mark.parametrize(("overlay", "workers"), [("dev", 1), ("dev", 5), ("gpu", 8), ("gpu", 16)])
@@ -47,9 +77,8 @@ def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(
         "--tracking.metrics", "0.0.0.0:9464",
     )  # fmt: skip
     template = find(objects, "RayJobTemplate", "train")
-    made = render_rayjob(
-        command, name="photos", template=template, workers=workers, namespace="vae"
-    )
+    wishes = Wishes(workers=workers, namespace="vae")
+    made = render_rayjob(command, name="photos", template=template, wishes=wishes)
     assert list(schemas.problems([made])) == []
     for check in CHECKS:
         assert list(check([*objects, made])) == []

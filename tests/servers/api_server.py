@@ -29,10 +29,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 TOKEN = "a-token-of-the-tests"
+_OF_NO_NAMESPACE = ("priorityclasses",)
 _ACCOUNTS = Path(__file__).parents[2] / "k8s/base/accounts.yaml"
 _PATH = re.compile(
-    r"/(?:api|apis/(?P<group>[a-z0-9.-]+))/(?P<version>v\w+)/namespaces/(?P<namespace>[a-z0-9-]+)"
-    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
+    r"/(?:api|apis/(?P<group>[a-z0-9.-]+))/(?P<version>v\w+)"
+    r"(?:/namespaces/(?P<namespace>[a-z0-9-]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
 )
 
 
@@ -106,7 +107,8 @@ class ApiServer:
             return 404, "404 page not found"
         name, resource = found["name"] or "", found["resource"]
         verb = {"GET": "get" if name else "list", "POST": "create", "DELETE": "delete"}[method]
-        allowed = verb in self.rights.get(resource, ()) and found["namespace"] == "vae"
+        here = found["namespace"] == (None if resource in _OF_NO_NAMESPACE else "vae")
+        allowed = here and verb in self.rights.get(resource, ())
         if not allowed or not self.is_ready:
             self.refused += 1
             return _refusal(
@@ -127,7 +129,7 @@ class ApiServer:
             return getattr(self, f"_{verb}")(name, query, body)
 
     def _other(self, resource: str, name: str, query: Any) -> tuple[int, Any]:
-        if resource == "workloads" and resource not in self.others:
+        if resource in ("workloads", "localqueues") and resource not in self.others:
             return 404, "404 page not found"  # Kueue is not installed.
         items = self.others[resource]
         if name:

@@ -20,8 +20,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if CRDS.exists():
             server.validator = crd_validator("RayJob")
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig()))
-        for name in ("train", "encode"):
-            server.put(base_template(name))
+        for name in ("train", "encode", "cpu"):
+            template: Any = base_template(name)
+            (log,) = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"][
+                "initContainers"
+            ]
+            log["env"] = [{"name": "JOB_LOGS", "value": str(tmp_path / "job-logs")}]
+            server.put(template)
         yield server
 
 

@@ -11,12 +11,12 @@ from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableE
 from pipeline.submission import api_server
 from pipeline.submission.api_server import ApiServer
 from pipeline.submission.objects import RAYJOBS, TEMPLATES
-from pipeline.submission.rayjob import base_template, render_rayjob
+from pipeline.submission.rayjob import Wishes, base_template, render_rayjob
 from tests.k8s.schemas import CRDS, crd_validator
 from tests.servers.api_server import TOKEN, submitters_rights
 from tests.servers.api_server import ApiServer as StandIn
 
-JOB = render_rayjob(("python", "-m", "jobs.encode"), name="first", namespace="vae")
+JOB = render_rayjob(("python", "-m", "jobs.encode"), name="first", wishes=Wishes(namespace="vae"))
 
 
 @pytest.fixture
@@ -217,10 +217,11 @@ def test_a_pod_uses_its_own_namespace_unless_told_otherwise(
 def test_the_submitters_role_gives_what_is_asked_and_no_more() -> None:
     assert submitters_rights() == {
         "rayjobs": ["get", "list", "create", "delete"],
-        "rayjobtemplates": ["get"],
+        "rayjobtemplates": ["get", "list"],
         "pods": ["list"],
         "events": ["list"],
         "workloads": ["list"],
+        "localqueues": ["list"],
     }
 
 

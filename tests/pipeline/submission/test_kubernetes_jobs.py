@@ -58,7 +58,7 @@ def test_a_template_is_no_job_and_nothing_that_could_be_stopped(server: Any, fla
         main(SubmitConfig(kubernetes=True, id="train", **{flag: True}))
     assert submit(list=True).result["jobs"] == []
     assert {item["metadata"]["name"] for item in server.others["rayjobtemplates"]} == {
-        "train", "encode"
+        "train", "encode", "cpu"
     }  # fmt: skip
 
 
@@ -184,8 +184,44 @@ def test_flags_that_kubernetes_needs_are_asked_for(
 
 
 def test_flags_that_say_nothing_without_kubernetes_are_refused() -> None:
-    with pytest.raises(ValueError, match="need --kubernetes"):
-        SubmitConfig(command=ENCODE, gpus=8)
+    for flag in ({"gpus": 8}, {"queue": "gpu"}, {"retries": 0}, {"dry_run": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(flag))}: give them with `--kubernetes`"):
+            SubmitConfig(command=ENCODE, **flag)
+
+
+def test_a_pool_that_is_not_there_is_told_with_those_that_are(server: Any) -> None:
+    with pytest.raises(ClusterError, match="no template gpus: those there are: train, encode, cpu"):
+        submit(pool="gpus")
+    submit(pool="cpu", detach=True)
+    assert "first" in server.objects
+
+
+def test_a_queue_that_is_not_there_is_refused_with_those_that_are(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="Kueue is not installed"):
+        submit(queue="gpu", detach=True)
+    server.others["localqueues"] = [{"metadata": {"name": "research"}}]
+    with pytest.raises(ConfigError, match=r"no such LocalQueue. It has research"):
+        submit(queue="gpu", detach=True)
+    assert "first" not in server.objects
+    submit(queue="research", detach=True)
+    made = server.objects["first"]
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    del server.rights["localqueues"]
+    with caplog.at_level("INFO"):
+        submit(queue="gpu", id="second", detach=True)
+    assert "can't be seen from here" in caplog.text
+
+
+def test_a_priority_that_is_not_there_is_refused_where_the_user_may_see_it(server: Any) -> None:
+    submit(priority="urgent", detach=True)  # The Role may not read them: the pods will tell.
+    server.rights["priorityclasses"] = ["list"]
+    server.others["priorityclasses"] = [{"metadata": {"name": "usual"}}]
+    with pytest.raises(ConfigError, match=r"no such PriorityClass. It has usual"):
+        submit(priority="urgent", id="second", detach=True)
+    submit(priority="usual", id="second", detach=True)
+    assert "second" in server.objects
 
 
 def test_a_command_that_its_job_refuses_is_refused_before_anything_is_created(server: Any) -> None:

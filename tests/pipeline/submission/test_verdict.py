@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.runs.run import Run, Start
-from pipeline.submission.place import Job, said_and_printed
-from pipeline.submission.verdict import cause_of, left_in, verdict
+from pipeline.submission.own_job import NOT_REPEATED
+from pipeline.submission.place import Job
+from pipeline.submission.printed import Printed, cause_of, printed, said_and_printed
+from pipeline.submission.verdict import left_in, verdict
 from tests.support.rayjobs import result_of
 
 
@@ -31,7 +33,9 @@ def test_the_cause_is_the_last_error_that_was_printed(output: str, cause: str) -
 
 
 def test_without_any_error_in_its_output_the_places_sentence_stands() -> None:
-    said = verdict(job("FAILED", exit_code=137, message="failed with exit code 137"), None, None)
+    said = verdict(
+        job("FAILED", exit_code=137, message="failed with exit code 137"), Printed(), None
+    )
     assert (said.message, said.exit_code) == ("exit code 137: failed with exit code 137", 1)
 
 
@@ -44,13 +48,24 @@ def test_rays_message_is_split_where_the_log_begins() -> None:
 
 @pytest.mark.parametrize("reason", ["stopped", "drained", "a later one"])
 def test_every_reason_but_done_is_told_whoever_printed_it(reason: str) -> None:
-    ended = verdict(job("SUCCEEDED"), {"reason": reason, "steps": 7}, None)
+    ended = verdict(job("SUCCEEDED"), Printed({"reason": reason, "steps": 7}), None)
     assert (ended.status, ended.exit_code) == ("STOPPED", 5)
     assert "step 7" in ended.message
-    done = verdict(job("SUCCEEDED"), {"reason": "done", "steps": 7}, None)
+    done = verdict(job("SUCCEEDED"), Printed({"reason": "done", "steps": 7}), None)
     assert (done.status, done.exit_code) == ("SUCCEEDED", 0)
-    other_job = verdict(job("SUCCEEDED"), {"ok": True}, None)
+    other_job = verdict(job("SUCCEEDED"), Printed({"ok": True}), None)
     assert other_job.status == "SUCCEEDED"
+
+
+def test_who_had_itself_stopped_has_failed_and_who_was_stopped_has_not() -> None:
+    said = f"ConfigError: no such flag\n{NOT_REPEATED}2\n"
+    failed = verdict(job("STOPPED"), printed(said), None)
+    assert (failed.status, failed.exit_code) == ("FAILED", 2)
+    assert failed.message == "exit code 2: ConfigError: no such flag"
+    lost = verdict(job("STOPPED"), printed(f"UndeliveredError: x\n{NOT_REPEATED}1\n"), None)
+    assert (lost.status, lost.exit_code) == ("FAILED", 1)
+    stopped = verdict(job("STOPPED"), printed("ConfigError: said on the way\n"), None)
+    assert (stopped.status, stopped.exit_code) == ("STOPPED", 5)
 
 
 def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """How an encoding ended is told beside its store and to a real Pushgateway, and outlives it."""
 
 import logging
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from pipeline.config import EncodeConfig, EncodingTrackingConfig, ModelConfig, P
 from pipeline.data import Dataset
 from pipeline.errors import PipelineError
 from pipeline.vae import build_vae, save_bundle
+from pipeline.web import ask
 from tests.servers.prometheus import PrometheusServer
-from tests.support.killing import tree
+from tests.support.killing import ROOT, tree
 from tests.support.packed_digits import write_digits
 
 
@@ -29,8 +32,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"data": str(data), "model": str(folder / "bundle")}
 
 
-def encode(world: dict[str, str], store: Any, pushgateway: str | None = None, **more: Any) -> dict:
-    tracking = EncodingTrackingConfig(pushgateway=pushgateway)
+def encode(
+    world: dict[str, str], store: Any, pushgateway: str | None = None,
+    hours: float | None = None, **more: Any,
+) -> dict:  # fmt: skip
+    tracking = EncodingTrackingConfig(pushgateway=pushgateway, expected_hours=hours)
     given = {**world, "actors": 0, **more}
     return run_encoding(EncodeConfig(output=str(store), tracking=tracking, **given))
 
@@ -93,6 +99,39 @@ def test_the_pushgateway_hears_of_each_encoding_also_of_one_that_had_nothing_to_
         encode(world | {"model": str(tmp_path / "none")}, store, prometheus.pushgateway)
     prometheus.until(lambda: told("vae_encode_last_end_timestamp_seconds") > second)
     assert told(last) == second
+
+
+def test_only_a_store_that_is_expected_again_says_when_and_one_by_hand_does_not_unsay_it(
+    world: dict[str, str], tmp_path: Path, prometheus: PrometheusServer
+) -> None:
+    def expected(store: Path) -> float | None:
+        return prometheus.value(f'vae_encode_expected_seconds{{store="{store}"}}')
+
+    once, nightly = tmp_path / "once", tmp_path / "nightly"
+    encode(world, once, prometheus.pushgateway)
+    encode(world, nightly, prometheus.pushgateway, hours=26)
+    prometheus.until(lambda: expected(nightly) == 26 * 3600)
+    assert outcome(nightly)["vae_encode_expected_seconds"] == 26 * 3600
+    encode(world, nightly, prometheus.pushgateway)
+    last = f'vae_encode_last_images{{store="{nightly}"}}'
+    prometheus.until(lambda: prometheus.value(last) == 0)
+    assert expected(nightly) == 26 * 3600
+    assert expected(once) is None
+
+
+def test_a_store_is_forgotten_by_the_command_that_the_readme_gives(
+    world: dict[str, str], tmp_path: Path, prometheus: PrometheusServer
+) -> None:
+    store = tmp_path / "forgotten"
+    encode(world, store, prometheus.pushgateway)
+    pushed = f"{prometheus.pushgateway}/metrics"
+    assert f'store="{store}"' in ask("GET", pushed).body.decode()
+    readme = (ROOT / "k8s/base/monitoring/README.md").read_text()
+    (command,) = re.findall(r"^curl --request DELETE .*$", readme, flags=re.M)
+    here = command.replace("s3://latents/photos", str(store))
+    here = here.replace("http://localhost:9091", prometheus.pushgateway)
+    subprocess.run(["bash", "-c", f"{here} --fail --silent"], check=True)
+    assert f'store="{store}"' not in ask("GET", pushed).body.decode()
 
 
 def test_a_pushgateway_that_is_away_is_a_warning(

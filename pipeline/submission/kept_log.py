@@ -1,0 +1,120 @@
+"""What a job's driver printed, on storage: `--logs` reads it when the job's cluster is gone.
+
+JOB_LOGS/JOB/TIME-POD/0001.log   a folder for each head, so for each try; parts of a MB or more
+
+JOB_LOGS is said once, in a template's container `job-log`, which writes it (driver_log.py).
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.submission.objects import Container, RayJob, RayJobTemplate
+from pipeline.submission.printed import printed
+
+logger = logging.getLogger(__name__)
+
+EVERY_SECONDS = 10.0
+"""The log is stored every few seconds, and read no more often than this."""
+LAST_SECONDS = 20.0
+"""So long its last lines may take, once a job has ended."""
+AGAIN_SECONDS = 300.0
+"""Until a storage that can't be reached is asked once more."""
+CONTAINER = "job-log"
+VARIABLE = "JOB_LOGS"
+_PATIENCE = storage.RetryPolicy(deadline_seconds=5)
+"""Who follows a job has more to look at than its log."""
+
+
+class Kept(NamedTuple):
+    """What one try has printed, and its folder."""
+
+    text: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class KeptLog:
+    """The log of the job whose folders lie below `url`; of the head of `cluster`, if it is known.
+
+    Reading raises `StorageError` where the storage can't be reached from here.
+    """
+
+    url: str
+    cluster: str = ""
+
+    def read(self) -> "Kept":
+        """What the newest try printed so far; nothing while none is kept."""
+        with storage.retry_policy(_PATIENCE):
+            parts = self._parts()
+            text = "".join(storage.read(part).decode(errors="replace") for part in parts)
+        return Kept(text, parts[0].rpartition("/")[0] if parts else "")
+
+    def _parts(self) -> list[str]:
+        tries: dict[str, list[str]] = {}
+        try:
+            for item in storage.list_objects(self.url):
+                folder, _, _ = item.url.rpartition("/")
+                tries.setdefault(folder, []).append(item.url)
+        except ObjectNotFoundError:
+            return []
+        ours = [folder for folder in tries if self._is_of_cluster(folder)]
+        return tries[max(ours)] if ours else []
+
+    def _is_of_cluster(self, folder: str) -> bool:
+        return not self.cluster or f"Z-{self.cluster}-head" in folder
+
+
+class LogReader:
+    """Reads a log as often as it changes; one that can't be read is said once, and let be."""
+
+    def __init__(self) -> None:
+        self._kept, self._of, self._next = Kept(), KeptLog(""), 0.0
+
+    def read(self, log: KeptLog, *, has_ended: bool) -> Kept:
+        """What is kept; of a job that `has_ended` also the last lines, which come a moment later.
+
+        Nothing where nothing is kept, or it can't be read from here.
+        """
+        if log != self._of:
+            self._kept, self._of, self._next = Kept(), log, 0.0
+        now = time.monotonic()
+        if now < self._next and not (has_ended and self._kept.text):
+            return self._kept
+        try:
+            self._kept = log.read()
+            deadline = now + LAST_SECONDS
+            while has_ended and self._kept.text and not _is_whole(self._kept.text):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(1)
+                self._kept = log.read()
+        except StorageError as error:
+            logger.warning("the job's log can't be read from here: %s", error)
+            self._next = now + AGAIN_SECONDS
+            return self._kept
+        self._next = now + EVERY_SECONDS
+        return self._kept
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it ends as jobs end: with a result, or with what ended it."""
+    found = printed(text)
+    return found.result is not None or bool(found.cause)
+
+
+def folder_of_logs(rayjob: RayJob | RayJobTemplate) -> str | None:
+    """Where a RayJob's logs go, or, of a template, those of all its copies; None: nowhere."""
+    for container in _head_containers(rayjob):
+        for variable in container.get("env", ()) if container["name"] == CONTAINER else ():
+            if variable["name"] == VARIABLE:
+                return variable.get("value") or None
+    return None
+
+
+def _head_containers(rayjob: RayJob | RayJobTemplate) -> list[Container]:
+    pod = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    return [*pod.get("initContainers", ()), *pod["containers"]]

@@ -1,0 +1,58 @@
+"""What a job's output says: its result, or what ended it; and how Ray passes its end on."""
+
+import itertools
+import json
+import re
+from typing import NamedTuple
+
+from pipeline.json_value import Json
+from pipeline.submission.own_job import NOT_REPEATED
+
+_LAST_LINES = 20
+"""In these a result is looked for: what a job still says on stderr may come after it."""
+_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
+_CAUSE_CHARACTERS = 2000
+"""An error of ours with all its lines fits; what a library prints of itself is cut."""
+_MARK_CHARACTERS = 5000
+
+
+class Printed(NamedTuple):
+    """What a job's output comes to; `exit_code` is that of a job that had itself stopped."""
+
+    result: Json | None = None
+    cause: str = ""
+    exit_code: int | None = None
+
+
+def printed(text: str) -> Printed:
+    """The result of a job, or the last error that it names."""
+    ended = re.search(rf"^{NOT_REPEATED}(\d+)$", text[-_MARK_CHARACTERS:], re.MULTILINE)
+    return Printed(result_in(text), cause_of(text), int(ended[1]) if ended else None)
+
+
+def result_in(text: str) -> Json | None:
+    """The result that a job prints last."""
+    for line in reversed(text.rstrip().splitlines()[-_LAST_LINES:]):
+        if line.startswith("{"):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def cause_of(output: str) -> str:
+    """The last error that a job's output names, with the indented lines below it; "" for none."""
+    lines = output.splitlines()
+    for at in reversed(range(len(lines))):
+        if _ERROR.match(lines[at]):
+            below = itertools.takewhile(lambda line: line.startswith(" "), lines[at + 1 :])
+            return "\n".join([lines[at], *below])[:_CAUSE_CHARACTERS]
+    return ""
+
+
+def said_and_printed(message: str) -> tuple[str, str]:
+    """Ray's sentence on a job, and the last lines of its output that Ray adds to a failure."""
+    said, _, printed = message.partition(", last available logs")
+    return said, printed.partition(":\n")[2]
