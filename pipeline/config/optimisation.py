@@ -1,5 +1,6 @@
 """What is optimised, and by which steps."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,11 +21,10 @@ class ObjectiveConfig(Section):
         description="What is maximised: beta (the ELBO at beta 1), free_bits, geco, iwae ...",
     )
     beta: float = Field(1.0, ge=0, description="Weight of the KL term, after its warm-up if any.")
-    warmup: Literal["none", "linear", "cyclical"] = Field(
-        "none", description="How beta rises from 0: once, or again in each cycle's first half."
-    )
-    warmup_steps: int | None = Field(
-        None, gt=0, description="Steps of the linear warm-up, or of one cycle."
+    warmup: str = Field(
+        "none",
+        description="How beta rises from 0: linear:STEPS, once; cyclical:STEPS, in the first half "
+        "of each cycle of so many steps.",
     )
     free_nats: float | None = Field(
         None, gt=0, description="free_bits: nats of KL per latent dimension that cost nothing more."
@@ -38,6 +38,17 @@ class ObjectiveConfig(Section):
     def aims_at_elbo(self) -> bool:
         """Whether what is optimised is the ELBO, or a bound that a better ELBO goes with."""
         return self.kind in ("beta", "free_bits", "iwae") and self.beta == 1
+
+    @property
+    def warmup_steps(self) -> int | None:
+        """Of the linear warm-up, or of one cycle; None: there is no warm-up."""
+        steps = self.warmup.partition(":")[2]
+        return int(steps) if steps else None
+
+    @property
+    def is_cyclical(self) -> bool:
+        """Whether beta rises again in each cycle."""
+        return self.warmup.startswith("cyclical:")
 
     @property
     def needs_mean(self) -> bool:
@@ -60,11 +71,10 @@ class ObjectiveConfig(Section):
                     if given
                     else f"{kind} needs a number: give `{flag} NUMBER`"
                 )
-        if (self.warmup_steps is not None) != (self.warmup != "none"):
+        if re.fullmatch(r"none|(linear|cyclical):[1-9]\d{0,8}", self.warmup) is None:
             raise ValueError(
-                "a warm-up has a length: give `--objective.warmup-steps STEPS`"
-                if self.warmup_steps is None
-                else "warmup_steps is the length of a warm-up: give `--objective.warmup linear`"
+                f"warmup {self.warmup}: is not none, nor linear or cyclical with its length: give "
+                "`--objective.warmup linear:STEPS`"
             )
         if self.kind == "iwae" and self.samples == 1:
             raise ValueError(

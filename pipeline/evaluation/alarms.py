@@ -133,8 +133,8 @@ def _alarms(looks: Sequence[Look], warmup_steps: int) -> list[Alarm]:
                 "collapse",
                 f"Posterior collapse: at two looks after the warm-up the held-out KL is "
                 f"{newest.kl:.4f} nats and {newest.active_units:.0f} dimensions are active, so z "
-                "says nothing. Try `--objective.beta` below 1, `--objective.warmup linear`, or a "
-                "higher learning rate.",
+                "says nothing. Try `--objective.beta` below 1, `--objective.warmup linear:1000`, "
+                "or a higher learning rate.",
             )
         )
     return found

@@ -35,7 +35,7 @@ from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 
 _LOST = "Restore it, or begin anew on purpose: `--begin-anew`."
-RUN = storage.DocumentKind("vae-pipeline/run", 2, RunError, _LOST)
+RUN = storage.DocumentKind("vae-pipeline/run", 3, RunError, _LOST)
 RESULT = storage.DocumentKind("vae-pipeline/result", 2, RunError, _LOST)
 ENDED = storage.DocumentKind("vae-pipeline/ended", 2, RunError, "Delete it.")
 CLAIM = storage.DocumentKind("vae-pipeline/claim", 2, RunError, "Delete it.")

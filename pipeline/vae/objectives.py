@@ -131,7 +131,7 @@ def beta_at(config: ObjectiveConfig, step: int) -> float:
     """The KL's weight at `step` (from 1): full at the end of a warm-up, or half-way in a cycle."""
     if config.warmup_steps is None:
         return config.beta
-    if config.warmup == "linear":
+    if not config.is_cyclical:
         return config.beta * min(1.0, step / config.warmup_steps)
     place = ((step - 1) % config.warmup_steps + 1) / config.warmup_steps
     return config.beta * min(1.0, 2 * place)

@@ -64,7 +64,7 @@ def test_there_is_one_gap_on_the_whole_page() -> None:
 
 OBJECTIVES = {
     "beta": (ObjectiveConfig(beta=4.0), "log-likelihood - 4 x KL"),
-    "warm-up": (ObjectiveConfig(warmup="linear", warmup_steps=9), "leads to 1 and had not come"),
+    "warm-up": (ObjectiveConfig(warmup="linear:9"), "leads to 1 and had not come"),
     "free_bits": (ObjectiveConfig(kind="free_bits", free_nats=0.5), "larger of the KL and 0.5"),
     "geco": (ObjectiveConfig(kind="geco", target_bits_per_dim=3.0), "ended at 0.25"),
     "iwae": (ObjectiveConfig(kind="iwae", samples=5), "importance-weighted bound of 5 draws"),

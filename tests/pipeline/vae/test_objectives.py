@@ -30,12 +30,12 @@ def test_beta_one_is_the_negative_elbo_and_leaves_it_alone() -> None:
 
 
 def test_linear_warm_up_ends_at_its_last_step() -> None:
-    config = ObjectiveConfig(beta=2.0, warmup="linear", warmup_steps=10)
+    config = ObjectiveConfig(beta=2.0, warmup="linear:10")
     assert [beta_at(config, step) for step in (1, 5, 10, 1000)] == [0.2, 1.0, 2.0, 2.0]
 
 
 def test_cyclical_warm_up_starts_again_and_holds_half_of_each_cycle() -> None:
-    config = ObjectiveConfig(warmup="cyclical", warmup_steps=8)
+    config = ObjectiveConfig(warmup="cyclical:8")
     found = [beta_at(config, step) for step in range(1, 11)]
     assert found == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.25, 0.5]
 
@@ -113,7 +113,9 @@ def test_geco_lowers_beta_until_the_reconstruction_holds_its_target() -> None:
         {"free_nats": 1.0},
         {"kind": "iwae", "samples": 5, "beta": 0.5},
         {"warmup": "linear"},
-        {"warmup_steps": 5},
+        {"warmup": "linear:0"},
+        {"warmup": "cosine:5"},
+        {"kind": "geco", "target_bits_per_dim": 4.0, "warmup": "linear:5"},
         {"kind": "autoencoder", "samples": 2},
     ],
 )
@@ -137,7 +139,7 @@ def test_a_step_whose_likelihood_is_not_finite_leaves_geco_where_it_is(
     [
         ({"beta": 4.0}, {"kind": "beta", "beta": 4.0, "samples": 1}),
         (
-            {"beta": 4.0, "warmup": "linear", "warmup_steps": 40},
+            {"beta": 4.0, "warmup": "linear:40"},
             {"kind": "beta", "beta": 1.0, "samples": 1, "full_beta": 4.0},
         ),
         (
