@@ -216,7 +216,9 @@ def _read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
 
 
 MOST_YAML_BYTES = 2**20
+"""A configuration has some KB: what is larger is another file."""
 _MOST_DEPTH = 20
+"""Sections lie two deep."""
 
 
 class _PlainLoader(yaml.SafeLoader):

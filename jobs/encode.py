@@ -6,6 +6,7 @@ from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import EncodeConfig
 
 _LOST_SHOWN = 5
+"""Shards that a terminal is told; the report has all."""
 
 
 def main(config: EncodeConfig) -> Outcome:

@@ -14,7 +14,9 @@ from pipeline.config import Section
 from pipeline.config.command_line import flag_name
 
 _FLAG_COLUMNS = 30
+"""Most flags with their kind are shorter; longer ones get a line of their own."""
 _MOST_COLUMNS = 100
+"""Longer lines are hard to read, however wide the terminal is."""
 
 
 def help_text(config_type: type[Section], program: str) -> str:

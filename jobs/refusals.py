@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _MOST_SHOWN = 300
+"""Characters of a wrong value: enough to know it again."""
 
 
 def refusals(config_type: type[BaseModel], error: ValidationError) -> Iterator[str]:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _PARTIAL = ".partial-"
 _LEFTOVER_SECONDS = 3600.0
+"""A chunk is written within seconds: what is unfinished and so old is a dead process's."""
 
 
 class ChunkCache:

@@ -23,6 +23,7 @@ Ids = npt.NDArray[np.int64]
 PADDED = -1
 """The id of a slot that holds no sample."""
 MAX_LANES = 64
+"""Each lane keeps its own window of chunks in memory: more of them would be narrower windows."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import threading
 import traceback
 
 _FRAMES = 6
+"""The innermost calls say where a thread waits; those before are the pool's own."""
 
 
 def describe_threads(*prefixes: str) -> str:

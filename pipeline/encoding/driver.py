@@ -31,6 +31,7 @@ from pipeline.latents.snapshot import (
 )
 
 _READ_THREADS = 16
+"""Receipts are small: the time of one is a request's wait, which threads share."""
 
 
 @dataclass(frozen=True)

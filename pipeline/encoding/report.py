@@ -21,6 +21,7 @@ from pipeline.vae.vae import VAE
 
 _LOG = logging.getLogger(__name__)
 _MAX_LISTED = 100
+"""Samples named in a report for people; the receipts hold all of them."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _FAILURES_IN_A_ROW = 20
+"""So many shards, one after another, do not fail by their own fault: the cause is one for all."""
 
 
 @dataclass

@@ -14,10 +14,13 @@ from pipeline.vae import VAE, Noise, Posterior, draw_noise
 from pipeline.vae.posterior import posterior_from_moments
 
 _TRAINING_DRAWS = 4
+"""For each step's gradient, whose noise averages out over the steps."""
 _SCORING_DRAWS = 64
+"""For the score alone, which is told with its error: once, so they may be many."""
 _CHOOSING, _SCORING, _TRAINING, _WEIGHING = -2, -3, -10, -1_000_000
 """Noise of one purpose each: a q that was chosen by the draws that score it would look too good."""
 _LEARNING_RATE = 0.02
+"""Of Adam, in units of the prior's deviation: means move by some deviations in 200 steps."""
 
 
 @dataclass(frozen=True)

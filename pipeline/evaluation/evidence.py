@@ -31,6 +31,7 @@ ENOUGH_EFFECTIVE = 10
 
 _SCHEDULE = Schedule()
 _STEPS = 200
+"""Of optimising each image's q: what is left then is told as `remaining`."""
 _DRAWN = -6
 """The noise of latents that images are drawn from: no other measure uses this step."""
 _PIXELS = 64 * 64 * 64 * 3

@@ -18,6 +18,7 @@ PROTOCOL = (
 _C1, _C2 = 0.01**2, 0.03**2
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _SMALLEST_MULTI_SCALE = 161
+"""Pixels a side: below, the coarsest of the five scales is smaller than its window of 11."""
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:

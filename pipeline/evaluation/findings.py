@@ -31,8 +31,11 @@ from pipeline.runs.json_numbers import plain_json
 from pipeline.vae import VAE, ElboTerms, Prior, draw_noise
 
 _PAIRS = 32
+"""Of images that are walked between: for a mean with an error, and some seconds of decoding."""
 _GENERATED = 200
+"""Images drawn from the model: enough for a distance with an error, and seconds of decoding."""
 _INTEGRATED = 16
+"""Images whose evidence is integrated on a grid: each takes thousands of decodings."""
 
 
 @dataclass(frozen=True)

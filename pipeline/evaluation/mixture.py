@@ -13,6 +13,7 @@ from torch import Tensor
 
 _FULL_LIMIT = 128  # dimensions; above, 10 full covariances of D^2 numbers don't pay
 _RIDGE = 1e-6
+"""On each variance: a dimension that is always the same has none, and no inverse."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from pipeline.evaluation.sums import evaluating, seen_images
 from pipeline.vae import VAE, Noise, Posterior
 
 _CELL = 0.2
+"""Of the first grid, in deviations of the prior; cells that matter are made smaller."""
 _REACH = 7.0
+"""Deviations of the prior to each side: beyond lie 3e-12 of it."""
 _NATS_BELOW = 40.0
 """Cells whose density is this far below the peak, and that touch no other cell, are left out."""
 _VALUES = 4_000_000

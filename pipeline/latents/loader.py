@@ -21,9 +21,13 @@ from pipeline.latents.noise import coin, normal_noise
 from pipeline.latents.store import LatentStore
 
 _CHUNK = 64
+"""Samples read together: as many as a record batch has by default, which is read whole."""
 _MAX_WINDOW = 8
+"""Chunks of a lane shuffled together: 512 latents, and memory is left for the other lanes."""
 _READ_THREADS = 16
+"""Reads wait for storage, not for cores."""
 _PREFETCH = 4
+"""Batches under way: enough for the longest read to be hidden behind three others."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
 
 _PART_BYTES = 16 * 2**20
+"""Read at a time, so that a file of any size is checked in little memory."""
 _CLOSE = 1e-9
 """Taking rows away again rounds otherwise than never having added them (float64)."""
 

@@ -33,6 +33,7 @@ from pipeline.progress import Progress
 from pipeline.sources.members import BLOCK, tar_headers
 
 _PART_BYTES = 16 * 2**20
+"""Of one request: a tar is read through once, and memory does not grow with it."""
 _NO_IMAGE = "no-image"
 _JSON_BYTES = 2**24
 """Of one sample; a larger one is not looked into for its columns."""

@@ -10,6 +10,7 @@ from pipeline.data.image_kinds import cure_of
 # `--retry-rejected` leaves for the next append.
 _NO_LOSS = frozenset(("replaced", "removed", "limit", "new"))
 _SHOWN = 5
+"""Reasons a terminal is told, the commonest first; the list of rejects has all."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ from pipeline.sources.annotations import (
 from pipeline.sources.source_file import SourceFile
 
 MOST_SHOWN = 5
+"""Names in a message: enough to see the pattern."""
 _CACHE_KIB = 65_536
+"""SQLite's own memory: 64 MiB, however many inputs there are."""
 _BATCH_ROWS = 10_000
+"""In one transaction: one for each row would take most of the time."""
 _FILE = [field.name for field in fields(SourceFile)]
 _ROW = [field.name for field in fields(LedgerRow)]
 _values_of = attrgetter(*_FILE)

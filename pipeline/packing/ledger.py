@@ -181,6 +181,7 @@ _NAMES = [field.name for field in fields(LedgerRow)]
 _WHOLE = {"size", "position", "width", "height"}
 _SCHEMA = pa.schema([(name, pa.int64() if name in _WHOLE else pa.string()) for name in _NAMES])
 _BATCH_ROWS = 50_000
+"""In a record batch: some MB in memory while it is written, whatever the ledger's length."""
 
 
 def _write_rows(sink: Any, rows: Iterable[LedgerRow]) -> None:

@@ -56,6 +56,7 @@ from pipeline.sources.tables import read_table_row
 # at 0.77, with half a second to start. Above some 4 cores Python's lock would bind the threads.
 _THREADS_SUFFICE = 4
 _WORTH_PROCESSES = 128 * 2**20
+"""Of images to check: below, starting processes takes longer than they save."""
 _MOST_SUBMITTED = 2048
 """Units handed to an executor at once: their inputs are in memory until they are done."""
 

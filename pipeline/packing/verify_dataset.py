@@ -30,6 +30,7 @@ from pipeline.packing.ledger import (
 from pipeline.progress import Progress
 
 _PART_BYTES = 32 * 2**20
+"""Read at a time, so that a shard of any size is checked in little memory."""
 
 
 def verify_dataset(url: str, shards_below: Sequence[str] = (), threads: int = 4) -> list[str]:

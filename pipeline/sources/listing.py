@@ -25,6 +25,7 @@ from pipeline.sources.tables import holds_images, image_rows, listed_inputs
 
 _GLOB_SIGNS = "*?["
 _PEEKED = 512
+"""Inputs whose first bytes are looked at together: enough for the threads to be busy."""
 _PEEK_THREADS = 16
 """First bytes of files whose names say nothing: each a small read, which waits for the network."""
 

@@ -17,6 +17,7 @@ from pipeline.errors import DatasetError
 BLOCK = tarfile.BLOCKSIZE
 SPARSE = "sparse"
 _PIECE = 2**20
+"""Copied at a time: a member of any size passes through 1 MiB of memory."""
 _MOST_HOPS = 40
 """As many links after one another as Linux follows."""
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)

@@ -13,6 +13,7 @@ from pipeline.errors import DatasetError
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 ARROW_SUFFIXES = (".parquet", ".arrow", ".feather")
 _BATCH_ROWS = 4096
+"""Of a table at a time in memory: rows are few bytes, but images stand in some."""
 _MOST_FIELD_BYTES = 2**24
 """Of one cell: a caption or an embedding written as text."""
 

@@ -29,8 +29,11 @@ from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
 from pipeline.sources.table_rows import arrow_batches, is_table, open_arrow
 
 _STAT_THREADS = 32
+"""Each waits for storage to say a size."""
 _STAT_ROWS = 4096
+"""Asked for together, and told in the table's order."""
 _GROUPS_KEPT = 2
+"""Row groups in memory, which may be large: rows are read in order, so two are enough."""
 _BYTES, _PATH = "bytes", "path"
 
 

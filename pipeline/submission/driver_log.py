@@ -19,6 +19,7 @@ from pipeline.submission.kept_log import VARIABLE
 
 SESSIONS = Path("/tmp/ray")  # noqa: S108 - the volume that Ray's container shares
 SECONDS = 5.0
+"""Between two copies: what a node that is lost takes along of the log; each is a request."""
 PART_BYTES = 1_000_000
 """A part that has grown so far is left, and the next one begun: objects can't be appended to."""
 KEPT_PARTS = 100

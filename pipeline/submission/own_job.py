@@ -16,6 +16,7 @@ from pipeline.web import ask, ray_token
 NOT_REPEATED = "Not repeated, since the same command can only fail again: exit code "
 """The last line of such a driver; who follows the job reads it."""
 _STOP_SECONDS = 60.0
+"""Ray ends a driver within seconds of being asked to; a busy head takes longer to hear it."""
 
 
 def end_for_good(exit_code: int) -> str | None:
