@@ -225,7 +225,7 @@ def test_a_priority_that_is_not_there_is_refused_where_the_user_may_see_it(serve
 
 
 def test_a_command_that_its_job_refuses_is_refused_before_anything_is_created(server: Any) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match="there is no such flag"):
         submit("python", "-m", "jobs.encode", "--no-such-flag", "1")
     with pytest.raises(ConfigError, match=r"jobs\.encod: there is no such job"):
         submit("python", "-m", "jobs.encod")
