@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help install demo test check lint chaos servers image clean
+.PHONY: help install demo test check lint chaos servers image locks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -49,8 +49,11 @@ servers:  ## install the servers that some tests start (Debian packages, as root
 
 VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-image:  ## build the image of all jobs and run jobs.doctor in it; VARIANT=gpu: with CUDA
-	VARIANT=$(VARIANT) VERSION=$(VERSION) bash tests/image/build.sh
+image:  ## build an image and run jobs.doctor in it; VARIANT=gpu: with CUDA, slim: without torch; RELEASE=1: of a base by digest alone
+	VARIANT=$(VARIANT) VERSION=$(VERSION) RELEASE=$(RELEASE) bash tests/image/build.sh
+
+locks: install  ## image/locks: what the images install, with hashes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python image/lock.py
 
 clean:  ## remove the virtual environment and all caches, not ./runs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

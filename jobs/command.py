@@ -74,6 +74,8 @@ def run_job(
         print(f"Interrupted: {said}", file=sys.stderr)
         sys.exit(130)
     _print(outcome, output)
+    if outcome.exit_code == REFUSED_EXIT:
+        _end_for_good(REFUSED_EXIT)
     sys.exit(outcome.exit_code)
 
 

@@ -1,6 +1,7 @@
 """`jobs.doctor`: each probe says what was found, why it matters, and the command that mends it."""
 
 import email.utils
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -230,6 +231,10 @@ def _ray() -> Iterator[Check]:
 
 
 def _gpu() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check(
+            "gpu", "skipped", "no torch is installed here: jobs that run a model can't run"
+        )
     import torch
 
     if torch.cuda.is_available():

@@ -205,8 +205,6 @@ def name_of(request: Request) -> str:
 
 def _advice(command: Sequence[str]) -> Iterator[str]:
     job, flags = command[2:3], " ".join(command)
-    if job in (("jobs.encode",), ("jobs.pack",)) and "--bad-fraction" not in flags:
-        yield "without --bad-fraction 1, KubeRay takes a few bad images for failure, and retries"
     if job in (("jobs.encode",), ("jobs.train",)) and "--tracking.metrics" not in flags:
         yield (
             "Prometheus sees a job only with --tracking.metrics 0.0.0.0:9464, the port that the "

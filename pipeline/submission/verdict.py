@@ -70,7 +70,9 @@ def verdict(job: Job, printed: Printed, run: Run | None) -> Verdict:
         return Verdict(job.id, state, message, printed.result, job.exit_code)
     if job.status == "STOPPED" and printed.exit_code is not None:
         code = printed.exit_code  # Its own: nobody else stopped it.
-        return Verdict(job.id, "FAILED", f"exit code {code}: {printed.cause}", None, code)
+        state = "QUARANTINED" if code == 3 else "FAILED"
+        said = f"exit code {code}{': ' if printed.cause else ''}{printed.cause}"
+        return Verdict(job.id, state, said, printed.result, code)
     if job.status != "SUCCEEDED":
         result = printed.result if printed.result is not None else end_of(run).result
         return Verdict(job.id, job.status, job.message, result)

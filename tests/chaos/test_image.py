@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from pipeline.errors import UnreachableError
 from pipeline.web import ask
@@ -47,6 +48,47 @@ def test_the_image_builds_and_its_user_is_not_root_and_the_doctor_is_content() -
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert json.loads(done.stdout.splitlines()[-1])["ok"] is True
+
+
+def test_what_the_slim_image_installs_packs_submits_and_is_listed_without_torch_and_ray(
+    tmp_path: Path,
+) -> None:
+    """Its environment as the Dockerfile makes it, without the container around it."""
+    uv = Path(sys.executable).with_name("uv")
+    for name in ("venv", "sbom"):
+        subprocess.run([uv, "venv", "--quiet", "--seed", tmp_path / name], check=True)
+        lock = "slim" if name == "venv" else "sbom"
+        install = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r"]
+        subprocess.run(
+            [uv, *install, ROOT / f"image/locks/{lock}.txt"],
+            check=True, env=os.environ | {"VIRTUAL_ENV": str(tmp_path / name)},
+        )  # fmt: skip
+    python = tmp_path / "venv/bin/python"
+
+    def job(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [python, "-m", "jobs", *words], cwd=ROOT, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "KUBECONFIG": "/nowhere"},
+        )  # fmt: skip
+
+    write_pngs(tmp_path / "digits", range(30))
+    folders = ("--source", str(tmp_path / "digits"), "--output", str(tmp_path / "data"))
+    packed = job("pack", *folders, "--holdout", "0.1")
+    assert json.loads(packed.stdout.splitlines()[-1])["packed"] == 30
+    assert job("verify", "--dataset", str(tmp_path / "data/train")).returncode == 0
+    encode = ["python", "-m", "jobs.encode", "--model", "m", "--data", "d", "--output", "o"]
+    assert job("submit", "--kubernetes", "--dry-run", "--", *encode).returncode == 0
+    assert job("doctor", "--storage", str(tmp_path / "runs")).returncode == 0
+    listed = subprocess.run(
+        [tmp_path / "sbom/bin/cyclonedx-py", "environment", "--output-reproducible", python],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = {each["name"]: each["version"] for each in json.loads(listed.stdout)["components"]}
+    pins = re.findall(
+        r"^([^=\s]+)==(\S+)", (ROOT / "image/locks/slim.txt").read_text(), re.MULTILINE
+    )
+    assert {(canonicalize_name(name), version) for name, version in found.items()} >= set(pins)
+    assert not {"torch", "ray"} & set(found)
 
 
 def said(*command: str) -> str:

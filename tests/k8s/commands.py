@@ -18,7 +18,7 @@ from tests.k8s.manifests import RAY, ROOT, Object, Pod, called, find, of_kind
 from tests.k8s.manifests import pods as every_pod
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-OURS = {f"vae-pipeline:{VERSION}", f"vae-pipeline:{VERSION}-gpu"}
+OURS = {f"vae-pipeline:{VERSION}{variant}" for variant in ("", "-gpu", "-slim")}
 _PINNED = re.compile(r"[a-z0-9./-]+:[A-Za-z0-9._-]*\d[A-Za-z0-9._-]*(@sha256:[0-9a-f]{64})?")
 _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from image.lock import SLIM_IS_WITHOUT, needed
 from tests.k8s.commands import VERSION, dockerfile
 from tests.k8s.manifests import ROOT
 
@@ -45,7 +48,11 @@ def test_hadolint_finds_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "rule"),
     [
-        ("pip install --no-cache-dir --no-deps .", "pip install torch", "DL3042"),
+        (
+            "pip install --no-cache-dir --no-deps --no-build-isolation .",
+            "pip install torch",
+            "DL3042",
+        ),
         ("USER 10001:10001", "USER root", "DL3002"),
         ("WORKDIR /tmp", "WORKDIR tmp", "DL3000"),
         ('ENTRYPOINT ["python", "-m", "jobs"]', "ENTRYPOINT python -m jobs", "DL3025"),
@@ -72,9 +79,87 @@ def test_every_job_is_entered_in_the_same_way_and_nothing_is_probed() -> None:
     assert "HEALTHCHECK" not in words
 
 
-def test_the_dependencies_are_those_of_the_constraints() -> None:
-    (install,) = re.findall(r"pip install .*\[cluster\]'", dockerfile())
-    assert "--constraint constraints.txt" in install
+LOCKS = {path.stem: path.read_text() for path in (ROOT / "image/locks").glob("*.txt")}
+LOCKS_OF = {"cpu": "base torch", "gpu": "base torch", "slim": "slim"}
+
+
+def pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", LOCKS[lock], flags=re.M))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_of_an_image_has_one_version_and_the_hashes_of_its_files(lock: str) -> None:
+    joined = LOCKS[lock].replace("\\\n", " ").splitlines()
+    names = [line.partition("==")[0] for line in joined]
+    assert names == sorted(set(names))
+    for line in joined:
+        assert re.fullmatch(r"[a-z0-9.-]+==\S+( +--hash=sha256:[0-9a-f]{64})+", line), line
+    assert "://" not in LOCKS[lock]
+
+
+@pytest.mark.parametrize("lock", set(LOCKS) - {"sbom"})
+def test_versions_are_those_of_the_constraints(lock: str) -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    known = {canonicalize_name(n): v for n, _, v in (line.partition("==") for line in lines)}
+    differ = {n: v for n, v in pins(lock).items() if known.get(canonicalize_name(n), v) != v}
+    assert differ == {}, "run `make locks`"
+
+
+@pytest.mark.parametrize(("lock", "without"), [("base", ("torch",)), ("slim", SLIM_IS_WITHOUT)])
+def test_the_locks_hold_what_the_package_asks_for(lock: str, without: tuple[str, ...]) -> None:
+    for text in needed("cluster"):
+        asked = Requirement(text)
+        there = pins(lock).get(canonicalize_name(asked.name))
+        assert (there is None) == (asked.name in without), f"{asked.name}: run `make locks`"
+        assert there is None or asked.specifier.contains(there), text
+    assert pins("torch")["torch"]
+
+
+def test_nothing_that_computes_is_in_the_slim_image() -> None:
+    heavy = re.compile(r"torch|triton|ray|nvidia.*|cuda.*")
+    assert [name for name in pins("slim") if heavy.fullmatch(name)] == []
+
+
+@pytest.mark.parametrize("variant", LOCKS_OF)
+def test_pip_takes_no_file_without_its_hash(variant: str) -> None:
+    """All of an image's packages come from locks; the build's own come with them."""
+    (line,) = [rest for _, rest in instructions(dockerfile()) if "VARIANT:$CPU_INDEX" in rest]
+    assert f"set -- {LOCKS_OF[variant]}" in line
+    for word, rest in instructions(dockerfile()):
+        for install in re.findall(r"pip install [^&;|]*", rest) if word == "RUN" else ():
+            assert "--no-deps" in install
+            # Of our own code, and of another index's torch, whose hash RELEASE=1 asks for.
+            ours = install.strip().endswith(" .") and "--no-build-isolation" in install
+            assert "--require-hashes" in install or ours or "$CPU_INDEX" in install
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({}, 0),
+        ({"RELEASE": "0"}, 0),
+        ({"RELEASE": "1"}, 1),
+        ({"RELEASE": "1", "BASE": "python@sha256:" + "0" * 64}, 0),
+        ({"RELEASE": "1", "BASE": "python@sha256:0", "CPU_INDEX": "https://cpu.example"}, 1),
+        ({"RELEASE": "1", "BASE": "python@sha256:0", "CPU_INDEX": "https://cpu.example",
+          "CPU_HASH": "sha256:0"}, 0),
+    ],
+)  # fmt: skip
+def test_a_release_is_made_of_a_digest_and_never_of_a_tag(given: dict[str, str], code: int) -> None:
+    (check,) = [rest for word, rest in instructions(dockerfile()) if "RELEASE=1:" in rest]
+    variables = {"BASE": "python:3.11-slim-bookworm", "CPU_INDEX": "", "CPU_HASH": "",
+                 "RELEASE": "0", "PATH": os.environ["PATH"]} | given  # fmt: skip
+    done = subprocess.run(["sh", "-c", check], env=variables, capture_output=True, text=True)
+    assert done.returncode == code
+    assert ("RELEASE=1" in done.stderr) == bool(code)
+
+
+def test_what_is_in_an_image_is_listed_in_it() -> None:
+    stages = [rest for word, rest in instructions(dockerfile()) if word == "FROM"]
+    assert "build AS sbom" in stages
+    copied = [rest for word, rest in end_stage() if word == "COPY" and "--from=sbom" in rest]
+    assert len(copied) == 1
+    assert "cyclonedx-bom" in pins("sbom")
 
 
 def test_the_label_has_the_packages_version() -> None:

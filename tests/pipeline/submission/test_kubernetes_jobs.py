@@ -173,11 +173,9 @@ def test_flags_that_kubernetes_needs_are_asked_for(
     server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     submit(*ENCODE[:-2], detach=True)
-    assert "--bad-fraction 1" in caplog.text
     assert "--tracking.metrics 0.0.0.0:9464" in caplog.text
     caplog.clear()
     submit(*ENCODE, "--tracking.metrics", "0.0.0.0:9464", id="second", detach=True)
-    assert "--bad-fraction" not in caplog.text
     assert "--tracking.metrics" not in [
         record.message for record in caplog.records if "WARN" in record.levelname
     ]

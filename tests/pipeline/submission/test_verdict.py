@@ -64,6 +64,8 @@ def test_who_had_itself_stopped_has_failed_and_who_was_stopped_has_not() -> None
     assert failed.message == "exit code 2: ConfigError: no such flag"
     lost = verdict(job("STOPPED"), printed(f"UndeliveredError: x\n{NOT_REPEATED}1\n"), None)
     assert (lost.status, lost.exit_code) == ("FAILED", 1)
+    many = verdict(job("STOPPED"), printed(f'{{"packed": 3}}\n{NOT_REPEATED}3\n'), None)
+    assert (many.status, many.exit_code, many.result) == ("QUARANTINED", 3, {"packed": 3})
     stopped = verdict(job("STOPPED"), printed("ConfigError: said on the way\n"), None)
     assert (stopped.status, stopped.exit_code) == ("STOPPED", 5)
 
