@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar, cast
 
 from jobs.command import Outcome, merge, read_recipe, run_job, validate
 from pipeline.config import (
@@ -32,21 +32,87 @@ LATE_IMAGES = 60
 logger = logging.getLogger("demo")
 
 
+class Packed(TypedDict):
+    """What is read of a pack's result."""
+
+    samples: int
+
+
+class Trained(TypedDict):
+    """What is read of a training's."""
+
+    run: str
+    model: str
+    model_version: int
+    elbo: float
+    holdout_before: dict[str, float]
+    holdout_after: dict[str, float]
+
+
+class Gap(TypedDict):
+    """How the posterior gap was found."""
+
+    images: int
+    how: str
+
+
+class Evaluated(TypedDict):
+    """What is read of an evaluation's."""
+
+    images: int
+    posterior_gap: float
+    gap: Gap
+    figures: list[str]
+
+
+class Encoded(TypedDict):
+    """What is read of an encoding's."""
+
+    samples: int
+    images_per_second: float
+
+
+class Verified(TypedDict):
+    """What is read of a verification's."""
+
+    ok: bool
+
+
+class Demonstrated(TypedDict):
+    """The demo's own."""
+
+    model: str
+    store: str
+    samples: int
+    elbo: float
+    figures: list[str]
+    verified: bool
+    appended: int
+    images_per_second: float
+    seconds: dict[str, float]
+
+
+Result = TypeVar("Result")
+
+
 @dataclass
 class Stages:
     """Runs the stages, says where it is, and keeps how long each took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self, name: str, work: Callable[[], Outcome]) -> dict[str, Any]:
-        """One stage; a job that ends past its budget still counts as done here, and says so."""
+    def run(self, name: str, work: Callable[[], Outcome], kind: type[Result]) -> Result:
+        """One stage's result, read as any script reads it.
+
+        A job that ends past its budget still counts as done here, and says so.
+        """
         print(f"\n== {name} ==", file=sys.stderr)
         started = time.perf_counter()
         outcome = work()
         self.seconds[name] = round(time.perf_counter() - started, 1)
         if outcome.exit_code:
             logger.warning("%s: some inputs were refused: %s", name, json.dumps(outcome.result))
-        return dict(outcome.result)
+        return cast(Result, outcome.result)
 
 
 def main(config: DemoConfig) -> Outcome:
@@ -61,31 +127,32 @@ def main(config: DemoConfig) -> Outcome:
 
     images, late = prepare(config, folder)
     packing = PackConfig(source=(str(images),), output=dataset, holdout=HOLDOUT)
-    packed = stages.run("pack", lambda: pack.main(packing))
+    packed = stages.run("pack", lambda: pack.main(packing), Packed)
     training = train_config(config, folder, dataset)
     cluster: AbstractContextManager[None] = ray_cluster(WORKERS)
     with cluster:
-        trained = stages.run("train", lambda: train.main(training))
+        trained = stages.run("train", lambda: train.main(training), Trained)
         model = f"models:/{folder.name}/{trained['model_version']}"
         evaluating = EvaluateConfig(
             bound_images=16,
             model=trained["run"], data=f"{dataset}/holdout", output=str(folder / "figures"),
         )  # fmt: skip
-        evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating))
+        evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating), Evaluated)
         encoding = EncodeConfig(
             model=model, data=f"{dataset}/train", output=store, actors=WORKERS,
             columns=("label",),
         )  # fmt: skip
-        encoded = stages.run("encode", lambda: encode.main(encoding))
+        encoded = stages.run("encode", lambda: encode.main(encoding), Encoded)
         if late:
             for source, target in late.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
         appending = packing.model_copy(update={"append": True})
-        appended = stages.run("append", lambda: pack.main(appending))
-        increment = stages.run("encode what is new", lambda: encode.main(encoding))
-    verified = stages.run("verify", lambda: verify.main(VerifyConfig(store=store)))
-    result = {
+        appended = stages.run("append", lambda: pack.main(appending), Packed)
+        increment = stages.run("encode what is new", lambda: encode.main(encoding), Encoded)
+    proving = VerifyConfig(store=store)
+    verified = stages.run("verify", lambda: verify.main(proving), Verified)
+    result: Demonstrated = {
         "model": trained["model"],
         "store": store,
         "samples": increment["samples"],
@@ -96,7 +163,8 @@ def main(config: DemoConfig) -> Outcome:
         "images_per_second": encoded["images_per_second"],
         "seconds": stages.seconds,
     }
-    return Outcome(result, summary=summary(config, trained, evaluated, result, folder))
+    lines = summary(config, trained, evaluated, result, folder)
+    return Outcome(cast(Json, result), summary=lines)
 
 
 def named_after(folder: Path) -> str:
@@ -149,9 +217,9 @@ def train_config(config: DemoConfig, folder: Path, dataset: str) -> TrainConfig:
 
 def summary(
     config: DemoConfig,
-    trained: dict[str, Any],
-    evaluated: dict[str, Any],
-    result: dict[str, Any],
+    trained: Trained,
+    evaluated: Evaluated,
+    result: Demonstrated,
     folder: Path,
 ) -> list[str]:
     """What a reader wants to know first, and the commands to go on with."""

@@ -32,7 +32,7 @@ BLUE, AMBER, RED = PALETTE[0], PALETTE[1], PALETTE[2]
 _DPI = 160
 _MARGIN = 0.16  # inch
 _LINE = 0.2  # inch: one line of a note
-_STYLE: dict[str, Any] = {
+_STYLE: dict[str, str | float | bool | list[str]] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": INK,
@@ -109,8 +109,8 @@ class Canvas:
         self.figure.savefig(target, format=suffix or "png")
 
     def _text(self, x: float, top: float, text: str, **style: Any) -> None:
-        defaults: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": 8}
-        self.figure.text(x, 1 - top / self._full_height, text, **(defaults | style))
+        style = {"ha": "left", "va": "top", "fontsize": 8, **style}
+        self.figure.text(x, 1 - top / self._full_height, text, **style)
 
 
 def to_array(values: ArrayLike) -> npt.NDArray[Any]:
