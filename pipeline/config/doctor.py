@@ -1,5 +1,7 @@
 """The knobs of `jobs.doctor`."""
 
+from pydantic import Field
+
 from pipeline.config.sections import RunsConfig
 
 
@@ -8,3 +10,10 @@ class DoctorConfig(RunsConfig):
 
     The Ray cluster is that of RAY_API_SERVER_ADDRESS, MLflow that of MLFLOW_TRACKING_URI.
     """
+
+    support_file: str | None = Field(
+        None,
+        min_length=1,
+        description="Also write a zip for whoever helps: states, versions, logs, metrics, last "
+        "errors; no secret, at most 5 MB.",
+    )
