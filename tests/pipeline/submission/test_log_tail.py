@@ -3,8 +3,9 @@
 import pytest
 
 from pipeline.errors import UnreachableError
-from pipeline.submission.log_tail import LogTail, result_in
+from pipeline.submission.log_tail import LogTail
 from pipeline.submission.place import Job, Output
+from pipeline.submission.printed import result_in
 from pipeline.submission.ray_jobs import RayJobs
 
 
@@ -49,9 +50,9 @@ def test_output_that_is_not_to_be_had_is_no_reason_to_stop(
 ) -> None:
     tail = LogTail(Printed(UnreachableError("away"), Output('{"steps": 3}\n', whole=True)))
     tail.show(job())
-    assert tail.result is None
+    assert tail.printed.result is None
     tail.show(job())
-    assert tail.result == {"steps": 3}
+    assert tail.printed.result == {"steps": 3}
     assert capsys.readouterr().err == '{"steps": 3}\n'
 
 
