@@ -56,7 +56,7 @@ def support_file(checks: Iterable[str], where: str) -> bytes:
     """The zip: what the doctor said in `checks`, and what there is below the storage `where`."""
     secrets = known_secrets(os.environ)
     buffer = io.BytesIO()
-    left_out = []
+    left_out: list[str] = []
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in _parts(checks, where):
             if left_out:  # Full: what comes later matters less.
