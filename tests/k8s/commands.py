@@ -1,5 +1,6 @@
 """What the pods run: flags that the jobs know, images that we make, addresses that exist."""
 
+import fnmatch
 import functools
 import importlib
 import re
@@ -149,7 +150,7 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
         f"mlflow.{namespace}.svc:5000",
         f"mlflow.{namespace}.svc.cluster.local:5000",
     ):
-        if host not in hosts:
+        if not any(fnmatch.fnmatchcase(host, pattern) for pattern in hosts):
             yield f"Deployment/mlflow: answers 403 to those who call it {host}"
     if f"--port={container['ports'][0]['containerPort']}" not in container["args"]:
         yield "Deployment/mlflow: listens on another port than it declares"

@@ -16,13 +16,16 @@ COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 
 def with_component(name: str, overlay: str, folder: Path) -> list[Object]:
     """A user's own overlay: one of ours with one component."""
+    return own_overlay(overlay, folder, namespace="vae", components=[f"../../components/{name}"])
+
+
+def own_overlay(overlay: str, folder: Path, **more: object) -> list[Object]:
     shutil.copytree(K8S, folder / "k8s")
     own = folder / "k8s/overlays/own"
     own.mkdir()
     mine = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "namespace": "vae",
-        "resources": [f"../{overlay}"], "components": [f"../../components/{name}"],
+        "resources": [f"../{overlay}"], **more,
     }  # fmt: skip
     (own / "kustomization.yaml").write_text(yaml.safe_dump(mine))
     return build("own", folder / "k8s")
@@ -68,3 +71,18 @@ def test_every_component_stands_in_the_readme() -> None:
 def test_what_no_controller_has_seen_says_so_where_it_stands() -> None:
     for name in ("cilium-api-server", "volcano", "kai"):
         assert "Unproven" in (K8S / "components" / name / "kustomization.yaml").read_text()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_second_team_has_all_of_it_in_a_namespace_of_its_own(
+    overlay: str, tmp_path: Path
+) -> None:
+    objects = own_overlay(overlay, tmp_path, namespace="team-b")
+    assert {item["metadata"]["name"] for item in of_kind(objects, "Namespace")} == {"team-b"}
+    for item in objects:
+        if item["kind"] != "Namespace":
+            assert item["metadata"]["namespace"] == "team-b", called(item)
+    assert list(schemas.problems(objects)) == []
+    assert [problem for check in CHECKS for problem in check(objects)] == []
+    # Nothing in it speaks of the first one's.
+    assert not [item for item in objects if ".vae" in str(item) or "namespace: vae" in str(item)]
