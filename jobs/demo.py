@@ -140,7 +140,7 @@ def main(config: DemoConfig) -> Outcome:
         evaluated = stages.run("evaluate", lambda: evaluate.main(evaluating), Evaluated)
         encoding = EncodeConfig(
             model=model, data=f"{dataset}/train", output=store, actors=WORKERS,
-            columns=("label",),
+            columns=label_column(f"{dataset}/train"),
         )  # fmt: skip
         encoded = stages.run("encode", lambda: encode.main(encoding), Encoded)
         if late:
@@ -213,6 +213,13 @@ def train_config(config: DemoConfig, folder: Path, dataset: str) -> TrainConfig:
         "steps": config.steps, "workers": WORKERS,
     }  # fmt: skip
     return validate(TrainConfig, merge(recipe, asked))
+
+
+def label_column(dataset: str) -> tuple[str, ...]:
+    """The column of labels, where sub-folders gave the images some."""
+    from pipeline.data import Dataset
+
+    return ("label",) if Dataset.open(dataset).has_column("label") else ()
 
 
 def summary(

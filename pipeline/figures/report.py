@@ -121,8 +121,8 @@ def _traversals(vae: VAE, latents: Tensor) -> bytes:
         images.view(len(names), len(_TRAVERSAL), *vae.image_shape),
         _TRAVERSAL,
         names,
-        note="the first image's latent mean moves along each principal axis of all images' means, "
-        "by so many of its deviations; beside it the axis's share of their variance",
+        note="the first image's latent mean moves along each principal axis of all images' means,\n"
+        "by so many of its deviations; beside each axis stands its share of their variance",
     )
 
 
