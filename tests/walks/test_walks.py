@@ -25,7 +25,10 @@ from tests.support.warm import run
 HERE = Path(__file__).parent
 SCRIPTS = sorted(HERE.glob("*.sh"))
 SHORT = {
-    "train": ("--steps", "2", "--workers", "0", "--global-batch-size", "8"),
+    "train": (
+        "--steps", "2", "--workers", "0", "--global-batch-size", "8", "--image-size", "32",
+        "--model.width", "8",
+    ),
     "evaluate": ("--importance-samples", "2", "--bound-images", "0"),
     "explain": ("--importance-samples", "2"),
     "encode": ("--actors", "0"),
