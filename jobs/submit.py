@@ -13,6 +13,7 @@ from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, MetricsConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.json_value import Json
+from pipeline.masking import printable
 
 if TYPE_CHECKING:
     from pipeline.submission.kubernetes_jobs import KubernetesJobs
@@ -33,7 +34,7 @@ def main(config: SubmitConfig) -> Outcome:
     if config.logs:
         with while_read():
             for text in follower.logs(place, request):
-                sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+                sys.stdout.write(printable(text if text.endswith("\n") else f"{text}\n"))
         return Outcome({"submission_id": config.id or request.base})
     if config.status:
         verdict = follower.status(place, request)

@@ -5,6 +5,7 @@ import sys
 from jobs.command import Outcome, run_job
 from pipeline.config import WatchConfig
 from pipeline.json_value import Json
+from pipeline.masking import safe
 
 
 def main(config: WatchConfig) -> Outcome:
@@ -14,7 +15,7 @@ def main(config: WatchConfig) -> Outcome:
     result: Json = {"run": [], "store": []}
     again = "\033[H\033[J" if sys.stdout.isatty() and not config.once else ""
     for picture, lines in watch(config):
-        print(again + "\n".join(lines), flush=True)
+        print(again + safe("\n".join(lines)), flush=True)
         result = {
             room: [
                 {"name": subject.name, **numbers.series}

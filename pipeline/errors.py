@@ -4,9 +4,10 @@ Every job prints them as one message without a traceback. Anything else that is 
 keeps its traceback.
 """
 
+import errno
 from typing import ClassVar
 
-from pipeline.masking import masked, printable
+from pipeline.masking import safe
 
 
 class PipelineError(Exception):
@@ -18,7 +19,7 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         """The message, in which no secret shows and no character moves a terminal's cursor."""
-        return printable(masked(super().__str__()))
+        return safe(super().__str__())
 
 
 class ConfigError(PipelineError):
@@ -58,6 +59,34 @@ class SampleError(PipelineError):
 
 class ShortageError(PipelineError):
     """Memory or disk did not suffice: no verdict about what was being read."""
+
+
+class StorageShortageError(StorageError, ShortageError):
+    """A disk is full, or storage did not answer for long: no verdict about the object."""
+
+
+_SHORT = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "ENOMEM", "EMFILE", "ENFILE", "ENOBUFS", "ESTALE", "ENOTCONN",
+        "ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH",
+        "ENETDOWN", "ENETUNREACH",
+    )
+)  # fmt: skip
+_SHORT_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "out of host memory")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error tells of what this machine lacks now, and nothing of what was being read.
+
+    Memory, disk, handles, a connection. torch says it by a `RuntimeError`, libwebp by its text.
+    """
+    if isinstance(error, ShortageError | MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _SHORT
+    said = str(error).lower() if isinstance(error, RuntimeError | ValueError | OSError) else ""
+    return any(words in said for words in _SHORT_WORDS)
 
 
 class ModelError(PipelineError):

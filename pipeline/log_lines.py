@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
-from pipeline.masking import masked, printable
+from pipeline.masking import masked, safe
 from pipeline.progress import be_quiet
 
 
@@ -44,7 +44,7 @@ class SafeFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return printable(masked(super().format(record)))
+        return safe(super().format(record))
 
 
 class _Short(SafeFormatter):

@@ -7,23 +7,24 @@ import re
 import unicodedata
 from urllib.parse import unquote
 
-_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-# An AWS secret has a "/" in every second key, so a user and password may look like a path. What
-# stands before the last "@" of a word that begins `scheme://name:` is masked, ports excepted.
-_USER = re.compile(
-    rf"({_SCHEME})(?:[^\s/@'\"<>|]*@|[^\s/@:'\"<>|]*:(?!\d{{1,5}}(?:[/?#\s]|$))\S*@)"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_BETWEEN_WORDS = re.compile(r"([\s'\"<>|]+)")
+_NAME_ENDS = re.compile(r"[/@:]")
+_PORT = re.compile(r"\d{1,5}(?=[/?#]|$)")
+_WITHOUT_PORTS = ("s3", "s3a", "gs", "gcs")
+_NAMES = (
+    r"secret|passw(?:or)?d|passphrase|pwd|token|api[_-]?key|access[_-]?key|credentials?|signature|"
+    r"(?<![A-Za-z])sig"
 )
-_PORT_AND_USER = re.compile(rf"({_SCHEME})[^\s/@:]*:\d{{1,5}}/[^\s@?#]*@(?=[^\s/]*/)")
-_QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>|]*)[?#][^\s'\"<>|]*")
 _KEYS = re.compile(
-    r"(?i)\b(aws_secret_access_key|aws_session_token|secret|password|passwd|token|api_?key|sig)"
-    r"(['\"]?\s*[=:]\s*)(['\"]?)[^\s'\"&;,]+"
+    rf"(?i)((?<![A-Za-z0-9_-])[A-Za-z0-9_-]*(?:{_NAMES})(?:[_-][A-Za-z0-9_-]*)?['\"]?\s*[=:]\s*"
+    r"['\"]?)[^\s'\"&;,]+"
 )
-# As a header is written, and as Python shows one in a dictionary.
 _AUTHORIZATION = re.compile(
-    r"(?i)\b(authorization['\"]?\s*[=:]\s*['\"]?(?:(?:bearer|basic)[\s=:]+)?|bearer\s+(?=\S{8}))"
-    r"[^\s'\"&;,]+"
+    r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|digest|token)\s+)?)[^\s'\",;]+"
 )
+_BEARER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9+/=._~-]{8,}")
+_IPV6 = re.compile(r"://\[[0-9A-Fa-f:.%]*\]")
 _HARMLESS_VALUE = re.compile(r"[A-Za-z0-9._-]{0,8}")
 _SECRET_NAME = re.compile(
     r"(?i)sig|token|secret|pass|pwd|auth|sas|cred|key|code|session|signature|ticket|jwt|hmac"
@@ -32,18 +33,51 @@ _DATABASES = re.compile(r"^(postgres|mysql|mssql|sqlite|oracle)")
 
 
 def masked(text: str) -> str:
-    """The text, in which no URL shows a user, a password, a signature or a token any more."""
+    """The text, in which no URL shows a user, a password, a signature or a token any more.
+
+    Rather too much of a text is masked than too little.
+    """
     if "://" in text:
-        text = _USER.sub(r"\1...@", text)
-        text = _PORT_AND_USER.sub(r"\1...@", text)
-        text = _QUERY.sub(_masked_query, text)
-    text = _AUTHORIZATION.sub(r"\1...", text)
-    return _KEYS.sub(r"\1\2\3...", text) if "=" in text or ":" in text else text
+        words = _BETWEEN_WORDS.split(text)
+        text = "".join(_masked_word(word) if "://" in word else word for word in words)
+    if "=" in text or ":" in text:
+        text = _AUTHORIZATION.sub(r"\1...", text)
+        text = _KEYS.sub(r"\1...", text)
+    return _BEARER.sub(r"\1...", text)
 
 
-def _masked_query(found: "re.Match[str]") -> str:
-    whole = found.group()
-    return f"{found.group(1)}?..." if is_secret_query(whole) else whole
+def _masked_word(word: str) -> str:
+    user = _user(word)
+    if user is not None:
+        word = f"{word[: user.start]}...{word[user.stop :]}"
+    found = re.compile(r"[?#]").search(word, word.find("://") + 3)
+    if found is None:
+        return word
+    query = word[found.start() :]
+    said = query.rstrip(".,:;)]}")
+    return f"{word[: found.start()]}?...{query[len(said) :]}" if is_secret_query(said) else word
+
+
+def _user(word: str) -> slice | None:
+    """Where a user, and a password, stand in a word that holds a URL.
+
+    An AWS secret has a "/" in every second key, and other passwords have "?", "#" and "@", so they
+    may look like a path: from `scheme://name:` to the last "@" all is theirs, unless a port follows
+    that colon.
+    """
+    last, at = word.rfind("@"), word.find("://")
+    while last > at >= 0:
+        begin = at + 3
+        ends = _NAME_ENDS.search(word, begin)
+        kind = ends.group() if ends is not None and word[begin] != "[" else "/"
+        if ends is not None and kind == ":":
+            scheme = re.split(r"[^A-Za-z0-9+.-]", word[max(0, at - 20) : at])[-1].lower()
+            port = _PORT.match(word, ends.end()) if scheme not in _WITHOUT_PORTS else None
+            kind = "@" if port is None or word.find("/", last) > 0 else "/"
+        if kind == "@":
+            return slice(begin, last)
+        at = word.find("://", begin)
+    return None
 
 
 def printable(text: str) -> str:
@@ -58,6 +92,11 @@ def printable(text: str) -> str:
 
 def _escaped(char: str) -> str:
     return ascii(char)[1:-1]
+
+
+def safe(text: str) -> str:
+    """What may be printed: no secret, and nothing that a terminal would obey."""
+    return printable(masked(text))
 
 
 def one_line(text: str) -> str:
@@ -86,19 +125,18 @@ def is_secret_query(url: str) -> bool:
 def secret_in(text: str) -> str | None:
     """What kind of secret a flag or a key of a configuration holds, None for none."""
     for word in text.split():
-        scheme = re.match(_SCHEME, word)
+        word = _IPV6.sub("://localhost", word)
+        if re.match(r"[a-z0-9]+::", word) or ("::" in word and "://" in word):
+            return "a chained URL (with ::), behind which another one hides"
+        scheme = _SCHEME.match(word)
         if scheme is None:
             continue
-        if "::" in word:
-            return "a chained URL (with ::), behind which another one hides"
-        user = _USER.match(word) or _PORT_AND_USER.match(word)
-        if user is not None and not (_DATABASES.match(word) and ":" not in word[scheme.end() :]):
-            whole = user.group()[scheme.end() :]
-            return "a password" if ":" in whole else "a user, which may be a token"
+        user = _user(word)
+        # A database's name for itself, without a password, is written as everybody does.
+        if user is not None and not (_DATABASES.match(word) and ":" not in word[user]):
+            return "a password" if ":" in word[user] else "a user, which may be a token"
         if not scheme.group().startswith("s3") and is_secret_query(word):
             return "a signature or a token"
-    if re.match(r"[a-z0-9]+::", text):
-        return "a chained URL (with ::), behind which another one hides"
     return None
 
 

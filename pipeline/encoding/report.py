@@ -17,6 +17,7 @@ from pipeline.errors import DatasetError, StorageError
 from pipeline.latents.receipt import REPORTS, SNAPSHOTS
 from pipeline.latents.snapshot import Snapshot
 from pipeline.latents.store import LatentStore
+from pipeline.masking import markdown
 from pipeline.vae.vae import VAE
 
 _LOG = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     if found := report["reconstruction"]:
         lines += [
             f"| PSNR of {found['images']} images decoded from the store | {found['psnr']:.2f} dB "
-            f"(lowest {found['lowest_psnr']:.2f}: `{found['lowest_key']}`) |",
+            f"(lowest {found['lowest_psnr']:.2f}: {markdown(found['lowest_key'])}) |",
         ]
     lines += ["", "| channel | mean | std | std of draws |", "|---|---|---|---|"]
     draws = report["sample_std"] or [math.nan] * len(report["mean"])
@@ -148,7 +149,19 @@ def to_markdown(report: dict[str, Any]) -> str:
     ]
     if report["failures"]:
         lines += ["", "| failed because | images |", "|---|---|"]
-        lines += [f"| {reason} | {count:,} |" for reason, count in report["failures"].items()]
-        lines += ["", *(f"- `{k}` in {s}: {r}" for s, k, r in report["failed_samples"])]
-    lines += ["", *(f"- lost: shard {s}, {n:,} images: {r}" for s, n, r in report["lost"])]
+        lines += [f"| {markdown(reason)} | {n:,} |" for reason, n in report["failures"].items()]
+        lines += [
+            "",
+            *(
+                f"- {markdown(k)} in {markdown(s)}: {markdown(r)}"
+                for s, k, r in report["failed_samples"]
+            ),
+        ]
+    lines += [
+        "",
+        *(
+            f"- lost: shard {markdown(s)}, {n:,} images: {markdown(r)}"
+            for s, n, r in report["lost"]
+        ),
+    ]
     return "\n".join(lines).rstrip() + "\n"

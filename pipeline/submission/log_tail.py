@@ -4,6 +4,7 @@ import sys
 import time
 
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
+from pipeline.masking import printable
 from pipeline.submission.place import Job, Output, Place
 from pipeline.submission.printed import Printed, printed
 
@@ -32,10 +33,12 @@ class LogTail:
         if output.source != self._source:
             self._shown, self._source = 0, output.source
         if output.whole:
-            sys.stderr.write(output.text[self._shown :])
+            sys.stderr.write(printable(output.text[self._shown :]))
             self._shown = max(self._shown, len(output.text))
         elif output.text and output.text != self._end:
-            sys.stderr.write(f"==> the end of what {job.id} printed <==\n{output.text.rstrip()}\n")
+            sys.stderr.write(
+                f"==> the end of what {job.id} printed <==\n{printable(output.text).rstrip()}\n"
+            )
             self._end = output.text
         sys.stderr.flush()
         self._next = time.monotonic() + len(output.text) / _BYTES_PER_SECOND

@@ -1,8 +1,208 @@
-"""No message shows a secret of a URL, or a character that a terminal would obey."""
+"""Thousands of generated secrets of each kind: flags refuse them, messages do not show them."""
+
+import json
+import random
+import string
+from collections.abc import Callable
+from urllib.parse import quote
 
 import pytest
 
-from pipeline.masking import is_secret_query, markdown, masked, one_line, printable, secret_in
+from pipeline.config import PackConfig
+from pipeline.errors import StorageError
+from pipeline.masking import (
+    is_secret_query,
+    markdown,
+    masked,
+    one_line,
+    printable,
+    secret_in,
+)
+
+EACH = 400
+SHOWN = 8
+"""So many characters of a secret in a row tell something; fewer may be there by chance."""
+BASE64 = string.ascii_letters + string.digits + "+/"
+PLAIN = string.ascii_letters + string.digits
+HARD = PLAIN + "!$%&*+,-.:;=^_~/?#@"
+
+Pair = tuple[str, str]
+"""A URL, and the secret in it, as it stands there."""
+
+
+def text(draw: random.Random, alphabet: str, least: int, most: int) -> str:
+    return "".join(draw.choices(alphabet, k=draw.randint(least, most)))
+
+
+def host(draw: random.Random) -> str:
+    name = draw.choice(("host", "data.example.org", "10.0.0.7", "[::1]", "acct.blob.example.net"))
+    return name + draw.choice(("", ":443", ":8080"))
+
+
+def path(draw: random.Random) -> str:
+    return draw.choice(("x", "a/b/c.tar", "photos/2026/IMG_1.jpg", "c@2x.png", ""))
+
+
+def aws(draw: random.Random) -> Pair:
+    """40 characters of base64, one in two with a slash: botocore's own shape of a key."""
+    secret = text(draw, BASE64, 40, 40)
+    return f"s3://AKIA{text(draw, string.ascii_uppercase, 16, 16)}:{secret}@bucket/key", secret
+
+
+def password(draw: random.Random) -> Pair:
+    secret = text(draw, HARD, SHOWN, 30)
+    scheme = draw.choice(("https", "http", "s3", "postgresql", "mysql+pymysql", "ftp", "redis"))
+    return f"{scheme}://{text(draw, PLAIN, 0, 8)}:{secret}@{host(draw)}/{path(draw)}", secret
+
+
+def quoted_password(draw: random.Random) -> Pair:
+    secret = quote(text(draw, HARD, SHOWN, 20), safe="")
+    return f"https://user:{secret}@{host(draw)}/{path(draw)}", secret
+
+
+def user_token(draw: random.Random) -> Pair:
+    secret = draw.choice(("ghp_", "hf_", "glpat-", "")) + text(draw, PLAIN, 20, 40)
+    return f"https://{secret}{draw.choice(('', ':', ':x-oauth-basic'))}@{host(draw)}/x", secret
+
+
+def sas(draw: random.Random) -> Pair:
+    secret = quote(text(draw, BASE64, 43, 43) + "=", safe="")
+    url = (
+        f"https://acct.blob.example.net/c/b.tar?sv=2022-11-02&se=2027-01-01&sr=b&sp=r&sig={secret}"
+    )
+    return url, secret
+
+
+def presigned(draw: random.Random) -> Pair:
+    secret = text(draw, "0123456789abcdef", 64, 64)
+    kind = draw.choice(("Amz", "Goog"))
+    query = f"X-{kind}-Date=20261129T000000Z&X-{kind}-Expires=3600&X-{kind}-Signature={secret}"
+    return f"https://bucket.example.net/key?{query}", secret
+
+
+def query_token(draw: random.Random) -> Pair:
+    names = "token access_token auth password pwd sas code key apikey api_key session jwt t q"
+    secret, name = text(draw, PLAIN + "-_.", 12, 60), draw.choice(names.split())
+    name = draw.choice((name, name.upper(), name.title()))
+    before = draw.choice(("", "v=2&", "a=b;"))
+    return f"https://{host(draw)}/x{draw.choice('?#')}{before}{name}={secret}", secret
+
+
+def whole_query(draw: random.Random) -> Pair:
+    """The query is nothing but the token."""
+    secret = text(draw, PLAIN, 20, 40)
+    return f"https://{host(draw)}/x?{secret}", secret
+
+
+def chained(draw: random.Random) -> Pair:
+    url, secret = draw.choice((aws, password, user_token, sas, query_token))(draw)
+    outer = draw.choice(("simplecache::", "filecache::", "zip://*.png::", "blockcache::zip://x::"))
+    return outer + url, secret
+
+
+KINDS: tuple[Callable[[random.Random], Pair], ...] = (
+    aws, password, quoted_password, user_token, sas, presigned, query_token, whole_query, chained,
+)  # fmt: skip
+
+MESSAGES: tuple[Callable[[str], str], ...] = (
+    "{}".format,
+    "{}: does not exist. Check the URL.".format,
+    "reading ({}), and then {{}}".format,
+    'GET "{}" failed'.format,
+    "'{}' is no kind of address".format,
+    lambda url: f"DatasetError: {url!r}, [{url!r}, 'b'] and <{url}>",
+    lambda url: json.dumps({"url": url, "next": [url]}),
+    "two lines\n  {}\nand s3://bucket/plain beside https://host:80/x?v=2".format,
+    lambda url: f"first {url} then {url}",
+)
+
+
+def shows(message: str, secret: str) -> bool:
+    """Whether `SHOWN` characters of the secret stand there in a row."""
+    return any(secret[at : at + SHOWN] in message for at in range(len(secret) - SHOWN + 1))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_flag_takes_a_secret(kind: Callable[[random.Random], Pair]) -> None:
+    draw = random.Random(kind.__name__)
+    taken = [url for url, _ in (kind(draw) for _ in range(EACH)) if secret_in(url) is None]
+    assert taken == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_message_shows_a_secret(kind: Callable[[random.Random], Pair]) -> None:
+    draw, leaks = random.Random(kind.__name__), []
+    for _ in range(EACH):
+        url, secret = kind(draw)
+        for message in MESSAGES:
+            told = masked(message(url))
+            if shows(told, secret):
+                leaks.append((message(url), told))
+    assert leaks == []
+    assert "host" in masked("https://host:80/x?v=2"), "what is no secret is shown"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "AWS_SECRET_ACCESS_KEY={}", "aws_secret_access_key = {}", "Authorization: Bearer {}",
+        "Authorization: Basic {}", "password={}", '{{"password": "{}"}}', "{{'token': '{}'}}",
+        "MLFLOW_TRACKING_PASSWORD={}", "RAY_AUTH_TOKEN={}", "HF_TOKEN: {}", "api_key={}&x=1",
+        "x-amz-security-token: {}", "aws_session_token={}", "secret: {}",
+    ],
+)  # fmt: skip
+def test_no_setting_that_is_a_secret_is_shown(said: str) -> None:
+    draw = random.Random(said)
+    for _ in range(EACH):
+        secret = text(draw, BASE64, 20, 40)
+        assert not shows(masked(said.format(secret)), secret), said
+
+
+HARMLESS = [
+    "s3://bucket/a/b", "s3://bucket/what?.png", "https://host/x.tar", "https://host:8080/x?v=2",
+    "sqlite:///runs/mlflow.db", "runs/photos/train", "/data/a:b@c/d", "models:/first@champion",
+    "models:/first/3", "http://localhost:5000", "https://host/c@2x.png", "file:///data/a b.tar",
+    "s3://bucket/key:with@at/x", "http://[::1]:9091", "postgresql://db/mlflow",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", HARMLESS)
+def test_what_holds_no_secret_is_taken_and_shown_whole(url: str) -> None:
+    assert secret_in(url) is None
+    assert masked(f"{url}: does not exist.") == f"{url}: does not exist."
+
+
+def test_a_secret_in_a_flag_is_refused_without_being_told() -> None:
+    draw = random.Random(0)
+    for kind in KINDS:
+        url, secret = kind(draw)
+        with pytest.raises(ValueError, match="secrets come from the environment") as refused:
+            PackConfig(source=(url,), output="x")
+        first = refused.value.errors()[0]["msg"]  # type: ignore[attr-defined]
+        assert not shows(str(first), secret)
+
+
+CONTROLS = [
+    *map(chr, range(32)),
+    "\x7f",
+    *map(chr, range(0x80, 0xA0)),
+    *"\u2028\u2029\u202e\u200b\ufeff",
+]
+
+
+@pytest.mark.parametrize("char", CONTROLS, ids=ascii)
+def test_no_control_character_reaches_a_terminal_or_a_page(char: str) -> None:
+    name = f"cat{char}]0;owned"
+    assert char not in one_line(name)
+    assert char not in markdown(name)
+    if char not in "\n\t":
+        assert char not in printable(name)
+        assert char not in str(StorageError(f"{name}: does not exist."))
+
+
+def test_a_name_opens_no_tag_no_cell_and_no_picture_of_a_page() -> None:
+    name = "<img src=x onerror=alert(1)> | `code` ![p](http://h/x) **b** &lt; \\| # h"
+    assert not set("<>|`*[]!\\").intersection(markdown(name))
 
 
 @pytest.mark.parametrize(

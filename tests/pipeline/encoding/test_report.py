@@ -66,3 +66,18 @@ def test_two_reports_of_one_snapshot_are_equal_and_name_it(world: Any) -> None:
     assert storage.canonical_json(one)
     assert "| latents | 40 |" in to_markdown(one)
     assert report_folder(store.snapshot).startswith(f"reports/{store.snapshot.identity.digest}/")
+
+
+def test_names_that_somebody_else_chose_stay_text_in_the_page(world: Any) -> None:
+    name = "a|b` <img src=x onerror=alert(1)>\n# [h](http://h)\x1b[2J"
+    report = report_of(world[1].snapshot, None) | {
+        "failures": {name: 1},
+        "failed_samples": [["000000", name, name]],
+        "lost": [["000001", 3, name]],
+        "reconstruction": {"images": 1, "psnr": 9.0, "lowest_psnr": 9.0, "lowest_key": name},
+    }
+    page = to_markdown(report)
+    rows = [line for line in page.splitlines() if "onerror" in line]
+    assert not set("\x1b<>[]`") & set("".join(rows))
+    assert len(rows) == 4
+    assert {line.count("|") for line in rows if line.startswith("|")} == {3}
