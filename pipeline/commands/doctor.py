@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import storage
-from pipeline.commands.machine_memory import machine_memory
 from pipeline.config import DoctorConfig
 from pipeline.errors import PipelineError, UnreachableError
+from pipeline.machine import memory_limit_bytes
 from pipeline.tracking.mlflow_client import tracking_uri
 from pipeline.tracking.mlflow_probe import probe_mlflow
 from pipeline.web import ask, ray_token
@@ -259,7 +259,7 @@ def _room(name: str, folder: Path, gib: float, why: str, mend: str) -> Check:
 
 
 def _memory() -> Check:
-    memory, cores = machine_memory() / GIB, len(os.sched_getaffinity(0))
+    memory, cores = memory_limit_bytes() / GIB, len(os.sched_getaffinity(0))
     return Check(
         "memory", "ok" if memory >= 2 else "warning", f"{memory:.1f} GiB for {cores} cores",
         "One worker needs about 1 GiB, and 0.5 GiB for its loader.", "ask for more memory",

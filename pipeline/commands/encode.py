@@ -1,6 +1,7 @@
 """`jobs.encode`: a dataset and a model become a latent store, by Ray actors or in this process."""
 
 import logging
+import math
 import os
 import socket
 import time
@@ -40,6 +41,7 @@ from pipeline.latents.marks import begin, end
 from pipeline.latents.receipt import ATTEMPTS, Receipt
 from pipeline.latents.snapshot import Pointer, read_pointer
 from pipeline.latents.store import LatentStore
+from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, load_model, resolve
@@ -167,6 +169,8 @@ def _encode(
     window = _window(config)
     # A worker that dies has more often met a lost node than a bad shard: 10 deaths for 3 tries.
     deaths = 3 * config.attempts + 1
+    if config.actors == 0 or not os.environ.get("RAY_ADDRESS"):
+        _refuse_beyond_memory(config, vae, len(plan.todo))
     schedule = ShardSchedule(plan.todo, config.attempts, deaths, window)
     images = sum(dataset.shards[number].samples for number in plan.todo)
     with (
@@ -191,6 +195,27 @@ def _encode(
             resources = ActorResources(config.cores, gpus, window)
             with closing(RayCrew(make, actors, resources)) as crew:
                 return drive(schedule, crew, on_done)
+
+
+def _refuse_beyond_memory(config: EncodeConfig, vae: VAE, shards: int) -> None:
+    """Raises `ConfigError` where the batches that are in work on this machine surely don't fit.
+
+    Actors on a cluster's nodes end with what torch says of their own memory.
+    """
+    actors = min(max(1, config.actors), shards)
+    lanes = min(actors * _window(config), shards)
+    shape = vae.image_shape
+    weights = actors * 4 * sum(weight.numel() for weight in vae.parameters())
+    needs = [
+        Need(
+            f"{lanes} batches of {config.batch_size:,} images of {' x '.join(map(str, shape))}",
+            # As they are read, and as the network takes them.
+            lanes * config.batch_size * math.prod(shape) * (1 + 4),
+            "a smaller `--batch-size N` (another identity), or fewer `--actors N`",
+        ),
+        Need(f"the model of {actors} actors", weights, "fewer `--actors N`"),
+    ]
+    refuse_beyond_memory(needs, free_memory_bytes())
 
 
 def _encoder(

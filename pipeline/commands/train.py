@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.cluster.worker_group import train_on_ray
 from pipeline.commands.conclude import conclude, deliver, result_of
 from pipeline.commands.interruption import ended_by_signals, saved_at
-from pipeline.commands.train_checks import refuse_what_cannot_train
+from pipeline.commands.train_checks import refuse_beyond_memory_here, refuse_what_cannot_train
 from pipeline.commands.train_parts import TrainParts, parts_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
@@ -61,6 +61,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
     if done and finished:
         logger.info("run %s is finished at step %d", run.url, finished.steps)
         return deliver(config, run, finished)
+    refuse_beyond_memory_here(config, run.pins() or _current_pins(config))
     # Before an older start is told to stop; and a recorder that is an actor would only die of it.
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     start = run.claim()

@@ -6,23 +6,20 @@ import threading
 
 import torch
 
-from pipeline.commands.machine_memory import machine_memory
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.data.loader import PREFETCH_BATCHES
 from pipeline.data.transform import try_transform
 from pipeline.errors import ConfigError, DatasetError, ModelError
 from pipeline.registry.named_models import load_named
 from pipeline.runs.run import Pins
 from pipeline.tracking.mlflow_probe import deleted_experiment
+from pipeline.training.memory_needs import needs_of, refuse_ranks_beyond_memory
+from pipeline.training.settings import settings_of
+from pipeline.training.world import current_world
 from pipeline.vae import VAE, build_vae
 from pipeline.vae.start import check_start, freeze
 
 logger = logging.getLogger(__name__)
-
-_FLOATS = 3
-"""Of a pixel in one pass, of 4 bytes each: what the network sees, what it makes of it, the slope.
-Its own layers come on top, so this is less than any training takes."""
 
 _MLFLOW_SECONDS = 10.0
 """For which MLflow is waited: training needs no answer, and says itself that there is none."""
@@ -48,10 +45,25 @@ def refuse_what_cannot_train(config: TrainConfig, pins: Pins) -> VAE | None:
         start = _check_model(config)
     except ModelError as error:
         raise ConfigError(str(error)) from error
+    refuse_beyond_memory_here(config, pins)
     asking.join(_MLFLOW_SECONDS)
     for reason in deleted:
         raise ConfigError(reason)
     return start
+
+
+def refuse_beyond_memory_here(config: TrainConfig, pins: Pins) -> None:
+    """Raises `ConfigError` where the ranks that begin on this machine surely find too little.
+
+    Those on a cluster's nodes look for themselves.
+    """
+    if config.max_workers and os.environ.get("RAY_ADDRESS"):
+        return
+    dataset = Dataset.open(config.data, pins.dataset, config.shards_below)
+    ranks = config.min_workers or int(os.environ.get("WORLD_SIZE", "1"))
+    here = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    needs = needs_of(settings_of(config), dataset, ranks, current_world().device)
+    refuse_ranks_beyond_memory(needs, here)
 
 
 def check_size(dataset: Dataset, global_batch_size: int) -> None:
@@ -68,31 +80,9 @@ def check_size(dataset: Dataset, global_batch_size: int) -> None:
         )  # fmt: skip
 
 
-def check_memory(config: TrainConfig, images: int) -> None:
-    """Raises `ConfigError` if batches that are surely kept here exceed this machine's memory."""
-    if os.environ.get("RAY_ADDRESS"):
-        return  # Its nodes' memory is not this machine's.
-    image = config.channels * config.image_size**2
-    batches = config.global_batch_size * image * (PREFETCH_BATCHES + 1)
-    workers = max(1, config.max_workers)
-    passed = min(config.global_batch_size, workers * (config.micro_batch_size or 2**62))
-    needed = batches + passed * image * _FLOATS * 4
-    there = machine_memory()
-    if needed <= there:
-        return
-    fitting = int(there / 2 / image / (PREFETCH_BATCHES + 1 + _FLOATS * 4))
-    raise ConfigError(
-        f"--global-batch-size {config.global_batch_size}: images of {config.image_size} pixels "
-        f"need at least {needed / 2**30:.0f} GiB then, and this machine has {there / 2**30:.0f}. "
-        f"Give `--global-batch-size {max(workers, min(fitting, images))}`; with "
-        "`--micro-batch-size N` fewer images pass the network at a time."
-    )
-
-
 def _check_data(config: TrainConfig, pins: Pins) -> None:
     dataset = Dataset.open(config.data, pins.dataset, config.shards_below)
     check_size(dataset, config.global_batch_size)
-    check_memory(config, len(dataset))
     if config.holdout is None:
         logger.warning(
             "no hold-out: every number of this run is of the images that it trains on. To know "

@@ -19,24 +19,37 @@ import io
 import logging
 import struct
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.data.image_kinds import EXTRAS, HEAD_BYTES, has_extra, kind_of
-from pipeline.errors import PipelineError, SampleError, ShortageError
+from pipeline.data.image_kinds import (
+    EXTRAS,
+    HEAD_BYTES,
+    ORIENTATION_TAG,
+    TRANSPOSED,
+    JpegHeader,
+    has_extra,
+    jpeg_header,
+    kind_of,
+)
+from pipeline.data.memory import DECODING, IMAGE_BYTES, check_decoding
+from pipeline.errors import PipelineError, SampleError, ShortageError, is_shortage
+
+Pixels = npt.NDArray[np.uint8]
+Made = TypeVar("Made")
 
 PIXEL_LIMIT = 89_478_485
 """Most pixels of one image: Pillow's own guard against bombs, 256 MiB of RGB."""
-
-IMAGE_BYTES = 512 * 2**20
-"""Memory that decoding one image may take; a JPEG of `PIXEL_LIMIT` pixels takes that much."""
 
 _MOST_BYTES = 27
 """Of a pixel with alpha: four RGBA copies of 4 bytes, RGB in 4, and the array in 3, with spare."""
@@ -50,12 +63,6 @@ DECODER_VERSION = 1
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000")
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSED = frozenset((5, 6, 7, 8))
-# A lossless JPEG has no DCT to shrink in: libjpeg-turbo 3 writes it in full size into the buffer of
-# the smaller one, which ends the process (seen with simplejpeg 1.9.0).
-_DCT_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
 # The other factors of n/8 decode slower than full size (measured); these have fast inverse DCTs.
 _SHRINKS = (8, 4, 2)
 
@@ -77,21 +84,12 @@ class ImageHeader:
     """Pillow's name for the kind of pixels, as stored: RGB, L, CMYK ..."""
 
 
-@dataclass(frozen=True)
-class _JpegHeader:
-    width: int
-    height: int
-    orientation: int
-    shrinkable: bool
-    components: int
-
-
 def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
     """Reads the header alone. Raises SampleError as `decode_image` does."""
-    jpeg = _jpeg_header(data)
+    jpeg = jpeg_header(data)
     if jpeg is not None:
-        _check_pixels(jpeg.width, jpeg.height, pixel_limit)
-        turned = jpeg.orientation in _TRANSPOSED
+        _check_jpeg(jpeg, pixel_limit)
+        turned = jpeg.orientation in TRANSPOSED
         width, height = (jpeg.height, jpeg.width) if turned else (jpeg.width, jpeg.height)
         return ImageHeader(width, height, "JPEG", _JPEG_MODES.get(jpeg.components, ""))
     image = _open(data, pixel_limit)
@@ -101,8 +99,8 @@ def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
         exif = None if image.format == "TIFF" else Image.Image.getexif(image)
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
-    orientation = 1 if exif is None else exif.get(_ORIENTATION_TAG, 1)
-    turned = orientation in _TRANSPOSED
+    orientation = 1 if exif is None else exif.get(ORIENTATION_TAG, 1)
+    turned = orientation in TRANSPOSED
     width, height = (image.height, image.width) if turned else (image.width, image.height)
     return ImageHeader(width, height, image.format or "", image.mode)
 
@@ -114,20 +112,41 @@ def decode_image(
     channels: Literal[1, 3] = 3,
     shrink_to: int | None = None,
     side: Literal["short", "long"] = "short",
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+) -> Pixels:
     """All pixels: uint8 [H, W, channels], oriented; grey is ITU-R 601 luma.
 
     With `shrink_to` a JPEG may come smaller by 2, 4 or 8, as long as its short (or long) side keeps
     that many pixels: the DCT throws away what a resize would. Raises SampleError with one of the
     reasons `not-an-image`, `bomb`, `truncated`, `corrupt`, `unsupported`.
     """
-    jpeg = _jpeg_header(data)
+    with decoded_image(
+        data, pixel_limit, channels=channels, shrink_to=shrink_to, side=side
+    ) as pixels:
+        return pixels
+
+
+@contextmanager
+def decoded_image(
+    data: bytes,
+    pixel_limit: int = PIXEL_LIMIT,
+    *,
+    channels: Literal[1, 3] = 3,
+    shrink_to: int | None = None,
+    side: Literal["short", "long"] = "short",
+) -> Iterator[Pixels]:
+    """The same for as long as the block runs: other threads' large images wait for that."""
+    jpeg = jpeg_header(data)
     if jpeg is not None:
-        _check_pixels(jpeg.width, jpeg.height, pixel_limit)
-        pixels = _decode_jpeg(data, jpeg, channels, shrink_to, side)
-        if pixels is not None:
-            return pixels
-    return _decode_pillow(data, pixel_limit, channels)
+        _check_jpeg(jpeg, pixel_limit)
+        height, width = _shrunk(jpeg, shrink_to, side)
+        with DECODING.taken(height * width * jpeg.pixel_bytes + jpeg.coefficients):
+            pixels = _decode_jpeg(data, jpeg, channels, height, width)
+            if pixels is not None:
+                yield pixels
+                return
+    image = _open(data, pixel_limit)
+    with DECODING.taken(_bytes_of(image)):
+        yield _decode_pillow(data, image, channels)
 
 
 def check_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
@@ -136,13 +155,11 @@ def check_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
     Whether a JPEG is whole is decided while its entropy-coded data are read, which is done in full;
     of the pixels, only one in 64 is then computed.
     """
-    jpeg = _jpeg_header(data)
-    if jpeg is not None:
-        _check_pixels(jpeg.width, jpeg.height, pixel_limit)
-        if _decode_jpeg(data, jpeg, 3, 1, "short") is not None:
-            return probe_image(data, pixel_limit)
-    height, width = _decode_pillow(data, pixel_limit, 3).shape[:2]
+    with decoded_image(data, pixel_limit, shrink_to=1) as pixels:
+        height, width = pixels.shape[:2]
     header = probe_image(data, pixel_limit)
+    if header.format == "JPEG" and (height, width) != (header.height, header.width):
+        return header  # It came smaller.
     return ImageHeader(width, height, header.format, header.mode)
 
 
@@ -153,26 +170,39 @@ def _check_pixels(width: int, height: int, pixel_limit: int) -> None:
         )
 
 
-def _decode_jpeg(
-    data: bytes,
-    header: _JpegHeader,
-    channels: int,
-    shrink_to: int | None,
-    side: Literal["short", "long"],
-) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-    """None when Pillow should try: simplejpeg has no CMYK, and refuses harmless oddities."""
-    height = width = 0
+def _check_jpeg(header: JpegHeader, pixel_limit: int) -> None:
+    """Raises `SampleError` for a bomb."""
+    _check_pixels(header.width, header.height, pixel_limit)
+    needed = header.width * header.height * header.pixel_bytes + header.coefficients
+    check_decoding(f"JPEG of {header.width} x {header.height}", needed, pixel_limit)
+
+
+def _shrunk(
+    header: JpegHeader, shrink_to: int | None, side: Literal["short", "long"]
+) -> tuple[int, int]:
+    """Height and width, as stored, that the DCT gives at once."""
     if shrink_to is not None and header.shrinkable:
         pick = min if side == "short" else max
         for shrink in _SHRINKS:
             size = (-(-header.height // shrink), -(-header.width // shrink))
             if pick(size) >= shrink_to:
-                height, width = size
-                break
+                return size
+    return header.height, header.width
+
+
+def _decode_jpeg(
+    data: bytes, header: JpegHeader, channels: int, height: int, width: int
+) -> Pixels | None:
+    """None when Pillow should try: simplejpeg has no CMYK, and refuses harmless oddities."""
+    if (height, width) == (header.height, header.width):
+        height = width = 0
     try:
         pixels = simplejpeg.decode_jpeg(
             data, "RGB" if channels == 3 else "GRAY", min_height=height, min_width=width
         )
+        return np.ascontiguousarray(_orient(pixels, header.orientation))
+    except MemoryError as error:
+        raise ShortageError(_SHORT) from error  # Its size is known, and was allowed.
     except ValueError as error:
         message = str(error)
         if "Premature end of JPEG" in message:
@@ -180,14 +210,11 @@ def _decode_jpeg(
         if "premature end of data segment" in message or "bad Huffman code" in message:
             raise SampleError("corrupt", f"JPEG: {message}") from None
         return None
-    return np.ascontiguousarray(_orient(pixels, header.orientation))
 
 
-def _orient(
-    pixels: np.ndarray[Any, np.dtype[np.uint8]], orientation: int
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _orient(pixels: Pixels, orientation: int) -> Pixels:
     """Undoes an EXIF orientation 1..8 of [H, W, C] (Exif 3.0, table 'Orientation')."""
-    if orientation in _TRANSPOSED:
+    if orientation in TRANSPOSED:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -196,60 +223,9 @@ def _orient(
     return pixels
 
 
-def _jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Size and orientation from the markers up to the frame header; None: not (simply) a JPEG.
-
-    Four times faster than opening it with Pillow, which costs as much as a tenth of a decode.
-    """
-    if data[:3] != _JPEG_MAGIC:
-        return None
-    position, orientation = 2, 1
-    while position + 9 < len(data):
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker == 0x00:
-            return None  # libjpeg would search on from here, and might find another frame
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            position += 2  # markers that stand alone, as libjpeg reads them
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            shrinkable = marker in _DCT_FRAMES
-            if not (width and height):
-                return None
-            return _JpegHeader(width, height, orientation, shrinkable, data[position + 9])
-        length = struct.unpack_from(">H", data, position + 2)[0]
-        if marker == 0xDA or length < 2:
-            return None
-        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
-        position += 2 + length
-    return None
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """The orientation in the first directory of an EXIF block; 1 when it has none or is broken."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
-    if order is None or len(tiff) < 8:
-        return 1
-    start = struct.unpack_from(order + "I", tiff, 4)[0]
-    if start + 2 > len(tiff):
-        return 1
-    count = struct.unpack_from(order + "H", tiff, start)[0]
-    for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-        if tag == _ORIENTATION_TAG:
-            return value if kind == 3 and 1 <= value <= 8 else 1
-    return 1
-
-
 def _open(data: bytes, pixel_limit: int) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = _twice(lambda: Image.open(io.BytesIO(data), formats=_formats()))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SampleError("bomb", str(error)) from None
     except UnidentifiedImageError:
@@ -266,38 +242,46 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     _check_pixels(image.width, image.height, pixel_limit)
-    _check_cost(image, max(IMAGE_BYTES, 6 * pixel_limit))
+    check_decoding(
+        f"{image.format} of {image.width} x {image.height} ({image.mode})", _bytes_of(image),
+        pixel_limit,
+    )  # fmt: skip
     return image
 
 
-def _check_cost(image: Image.Image, budget: int) -> None:
-    """Before a pixel is decoded: what decoding holds at once depends on format and rows, too."""
+def _bytes_of(image: Image.Image) -> int:
+    """What decoding it holds at once, which depends on format and rows, too."""
     alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     per_pixel = _MOST_BYTES if alpha else 12
     per_pixel += _MORE_BYTES.get(image.format or "", 0) + 4 * image.mode.startswith("I")
-    needed = image.width * image.height * per_pixel + image.height * _ROW_BYTES
-    if needed > budget:
-        raise SampleError(
-            "bomb",
-            f"a {image.format} of {image.width} x {image.height} ({image.mode}) takes about "
-            f"{needed / 2**20:,.0f} MiB to decode, over {budget / 2**20:,.0f}",
-        )
+    per_pixel += 8 * bool(image.info.get("progressive"))
+    return image.width * image.height * per_pixel + image.height * _ROW_BYTES
 
 
-def _decode_pillow(
-    data: bytes, pixel_limit: int, channels: int
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    image = _open(data, pixel_limit)
-    try:
+def _decode_pillow(data: bytes, image: Image.Image, channels: int) -> Pixels:
+    def decode() -> Pixels:
         # Never a second load() after a failed one: it "succeeds" with garbage.
-        image.load()
-        image = _to_rgb(ImageOps.exif_transpose(image))
-        if channels == 1:
-            image = image.convert("L")
-        pixels = np.array(image, dtype=np.uint8)
+        first = tries.pop() if tries else Image.open(io.BytesIO(data), formats=_formats())
+        first.load()
+        rgb = _to_rgb(ImageOps.exif_transpose(first))
+        return np.array(rgb.convert("L") if channels == 1 else rgb, dtype=np.uint8)
+
+    tries = [image]
+    try:
+        pixels = _twice(decode)
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _twice(make: Callable[[], Made]) -> Made:
+    """Once more where memory ran out and is there again: only then the file is to blame."""
+    try:
+        return make()
+    except MemoryError:
+        if _is_short():
+            raise ShortageError(_SHORT) from None
+        return make()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -313,6 +297,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)
     return image.convert("RGB")
+
+
+_SHORT = (
+    "memory ran out while an image was decoded, which says nothing about the image. Use fewer "
+    "workers or threads, or give more memory, and run the same command again."
+)
 
 
 def _is_short() -> bool:
@@ -344,11 +334,8 @@ _PILLOW_ERRORS = (
 
 
 def _sample_error(error: BaseException) -> PipelineError:
-    if isinstance(error, MemoryError) and _is_short():
-        return ShortageError(
-            "memory ran out while an image was decoded, which says nothing about the image. Use "
-            "fewer workers or threads, or give more memory, and run the same command again."
-        )
+    if is_shortage(error) and not isinstance(error, MemoryError):
+        return ShortageError(_SHORT)
     message = str(error) or type(error).__name__
     reason = "truncated" if "truncated" in message.lower() else "corrupt"
     return SampleError(reason, message)

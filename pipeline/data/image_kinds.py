@@ -1,6 +1,8 @@
 """What is an image: by its name, and by its first bytes where the name says nothing or lies."""
 
+import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import PurePosixPath
@@ -41,6 +43,16 @@ _UNREAD_SUFFIXES = frozenset(
 _UNREAD_ARCHIVES = frozenset(
     (".7z", ".arj", ".cab", ".cbr", ".cpio", ".iso", ".lha", ".lz4", ".rar", ".squashfs", ".z")
 )
+
+TRANSPOSED = frozenset((5, 6, 7, 8))
+"""EXIF orientations that exchange width and height."""
+_JPEG_MAGIC = b"\xff\xd8\xff"
+ORIENTATION_TAG = 0x0112
+# A lossless JPEG has no DCT to shrink in: libjpeg-turbo 3 writes it in full size into the buffer of
+# the smaller one, which ends the process (seen with simplejpeg 1.9.0).
+_DCT_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
+# All coefficients of one are kept until its last scan: 2 bytes each.
+_PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 
 Verdict = Literal["image", "ignored", "beside"]
 
@@ -146,3 +158,85 @@ _CURES = {
     "truncated": "copy them again",
     "unsupported": "convert them to PNG or JPEG",
 }
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """What the markers up to the frame say; width and height as stored, in pixels."""
+
+    width: int
+    height: int
+    orientation: int
+    shrinkable: bool
+    components: int
+    coefficients: int
+    """Of a progressive one, in bytes; 0 for others, which need a few rows at a time."""
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Per pixel of RGB in the buffer that is decoded into, and turned from."""
+        return 6 if self.orientation != 1 else 3
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """Size and orientation from the markers up to the frame header; None: not (simply) a JPEG.
+
+    Four times faster than opening it with Pillow, which costs as much as a tenth of a decode.
+    """
+    if data[:3] != _JPEG_MAGIC:
+        return None
+    position, orientation = 2, 1
+    while position + 9 < len(data):
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker == 0x00:
+            return None  # libjpeg would search on from here, and might find another frame
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
+            position += 2  # markers that stand alone, as libjpeg reads them
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            if not (width and height):
+                return None
+            return JpegHeader(
+                width, height, orientation, marker in _DCT_FRAMES, data[position + 9],
+                2 * _coefficients(data, position) if marker in _PROGRESSIVE_FRAMES else 0,
+            )  # fmt: skip
+        length = struct.unpack_from(">H", data, position + 2)[0]
+        if marker == 0xDA or length < 2:
+            return None
+        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
+        position += 2 + length
+    return None
+
+
+def _coefficients(data: bytes, frame: int) -> int:
+    """How many a frame has: of each component's plane, which may be smaller than the image."""
+    height, width = map(int, struct.unpack_from(">HH", data, frame + 5))
+    sampling = data[frame + 11 : frame + 10 + 3 * data[frame + 9] : 3]
+    blocks = sum((byte >> 4) * (byte & 15) for byte in sampling)
+    most = max((byte >> 4 for byte in sampling), default=1) * max(
+        (byte & 15 for byte in sampling), default=1
+    )
+    return -(-height * width * blocks // max(1, most))
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """The orientation in the first directory of an EXIF block; 1 when it has none or is broken."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
+    if order is None or len(tiff) < 8:
+        return 1
+    start = struct.unpack_from(order + "I", tiff, 4)[0]
+    if start + 2 > len(tiff):
+        return 1
+    count = struct.unpack_from(order + "H", tiff, start)[0]
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+        if tag == ORIENTATION_TAG:
+            return value if kind == 3 and 1 <= value <= 8 else 1
+    return 1

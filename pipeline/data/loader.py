@@ -14,13 +14,14 @@ from pipeline.config import Crop, LoaderConfig, PreprocessConfig, Tail
 from pipeline.data.batch import Batch
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.dataset import Dataset
-from pipeline.data.fetch import FetchAhead, SampleReader
+from pipeline.data.fetch import LARGE_BYTES, FetchAhead, SampleReader
 from pipeline.data.layout import alone_slots, local_ranks, plan_order
 from pipeline.data.order import Order, slots_of
 from pipeline.data.sample_decoder import DecodeThreads, DecodingBatch, Row, SampleDecoder
 from pipeline.data.stall import describe_threads
 from pipeline.data.transform import Augmentation
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 
 MAX_LISTED = 1000
 """Bad samples that are kept by name; all are counted."""
@@ -117,7 +118,8 @@ class Loader:
     ) -> None:
         """The images as `preprocess` says, or in short as `image_size`, `channels` and `crop` do.
 
-        `threads` go before those of `settings`. Raises `ConfigError` for both forms together.
+        `threads` go before those of `settings`. Raises `ConfigError` for both forms together, and
+        for batches that find no room in the memory that is free.
         """
         self.dataset = dataset
         dataset.column_kinds(columns)  # one that no sample has would be None throughout
@@ -136,6 +138,8 @@ class Loader:
         order = plan_order(
             dataset, global_batch_size, seed, settings.memory_bytes, shuffle=shuffle, tail=tail
         )
+        needs = reader_needs(dataset, self.preprocess, len(self.slots), settings)
+        refuse_beyond_memory(needs, free_memory_bytes())
         self._alone = alone_slots(order, self.slots, world_size)
         self._follow(order)
 
@@ -278,6 +282,25 @@ class Loader:
             slots=self.slots,
             errors=errors,
         )
+
+
+def reader_needs(
+    dataset: Dataset, preprocess: PreprocessConfig, images: int, settings: LoaderConfig
+) -> tuple[Need, Need]:
+    """What a rank's loader keeps when it reads `images` images of each batch, in bytes."""
+    size, channels = preprocess.image_size, preprocess.channels
+    batches = PREFETCH_BATCHES + 1
+    encoded = min(settings.memory_bytes, whole := sum(shard.bytes for shard in dataset.shards))
+    if storage.local_path(dataset.url) is not None and whole >= LARGE_BYTES * len(dataset):
+        encoded = 0  # Each is read from its file by itself.
+    return (
+        Need(
+            f"{batches} batches of {images:,} images of {channels} x {size} x {size}",
+            batches * images * channels * size * size,
+            "fewer images per batch, or a smaller `--image-size N`",
+        ),
+        Need("encoded samples", encoded, "a smaller `--loader.memory-bytes N`"),
+    )
 
 
 def _preprocess_of(

@@ -1,21 +1,63 @@
-"""What a reader keeps in memory, each thing fetched once for all threads: indexes, and chunks."""
+"""What a reader keeps in memory: indexes and chunks, each fetched once, and images in decoding."""
 
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import DatasetError, PipelineError
+from pipeline.errors import DatasetError, PipelineError, SampleError
 
 Filled = TypeVar("Filled")
 
 INDEX_SAMPLES = 2_000_000
 """Samples whose index entries are kept in memory by one reader: about 450 MB (measured)."""
+
+IMAGE_BYTES = 512 * 2**20
+"""Memory that decoding one image may take: a JPEG of the pixel limit does, turned by its EXIF."""
+
+
+class DecodingMemory:
+    """What images in decoding take, all threads of this process together: `limit_bytes` at most.
+
+    Half a gigabyte is the loader's own budget, and four threads would take four times as much.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes, self._held_bytes = limit_bytes, 0
+        self._change = threading.Condition()
+
+    @contextmanager
+    def taken(self, needed: int) -> Iterator[None]:
+        """Waits until there is room for `needed` bytes; what needs more than all, is alone."""
+        with self._change:
+            while self._held_bytes and self._held_bytes + needed > self._limit_bytes:
+                self._change.wait()
+            self._held_bytes += needed
+        try:
+            yield
+        finally:
+            with self._change:
+                self._held_bytes -= needed
+                self._change.notify_all()
+
+
+DECODING = DecodingMemory(IMAGE_BYTES)
+
+
+def check_decoding(what: str, needed: int, pixel_limit: int) -> None:
+    """Refuses an image that takes more than one may, before a pixel of it is decoded."""
+    budget = max(IMAGE_BYTES, 6 * pixel_limit)
+    if needed > budget:
+        raise SampleError(
+            "bomb",
+            f"a {what} takes about {needed / 2**20:,.0f} MiB to decode, over {budget / 2**20:,.0f}",
+        )
 
 
 class IndexMemory:

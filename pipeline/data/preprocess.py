@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline import storage
 from pipeline.config import PreprocessConfig
-from pipeline.data.decode import DECODER_VERSION, decode_image
+from pipeline.data.decode import DECODER_VERSION, decoded_image
 from pipeline.errors import SampleError
 
 Pixels = npt.NDArray[np.uint8]
@@ -68,36 +68,34 @@ def preprocess_into(
 ) -> None:
     """Writes the pixels into `out`, uint8 [C, S, S]."""
     size, crop = preprocess.image_size, preprocess.crop
-    pixels = decode_image(
+    with decoded_image(
         data,
         channels=preprocess.channels,
         shrink_to=size,
         side="long" if crop == "pad" else "short",
-    )
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    height, width = image.shape[1:]
-    if crop in ("center", "random"):
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        if crop == "random":
-            top = draw % (height - side + 1)
-            left = (draw >> 20) % (width - side + 1)
-        image = image[:, top : top + side, left : left + side]
-        image = _resize(image, size, size, preprocess.resize)
-    elif crop == "stretch":
-        image = _resize(image, size, size, preprocess.resize)
-    else:
-        scale = size / max(height, width)
-        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-        image = _resize(image, rows, columns, preprocess.resize)
-        top, left = (size - rows) // 2, (size - columns) // 2
-        out.zero_()
-        out = out[:, top : top + rows, left : left + columns]
-    if flip and is_mirrored(draw):
-        image = image.flip(2)
-    out.copy_(image)
+    ) as pixels:
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        height, width = image.shape[1:]
+        if crop in ("center", "random"):
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            if crop == "random":
+                top = draw % (height - side + 1)
+                left = (draw >> 20) % (width - side + 1)
+            image = image[:, top : top + side, left : left + side]
+            image = _resize(image, size, size, preprocess.resize)
+        elif crop == "stretch":
+            image = _resize(image, size, size, preprocess.resize)
+        else:
+            scale = size / max(height, width)
+            rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+            image = _resize(image, rows, columns, preprocess.resize)
+            top, left = (size - rows) // 2, (size - columns) // 2
+            out.zero_()
+            out = out[:, top : top + rows, left : left + columns]
+        if flip and is_mirrored(draw):
+            image = image.flip(2)
+        out.copy_(image)
 
 
 def is_mirrored(draw: int) -> bool:

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from jobs.demo import write_digits
 from pipeline.commands.train import resolve, run_training
-from pipeline.commands.train_checks import check_memory, check_size
+from pipeline.commands.train_checks import check_size, refuse_beyond_memory_here
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError, PipelineError
 from pipeline.packing.pack import pack
-from pipeline.runs.run import Run
+from pipeline.runs.run import Pins, Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
 from pipeline.training.stepper import Stepper
 from tests.support.digit_models import pack_digits
@@ -255,16 +255,6 @@ def test_a_name_is_taken_by_the_first_step_and_not_by_a_start_before_it(
         run_training(config(dataset, 3, seed=3))
 
 
-def test_a_batch_that_can_not_fit_into_memory_is_refused_with_one_that_does(
-    dataset: Path,
-) -> None:
-    with pytest.raises(ConfigError, match="this machine has") as refused:
-        run_training(config(dataset, 1, global_batch_size=10**7, image_size=256))
-    (fits,) = re.findall(r"`--global-batch-size (\d+)`", str(refused.value))
-    check_memory(config(dataset, 1, global_batch_size=int(fits), image_size=256), 10**9)
-    assert not (dataset.parent / "runs/pinned").exists()
-
-
 def test_a_deleted_experiment_is_refused_by_name_before_anything_is_trained(dataset: Path) -> None:
     client = mlflow_client(tracking_uri())
     client.delete_experiment(client.create_experiment("old"))
@@ -311,3 +301,22 @@ def test_a_continued_start_says_from_which_step_and_what_was_lost(
     assert told, caplog.text
     began = datetime.strptime(told[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - began).total_seconds()) < 600
+
+
+def test_a_batch_that_no_memory_holds_is_refused_with_one_that_does_before_the_run_has_a_name(
+    dataset: Path,
+) -> None:
+    """A hundred thousand images of 256 pixels froze a machine for ten minutes."""
+    huge = {"global_batch_size": 100_000, "image_size": 256, "channels": 3}
+    huge |= {"model": ModelConfig(kind="conv")}
+    with pytest.raises(
+        ConfigError, match=r"memory: at least [\d.,]+ GiB are needed here"
+    ) as refused:
+        run_training(config(dataset, 3, **huge))
+    (fits,) = re.findall(r"Give `--global-batch-size (\d+)`", str(refused.value))
+    dataset_digest = Dataset.open(str(dataset)).digest
+    fitting = config(dataset, 3, **huge | {"global_batch_size": int(fits)})
+    refuse_beyond_memory_here(fitting, Pins(dataset_digest, None))
+    with pytest.raises(ConfigError, match=r"of 2 workers.* fewer `--workers N`"):
+        run_training(config(dataset, 3, global_batch_size=10**9, workers=2))
+    assert not (dataset.parent / "runs").exists()

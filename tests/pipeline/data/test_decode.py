@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.decode import check_image, decode_image, probe_image
+from pipeline.data.image_kinds import jpeg_header
 from pipeline.errors import SampleError
 from tests.support.killing import ROOT
 
@@ -265,3 +266,33 @@ def test_the_quick_check_refuses_exactly_what_decoding_refuses() -> None:
     assert [pair for pair in verdicts if pair[0] != pair[1]] == []
     refused = sum(isinstance(found[0], str) for found, _ in verdicts)
     assert 150 < refused < len(files) - 200
+
+
+@pytest.mark.parametrize(("subsampling", "planes"), [(0, 3.0), (2, 1.5)])
+def test_a_progressive_jpeg_is_judged_by_the_coefficients_that_are_kept_of_it(
+    subsampling: int, planes: float
+) -> None:
+    """libjpeg keeps all of a progressive image's, 2 bytes each; ITU-T T.81 has the sampling."""
+    image = Image.fromarray(noise(64, 48, 3))
+    progressive = saved(image, "JPEG", progressive=True, subsampling=subsampling)
+    header = jpeg_header(progressive)
+    assert header is not None
+    assert header.coefficients == 64 * 48 * 2 * planes
+    baseline = jpeg_header(saved(image, "JPEG", subsampling=subsampling))
+    assert baseline is not None
+    assert baseline.coefficients == 0
+    assert (decode_image(progressive) == np.asarray(Image.open(io.BytesIO(progressive)))).all()
+
+
+def test_a_huge_progressive_jpeg_is_a_bomb_where_a_baseline_one_is_an_image() -> None:
+    small = Image.fromarray(noise(16, 16, 3))
+
+    def claims(side: int, progressive: bool) -> bytes:
+        data = saved(small, "JPEG", progressive=progressive, subsampling=0)
+        frame = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+        return data[:frame] + struct.pack(">HH", side, side) + data[frame + 4 :]
+
+    assert probe_image(claims(9000, progressive=False)).width == 9000
+    with pytest.raises(SampleError, match="takes about 695 MiB to decode, over 512"):
+        probe_image(claims(9000, progressive=True))
+    assert probe_image(claims(7000, progressive=True)).width == 7000
