@@ -7,10 +7,12 @@ model, from which the flags are made too.
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -21,10 +23,10 @@ from jobs.help import help_text
 from jobs.refusals import refusals
 from pipeline import storage
 from pipeline.config import Section
-from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.errors import ConfigError, PipelineError, StorageError, is_shortage
 from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
-from pipeline.masking import printable
+from pipeline.masking import safe
 from pipeline.nearest import nearest
 
 Config = TypeVar("Config", bound=Section)
@@ -51,6 +53,7 @@ def run_job(
     # Before torch is imported, here and in what this process starts: its threads sleep while they
     # wait. By default they spin, on cores that decode the next batch (measured: 4 times the CPU).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.excepthook = _tell_bug
     program = f"python -m {_module_name()}"
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(_split(arguments)[0]):
@@ -69,9 +72,14 @@ def run_job(
         if not error.may_pass:
             _end_for_good(error.exit_code)
         sys.exit(error.exit_code)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        print(safe(f"ShortageError: {_short_of(error)}"), file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or "run the same command again to go on."
-        print(f"Interrupted: {said}", file=sys.stderr)
+        print(safe(f"Interrupted: {said}"), file=sys.stderr)
         sys.exit(130)
     _print(outcome, output)
     if outcome.exit_code == REFUSED_EXIT:
@@ -88,6 +96,19 @@ def _end_for_good(exit_code: int) -> None:
         print(f"KubeRay may repeat this job: {problem}", file=sys.stderr)
 
 
+def _short_of(error: BaseException) -> str:
+    said = " ".join(str(error).split())[:300] or "memory ran out"
+    return (
+        f"{said.rstrip('.')}. See to it (more memory or disk, fewer workers, a smaller batch), and "
+        "run the same command again."
+    )
+
+
+def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What is no error of ours keeps its traceback, and shows no secret either."""
+    sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
+
+
 def _print(outcome: Outcome, output: "Output") -> None:
     """Lines for people, and for programs the result as the last line of stdout.
 
@@ -95,7 +116,7 @@ def _print(outcome: Outcome, output: "Output") -> None:
     """
     with while_read():
         for line in outcome.summary:
-            print(printable(line))
+            print(safe(line))
         if output.json or not sys.stdout.isatty() or not outcome.summary:
             print(json.dumps(outcome.result, allow_nan=False))
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.flags import choices_of, kind_name
 from pipeline.config.command_line import flag_name, keys_of
-from pipeline.masking import masked, printable
+from pipeline.masking import safe
 from pipeline.nearest import nearest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def refusals(config_type: type[BaseModel], error: ValidationError) -> Iterator[s
         path = tuple(str(part) for part in problem["loc"])
         path = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in kinds), path)
         where, flag = ".".join(path) or config_type.__name__, flag_name(path)
-        shown = printable(masked(repr(problem["input"])[:_MOST_SHOWN]))
+        shown = safe(repr(problem["input"])[:_MOST_SHOWN])
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key.{_near_key(config_type, path)}"
         elif problem["type"] == "missing":

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
-from pipeline.errors import DatasetError, SampleError, StorageError
+from pipeline.errors import DatasetError, SampleError, ShortageError, StorageError
 from pipeline.storage.tables import FAULTS, parse_table
 
 Int64 = npt.NDArray[np.int64]
@@ -102,6 +102,8 @@ class ShardIndex:
             arrays = {name: column.to_numpy() for name, column in columns.items()}
             index = cls(**texts, **arrays, columns=kinds)
             index._check()
+        except ShortageError:
+            raise
         except (StorageError, ValidationError, *FAULTS) as error:
             raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None
         return index

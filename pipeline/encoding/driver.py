@@ -9,7 +9,13 @@ from typing import Protocol
 from pipeline import storage
 from pipeline.data.dataset import Dataset
 from pipeline.encoding.schedule import ShardSchedule
-from pipeline.errors import AccessDeniedError, ObjectNotFoundError, PipelineError, StoreError
+from pipeline.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    PipelineError,
+    StoreError,
+    is_shortage,
+)
 from pipeline.latents.identity import Identity
 from pipeline.latents.receipt import (
     LATENTS,
@@ -46,12 +52,16 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class ShardFailed:
-    """A worker lives, its shard failed; `fatal` ends the whole run."""
+    """A worker lives, its shard failed; `fatal` ends the whole run.
+
+    shortage: of memory, disk or a connection, which says nothing of the shard.
+    """
 
     worker: str
     shard: int
     reason: str
     fatal: bool = False
+    shortage: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,11 @@ def drive(schedule: ShardSchedule, crew: Crew, on_done: Callable[[ShardDone], No
                     if event.fatal:
                         raise StoreError(event.reason)
                     schedule.failed(event.worker, event.shard, event.reason)
+                    if event.shortage and event.shard in schedule.quarantined:
+                        raise StoreError(
+                            f"no shard is to blame: {event.reason} Finished shards are kept: see "
+                            "to it, and run the same command again."
+                        )
                 case WorkerLost():
                     schedule.lost_worker(event.worker, event.reason, blameless=event.blameless)
     report.quarantined = dict(schedule.quarantined)
@@ -157,9 +172,10 @@ def attempt(encode: Callable[[int], Receipt], worker: str, shard: int) -> Event:
         receipt = encode(shard)
     except AccessDeniedError as error:
         return ShardFailed(worker, shard, str(error), fatal=True)
-    except (PipelineError, OSError, RuntimeError) as error:
+    except (PipelineError, OSError, RuntimeError, MemoryError) as error:
         # RuntimeError is what torch raises for memory that doesn't suffice.
-        return ShardFailed(worker, shard, f"{type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {error}"
+        return ShardFailed(worker, shard, said, shortage=is_shortage(error))
     return ShardDone(worker, shard, receipt, time.monotonic() - start)
 
 

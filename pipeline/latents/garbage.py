@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError
-from pipeline.latents.marks import begun
+from pipeline.latents.marks import begun, removing
 from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
 from pipeline.latents.store import no_store
@@ -92,20 +92,14 @@ def find_garbage(store: str, *, unfinished: bool = False) -> Garbage:
 def remove_garbage(store: str, *, unfinished: bool = False) -> Garbage:
     """Removes it and returns what went.
 
-    Receipts go first and marks are looked at again before files go: an encoding that began in
-    between keeps its files, and looks for receipts and files again before it publishes.
+    Receipts go before the files that they name. Whatever began to encode before is seen by its
+    mark, and nothing begins meanwhile; see `marks`.
     """
-    found = find_garbage(store, unfinished=unfinished)
-    latents = [path for path in found.files if path.startswith(f"{LATENTS}/")]
-    gone = [path for path in found.files if path not in set(latents)]
-    for path in gone:
-        storage.delete(storage.join(store, path))
-    busy = set() if unfinished else begun(store)
-    for path in latents:
-        if path.split("/")[1] not in busy:
+    with removing(store):
+        found = find_garbage(store, unfinished=unfinished)
+        for path in sorted(found.files, key=lambda path: path.startswith(f"{LATENTS}/")):
             storage.delete(storage.join(store, path))
-            gone.append(path)
-    return Garbage({path: found.files[path] for path in gone}, tuple(sorted(busy)))
+    return found
 
 
 def _stem(path: str) -> str:

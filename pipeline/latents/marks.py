@@ -1,20 +1,25 @@
 """Encodings that have begun and not published yet: what they make, nobody may call garbage.
 
 Each process has a mark of its own, made before it looks for receipts and removed after its snapshot
-stands, so that `garbage` needs no clock: whoever began before it looked is seen, and whoever begins
-later finds the receipts that are left. A killed encoding leaves its mark. A whole snapshot names
+stands, so that `garbage` needs no clock. A killed encoding leaves its mark. A whole snapshot names
 all that any encoding of the same dataset and identity could name, so the one that publishes it
 removes the marks of all of them, the killed ones' too.
+
+What removes garbage has a mark, too, and both look for the other's after making their own: at least
+one of the two sees the other, however long either sleeps. So garbage is left alone while it is
+encoded, and no encoding begins beside a removal, whose list may name what it would take up.
 """
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError
+from pipeline.errors import ObjectNotFoundError, StoreError
 
-BEGUN = "begun"
+BEGUN, REMOVING = "begun", "removing"
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,16 @@ class Mark:
 
 
 def begin(store: str, identity: str, dataset: str) -> Mark:
-    """Marks an encoding of this dataset digest as begun."""
+    """Marks an encoding of this dataset digest as begun; `StoreError` beside a removal."""
     mark = Mark(store, identity, dataset, secrets.token_hex(6))
     storage.publish(mark.url, storage.canonical_json({"identity": identity, "dataset": dataset}))
+    for url in _marks(storage.join(store, REMOVING)):
+        storage.delete(mark.url)
+        raise StoreError(
+            f"{storage.shown(store)}: garbage is being removed here (jobs.stores --gc --delete). "
+            "Run this again when that has ended. If it was killed, no such job runs any more: "
+            f"then delete {storage.shown(url)}."
+        )
     return mark
 
 
@@ -45,6 +57,17 @@ def end(mark: Mark, *, whole: bool) -> None:
     for url in _marks(storage.join(mark.store, BEGUN, mark.identity)) if whole else ():
         if PurePosixPath(url).name.startswith(f"{mark.dataset}."):
             storage.delete(url)
+
+
+@contextmanager
+def removing(store: str) -> Iterator[None]:
+    """Marks garbage as being removed, for as long as the block runs."""
+    url = storage.join(store, REMOVING, f"{secrets.token_hex(6)}.json")
+    storage.publish(url, storage.canonical_json({}))
+    try:
+        yield
+    finally:
+        storage.delete(url)
 
 
 def begun(store: str) -> set[str]:

@@ -8,7 +8,8 @@ honest runs. Layout below the store's URL:
     receipts/IDENTITY/SOURCE_SHA256.json
     latents/IDENTITY/SHARD.HASH.arrow
     reports/IDENTITY/DATASET/*            for people
-    begun/IDENTITY/DATASET.json           an encoding that has not published yet
+    begun/IDENTITY/DATASET.PROCESS.json   an encoding that has not published yet
+    removing/PROCESS.json                 a removal of garbage that has not ended
     attempts/                             time, host, device, rate: the only files that differ
 """
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, PipelineError
+from pipeline.errors import ObjectNotFoundError, PipelineError, ShortageError
 from pipeline.latents.mending import encode_again
 from pipeline.latents.receipt import POINTER, read_receipt
 from pipeline.latents.shard_rows import ShardRows, stored_shard
@@ -49,6 +49,8 @@ def verify_store(url: str) -> list[str]:
                 problems += _verify_file(store.url, shard, again) or _verify_rows(
                     shard, rows, hashes
                 )
+            except ShortageError:
+                raise
             except PipelineError as error:
                 problems.append(str(error))
             progress.advance()

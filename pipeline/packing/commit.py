@@ -30,7 +30,7 @@ from pipeline.packing.ledger import (
     without,
     write_ledger,
 )
-from pipeline.packing.plan import Plan, remove_plan
+from pipeline.packing.plan import Plan, remove_plans
 from pipeline.packing.unit import UnitReceipt, UnitRow
 from pipeline.sources.source_file import SourceFile
 
@@ -106,7 +106,7 @@ def commit_generation(
     path = write_ledger(output, plan.generation, merger.rows(), inventory.folder)
     if not inventory.number("COUNT(*)") and state is None:
         write_rejects(output, inventory)
-        remove_plan(output, plan.generation)
+        remove_plans(output, plan.generation)
         reasons = Counter(name.partition(":")[2] for name in merger.statuses.elements())
         shown = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common(5))
         raise DatasetError(
@@ -129,7 +129,7 @@ def commit_generation(
     )
     committed = create_state(output, state)
     newest = publish_newest(output, state if committed else None, inventory)
-    remove_plan(output, plan.generation)
+    remove_plans(output, plan.generation)
     if not committed:
         raise DatasetError(
             f"{output}: another pack finished generation {plan.generation} first, with sources "

@@ -7,7 +7,7 @@ from typing import Literal
 from PIL import Image
 
 from pipeline.data.decode import check_image, decode_image, probe_image
-from pipeline.errors import SampleError
+from pipeline.errors import SampleError, ShortageError, is_shortage
 
 _EXTENSIONS = {
     "JPEG": "jpg",
@@ -73,6 +73,8 @@ def _encode(data: bytes, policy: ImagePolicy, mode: str) -> PackedImage:
     try:
         encoded = _encoded(image, policy)
     except (OSError, ValueError) as error:
+        if is_shortage(error):
+            raise ShortageError(f"memory ran out while an image was encoded: {error}.") from None
         raise SampleError(
             "unsupported", f"{image.width} x {image.height}: can't be encoded as {name}: {error}"
         ) from None

@@ -343,5 +343,7 @@ def _fresh(choice: Choice) -> tuple[str, tuple[str, ...]]:
     anew, values = _among("COALESCE(d.shard, '')", choice.repack)
     return (
         "(d.key IS NULL OR l.etag='' OR d.size<>l.size OR d.etag<>l.etag "
-        f"OR (d.status='ignored')<>(l.status='ignored') OR {anew})"
+        f"OR (d.status='ignored')<>(l.status='ignored') OR {anew} "
+        # These say nothing of the image: it was not there, or grew, at that moment.
+        "OR d.status='rejected' AND d.reason IN ('missing', 'changed'))"
     ), values

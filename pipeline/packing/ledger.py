@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.manifest import PACK_STATE, Count, Digest, ShardRecord, read_pointer
-from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
+from pipeline.errors import DatasetError, ObjectNotFoundError, ShortageError, StorageError
 from pipeline.storage.tables import parse_table
 
 STATE = "pack.json"
@@ -153,6 +153,8 @@ def ledger_rows(output: str, state: PackState | None) -> Iterator[LedgerRow]:
             yield from rows_from_bytes(data, url)
         except ObjectNotFoundError:
             raise DatasetError(f"{url}: is missing, and with it what was packed. {_ANEW}") from None
+        except ShortageError:
+            raise
         except StorageError as error:
             raise DatasetError(f"{error} {_ANEW}") from None
 

@@ -13,13 +13,18 @@ _FOLDERS = ("shards", "index", "manifests", "ledger", "plans")
 
 
 def find_leftovers(output: str) -> list[storage.ObjectInfo]:
-    """Unfinished files of this dataset and its splits; to be called before its state is read."""
-    return [
-        info
-        for split in ("", "train", "holdout")
-        for folder in _FOLDERS
-        for info in storage.unfinished(storage.join(output, split, folder))
-    ]
+    """Unfinished files of this dataset and its splits; to be called before its state is read.
+
+    Of the folders themselves, and of those below that packing makes: another dataset may lie in
+    one of its own.
+    """
+    found: list[storage.ObjectInfo] = []
+    for split in ("", "train", "holdout"):
+        place = storage.join(output, split) if split else output
+        found += storage.unfinished(place, below=False)
+        for folder in _FOLDERS:
+            found += storage.unfinished(storage.join(place, folder))
+    return found
 
 
 def remove_leftovers(found: Iterable[storage.ObjectInfo]) -> None:

@@ -34,7 +34,7 @@ from pipeline.packing.plan import (
     check_request,
     claim,
     find_plan,
-    remove_plan,
+    remove_plans,
     write_inputs,
 )
 from pipeline.packing.unit import (
@@ -98,11 +98,12 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
         if not plan.files and not plan.removals:
             if state is None:
                 raise DatasetError(f"{output}: there is nothing to pack: {plan.seen} inputs seen.")
+            remove_plans(output, state.generation)
             return present_result(output, publish_newest(output, state, inventory), inventory, plan)
         plan = claim(output, plan)
         if read_state(output) != state:
             # Another pack committed the generation, and removed its plan, while this one listed.
-            remove_plan(output, generation)
+            remove_plans(output, generation)
             return _pack(config, executor)
         check_request(plan, request_of(config), output)
     receipts = _run_units(_Jobs(config, output, plan, executor), config, executor)

@@ -6,6 +6,7 @@ the next append.
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +19,13 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.data.manifest import Count, Digest
-from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
+from pipeline.errors import (
+    DatasetError,
+    ObjectNotFoundError,
+    ShortageError,
+    StorageError,
+    is_shortage,
+)
 from pipeline.json_value import Json
 from pipeline.sources.source_file import SourceFile
 from pipeline.storage.tables import FAULTS
@@ -180,7 +187,11 @@ def find_plan(output: str, generation: int, folder: Path) -> Plan | None:
         _check_table(plan)
     except ObjectNotFoundError:
         return None
+    except ShortageError:
+        raise
     except (StorageError, *FAULTS) as error:
+        if is_shortage(error):
+            raise
         raise DatasetError(
             f"{url}: is no whole plan of a pack ({error}). Delete "
             f"{plan_url(output, generation)}, and run the same command again."
@@ -231,9 +242,27 @@ def check_request(plan: Plan, request: Json, output: str) -> None:
         )
 
 
-def remove_plan(output: str, generation: int) -> None:
-    """Clears a committed generation's plan and receipts; what a crash leaves is harmless."""
+def remove_plans(output: str, generation: int) -> None:
+    """Clears the plans and receipts of this committed generation, and of those before it.
+
+    Before it there are some where a pack was killed between its commit and this.
+    """
+    folder = storage.join(output, "plans")
+    committed = {generation}
     with suppress(ObjectNotFoundError):  # there are none
-        for info in list(storage.list_objects(storage.join(output, "plans", f"{generation:06d}"))):
-            storage.delete(info.url)
-    storage.delete(plan_url(output, generation))
+        for info in list(storage.list_objects(folder)):
+            number = _generation_of(info.url.removeprefix(f"{folder}/"))
+            if number is not None and number <= generation:
+                committed.add(number)
+                # The header last: a plan whose header is there is whole.
+                if info.url != plan_url(output, number):
+                    storage.delete(info.url)
+    for number in committed:
+        storage.delete(plan_url(output, number))
+        storage.delete_empty_folder(storage.join(folder, f"{number:06d}"))
+
+
+def _generation_of(name: str) -> int | None:
+    """Of `000003.json` and of `000003/TABLE.arrow`."""
+    found = re.match(r"(\d{6,})(\.json$|/)", name)
+    return int(found.group(1)) if found else None

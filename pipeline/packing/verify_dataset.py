@@ -17,7 +17,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.order import PADDED, slots_of
 from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import DatasetError, ObjectNotFoundError, StorageError
+from pipeline.errors import DatasetError, ObjectNotFoundError, ShortageError, StorageError
 from pipeline.packing.commit import REJECTS, rejects_of
 from pipeline.packing.ledger import (
     STATE,
@@ -77,6 +77,8 @@ def _check_generations(dataset: Dataset) -> list[str]:
                 f"{url}: is missing; runs and stores that began with that generation can't read it "
                 "any more. Restore it."
             ]
+        except ShortageError:
+            raise
         except (DatasetError, StorageError) as error:
             return [str(error)]
         if before.generation != after.generation - 1:
@@ -106,6 +108,8 @@ def _check_state(dataset: Dataset) -> list[str]:
         try:
             if read_generation_state(root, number) is None:
                 problems.append(f"{root}/ledger/{number:06d}.json: is missing. Restore it.")
+        except ShortageError:
+            raise
         except (DatasetError, StorageError) as error:
             problems.append(str(error))
     try:
@@ -120,6 +124,8 @@ def _check_state(dataset: Dataset) -> list[str]:
                 f"{storage.join(root, REJECTS)}: is not what the ledger lists. Run the same "
                 "jobs.pack again, which writes it anew."
             )
+    except ShortageError:
+        raise
     except (DatasetError, StorageError) as error:
         problems.append(str(error))
     return problems
@@ -174,6 +180,8 @@ def _check_shard(dataset: Dataset, number: int) -> tuple[list[str], list[str]]:
     url = dataset.shard_url(record)
     try:
         index = dataset.read_index(number)
+    except ShortageError:
+        raise
     except (DatasetError, StorageError) as error:
         return [str(error)], []
     problems: list[str] = []
@@ -196,6 +204,8 @@ def _check_shard(dataset: Dataset, number: int) -> tuple[list[str], list[str]]:
             problems += _check_bytes(url, record.sha256, size, index)
     except ObjectNotFoundError:
         problems.append(f"{url}: is missing.")
+    except ShortageError:
+        raise
     except StorageError as error:
         problems.append(str(error))
     return problems, live
@@ -253,6 +263,8 @@ def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
     try:
         state = read_state(root)
         rows = read_ledger(root, state).values()
+    except ShortageError:
+        raise
     except (DatasetError, StorageError):
         return  # its own problem, listed already
     if state is None or (bool(state.options.get("holdout")) != bool(split)):

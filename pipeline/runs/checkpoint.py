@@ -21,7 +21,13 @@ from typing import Any, TypeAlias
 import torch
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, RunError, StorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    RunError,
+    ShortageError,
+    StorageError,
+)
 from pipeline.json_value import Json
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Point
@@ -220,6 +226,8 @@ def newest_checkpoint(run: Run, step: int | None = None) -> Checkpoint | None:
     for url in reversed(receipts):
         try:
             return _load(run, url)
+        except (ShortageError, AccessDeniedError):
+            raise  # It may be whole: an older one in its place would throw steps away.
         except (StorageError, RunError) as error:
             logger.warning("checkpoint %s is skipped: %s", url, error)
     if receipts:
@@ -287,6 +295,8 @@ def refuse_lost(run: Run, reached: int) -> None:
         found = NEWEST.typed(_Newest, storage.read_document(NEWEST, url), url).step
     except ObjectNotFoundError:
         found = 0
+    except (ShortageError, AccessDeniedError):
+        raise
     except (RunError, StorageError) as error:
         logger.warning("%s", error)
         found = 0

@@ -23,7 +23,13 @@ from typing import Literal, get_args
 
 from pipeline import storage
 from pipeline.background import Repeated
-from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, StorageError
+from pipeline.errors import (
+    ObjectNotFoundError,
+    PipelineError,
+    RunError,
+    ShortageError,
+    StorageError,
+)
 from pipeline.runs.run import Run, Start
 
 logger = logging.getLogger(__name__)
@@ -169,6 +175,8 @@ def _newest(run: Run, start: Start) -> Tally | None:
         try:
             tally = TALLY.typed(Tally, storage.read_document(TALLY, url), url)
             return replace(tally, seconds={**dict.fromkeys(STATES, 0.0), **tally.seconds})
+        except ShortageError:
+            raise
         except PipelineError as error:
             logger.warning("%s is skipped, the one before it is taken: %s", url, error)
     first = run.claimed_at(Start(1)) if start.number > 1 or start.restart > 1 else None

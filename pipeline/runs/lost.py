@@ -3,7 +3,7 @@
 import logging
 
 from pipeline import storage
-from pipeline.errors import PipelineError, RunError
+from pipeline.errors import AccessDeniedError, PipelineError, RunError, ShortageError
 from pipeline.runs.checkpoint import MOST_FAILURES, newest_checkpoint, newest_step, refuse_lost
 from pipeline.runs.history import newest_validation
 from pipeline.runs.run import Run
@@ -25,7 +25,8 @@ def refuse_lost_work(
         if begin_anew:
             newest_checkpoint(run)
     except PipelineError as error:
-        if not begin_anew:
+        # What can't be reached now is not lost.
+        if not begin_anew or isinstance(error, ShortageError | AccessDeniedError):
             raise
         logger.warning("--begin-anew: what is left of run %s is removed: %s", run.url, error)
         run.begin_anew()

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import storage
-from pipeline.errors import DatasetError, ObjectNotFoundError, SampleError
+from pipeline.errors import (
+    DatasetError,
+    ObjectNotFoundError,
+    SampleError,
+    StorageShortageError,
+    is_shortage,
+)
 from pipeline.sources.members import (
     SPARSE,
     ZIP_ERRORS,
@@ -141,6 +147,8 @@ def _read_zip_member(url: str, etag: str, place: MemberPlace) -> bytes:
     except (KeyError, ObjectNotFoundError) as error:
         raise SampleError("missing", str(error)) from None
     except ZIP_ERRORS as error:
+        if is_shortage(error):
+            raise
         raise SampleError("archive", f"{type(error).__name__}: {error}") from None
     if len(data) != place.size:
         raise SampleError(
@@ -233,6 +241,8 @@ def _unpacked(url: str, etag: str, inner: str) -> BinaryIO:
                     part.replace(path)
                 except (OSError, EOFError, lzma.LZMAError, zlib.error, SampleError) as error:
                     where = where_of(url, _name_of(inner))
+                    if is_shortage(error):
+                        raise StorageShortageError(f"{where}: unpacking failed: {error}.") from None
                     raise DatasetError(
                         f"{where}: can't be unpacked ({error}). Is it whole?"
                     ) from None
@@ -247,7 +257,7 @@ def _unpack(url: str, etag: str, inner: str, target: Path) -> None:
     with _plain_stream(url, etag, inner) as source, target.open("wb") as file:
         while piece := source.read(2**22):
             if shutil.disk_usage(target.parent).free < _SPARE_BYTES + len(piece):
-                raise DatasetError(
+                raise StorageShortageError(
                     f"{storage.shown(url)}: does not fit unpacked into {target.parent}, with 1 GiB "
                     "to spare. Set TMPDIR to a larger disk, or unpack it yourself."
                 )

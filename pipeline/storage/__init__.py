@@ -45,6 +45,7 @@ __all__ = [
     "checksum_of",
     "create_if_absent",
     "delete",
+    "delete_empty_folder",
     "exists",
     "join",
     "list_objects",
@@ -199,10 +200,10 @@ def scratch(url: str) -> Path:
     return local.scratch(path)
 
 
-def unfinished(url: str) -> list[ObjectInfo]:
-    """Files below a local folder that somebody writes, or was killed while writing."""
+def unfinished(url: str, *, below: bool = True) -> list[ObjectInfo]:
+    """Files in a local folder (and `below`) that somebody writes, or was killed while writing."""
     path = local_path(url)
-    found = local.unfinished(path) if path is not None else ()
+    found = local.unfinished(path, below=below) if path is not None else ()
     return [ObjectInfo(name, status.st_size, local.version(status)) for name, status in found]
 
 
@@ -223,6 +224,12 @@ def delete(url: str) -> None:
         s3.delete(url)
     else:
         other.refuse_writing(url)
+
+
+def delete_empty_folder(url: str) -> None:
+    """Removes a local folder that holds nothing; elsewhere there are none."""
+    if (path := local_path(url)) is not None:
+        local.delete_empty_folder(path)
 
 
 class StorageFile(io.RawIOBase):

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageShortageError,
+    is_shortage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -166,9 +172,17 @@ def _sorted_entries(folder: Path) -> "list[os.DirEntry[str]]":
     return [entry for _, entry in sorted(found, key=lambda pair: os.fsencode(pair[0]))]
 
 
-def unfinished(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every scratch file below `root`."""
-    for folder, _, names in os.walk(root):
+def delete_empty_folder(path: Path) -> None:
+    """Removes a folder that holds nothing; absent is fine."""
+    with suppress(OSError):
+        path.rmdir()
+
+
+def unfinished(root: Path, *, below: bool) -> Iterator[tuple[str, os.stat_result]]:
+    """Every scratch file in `root`, and in folders `below` it."""
+    for folder, folders, names in os.walk(root):
+        if not below:
+            folders.clear()
         for name in filter(_is_temporary, names):
             path = os.path.join(folder, name)
             try:
@@ -190,7 +204,8 @@ def explain(error: OSError, path: Path, doing: str) -> StorageError:
         return ObjectNotFoundError(f"{path}: does not exist. Check the path.")
     if isinstance(error, PermissionError):
         return AccessDeniedError(f"{path}: {doing} is not permitted. Check its owner and mode.")
-    return StorageError(f"{path}: {doing} failed: {error.strerror or error}.")
+    kind = StorageShortageError if is_shortage(error) else StorageError
+    return kind(f"{path}: {doing} failed: {error.strerror or error}.")
 
 
 @contextmanager

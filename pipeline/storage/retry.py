@@ -14,7 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
 
-from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageShortageError,
+)
 from pipeline.storage.urls import shown
 
 Verdict = Literal[
@@ -101,7 +106,7 @@ class Attempts:
         )
         spent = time.monotonic() - self._start
         if spent + wait > self._policy.deadline_seconds:
-            raise StorageError(
+            raise StorageShortageError(
                 f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
                 f"{self._number + 1} tries; the last: {error}. When the storage is well again, run "
                 f"the same command again.{_endpoint(self._url)}"

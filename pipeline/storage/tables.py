@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, StorageShortageError, is_shortage
 from pipeline.masking import one_line
 
 FAULTS = (pa.ArrowException, KeyError, OSError, SystemError, TypeError, ValueError)
@@ -29,8 +29,7 @@ def parse_table(data: bytes, schema: pa.Schema | None, url: str) -> pa.Table:
         if schema is not None and any(column.null_count for column in table.columns):
             raise ValueError("a value is missing")
     except FAULTS as error:
-        said = " ".join(str(error).split())[:200]
-        raise StorageError(f"{one_line(url)}: is no whole table ({said}).") from None
+        raise _told(error, url, "is no whole table") from None
     return table
 
 
@@ -43,6 +42,12 @@ def parse_batch(data: Any, schema: pa.Schema, url: str) -> pa.RecordBatch:
             if not field.nullable and column.null_count:
                 raise ValueError(f"{field.name} holds nothing in some rows")
     except FAULTS as error:
-        said = " ".join(str(error).split())[:200]
-        raise StorageError(f"{one_line(url)}: a record batch can't be read ({said}).") from None
+        raise _told(error, url, "a record batch can't be read") from None
     return batch
+
+
+def _told(error: BaseException, url: str, what: str) -> StorageError:
+    said = " ".join(str(error).split())[:200]
+    if is_shortage(error):
+        return StorageShortageError(f"{one_line(url)}: memory for it ran out ({said}).")
+    return StorageError(f"{one_line(url)}: {what} ({said}).")

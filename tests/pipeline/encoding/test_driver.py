@@ -15,7 +15,7 @@ from pipeline.encoding.driver import (
 )
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
-from pipeline.errors import AccessDeniedError, DatasetError, StoreError
+from pipeline.errors import AccessDeniedError, DatasetError, ShortageError, StoreError
 from pipeline.latents.store import LatentStore
 from tests.support.small_store import encode, identity_of, small_dataset, small_vae
 
@@ -163,3 +163,21 @@ def test_what_a_lost_worker_held_is_encoded_by_another_one(world: Any) -> None:
 
     report = drive(ShardSchedule(plan.todo), Deadly(one), lambda done: None)
     assert sorted(event.shard for event in report.done) == list(range(len(dataset.shards)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(28, "No space left on device"), ShortageError("memory ran out")],
+)
+def test_a_shortage_quarantines_no_shard_and_ends_the_run_instead(
+    world: Any, error: Exception
+) -> None:
+    def spoil(number: int) -> None:
+        if number == 1:
+            raise error
+
+    with pytest.raises(StoreError, match=r"no shard is to blame: .* run the same command again"):
+        run(world, spoil)
+    report, pointer = run(world)
+    assert pointer.complete
+    assert 1 in {event.shard for event in report.done}

@@ -1,16 +1,15 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline import storage
 from pipeline.data import Dataset
-from pipeline.encoding.driver import finish, publish
+from pipeline.encoding.driver import finish, plan_encoding, publish
 from pipeline.encoding.shard import encode_shard
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import describe, find_garbage, remove_garbage
-from pipeline.latents.marks import begin
+from pipeline.latents.marks import begin, removing
 from tests.servers import rgw
 from tests.support.killing import tree
 from tests.support.small_store import encode, identity_of, small_dataset, small_vae
@@ -93,25 +92,20 @@ def test_what_a_dead_encoding_left_goes_only_when_the_user_says_that_none_runs(
     assert {name: digest for name, digest in lasting(store).items() if "begun" not in name} == kept
 
 
-def test_an_encoding_that_begins_while_garbage_is_removed_never_publishes_a_missing_file(
-    world: tuple[Dataset, Path], monkeypatch: pytest.MonkeyPatch
+def test_an_encoding_whose_files_somebody_removed_never_publishes_a_missing_file(
+    world: tuple[Dataset, Path],
 ) -> None:
-    """The worst moment: it has found old receipts just before they go."""
+    """The worst moment: it has found old receipts just before they go, and here has no mark."""
     dataset, store = world
     vae, url = small_vae(), str(store)
     identity = identity_of(vae, flip=True)
     for shard in dataset.shards:
         encode_shard(vae, dataset, shard, identity, url)
-    looks = []
-
-    def begun_in_between(store_url: Any) -> Any:
-        looks.append(store_url)
-        return {identity.digest} if len(looks) > 1 else set()
-
-    monkeypatch.setattr("pipeline.latents.garbage.begun", begun_in_between)
+    known = plan_encoding(url, dataset, identity).known
     remove_garbage(url)
-    snapshot = finish(url, dataset, identity, {}, {})
+    snapshot = finish(url, dataset, identity, known, {})
     assert len(snapshot.lost) == len(dataset.shards), "said, and made again by the next run"
+    assert not snapshot.complete
     for shard in dataset.shards:
         encode_shard(vae, dataset, shard, identity, url)
     publish(url, finish(url, dataset, identity, {}, {}), data=dataset.url, model="m")
@@ -165,3 +159,22 @@ def find_named(url: str) -> list[str]:
 def test_where_there_is_no_store_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no latent store here"):
         describe(str(tmp_path))
+
+
+def test_no_encoding_begins_beside_a_removal_and_a_killed_ones_mark_is_named(
+    world: tuple[Dataset, Path],
+) -> None:
+    """Whichever looks second sees the other, so that neither takes what the other counts on."""
+    dataset, store = world
+    url = str(store)
+    with removing(url):
+        with pytest.raises(
+            StoreError, match=r"garbage is being removed here .* then delete (.*)\.$"
+        ):
+            begin(url, "a" * 64, dataset.digest)
+        (mark,) = (store / "removing").iterdir()
+        assert list((store / "begun").rglob("*.json")) == []
+    assert not mark.exists()
+    begin(url, "a" * 64, dataset.digest)
+    with removing(url):
+        assert find_garbage(url).busy == ("a" * 64,)

@@ -20,7 +20,7 @@ STEPS = (
     "create_state",
     "write_rejects",
     "_replace",
-    "remove_plan",
+    "remove_plans",
 )
 
 
