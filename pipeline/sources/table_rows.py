@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, is_shortage
+from pipeline.storage.tables import FAULTS
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 ARROW_SUFFIXES = (".parquet", ".arrow", ".feather")
@@ -35,7 +36,6 @@ def read_rows(url: str, texts: Collection[str]) -> Iterator[Row]:
 
     Raises `DatasetError` for a table that can't be read.
     """
-    import pyarrow as pa
 
     suffix = PurePosixPath(url).suffix.lower()
     try:
@@ -55,7 +55,9 @@ def read_rows(url: str, texts: Collection[str]) -> Iterator[Row]:
             f"{storage.shown(url)}: {_encoding_of(url)} at byte {error.start} of a piece "
             f"({error.object[error.start : error.start + 4]!r}). Save it as UTF-8."
         ) from None
-    except (pa.ArrowException, csv.Error) as error:
+    except (*FAULTS, csv.Error) as error:
+        if is_shortage(error):
+            raise
         raise DatasetError(f"{storage.shown(url)}: can't be read as a table: {error}.") from None
 
 

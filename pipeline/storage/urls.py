@@ -38,6 +38,8 @@ def local_path(url: str) -> Path | None:
     """The path of a URL on the local filesystem, else None."""
     if protocol(url) != "file":
         return None
+    if "\0" in url:
+        raise StorageError(f"{shown(url)}: no file's name holds a NUL. Name another.")
     return Path(_SCHEME.sub("", url))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.damage.damaged_world import World, make_world
+from tests.damage.damaged_world import World
 from tests.damage.matrix import Judged, all_cases, expected, judge, table
 
 BAD = ("SILENT", "CRASH", "DEATH", "HANG")
@@ -14,11 +14,6 @@ IN_MAKE_TEST = 60
 """Of them in `make test`, about a second each; `make chaos` takes all."""
 FLIPS = 70
 """Bits of each file, so that there are more than 6,000 cases in all."""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("damage") / "world")
 
 
 def judged(world: World, most: int | None, flips: int) -> list[Judged]:
