@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.rank_memory import refuse_beyond_rank
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Run, Start
 from pipeline.tracking.logs import stored_log
@@ -74,6 +75,7 @@ def _run_claimed(
     drained: Callable[[], bool],
 ) -> RankEnd:
     outbox, training = Outbox(), settings.training
+    refuse_beyond_rank(training, settings.run, world)
     begun = MetricsReport(
         start=claim.number,
         restart=claim.restart,

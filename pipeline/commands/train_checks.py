@@ -10,10 +10,10 @@ from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.data.transform import try_transform
 from pipeline.errors import ConfigError, DatasetError, ModelError
+from pipeline.rank_memory import needs_of, refuse_ranks_beyond_memory
 from pipeline.registry.named_models import load_named
 from pipeline.runs.run import Pins
 from pipeline.tracking.mlflow_probe import deleted_experiment
-from pipeline.training.memory_needs import needs_of, refuse_ranks_beyond_memory
 from pipeline.training.settings import settings_of
 from pipeline.training.world import current_world
 from pipeline.vae import VAE, build_vae

@@ -202,10 +202,15 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             height, width = struct.unpack_from(">HH", data, position + 5)
             if not (width and height):
                 return None
+            is_progressive = marker in _PROGRESSIVE_FRAMES
             return JpegHeader(
-                width, height, orientation, marker in _DCT_FRAMES, data[position + 9],
-                2 * _coefficients(data, position) if marker in _PROGRESSIVE_FRAMES else 0,
-            )  # fmt: skip
+                width=width,
+                height=height,
+                orientation=orientation,
+                shrinkable=marker in _DCT_FRAMES,
+                components=data[position + 9],
+                coefficients=2 * _coefficients(data, position) if is_progressive else 0,
+            )
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker == 0xDA or length < 2:
             return None

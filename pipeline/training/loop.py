@@ -16,7 +16,6 @@ from pipeline.runs.stop import StopSignal
 from pipeline.training.batches import open_pinned, training_loader
 from pipeline.training.holdout import HoldOut
 from pipeline.training.incidents import Incidents
-from pipeline.training.memory_needs import refuse_beyond_rank
 from pipeline.training.profile import StepTrace
 from pipeline.training.restore import numerics, restore
 from pipeline.training.settings import TrainSettings
@@ -84,7 +83,6 @@ def _train(
     clock: WallClock,
 ) -> Iterator[StepReport | Validation | Ended]:
     dataset, held = open_pinned(run, settings.data, settings.holdout, settings.shards_below)
-    refuse_beyond_rank(settings, dataset, world)
     state, checkpoint = restore(settings.state, run, world, dataset)
     if checkpoint and world.rank == 0:
         outbox.take_over(checkpoint.points)

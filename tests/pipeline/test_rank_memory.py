@@ -9,9 +9,9 @@ import torch
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError
+from pipeline.rank_memory import needs_of, refuse_ranks_beyond_memory
 from pipeline.runs.run import Run
 from pipeline.training.batches import training_loader
-from pipeline.training.memory_needs import needs_of, refuse_ranks_beyond_memory
 from pipeline.training.restore import restore
 from pipeline.training.settings import TrainSettings, settings_of
 from pipeline.training.step import train_step

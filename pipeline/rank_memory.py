@@ -9,6 +9,8 @@ from pipeline.data import Dataset
 from pipeline.data.loader import reader_needs
 from pipeline.data.order import slots_of
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
+from pipeline.runs.run import Run
+from pipeline.training.batches import open_pinned
 from pipeline.training.gradients import autocast_dtype
 from pipeline.training.settings import TrainSettings
 from pipeline.training.world import World
@@ -60,8 +62,9 @@ def refuse_ranks_beyond_memory(needs: RankNeeds, ranks: int) -> None:
     refuse_beyond_memory(each, free, first)
 
 
-def refuse_beyond_rank(settings: TrainSettings, dataset: Dataset, world: World) -> None:
+def refuse_beyond_rank(settings: TrainSettings, run: Run, world: World) -> None:
     """The same on a rank itself, which sees its own machine and its own device."""
+    dataset, _ = open_pinned(run, settings.data, settings.holdout, settings.shards_below)
     needs = needs_of(settings, dataset, world.size, world.device)
     refuse_ranks_beyond_memory(needs, 1)
     if needs.gpu:
