@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
@@ -38,22 +39,24 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
     if result.rejects_url:
         lines.append(f"Rejected and ignored inputs, with reasons: {result.rejects_url}")
     found, table = result.found, result.table
-    if result.samples:
+    if result.samples and found is not None:
         lines.append(
-            f"Sides of {found['smallest_side']} to {found['largest_side']} pixels; modes "
-            + ", ".join(f"{mode} {number:,}" for mode, number in found["modes"].items())
+            f"Sides of {found.smallest_side} to {found.largest_side} pixels; modes "
+            + ", ".join(f"{mode} {number:,}" for mode, number in found.modes.items())
             + "."
         )
-    if found["num_labels"]:
-        shown = [f"{label} {number:,}" for label, number in list(found["labels"].items())[:5]]
-        more = ", ..." if found["num_labels"] > len(shown) else ""
-        lines.append(f"{found['num_labels']:,} labels: {', '.join(shown)}{more}.")
-    if table.get("rows"):
+    if found is not None and found.num_labels:
+        shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
+        more = ", ..." if found.num_labels > len(shown) else ""
+        lines.append(f"{found.num_labels:,} labels: {', '.join(shown)}{more}.")
+    if table.rows:
         lines.append(
-            f"{table['images']:,} of {result.seen:,} inputs found their row; "
-            f"{table['unmatched']:,} of {table['rows']:,} rows name no input"
-            + (f" (e.g. {table['example']!r})." if table["example"] else ".")
+            f"{table.images:,} of {result.seen:,} inputs found their row; "
+            f"{table.unmatched:,} of {table.rows:,} rows name no input"
+            + (f" (e.g. {table.example!r})." if table.example else ".")
         )
+    elif config.annotations is None:
+        lines += _tables_beside(result.counts.others)
     if result.copies:
         lines.append(
             f"{result.copies:,} samples are exact copies of others; `--deduplicate` keeps one."
@@ -64,6 +67,17 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             "Training will have no held-out measure; pack anew with a larger `--holdout SHARE`."
         )
     return lines
+
+
+def _tables_beside(others: Mapping[str, int]) -> list[str]:
+    """Labels and captions that lie there, but were not asked for."""
+    from pipeline.sources.table_rows import is_list
+
+    tables = {suffix: number for suffix, number in others.items() if is_list(suffix)}
+    if not tables:
+        return []
+    shown = ", ".join(f"{number:,} {suffix}" for suffix, number in tables.items())
+    return [f"Tables that were not read: {shown}. `--annotations FILE` takes labels from one."]
 
 
 def _pack(config: PackConfig) -> "PackResult":

@@ -47,7 +47,7 @@ def test_no_function_is_longer_than_60_lines() -> None:
 
 
 # May only shrink: what is left to cut.
-LONG_CLASSES = {"pipeline/packing/inventory.py Inventory"}
+LONG_CLASSES: set[str] = set()
 
 
 def test_no_class_is_longer_than_200_lines() -> None:
@@ -85,7 +85,7 @@ def test_a_room_holds_18_files_and_12_percent_of_the_lines_at_most() -> None:
         for name, paths in files.items()
     }
     whole = sum(len(path.read_text().splitlines()) for path in PRODUCT)
-    most = {"data": 20}  # may only shrink, to 18 as all others
+    most: dict[str, int] = {}  # may only shrink, to 18 as all others
     assert [name for name, paths in files.items() if len(paths) > most.get(name, 18)] == []
     assert [name for name, count in lines.items() if count > 0.12 * whole] == []
 
@@ -99,7 +99,7 @@ def test_dictionaries_of_anything_grow_fewer() -> None:
         for node in ast.walk(tree_of(path))
         if is_loose(node)
     ]
-    assert len(found) <= 90, found
+    assert len(found) <= 61, found
 
 
 def is_loose(node: ast.AST) -> bool:

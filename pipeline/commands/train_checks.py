@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
-from pipeline.data.transform import try_transform
+from pipeline.data.preprocess import try_transform
 from pipeline.errors import ConfigError, DatasetError, ModelError
 from pipeline.rank_memory import needs_of, refuse_ranks_beyond_memory
 from pipeline.registry.named_models import load_named

@@ -20,6 +20,8 @@ def kind_of_value(value: Any) -> str:
     """The kind of one value that JSON can hold; "" for None."""
     if value is None:
         return ""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "json"
     for python, kind in ((bool, "bool"), (int, "int64"), (float, "double"), (str, "string")):
         if isinstance(value, python):
             return kind

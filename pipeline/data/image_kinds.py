@@ -1,5 +1,6 @@
 """What is an image: by its name, and by its first bytes where the name says nothing or lies."""
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Literal
 
-HEAD_BYTES = 64
-"""So many first bytes tell every kind."""
+HEAD_BYTES = 512
+"""So many first bytes tell every kind: a tar says so in its byte 257."""
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -40,9 +41,19 @@ _UNREAD_SUFFIXES = frozenset(
         ".svgz", ".tga", ".wbmp", ".wdp", ".wmf", ".xbm", ".xcf", ".xpm",
     )
 )  # fmt: skip
+_IMAGES_BY_NAME = IMAGE_SUFFIXES | _EXTRA_OF_SUFFIX.keys() | _RAW_SUFFIXES | _UNREAD_SUFFIXES
 _UNREAD_ARCHIVES = frozenset(
-    (".7z", ".arj", ".cab", ".cbr", ".cpio", ".iso", ".lha", ".lz4", ".rar", ".squashfs", ".z")
+    (
+        ".7z", ".arj", ".cab", ".cb7", ".cbr", ".cbt", ".cbz", ".cpio", ".iso", ".lha", ".lz4",
+        ".rar", ".squashfs", ".z",
+    )
+)  # fmt: skip
+_COMPRESSIONS = frozenset((".br", ".bz2", ".gz", ".lz", ".lz4", ".lzo", ".sz", ".xz", ".z", ".zst"))
+_PART_OF_ARCHIVE = re.compile(
+    r"(\.(tar|tgz|zip|7z|rar)(\.(gz|bz2|xz|zst))?\.?(part[-_.]?\w{1,4}|\d{2,4}|[a-c][a-z])|\.[rz]\d\d)$"
 )
+SPLIT, UNNAMED = "split archive", "unnamed archive"
+"""Kinds of ignored files that have no suffix of their own."""
 
 TRANSPOSED = frozenset((5, 6, 7, 8))
 """EXIF orientations that exchange width and height."""
@@ -96,15 +107,48 @@ _MAGIC = (
 _SUFFIX_OF_KIND = {"heif": ".heic", "jxl": ".jxl"}
 
 
+def container_of(head: bytes) -> str | None:
+    """zip, tar, gzip, bzip2, xz, zstd, 7z or rar by the first bytes; None for anything else."""
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head[:3] == b"BZh" and head[4:10] != b"1AY&SY":
+        return None  # a tar of old, whose first file is called so
+    return next((kind for magic, kind in _CONTAINERS if head.startswith(magic)), None)
+
+
+_CONTAINERS = (
+    (b"PK\3\4", "zip"),
+    (b"PK\5\6", "zip"),
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!\x1a\x07", "rar"),
+)
+
+
+def is_apple_double(name: str, head: Callable[[], bytes]) -> bool:
+    """Whether this is what macOS writes beside `name` without its `._`: no file of anybody's."""
+    return name.startswith("._") and head()[:4] in (b"\0\5\x16\7", b"\0\5\x16\0", b"")
+
+
 @cache
 def has_extra(extra: str) -> bool:
     """Whether the plugin of `heif` or `jxl` is installed."""
     return find_spec(EXTRAS[extra]) is not None
 
 
+def _suffix(path: str) -> str:
+    """As pathlib has it, in lower case; in a tenth of the time, for each of 10^7 inputs."""
+    name = path[path.rfind("/") + 1 :]
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
+
+
 def needs_head(path: str) -> bool:
     """Whether the name alone does not settle what this is."""
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = _suffix(path)
     extra = _EXTRA_OF_SUFFIX.get(suffix)
     return suffix not in IMAGE_SUFFIXES and not (extra and has_extra(extra))
 
@@ -115,10 +159,11 @@ def judge(path: str, head: Callable[[], bytes]) -> tuple[Verdict, str]:
     The second is the kind under which it is counted: a suffix. `head` gives its first bytes, and is
     called only where the name does not settle it.
     """
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = _suffix(path)
     if not needs_head(path):
         return "image", suffix
-    kind = kind_of(head())
+    start = head()
+    kind = kind_of(start)
     # Raw files are TIFFs by their first bytes.
     if kind is not None and not (kind == "tiff" and suffix in _RAW_SUFFIXES):
         if kind not in EXTRAS or has_extra(kind):
@@ -126,7 +171,19 @@ def judge(path: str, head: Callable[[], bytes]) -> tuple[Verdict, str]:
         return "ignored", _SUFFIX_OF_KIND[kind]
     if suffix in _EXTRA_OF_SUFFIX or suffix in _RAW_SUFFIXES | _UNREAD_SUFFIXES | _UNREAD_ARCHIVES:
         return "ignored", suffix
-    return "beside", suffix
+    archive = _archive_kind(path, start)
+    return ("ignored", archive) if archive else ("beside", suffix)
+
+
+def _archive_kind(path: str, head: bytes) -> str:
+    """The kind of a file that may hold images, though nothing looks into it; "" for any other."""
+    name = PurePosixPath(path.lower())
+    if _PART_OF_ARCHIVE.search(name.name):
+        return SPLIT
+    if name.suffix in _COMPRESSIONS:
+        within = PurePosixPath(name.stem).suffix
+        return name.suffix if within == ".tar" or within in _IMAGES_BY_NAME else ""
+    return UNNAMED if not name.suffix and container_of(head) else ""
 
 
 def cure_of(kind: str) -> str:
@@ -136,7 +193,7 @@ def cure_of(kind: str) -> str:
         return f"install vae-pipeline[{extra}]"
     if kind in _RAW_SUFFIXES:
         return f"develop them to JPEG or PNG, or `--ignore {kind}`"
-    if kind in _UNREAD_ARCHIVES:
+    if kind in _UNREAD_ARCHIVES | _COMPRESSIONS:
         return "unpack them, or pack them as .zip or .tar"
     if kind in _UNREAD_SUFFIXES:
         return f"convert them to PNG, or `--ignore {kind}`"
@@ -151,11 +208,18 @@ _CURES = {
     "encrypted": "unpack them with their password",
     "hidden": "rename them, or `--ignore hidden`",
     "missing": "copy them again",
+    "link": "jobs.pack follows links",
     "name": "rename them in UTF-8 (convmv)",
+    "no plain tar": "jobs.pack reads them",
+    "no-key": "jobs.pack gives them keys",
     "nested": "unpack the archives inside archives inside archives",
+    "not-an-image": "see what they are, or copy them again",
     "outside": "name their prefix with `--below`",
     "small": "lower `--min-side`",
+    "sparse": "jobs.pack reads them",
+    SPLIT: "join their parts with cat",
     "truncated": "copy them again",
+    UNNAMED: "name them as what they are: .tar, .tar.gz or .zip",
     "unsupported": "convert them to PNG or JPEG",
 }
 

@@ -6,11 +6,13 @@ a dot is `%2E`, because webdataset cuts names at the first one. `urllib.parse.un
 
 import difflib
 import hashlib
+import re
 import unicodedata
 from collections.abc import Collection
 from pathlib import PurePosixPath
 from urllib.parse import quote, unquote
 
+_PLAIN = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_./-]*")
 _SCANNED_KEYS = 200_000
 """So many keys are compared for near ones: a second's work."""
 _NAME_BYTES = 140
@@ -19,6 +21,8 @@ _NAME_BYTES = 140
 
 def key_of(path: str) -> str:
     """The key of a path: no two paths share one."""
+    if _PLAIN.fullmatch(path):  # most of 10^7, in a fifth of the time
+        return path.replace(".", "%2E")
     return quote(path.lstrip("/"), safe="/-_").replace(".", "%2E").replace("~", "%7E")
 
 

@@ -1,6 +1,9 @@
 """The loader: exact batches at full speed, from threads into preallocated tensors."""
 
 import os
+import sys
+import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +20,10 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.fetch import LARGE_BYTES, FetchAhead, SampleReader
 from pipeline.data.layout import alone_slots, local_ranks, plan_order
 from pipeline.data.order import Order, slots_of
+from pipeline.data.preprocess import Augmentation
 from pipeline.data.sample_decoder import DecodeThreads, DecodingBatch, Row, SampleDecoder
-from pipeline.data.stall import describe_threads
-from pipeline.data.transform import Augmentation
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.json_value import Json, JsonValue
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 
 MAX_LISTED = 1000
@@ -85,6 +88,27 @@ class LoaderStats:
             cache_misses=self.cache_misses,
             queued_batches=self.queued_batches,
         )
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """What `Loader.state_dict` holds: where in which order a reader stands."""
+
+    dataset_digest: str
+    order: Order
+    flip: bool
+    transform: str | None
+    epoch: int
+    batches: int
+
+    @staticmethod
+    def from_json(values: Json) -> "LoaderState":
+        """From what `state_dict` gave."""
+        stated: Any = values
+        return LoaderState(
+            stated["dataset_digest"], Order(**stated["order"]), stated["flip"],
+            stated.get("transform"), epoch=stated["epoch"], batches=stated["batches"],
+        )  # fmt: skip
 
 
 class Loader:
@@ -226,29 +250,31 @@ class Loader:
             queued = self.epoch * steps + self._next_batch + len(self._waiting)
             self._ahead.begin(self.epoch, queued, prefetch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Every argument of the order, and the batches consumed: the same on all ranks."""
-        return {
-            "dataset_digest": self.dataset.digest,
-            "order": self.order.to_json(),
-            "flip": self._augmentation.flip,
-            "transform": self._augmentation.transform,
-            "epoch": self.epoch,
-            "batches": self._next_batch,
-        }
+    def _state(self) -> "LoaderState":
+        augmentation = self._augmentation
+        return LoaderState(
+            self.dataset.digest, self.order, augmentation.flip, augmentation.transform,
+            epoch=self.epoch, batches=self._next_batch,
+        )  # fmt: skip
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Every argument of the order, and the batches consumed: the same on all ranks."""
+        state = self._state()
+        return {**vars(state), "order": state.order.to_json()}
+
+    def load_state_dict(self, state: Json) -> None:
         """Goes on where `state` was taken, at any world size.
 
         Raises `DatasetError` after iteration began, or if the state is of another order.
         """
         if self._started:
             raise DatasetError("load_state_dict: this loader has begun to read; load before that.")
-        _refuse_another_order(state, self.state_dict())
+        taken = LoaderState.from_json(state)
+        _refuse_another_order(taken, self._state())
         self.close()
-        self._follow(Order(**state["order"]))
-        done, self._next_batch = divmod(state["batches"], max(1, self.order.steps))
-        self.epoch = state["epoch"] + done
+        self._follow(taken.order)
+        done, self._next_batch = divmod(taken.batches, max(1, self.order.steps))
+        self.epoch = taken.epoch + done
 
     def close(self) -> None:
         """Ends the threads; work under way is finished first."""
@@ -303,6 +329,27 @@ def reader_needs(
     )
 
 
+_FRAMES = 6
+"""The innermost calls say where a thread waits; those before are the pool's own."""
+
+
+def describe_threads(*prefixes: str) -> str:
+    """The innermost frames of each thread whose name begins with one of `prefixes`.
+
+    When nothing comes any more, that is said in an error instead of a hang.
+    """
+    frames = sys._current_frames()
+    lines = []
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        if frame is None or not thread.name.startswith(prefixes):
+            continue
+        stack = traceback.extract_stack(frame)[-_FRAMES:]
+        calls = [f"{at.name} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno})" for at in stack]
+        lines.append(f"  {thread.name}: {' > '.join(calls)}")
+    return "\n".join(lines) or "  none of its threads runs"
+
+
 def _preprocess_of(
     preprocess: PreprocessConfig | None,
     image_size: int | None,
@@ -321,18 +368,18 @@ def _preprocess_of(
     return preprocess
 
 
-def _refuse_another_order(state: dict[str, Any], mine: dict[str, Any]) -> None:
-    # Chunk and window were chosen once, at the run's start, and stay.
-    stated = {k: v for k, v in state["order"].items() if k not in ("chunk", "window")}
+def _refuse_another_order(state: LoaderState, mine: LoaderState) -> None:
+    order = mine.order.to_json()
     differing = [
         f"{name}: the state has {theirs!r}, this loader {ours!r}"
         for name, theirs, ours in [
-            ("dataset_digest", state["dataset_digest"], mine["dataset_digest"]),
-            ("flip", state["flip"], mine["flip"]),
-            ("transform", state.get("transform"), mine["transform"]),
-            *((name, value, mine["order"][name]) for name, value in stated.items()),
+            ("dataset_digest", state.dataset_digest, mine.dataset_digest),
+            ("flip", state.flip, mine.flip),
+            ("transform", state.transform, mine.transform),
+            *((name, value, order[name]) for name, value in state.order.to_json().items()),
         ]
-        if theirs != ours
+        # Chunk and window were chosen once, at the run's start, and stay.
+        if theirs != ours and name not in ("chunk", "window")
     ]
     if differing:
         raise DatasetError("load_state_dict: another order of samples: " + "; ".join(differing))

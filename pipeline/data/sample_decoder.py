@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,17 @@ from pipeline.config import PreprocessConfig
 from pipeline.data.cache import DecodedCache
 from pipeline.data.fetch import SampleReader
 from pipeline.data.order import PADDED, Ids
-from pipeline.data.preprocess import is_mirrored, preprocess_into, sample_draw
+from pipeline.data.preprocess import (
+    Augmentation,
+    apply_transform,
+    is_mirrored,
+    load_transform,
+    preprocess_into,
+    sample_draw,
+)
 from pipeline.data.shard_index import RawSample
-from pipeline.data.transform import Augmentation, apply_transform, load_transform
 from pipeline.errors import SampleError
+from pipeline.json_value import Json
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Row:
     """What one slot came to: its key ("" if padded), columns, and why it is bad, if it is."""
 
     key: str
-    columns: dict[str, Any]
+    columns: Json
     error: str | None
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0

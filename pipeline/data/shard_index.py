@@ -6,7 +6,7 @@ import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.errors import DatasetError, SampleError, ShortageError, StorageError
+from pipeline.json_value import Json
 from pipeline.storage.tables import FAULTS, parse_table
 
 Int64 = npt.NDArray[np.int64]
@@ -91,7 +92,7 @@ class ShardIndex:
             )
         try:
             table = parse_table(data, _SCHEMA, url)
-            columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+            columns = {name: table[name] for name in table.column_names}
             texts = {name: columns.pop(name).to_pylist() for name in ("keys", "extensions")}
             # A few words, of which each sample would otherwise have a copy.
             texts["extensions"] = [sys.intern(word) for word in texts["extensions"]]
@@ -148,7 +149,7 @@ class RawSample:
     key: str
     image: bytes
     crc32: int
-    columns: dict[str, Any]
+    columns: Json
     fault: SampleError | None = None
     """What is wrong with it as it lies in the shard; there is no image then."""
 
@@ -171,7 +172,7 @@ def cut_sample(
         return None if size < 0 else data[offset : offset + size]
 
     key, crc32 = index.keys[position], int(index.crc32[position])
-    values: dict[str, Any] = dict.fromkeys(columns)
+    values: Json = dict.fromkeys(columns)
     if index.span(position, whole=bool(columns))[1] > begin + len(data):
         fault = SampleError("truncated", f"{key}: its shard was cut short before its end")
         return RawSample(key, b"", crc32, values, fault)
@@ -197,9 +198,7 @@ def _check_beside(data: bytes | None, crc32: np.uint32, key: str) -> None:
         raise SampleError("checksum", f"{key}: what lies beside it is not what was packed")
 
 
-def _columns_of(
-    fields: bytes | None, label: bytes | None, caption: bytes | None, key: str
-) -> dict[str, Any]:
+def _columns_of(fields: bytes | None, label: bytes | None, caption: bytes | None, key: str) -> Json:
     """The columns in a sample's .json, .cls and .txt; raises `SampleError` where they make none."""
     try:
         found = json.loads(fields) if fields else {}

@@ -2,8 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from pipeline import storage
 from pipeline.data.manifest import (
@@ -16,7 +15,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.json_value import Json
-from pipeline.packing.counts import Counts, counted
+from pipeline.packing.counts import Counts, TableCounts, counted
 from pipeline.packing.inventory import Inventory
 from pipeline.packing.ledger import (
     STATE,
@@ -30,11 +29,26 @@ from pipeline.packing.ledger import (
     without,
     write_ledger,
 )
+from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable
 from pipeline.packing.plan import Plan, remove_plans
 from pipeline.packing.unit import UnitReceipt, UnitRow
 from pipeline.sources.source_file import SourceFile
 
 REJECTS = "rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the samples are: sides in pixels, how many of each mode and label."""
+
+    smallest_side: int
+    largest_side: int
+    smallest_pixels: int
+    largest_pixels: int
+    modes: Mapping[str, int]
+    num_labels: int
+    labels: Mapping[str, int]
+    """The most frequent ones."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +73,10 @@ class PackResult:
     holdout_samples: int = 0
     copies: int = 0
     """Samples of which another one has exactly the same bytes as they were before packing."""
-    found: Mapping[str, Any] = field(default_factory=dict)
-    """Sides in pixels, modes, labels with their numbers of images."""
-    table: Mapping[str, Any] = field(default_factory=dict)
-    """Of the annotations: how many rows, how many of them name an input, how many are named."""
+    found: Found | None = None
+    """What the samples are; None where nobody looked (`jobs.index`)."""
+    table: TableCounts = TableCounts()  # noqa: RUF009  # frozen
+    """Of the annotations."""
 
     @property
     def seen(self) -> int:
@@ -102,9 +116,10 @@ def commit_generation(
 
     Raises `DatasetError` if another pack has committed this generation with other content.
     """
-    merger = _Merger(plan, receipts, inventory)
-    path = write_ledger(output, plan.generation, merger.rows(), inventory.folder)
-    if not inventory.number("COUNT(*)") and state is None:
+    merger = _Merger(plan, receipts, inventory, first=state is None)
+    with inventory.ledger.at_once():
+        path = write_ledger(output, plan.generation, merger.rows(), inventory.folder)
+    if not inventory.ledger.number("COUNT(*)") and state is None:
         write_rejects(output, inventory)
         remove_plans(output, plan.generation)
         reasons = Counter(name.partition(":")[2] for name in merger.statuses.elements())
@@ -113,15 +128,15 @@ def commit_generation(
             f"{output}: none of the {plan.files} inputs can be used ({shown}); "
             f"{storage.join(output, REJECTS)} lists each with its reason."
         )
-    is_split = bool(plan.request["options"]["holdout"])
+    is_split = bool(plan.request.options.holdout)
     splits: tuple[Split, ...] = ("train", "holdout") if is_split else ("",)
     manifests = {
         split: _write_split(output, split, receipts, merger.dead[split], state) for split in splits
     }
-    sources = sorted({*(state.sources if state else ()), *plan.request["sources"]})
+    sources = sorted({*(state.sources if state else ()), *plan.request.sources})
     state = PackState(
         generation=plan.generation,
-        options=dict(plan.request["options"]),
+        options=plan.request.options,
         sources=tuple(sources),
         classes=dict(plan.classes),
         ledgers=(*(state.ledgers if state else ()), path),
@@ -142,8 +157,14 @@ def commit_generation(
 class _Merger:
     """Makes the ledger's rows of a generation, and finds the samples that no longer count."""
 
-    def __init__(self, plan: Plan, receipts: Sequence[UnitReceipt], inventory: Inventory) -> None:
+    def __init__(
+        self, plan: Plan, receipts: Sequence[UnitReceipt], inventory: Inventory, *, first: bool
+    ) -> None:
+        """`first`: no key is known yet, and none is looked for."""
         self._plan, self._receipts, self._inventory = plan, receipts, inventory
+        self._first = first
+        self._untold: list[LedgerRow] = []
+        """Rows that the inventory will hold: a statement for each would cost a tenth of a pack."""
         self.dead: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(
             lambda: defaultdict(set)
         )
@@ -153,11 +174,11 @@ class _Merger:
         self.added = 0
 
     def rows(self) -> Iterator[LedgerRow]:
-        """In the plan's order, then what is removed; each is in the inventory when it is given."""
+        """In the plan's order, then what is removed; all are in the inventory when they end."""
         for number, receipt in enumerate(self._receipts):
             unit = self._plan.unit(number)
             for file, found in zip(unit.files, receipt.rows, strict=True):
-                before = self._inventory.row(file.key)
+                before = None if self._first else self._inventory.ledger.row(file.key)
                 row = _ledger_row(file, found, receipt, before)
                 if row.status == "packed" and self._is_duplicate(row, before):
                     self.dead[row.split][row.shard].add(row.position)
@@ -166,26 +187,33 @@ class _Merger:
                 self.statuses[f"{row.status}:{row.reason}"] += 1
                 self.added += found.status == "packed" and row.status == "packed"
                 yield row
+        self._tell_inventory()
         for key in self._plan.removals:
-            old = self._inventory.row(key)
+            old = self._inventory.ledger.row(key)
             assert old is not None, "only what is there is removed"
             row = replace(
                 old, split="", shard="", position=-1, status="removed", reason="", message=""
             )
             self._take(row, old)
             yield row
+        self._tell_inventory()
 
     def _is_duplicate(self, row: LedgerRow, before: LedgerRow | None) -> bool:
-        return bool(
-            self._plan.request["deduplicate"]
-            and not (before is not None and before.shard == row.shard)
-            and self._inventory.copy_of(row.sha256, row.key)
-        )
+        if not self._plan.request.deduplicate or (before and before.shard == row.shard):
+            return False
+        self._tell_inventory()
+        return self._inventory.ledger.copy_of(row.sha256, row.key)
 
     def _take(self, row: LedgerRow, before: LedgerRow | None) -> None:
         if before is not None and before.shard and before.shard != row.shard:
             self.dead[before.split][before.shard].add(before.position)
-        self._inventory.put((row,))
+        self._untold.append(row)
+        if len(self._untold) == BATCH_ROWS:
+            self._tell_inventory()
+
+    def _tell_inventory(self) -> None:
+        self._inventory.ledger.put(self._untold)
+        self._untold.clear()
 
 
 def publish_newest(output: str, state: PackState | None, inventory: Inventory) -> PackState:
@@ -199,8 +227,8 @@ def publish_newest(output: str, state: PackState | None, inventory: Inventory) -
         assert newest is not None, "whoever publishes has seen a state"
         if newest != state:
             state = newest
-            inventory.forget_ledger()
-            inventory.put(ledger_rows(output, newest))
+            inventory.ledger.clear()
+            inventory.ledger.put(ledger_rows(output, newest))
         write_rejects(output, inventory)
         for split, digest in newest.manifests.items():
             url = _split_url(output, split)
@@ -230,7 +258,7 @@ def present_result(
     output: str, state: PackState, inventory: Inventory, plan: Plan, merger: _Merger | None = None
 ) -> PackResult:
     """The result from what is committed; without `merger`, of a call that changed nothing."""
-    split = bool(state.options["holdout"])
+    split = bool(state.options.holdout)
     url = storage.join(output, "train") if split else output
     manifest = read_current(url)
     held = read_current(storage.join(output, "holdout")) if split else None
@@ -246,11 +274,13 @@ def present_result(
         counts=counted(statuses + Counter(plan.known), plan.seen, plan.others),
         added=merger.added if merger is not None else 0,
         removed=len(plan.removals),
-        rejects_url=storage.join(output, REJECTS) if inventory.number("COUNT(*)", _LOST) else None,
+        rejects_url=storage.join(output, REJECTS)
+        if inventory.ledger.number("COUNT(*)", _LOST)
+        else None,
         holdout=storage.join(output, "holdout") if split else None,
         holdout_samples=held.samples if held else 0,
-        copies=inventory.number("COUNT(*) - COUNT(DISTINCT sha256)"),
-        found=_found(inventory),
+        copies=inventory.ledger.number("COUNT(*) - COUNT(DISTINCT sha256)"),
+        found=_found(inventory.ledger),
         table=plan.table,
     )
 
@@ -260,24 +290,17 @@ _MOST_LABELS = 100
 """Of which the result tells how many images each has: the most frequent ones."""
 
 
-def _found(inventory: Inventory) -> dict[str, Any]:
-    """What the samples are: sides in pixels, modes, labels."""
-    labels = Counter({label: n for label, n in inventory.tally("label").items() if label})
-    sides = {
-        name: inventory.number(expression)
-        for name, expression in (
-            ("smallest_side", "MIN(MIN(width, height))"),
-            ("largest_side", "MAX(MAX(width, height))"),
-            ("smallest_pixels", "MIN(width * height)"),
-            ("largest_pixels", "MAX(width * height)"),
-        )
-    }
-    return {
-        **sides,
-        "modes": {mode: n for mode, n in inventory.tally("mode").items() if mode},
-        "num_labels": len(labels),
-        "labels": dict(labels.most_common(_MOST_LABELS)),
-    }
+def _found(ledger: LedgerTable) -> Found:
+    labels = Counter({label: n for label, n in ledger.tally("label").items() if label})
+    return Found(
+        smallest_side=ledger.number("MIN(MIN(width, height))"),
+        largest_side=ledger.number("MAX(MAX(width, height))"),
+        smallest_pixels=ledger.number("MIN(width * height)"),
+        largest_pixels=ledger.number("MAX(width * height)"),
+        modes={mode: n for mode, n in ledger.tally("mode").items() if mode},
+        num_labels=len(labels),
+        labels=dict(labels.most_common(_MOST_LABELS)),
+    )
 
 
 def _ledger_row(
@@ -309,7 +332,7 @@ def _ledger_row(
 
 def write_rejects(output: str, inventory: Inventory) -> None:
     """Lists what was rejected or ignored, with the reason; no file where there is nothing."""
-    url, data = storage.join(output, REJECTS), rejects_of(inventory.rows(_LOST))
+    url, data = storage.join(output, REJECTS), rejects_of(inventory.ledger.rows(_LOST))
     if data:
         _replace(url, data)
     else:

@@ -13,7 +13,7 @@ from pipeline.errors import SampleError
 from pipeline.packing.inspect_image import inspect_image
 from pipeline.packing.inventory import open_inventory
 from pipeline.packing.ledger import ledger_rows, read_state
-from pipeline.packing.pack import make_plan, policy_of
+from pipeline.packing.pack import make_plan, options_of
 from pipeline.packing.plan import Plan
 from pipeline.sources.tables import read_table_row
 
@@ -48,7 +48,7 @@ def probe(config: PackConfig, probe_seconds: float = PROBE_SECONDS) -> Estimate:
     output = storage.absolute(config.output)
     state = read_state(output)
     with open_inventory() as inventory:
-        inventory.put(ledger_rows(output, state))
+        inventory.ledger.put(ledger_rows(output, state))
         return _probe(config, make_plan(config, state, inventory, 1), probe_seconds)
 
 
@@ -62,7 +62,7 @@ def _probe(config: PackConfig, plan: Plan, probe_seconds: float) -> Estimate:
         try:
             data = read_table_row(file, config.image_column).data if file.row_group else file.read()
             hashlib.sha256(data).hexdigest()
-            inspect_image(data, policy_of(config))
+            inspect_image(data, options_of(config))
         except SampleError as error:
             reasons[error.reason] += 1
         probed += 1

@@ -59,6 +59,22 @@ class Counts:
         return lines
 
 
+@dataclass(frozen=True)
+class TableCounts:
+    """rows = met + unmatched: how many rows of a table name an input; how many inputs are named."""
+
+    rows: int = 0
+    met: int = 0
+    unmatched: int = 0
+    images: int = 0
+    """Inputs that a row names."""
+    example: str = ""
+    """What a row says that names none."""
+
+    def __post_init__(self) -> None:
+        assert self.rows == self.met + self.unmatched, f"the law of tables: {self}"
+
+
 def counted(found: Mapping[str, int], seen: int, others: Mapping[str, int]) -> Counts:
     """From numbers by "STATUS:REASON"."""
     by_status: dict[str, Counter[str]] = {

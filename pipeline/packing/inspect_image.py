@@ -32,6 +32,13 @@ class ImagePolicy:
 
 
 @dataclass(frozen=True)
+class PackOptions(ImagePolicy):
+    """What must not change while a dataset grows: the policy, and how much is held out."""
+
+    holdout: float
+
+
+@dataclass(frozen=True)
 class PackedImage:
     """Bytes as they go into a shard; width and height in pixels, as shown (after orientation)."""
 

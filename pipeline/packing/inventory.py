@@ -1,7 +1,7 @@
 """What a pack knows while it works, on disk: 10^7 inputs need some 100 MB of memory.
 
 An SQLite file in the temporary folder holds what the sources list, what a table says, and the
-ledger; it is sorted and joined there, and goes with the pack.
+ledger (`ledger_table`); it is sorted and joined there, and goes with the pack.
 """
 
 import sqlite3
@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DatasetError
-from pipeline.packing.ledger import LedgerRow
+from pipeline.packing.counts import TableCounts
+from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, write_rows
+from pipeline.packing.one_per_key import settle
 from pipeline.sources.annotations import (
     Annotation,
     AnnotationRow,
@@ -24,18 +24,13 @@ from pipeline.sources.annotations import (
     normal,
     spellings,
 )
+from pipeline.sources.archives import without_archive_suffix
 from pipeline.sources.source_file import SourceFile
 
-MOST_SHOWN = 5
-"""Names in a message: enough to see the pattern."""
 _CACHE_KIB = 65_536
 """SQLite's own memory: 64 MiB, however many inputs there are."""
-_BATCH_ROWS = 10_000
-"""In one transaction: one for each row would take most of the time."""
 _FILE = [field.name for field in fields(SourceFile)]
-_ROW = [field.name for field in fields(LedgerRow)]
 _values_of = attrgetter(*_FILE)
-_WHOLE = {"size", "offset", "position", "width", "height", "met"}
 
 
 @dataclass(frozen=True)
@@ -51,21 +46,8 @@ class Choice:
     image_column: str | None = None
 
 
-@dataclass(frozen=True)
-class TableCounts:
-    """How many rows of a table name an input, and how many inputs are named."""
-
-    rows: int = 0
-    met: int = 0
-    unmatched: int = 0
-    images: int = 0
-    """Inputs that a row names."""
-    example: str = ""
-    """A row's path that names none."""
-
-
 class Inventory:
-    """Three tables of one pack; see the module."""
+    """What is listed and told in one pack, and its `ledger`; see the module."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,145 +55,63 @@ class Inventory:
         # Nothing of it outlives the pack, so nothing is ever brought back after a crash.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute(f"CREATE TABLE listed (ord BLOB, key, root, label, {_columns(_FILE)})")
+        columns = columns_of(_FILE)
+        self._db.execute(f"CREATE TABLE listed (ord BLOB, key, root, label, {columns})")
         self._db.execute(
             "CREATE TABLE told (path TEXT, written TEXT, annotation TEXT, met INTEGER)"
         )
-        self.forget_ledger()
+        self.ledger = LedgerTable(self._db)
 
     def close(self) -> None:
         """Ends the use of the file."""
         self._db.close()
 
-    def forget_ledger(self) -> None:
-        """The ledger is empty from here on."""
-        self._db.execute("DROP TABLE IF EXISTS ledger")
-        columns = _columns(_ROW).replace("key TEXT", "key TEXT PRIMARY KEY")
-        self._db.execute(f"CREATE TABLE ledger ({columns}) WITHOUT ROWID")
-
-    def put(self, rows: Iterable[LedgerRow]) -> None:
-        """Rows that are newer than those of the same key."""
-        marks = ",".join("?" * len(_ROW))
-        self._write(
-            f"INSERT OR REPLACE INTO ledger VALUES ({marks})",  # noqa: S608  # marks alone
-            ([getattr(row, name) for name in _ROW] for row in rows),
-        )
-
-    def row(self, key: str) -> LedgerRow | None:
-        """The newest row of a key."""
-        found = self._db.execute("SELECT * FROM ledger WHERE key=?", (key,)).fetchone()
-        return None if found is None else LedgerRow(*found)
-
-    def rows(self, where: str = "1", values: Sequence[Any] = ()) -> Iterator[LedgerRow]:
-        """The ledger's rows of which `where` holds, by key."""
-        query = f"SELECT * FROM ledger WHERE {where} ORDER BY key"  # noqa: S608  # our own words
-        for found in self._db.execute(query, values):
-            yield LedgerRow(*found)
-
-    def keys(self) -> Iterator[str]:
-        """Keys of samples that count."""
-        for (key,) in self._db.execute("SELECT key FROM ledger WHERE status='packed' ORDER BY key"):
-            yield key
-
-    def tally(self, column: str) -> dict[str, int]:
-        """How many samples that count have each value of `column`."""
-        query = f"SELECT {column}, COUNT(*) FROM ledger WHERE status='packed' GROUP BY 1"  # noqa: S608
-        return {str(value): count for value, count in self._db.execute(query)}
-
-    def number(self, expression: str, where: str = "status='packed'") -> int:
-        """One number about the ledger."""
-        query = f"SELECT {expression} FROM ledger WHERE {where}"  # noqa: S608  # our own words
-        return int(self._db.execute(query).fetchone()[0] or 0)
-
-    def copy_of(self, sha256: str, key: str) -> bool:
-        """Whether a sample of another key that counts has this content."""
-        self._db.execute("CREATE INDEX IF NOT EXISTS by_content ON ledger (sha256)")
-        query = "SELECT 1 FROM ledger WHERE sha256=? AND status='packed' AND key<>?"
-        return self._db.execute(query, (sha256, key)).fetchone() is not None
-
     def list_inputs(self, root: str, files: Iterable[SourceFile]) -> None:
         """What one source holds."""
         marks = ",".join("?" * (4 + len(_FILE)))
-        self._write(
+        write_rows(
+            self._db,
             f"INSERT INTO listed VALUES ({marks})",  # noqa: S608  # marks alone
             ((file.order, file.key, root, file.label, *_values_of(file)) for file in files),
         )
 
     def settle(self) -> int:
-        """Leaves one input for each key, the later one of an archive or list; how many went.
-
-        Raises `DatasetError` for inputs of different places that would share a key, for a file that
-        two sources hold, and for rows of a list that disagree.
-        """
-        self._db.execute("CREATE INDEX listed_key ON listed (key)")
-        self._check_sources()
-        clashes, gone = [], 0
-        twice = "SELECT key FROM listed GROUP BY key HAVING COUNT(*) > 1"
-        for (key,) in self._db.execute(twice).fetchall():
-            found = self._listed("key=? ORDER BY rowid", (key,))
-            first, last = found[0], found[-1]
-            if any(file.url != last.url for file in found):
-                clashes.append(f"{first.place} and {last.place} (both {key!r})")
-            elif any(file.annotation != last.annotation for file in found):
-                joined = join_captions([Annotation.from_text(file.annotation) for file in found])
-                if joined is None:
-                    raise DatasetError(f"a list names {last.path!r} twice, with other values.")
-                self._db.execute(
-                    "UPDATE listed SET annotation=? WHERE key=?", (joined.to_text(), key)
-                )
-            gone += len(found) - 1
-            self._db.execute(
-                "DELETE FROM listed WHERE key=:key AND rowid<"
-                "(SELECT MAX(rowid) FROM listed WHERE key=:key)",
-                {"key": key},
-            )
-        if clashes:
-            shown = "; ".join(clashes[:MOST_SHOWN]) + ("; ..." if len(clashes) > MOST_SHOWN else "")
-            raise DatasetError(
-                f"{len(clashes)} pairs of inputs have one path below their sources, of which the "
-                f"key is made: {shown}. Name a folder that both lie in as the one source, or pack "
-                "them into two datasets."
-            )
-        return gone
-
-    def _check_sources(self) -> None:
-        if self._db.execute("SELECT COUNT(DISTINCT root) FROM listed").fetchone()[0] < 2:
-            return
-        both = self._db.execute(
-            "SELECT MIN(rowid), MAX(rowid) FROM listed WHERE status='' GROUP BY url, offset, "
-            "member, inner HAVING COUNT(DISTINCT root) > 1 AND COUNT(DISTINCT key) > 1 LIMIT 1"
-        ).fetchone()
-        if both is not None:
-            one, other = (self._listed("rowid=?", (row,))[0] for row in both)
-            raise DatasetError(
-                f"{one.place}: lies in two of the sources, and would be packed twice, as "
-                f"{one.path!r} and as {other.path!r}. Name one of those sources only."
-            )
+        """Leaves one input for each key; how many went (`one_per_key`)."""
+        return settle(self._db)
 
     def tell(self, rows: Iterable[AnnotationRow], url: str) -> TableCounts:
         """Gives each listed input what the row that names it says.
 
         Raises `DatasetError` for a table that names an image twice, with other values.
         """
-        self._write(
+        write_rows(
+            self._db,
             "INSERT INTO told VALUES (?, ?, ?, 0)",
-            ((normal(row.path), row.path, row.annotation.to_text()) for row in rows),
+            (
+                (normal(row.path) if row.path else None, row.name, row.annotation.to_text())
+                for row in rows
+            ),
         )
         self._db.execute("CREATE INDEX told_path ON told (path)")
         self._join_captions()
         twice = self._db.execute(
-            "SELECT MIN(written) FROM told GROUP BY path HAVING COUNT(DISTINCT annotation) > 1"
+            "SELECT MIN(written) FROM told WHERE path IS NOT NULL GROUP BY path "
+            "HAVING COUNT(DISTINCT annotation) > 1"
         ).fetchone()
         if twice is not None:
             raise DatasetError(
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
-        images, last = 0, 0
+        images, last, archive = 0, 0, self._only_archive()
         query = "SELECT rowid, path, url, root FROM listed WHERE rowid>? ORDER BY rowid LIMIT ?"
-        while page := self._db.execute(query, (last, _BATCH_ROWS)).fetchall():
-            found = [(row, self._told(path, url, root)) for row, path, url, root in page]
+        while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
+            found = [
+                (row, self._told(spellings(path, place, root, storage.absolute(url), archive)))
+                for row, path, place, root in page
+            ]
             images += sum(told is not None for _, told in found)
-            self._write(
+            write_rows(
+                self._db,
                 "UPDATE listed SET annotation=?, label=COALESCE(?, label), "
                 "given_label=COALESCE(?, given_label) WHERE rowid=?",
                 (
@@ -225,9 +125,20 @@ class Inventory:
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
         return TableCounts(rows_, met or 0, rows_ - (met or 0), images, unmet[0] if unmet else "")
 
+    def _only_archive(self) -> str:
+        """The path of the one archive among the sources, without suffix; "" where others are."""
+        query = "SELECT DISTINCT url, root FROM listed WHERE offset>=0 OR member<>'' LIMIT 2"
+        found = self._db.execute(query).fetchall()
+        if len(found) != 1:
+            return ""
+        return without_archive_suffix(found[0][0].removeprefix(found[0][1]).lstrip("/"))
+
     def _join_captions(self) -> None:
         """Rows of one image that differ by their caption alone become its several captions."""
-        several = "SELECT path FROM told GROUP BY path HAVING COUNT(DISTINCT annotation) > 1"
+        several = (
+            "SELECT path FROM told WHERE path IS NOT NULL GROUP BY path "
+            "HAVING COUNT(DISTINCT annotation) > 1"
+        )
         for (path,) in self._db.execute(several).fetchall():
             query = "SELECT annotation FROM told WHERE path=? ORDER BY rowid"
             texts = [text for (text,) in self._db.execute(query, (path,))]
@@ -237,8 +148,8 @@ class Inventory:
                     "UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path)
                 )
 
-    def _told(self, path: str, url: str, root: str) -> str | None:
-        for spelling in spellings(path, url, root):
+    def _told(self, names: Iterable[str]) -> str | None:
+        for spelling in names:
             found = self._db.execute("SELECT annotation FROM told WHERE path=?", (spelling,))
             row = found.fetchone()
             if row is not None:
@@ -303,17 +214,6 @@ class Inventory:
         )
         return [key for (key,) in self._db.execute(query)]
 
-    def _listed(self, where: str, values: Sequence[Any]) -> list[SourceFile]:
-        query = f"SELECT {', '.join(_FILE)} FROM listed WHERE {where}"  # noqa: S608  # our own words
-        return [SourceFile(*row) for row in self._db.execute(query, values)]
-
-    def _write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        rows = iter(rows)
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            self._db.execute("BEGIN")
-            self._db.executemany(statement, batch)
-            self._db.execute("COMMIT")
-
 
 @contextmanager
 def open_inventory() -> Iterator[Inventory]:
@@ -324,10 +224,6 @@ def open_inventory() -> Iterator[Inventory]:
             yield inventory
         finally:
             inventory.close()
-
-
-def _columns(names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {'INTEGER' if name in _WHOLE else 'TEXT'}" for name in names)
 
 
 def _among(column: str, values: Sequence[str]) -> tuple[str, tuple[str, ...]]:

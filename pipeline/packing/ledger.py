@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.manifest import PACK_STATE, Count, Digest, ShardRecord, read_pointer
 from pipeline.errors import DatasetError, ObjectNotFoundError, ShortageError, StorageError
+from pipeline.packing.inspect_image import PackOptions
 from pipeline.storage.tables import parse_table
 
 STATE = "pack.json"
@@ -57,7 +58,7 @@ class PackState:
     """What packing knows of a dataset that it made."""
 
     generation: Count
-    options: dict[str, Any]
+    options: PackOptions
     sources: tuple[str, ...]
     classes: dict[str, int]
     ledgers: tuple[str, ...]
@@ -68,7 +69,7 @@ class PackState:
         """These of its options as words of a command line, where they are not what is usual."""
         words: list[str] = []
         for name in names:
-            info, value = PackConfig.model_fields.get(name), self.options.get(name)
+            info, value = PackConfig.model_fields.get(name), getattr(self.options, name)
             if info is not None and value is not None and value != info.default:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return words

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from itertools import islice
 from multiprocessing import get_context
 
@@ -17,20 +16,21 @@ from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.keys import find_key
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, ObjectNotFoundError
-from pipeline.json_value import Json
 from pipeline.packing.commit import (
     PackResult,
     commit_generation,
     present_result,
     publish_newest,
 )
-from pipeline.packing.inspect_image import ImagePolicy
-from pipeline.packing.inventory import Choice, Inventory, TableCounts, open_inventory
+from pipeline.packing.counts import TableCounts
+from pipeline.packing.inspect_image import PackOptions
+from pipeline.packing.inventory import Choice, Inventory, open_inventory
 from pipeline.packing.ledger import PackState, ledger_rows, read_state
 from pipeline.packing.leftovers import find_leftovers, remove_leftovers
 from pipeline.packing.plan import (
     Plan,
     PlannedInputs,
+    Request,
     check_request,
     claim,
     find_plan,
@@ -88,7 +88,7 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
     )
     state = read_state(output)
     _check_output(config, output, state, is_dataset)
-    inventory.put(ledger_rows(output, state))
+    inventory.ledger.put(ledger_rows(output, state))
     generation = (state.generation if state else 0) + 1
     plan = find_plan(output, generation, inventory.folder)
     if plan is not None:
@@ -112,39 +112,35 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
     return result
 
 
-def policy_of(config: PackConfig) -> ImagePolicy:
-    """The part of the config that decides on one image."""
+def options_of(config: PackConfig) -> PackOptions:
+    """The part of the config that decides on each image."""
     encoding, quality = config.new_encoding
-    return ImagePolicy(
+    return PackOptions(
         verify=config.verify,
         encoding=encoding,
         quality=quality,
         short_side=config.short_side,
         min_side=config.min_side,
         pixel_limit=PIXEL_LIMIT,
+        holdout=config.holdout,
     )
 
 
-def options_of(config: PackConfig) -> Json:
-    """What must not change while a dataset grows."""
-    return {"holdout": config.holdout, **vars(policy_of(config))}
-
-
-def request_of(config: PackConfig) -> Json:
-    """What makes two commands the same one, so that the second goes on with the first's plan."""
-    return {
-        "sources": [storage.absolute(url) for url in config.source],
-        "remove": list(config.remove),
-        "repack": list(config.repack),
-        "annotations": config.annotations,
-        "limit": config.limit,
-        "deduplicate": config.deduplicate,
-        "retry_rejected": config.retry_rejected,
-        "image_column": config.image_column,
-        "below": list(config.below),
-        "shard_bytes": config.shard_bytes,
-        "options": options_of(config),
-    }
+def request_of(config: PackConfig) -> Request:
+    """What is asked for."""
+    return Request(
+        sources=tuple(storage.absolute(url) for url in config.source),
+        remove=config.remove,
+        repack=config.repack,
+        annotations=config.annotations,
+        limit=config.limit,
+        deduplicate=config.deduplicate,
+        retry_rejected=config.retry_rejected,
+        image_column=config.image_column,
+        below=config.below,
+        shard_bytes=config.shard_bytes,
+        options=options_of(config),
+    )
 
 
 def _check_output(
@@ -166,12 +162,10 @@ def _check_output(
         if config.remove:
             raise DatasetError(f"{output}: there is no dataset here to `--remove` anything from.")
         return
-    now = options_of(config)
-    differing = [name for name in now if now[name] != state.options.get(name)]
+    there, now = vars(state.options), vars(options_of(config))
+    differing = [name for name in now if now[name] != there[name]]
     if differing:
-        lines = "; ".join(
-            f"{name}: {state.options.get(name)!r} there, {now[name]!r} now" for name in differing
-        )
+        lines = "; ".join(f"{name}: {there[name]!r} there, {now[name]!r} now" for name in differing)
         raise DatasetError(
             f"{output}: holds a dataset packed with other options ({lines}). Give the same ones, "
             f"`{shlex.join(state.flags(differing))}`, or another `--output URL`."
@@ -204,7 +198,7 @@ def make_plan(
         **vars(inputs), seen=listing.seen,
         known={f"{status}:{reason}": n for (status, reason), n in sorted(known.items()) if n},
         others=dict(sorted(listing.others.items())),
-        table=asdict(told), path=inventory.folder / "planned.arrow",
+        table=told, path=inventory.folder / "planned.arrow",
     )  # fmt: skip
 
 
@@ -221,10 +215,12 @@ def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
     told = inventory.tell(read_annotations(config.annotations), config.annotations)
     images = inventory.inputs()
     url = storage.shown(config.annotations)
+    if not told.rows:
+        raise DatasetError(f"{url}: holds no rows.")
     if images and not told.met:
         raise DatasetError(
             f"{url}: none of its {told.rows} rows names an image of the sources. It names "
-            f"{told.example or 'nothing'!r}, the first image is {inventory.first_path()!r}: paths "
+            f"{told.example!r}, the first image is {inventory.first_path()!r}: paths "
             "are relative to the source."
         )
     rows_over = told.unmatched > config.unmatched * told.rows
@@ -249,7 +245,7 @@ def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
             raise DatasetError(
                 f"{storage.absolute(config.output)}: `--remove`: {error.args[0]}"
             ) from None
-        row = inventory.row(key)
+        row = inventory.ledger.row(key)
         # Asked for once more after it was done, it is done.
         if row is not None and row.status != "removed" and key not in found:
             found.append(key)
@@ -263,20 +259,20 @@ class _Keys:
         self._inventory = inventory
 
     def __contains__(self, key: object) -> bool:
-        return self._inventory.row(str(key)) is not None
+        return self._inventory.ledger.row(str(key)) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return self._inventory.keys()
+        return self._inventory.ledger.keys()
 
     def __len__(self) -> int:
-        return self._inventory.number("COUNT(*)")
+        return self._inventory.ledger.number("COUNT(*)")
 
 
 def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
     """Without --append a dataset is only compared: the same inputs again are no error."""
     changed, example = 0, ""
     for file, _ in inventory.fresh(choice):
-        row = inventory.row(file.key)
+        row = inventory.ledger.row(file.key)
         if row is None or _content_of(file, choice) != row.sha256:
             changed, example = changed + 1, example or file.path
     gone = inventory.gone()
@@ -332,8 +328,7 @@ class _Jobs:
             files=unit.files,
             known=unit.known,
             classes=plan.classes,
-            policy=policy_of(config),
-            holdout=config.holdout,
+            options=options_of(config),
             threads=self._threads,
             image_column=config.image_column,
         )

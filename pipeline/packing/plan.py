@@ -10,10 +10,9 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -26,12 +25,45 @@ from pipeline.errors import (
     StorageError,
     is_shortage,
 )
-from pipeline.json_value import Json
+from pipeline.packing.counts import TableCounts
+from pipeline.packing.inspect_image import PackOptions
 from pipeline.sources.source_file import SourceFile
 from pipeline.storage.tables import FAULTS
 
 # A tar's own share of a sample: headers of image, json and cls, their padding, and the json.
 _SAMPLE_OVERHEAD = 3584
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sources and options as given: what makes two commands the same one.
+
+    The second goes on with the first's plan.
+    """
+
+    sources: tuple[str, ...]
+    remove: tuple[str, ...]
+    repack: tuple[str, ...]
+    annotations: str | None
+    limit: int | None
+    deduplicate: bool
+    retry_rejected: bool
+    image_column: str | None
+    below: tuple[str, ...]
+    shard_bytes: int
+    options: PackOptions
+
+    def differences(self, other: "Request") -> str:
+        """Each setting that differs, as it was here and is in `other`; "" for none."""
+        mine, theirs = (
+            {**{k: v for k, v in vars(each).items() if k != "options"}, **vars(each.options)}
+            for each in (self, other)
+        )
+        return "; ".join(
+            f"{name}: {mine[name]!r} then, {theirs[name]!r} now"
+            for name in mine
+            if mine[name] != theirs[name]
+        )
 
 
 @dataclass(frozen=True)
@@ -43,8 +75,8 @@ class Plan:
     """
 
     generation: int
-    request: Mapping[str, Any]
-    """Sources and options as given: another request may not go on with this plan."""
+    request: Request
+    """Another one may not go on with this plan."""
     classes: Mapping[str, int]
     removals: tuple[str, ...]
     files: int
@@ -59,8 +91,8 @@ class Plan:
     """Listed inputs that are not read, by "STATUS:REASON" as the ledger has it."""
     others: Mapping[str, int]
     """Files that are no images by name or first bytes, by suffix; folders, links."""
-    table: Mapping[str, Any]
-    """What `TableCounts` holds of the annotations."""
+    table: TableCounts
+    """Of the annotations."""
     path: Path
 
     @cached_property
@@ -71,7 +103,7 @@ class Plan:
     def header(self) -> bytes:
         """What is stored beside the table."""
         values = {name: value for name, value in vars(self).items() if name not in _NOT_STORED}
-        return PLAN.encode(values)
+        return PLAN.encode({**values, "request": asdict(self.request), "table": asdict(self.table)})
 
     def unit(self, number: int) -> "PlannedUnit":
         """The inputs of one unit."""
@@ -209,7 +241,7 @@ class _Header:
     """A plan as it lies in its file."""
 
     generation: Count
-    request: dict[str, Any]
+    request: Request
     classes: dict[str, int]
     removals: tuple[str, ...]
     files: Count
@@ -219,7 +251,7 @@ class _Header:
     seen: Count
     known: dict[str, int]
     others: dict[str, int]
-    table: dict[str, Any]
+    table: TableCounts
 
 
 def _check_table(plan: Plan) -> None:
@@ -229,15 +261,12 @@ def _check_table(plan: Plan) -> None:
             raise ValueError(f"its table holds {table.num_record_batches} units of {plan.units}")
 
 
-def check_request(plan: Plan, request: Json, output: str) -> None:
+def check_request(plan: Plan, request: Request, output: str) -> None:
     """Raises `DatasetError` unless `request` is what the unfinished plan was made for."""
-    differing = [name for name in request if request[name] != plan.request.get(name)]
+    differing = plan.request.differences(request)
     if differing:
-        lines = "; ".join(
-            f"{name}: {plan.request.get(name)!r} then, {request[name]!r} now" for name in differing
-        )
         raise DatasetError(
-            f"{output}: holds an unfinished pack of another request ({lines}). Run that one again "
+            f"{output}: holds an unfinished pack of another request ({differing}). Run that again "
             f"to finish it, or delete {plan_url(output, plan.generation)} to give it up."
         )
 

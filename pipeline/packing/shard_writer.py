@@ -9,23 +9,54 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.data.column_types import note_columns
 from pipeline.data.shard_index import ShardIndex
 from pipeline.json_value import Json
 
 BLOCK = tarfile.BLOCKSIZE
+_PIECE_BYTES = 4 * 2**20
+"""Handed at once to the thread that hashes and writes: a thread's call costs as much as 100 KB."""
+_MOST_BUFFERS = 1000
+"""Of one `writev`: Linux takes 1,024."""
 _SYNC_BYTES = 32 * 2**20
 """A shard of 256 MiB synced at its end alone cost a quarter of its packing (measured)."""
 SIDECARS = ("json", "cls", "txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a member's bytes lie in a tar, and their CRC-32; a size of -1: there are none."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+_NOWHERE = Extent(0, -1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """What the index says of one sample; width and height in pixels, `beside` by extension."""
+
+    key: str
+    extension: str
+    start: int
+    end: int
+    image: Extent
+    width: int = 0
+    height: int = 0
+    beside: Mapping[str, Extent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,8 @@ class Sample:
     metadata: Json
     class_number: int | None = None
     text: str | None = None
+    crc32: int | None = None
+    """The image's, where a thread has reckoned it already."""
 
     def members(self) -> list[tuple[str, bytes]]:
         """Extensions and bytes in the order of extensions, as webdataset writes them."""
@@ -54,46 +87,78 @@ class Sample:
 
 
 class ShardWriter:
-    """Writes samples to a tar at `path`; after the `with` block: `sha256`, `bytes`, `index`."""
+    """Writes samples to a tar at `path`; after the `with` block: `sha256`, `bytes`, `index`.
+
+    A thread of its own hashes and writes, a piece after the other.
+    """
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
         """`durable`: what is written goes to the disk meanwhile, not all of it at the end."""
-        self._file = path.open("wb")
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk") if durable else None
+        self._file = path.open("wb", buffering=0)
+        self._durable = durable
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="shard")
+        self._storing: Future[None] | None = None
         self._syncing: Future[None] | None = None
-        self._synced = 0
+        self._unsynced = 0
+        self._parts: list[bytes] = []
+        self._stored = 0
+        """Bytes that were handed to the thread."""
         self._hash = hashlib.sha256()
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[IndexRow] = []
         self.columns: dict[str, str] = {}
         self.bytes = 0
 
     def write(self, sample: Sample) -> None:
         """Appends one sample."""
-        row: dict[str, Any] = {"keys": sample.key, "starts": self.bytes}
+        start, image = self.bytes, _NOWHERE
+        beside: dict[str, Extent] = {}
         for extension, data in sample.members():
-            self._put(_header(f"{sample.key}.{extension}", len(data)))
+            size = len(data)
+            self._put(_header(f"{sample.key}.{extension}", size))
             if extension in SIDECARS:
-                row |= {f"{extension}_offsets": self.bytes, f"{extension}_sizes": len(data)}
-                row[f"{extension}_crc32"] = zlib.crc32(data)
+                beside[extension] = Extent(self.bytes, size, zlib.crc32(data))
             else:
-                row |= {"offsets": self.bytes, "sizes": len(data), "crc32": zlib.crc32(data)}
+                crc32 = zlib.crc32(data) if sample.crc32 is None else sample.crc32
+                image = Extent(self.bytes, size, crc32)
             self._put(data)
-            self._put(bytes(-len(data) % BLOCK))
-        row |= {"extensions": sample.extension, "ends": self.bytes}
-        row |= {"widths": sample.width, "heights": sample.height}
-        self.rows.append(row)
+            self._put(_PADDING[-size % BLOCK])
+        self.rows.append(
+            IndexRow(
+                sample.key, sample.extension, start, self.bytes, image,
+                width=sample.width, height=sample.height, beside=beside,
+            )
+        )  # fmt: skip
         note_columns(self.columns, sample.metadata)
+        if self.bytes - self._stored >= _PIECE_BYTES:
+            self._hand_over()
 
     def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
+        self._parts.append(data)
         self.bytes += len(data)
-        if self._disk is not None and self.bytes - self._synced >= _SYNC_BYTES:
+
+    def _hand_over(self) -> None:
+        """Two pieces are in memory at most: this waits for the one before, and raises its error."""
+        parts, self._parts, self._stored = self._parts, [], self.bytes
+        if self._storing is not None:
+            self._storing.result()
+        self._storing = self._threads.submit(self._store, parts)
+
+    def _store(self, parts: list[bytes]) -> None:
+        for first in range(0, len(parts), _MOST_BUFFERS):
+            some = parts[first : first + _MOST_BUFFERS]
+            for part in some:
+                self._hash.update(part)
+            left = sum(map(len, some)) - os.writev(self._file.fileno(), some)
+            if left:  # a signal, or a disk that is nearly full
+                rest = memoryview(b"".join(some))[-left:]
+                while rest:
+                    rest = rest[os.write(self._file.fileno(), rest) :]
+        self._unsynced += sum(map(len, parts))
+        if self._durable and self._unsynced >= _SYNC_BYTES:
             if self._syncing is not None:
                 self._syncing.result()
-            self._file.flush()
-            self._syncing = self._disk.submit(os.fdatasync, self._file.fileno())
-            self._synced = self.bytes
+            self._syncing = self._threads.submit(os.fdatasync, self._file.fileno())
+            self._unsynced = 0
 
     def __enter__(self) -> Self:
         return self
@@ -101,19 +166,22 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, _: object, __: TracebackType | None
     ) -> None:
-        if kind is None:
-            end = self.bytes + 2 * BLOCK
-            self._put(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
-        self.close()
+        try:
+            if kind is None:
+                end = self.bytes + 2 * BLOCK
+                self._put(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+                self._hand_over()
+                assert self._storing is not None, "handed over just now"
+                self._storing.result()
+                if self._syncing is not None:
+                    self._syncing.result()  # raises what the disk said
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Closes the file as it is; after a whole `with` block it is closed already."""
-        if self._disk is not None:
-            self._disk.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
         self._file.close()
-        if self._syncing is not None:
-            syncing, self._syncing = self._syncing, None
-            syncing.result()  # raises what the disk said
 
     @property
     def sha256(self) -> str:
@@ -124,6 +192,9 @@ class ShardWriter:
     def index(self) -> ShardIndex:
         """Where each sample lies."""
         return index_of(self.rows, self.columns)
+
+
+_PADDING = [bytes(size) for size in range(BLOCK)]
 
 
 def _header(name: str, size: int) -> bytes:
@@ -151,31 +222,28 @@ _FORM = _tarfile_header("", 0)
 _FORM_SUM = sum(_FORM) - sum(_FORM[124:135]) - sum(_FORM[148:156]) + 8 * ord(" ")
 
 
-def index_of(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> ShardIndex:
-    """Columns from rows; a member that a row lacks has size -1."""
-
-    def column(name: str, kind: type[np.generic], missing: int = 0) -> Any:
-        return np.array([row.get(name, missing) for row in rows], dtype=kind)
-
-    beside = {
-        f"{extension}_{what}": column(f"{extension}_{what}", kind, missing)
-        for extension in SIDECARS
-        for what, kind, missing in (
-            ("offsets", np.int64, 0),
-            ("sizes", np.int64, -1),
-            ("crc32", np.uint32, 0),
-        )
-    }
+def index_of(rows: Sequence[IndexRow], columns: Mapping[str, str]) -> ShardIndex:
+    """Columns from rows."""
+    beside: dict[str, npt.NDArray[Any]] = {}
+    for extension in SIDECARS:
+        found = [row.beside.get(extension, _NOWHERE) for row in rows]
+        beside[f"{extension}_offsets"] = _array((each.offset for each in found), np.int64)
+        beside[f"{extension}_sizes"] = _array((each.size for each in found), np.int64)
+        beside[f"{extension}_crc32"] = _array((each.crc32 for each in found), np.uint32)
     return ShardIndex(
-        keys=[row["keys"] for row in rows],
-        extensions=[row["extensions"] for row in rows],
-        starts=column("starts", np.int64),
-        ends=column("ends", np.int64),
-        offsets=column("offsets", np.int64),
-        sizes=column("sizes", np.int64),
-        widths=column("widths", np.int32),
-        heights=column("heights", np.int32),
-        crc32=column("crc32", np.uint32),
+        keys=[row.key for row in rows],
+        extensions=[row.extension for row in rows],
+        starts=_array((row.start for row in rows), np.int64),
+        ends=_array((row.end for row in rows), np.int64),
+        offsets=_array((row.image.offset for row in rows), np.int64),
+        sizes=_array((row.image.size for row in rows), np.int64),
+        widths=_array((row.width for row in rows), np.int32),
+        heights=_array((row.height for row in rows), np.int32),
+        crc32=_array((row.image.crc32 for row in rows), np.uint32),
         **beside,
         columns=columns,
     )
+
+
+def _array(values: Iterable[int], kind: type[np.generic]) -> npt.NDArray[Any]:
+    return np.fromiter(values, dtype=kind)

@@ -267,7 +267,7 @@ def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
         raise
     except (DatasetError, StorageError):
         return  # its own problem, listed already
-    if state is None or (bool(state.options.get("holdout")) != bool(split)):
+    if state is None or (bool(state.options.holdout) != bool(split)):
         return
     path = dataset.shards[number].path
     by_url: dict[str, list[LedgerRow]] = {}
@@ -279,7 +279,7 @@ def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
             f" ({len(by_url[url])} members)" if len(by_url[url]) > 1 else ""
         )
     sources = shlex.join(storage.shown(source) for source in state.sources)
-    options = "".join(f" {word}" for word in state.flags(state.options))
+    options = "".join(f" {word}" for word in state.flags(vars(state.options)))
     yield (
         f"  mend it: `python -m jobs.pack --source {sources} --output {storage.shown(root)} "
         f"--append --repack {path}{options}`"

@@ -18,7 +18,10 @@ from pipeline.errors import DatasetError
 from pipeline.json_value import Json
 from pipeline.sources.table_rows import Row, read_rows
 
-PATH_COLUMNS = ("path", "file", "file_name", "filename", "image", "key", "url", "uri", "image_url")
+PATH_COLUMNS = (
+    "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path",
+    "img_path", "key", "url", "uri", "image_url",
+)  # fmt: skip
 LABEL_COLUMNS = ("label", "class")
 CAPTION_COLUMNS = ("caption", "text")
 TEXT_COLUMNS = frozenset((*PATH_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS))
@@ -46,24 +49,33 @@ class Annotation:
 class AnnotationRow:
     """One row of a table: which image it means, as written there, and what it says."""
 
+    number: int
+    """From 1 on."""
     path: str
+    """"" where its cell is empty."""
     annotation: Annotation
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path or f"row {self.number}, without a path"
 
 
 def read_annotations(url: str) -> Iterator[AnnotationRow]:
     """The rows of a table in order. Raises `DatasetError` for one that can't be used."""
-    for row in read_rows(url, TEXT_COLUMNS):
+    for number, row in enumerate(read_rows(url, TEXT_COLUMNS), 1):
         columns = {name.lower(): name for name in row}
         path_column = _first(columns, PATH_COLUMNS)
         if path_column is None:
+            signs = [sign for sign in ";|\t" if len(row) == 1 and sign in next(iter(row))]
+            split = f" Is it split by {signs[0]!r}? Save it with commas." if signs else ""
             raise DatasetError(
                 f"{storage.shown(url)}: has the columns {', '.join(row)}; one of "
-                f"{', '.join(PATH_COLUMNS)} must name the image."
+                f"{', '.join(PATH_COLUMNS)} must name the image.{split}"
             )
-        path = text_of(row[path_column])
-        if path is not None:
-            rest = {name: value for name, value in row.items() if name != path_column}
-            yield AnnotationRow(path, annotation_of(rest))
+        path = (text_of(row[path_column]) or "").strip()
+        rest = {name: value for name, value in row.items() if name != path_column}
+        yield AnnotationRow(number, path, annotation_of(rest))
 
 
 def annotation_of(row: Row) -> Annotation:
@@ -71,6 +83,8 @@ def annotation_of(row: Row) -> Annotation:
     columns = {name.lower(): name for name in row}
     label, caption = _first(columns, LABEL_COLUMNS), _first(columns, CAPTION_COLUMNS)
     captions = row.get(caption) if caption else None
+    if label is not None and isinstance(row[label], list | dict):
+        label = None  # several labels are no class: a column like any other
     others = {name: value for name, value in row.items() if name not in (label, caption)}
     return Annotation(
         text_of(row.get(label)) if label else None,
@@ -101,10 +115,17 @@ def normal(path: str) -> str:
     )
 
 
-def spellings(path: str, url: str, root: str) -> Iterator[str]:
-    """What a table may call an image at `path` below `root`, the likeliest first."""
-    folder = root.rstrip("/").rpartition("/")[2]
-    for whole in (path, f"{folder}/{path}", url):
+def spellings(path: str, url: str, root: str, table: str = "", archive: str = "") -> Iterator[str]:
+    """What a table may call an image at `path` below `root`, the likeliest first.
+
+    A table among the images may name them from its own folder on; one beside the only `archive`
+    (its path without suffix), as they are called in there.
+    """
+    folder, beside = root.rstrip("/").rpartition("/")[2], f"{table.rpartition('/')[0]}/"
+    near = [url.removeprefix(beside)] if table and url.startswith(beside) else []
+    if archive and path.startswith(f"{archive}/"):
+        near.append(path.removeprefix(f"{archive}/"))
+    for whole in (path, *near, f"{folder}/{path}", url):
         yield normal(whole)
         yield without_suffix(normal(whole))
 

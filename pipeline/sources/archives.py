@@ -1,5 +1,7 @@
 """Images inside tar and zip archives, compressed tars too: listed, and read one by one.
 
+What an archive is, its first bytes say: browsers unpack a `.tar.gz` and leave its name as it was.
+
 A compressed tar can't be read from its middle, so it is unpacked once, into this machine's
 temporary folder, where all processes of a pack find it; `forget_unpacked` removes it.
 """
@@ -9,6 +11,7 @@ import fcntl
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import os
 import shutil
@@ -16,13 +19,14 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import storage
+from pipeline.data.image_kinds import HEAD_BYTES, container_of
 from pipeline.errors import (
     DatasetError,
     ObjectNotFoundError,
@@ -34,6 +38,8 @@ from pipeline.sources.members import (
     SPARSE,
     ZIP_ERRORS,
     ArchiveMember,
+    RangedFile,
+    section,
     tar_members,
     where_of,
     zip_members,
@@ -67,8 +73,13 @@ def is_archive(url: str) -> bool:
 
 def without_archive_suffix(path: str) -> str:
     """`a/b.tar.gz` as `a/b`: the folder that an archive stands for."""
-    suffix = next(each for each in ARCHIVE_SUFFIXES if path.lower().endswith(each))
-    return path[: -len(suffix)]
+    suffix = next((each for each in ARCHIVE_SUFFIXES if path.lower().endswith(each)), "")
+    return path[: len(path) - len(suffix)]
+
+
+def is_unnamed_archive(url: str) -> bool:
+    """Whether an object without an archive's suffix is a tar, zip or compressed tar."""
+    return container_of(storage.read(url, 0, HEAD_BYTES)) in ("tar", "zip", *_READERS)
 
 
 def members_of(url: str, etag: str, inner: str = "") -> Iterator[ArchiveMember]:
@@ -77,7 +88,7 @@ def members_of(url: str, etag: str, inner: str = "") -> Iterator[ArchiveMember]:
     Raises `DatasetError` for an archive that is not whole.
     """
     where = where_of(url, _name_of(inner))
-    if _is_zip(url, inner):
+    if _container(url, etag, inner) == "zip":
         yield from zip_members(_open_zip(url, etag, inner))
         return
     with _tar_file(url, etag, inner) as file:
@@ -91,7 +102,7 @@ def members_inside(url: str, etag: str, member: ArchiveMember) -> Iterator[Archi
     A plain tar in a tar is read where it lies; any other is unpacked first.
     """
     where = where_of(url, member.name)
-    if member.offset >= 0 and not member.member and member.name.lower().endswith(".tar"):
+    if member.offset >= 0 and not member.member and container_of(member.peek()) in (None, "tar"):
         with _tar_file(url, etag, "") as file:
             stop = member.offset + member.size
             yield from tar_members(file, member.offset, stop, etag, where)
@@ -102,11 +113,11 @@ def members_inside(url: str, etag: str, member: ArchiveMember) -> Iterator[Archi
 
 def inner_of(member: ArchiveMember) -> str:
     """A text that finds an archive's member again: offset, size, what it is, name."""
-    return f"{member.offset}:{member.size}:{member.member}:{member.name}"
+    return json.dumps([member.offset, member.size, member.member, member.name])
 
 
 def _name_of(inner: str) -> str:
-    return inner.split(":", 3)[3] if inner else ""
+    return str(json.loads(inner)[3]) if inner else ""
 
 
 def read_member(url: str, etag: str, place: MemberPlace) -> bytes:
@@ -120,8 +131,10 @@ def read_member(url: str, etag: str, place: MemberPlace) -> bytes:
         return _read_sparse(url, etag, place)
     if place.member:
         return _read_zip_member(url, etag, place)
-    if place.inner or _is_compressed(url):
-        return os.pread(_unpacked(url, etag, place.inner).fileno(), place.size, place.offset)
+    if place.inner or _container(url, etag, "") in _READERS:
+        # By its own name here: a file that the cache lets go is closed, its number another one's.
+        file = _unpacked(url, etag, place.inner)
+        return os.pread(file.fileno(), place.size, place.offset)
     return storage.read(url, place.offset, place.offset + place.size)
 
 
@@ -181,25 +194,42 @@ def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
     """A zip open for random access; one that changes is opened anew."""
     try:
         if inner:
-            return zipfile.ZipFile(os.fdopen(os.dup(_unpacked(url, etag, inner).fileno()), "rb"))
+            return zipfile.ZipFile(_reader(_unpacked(url, etag, inner)))
         return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
     except zipfile.BadZipFile as error:
         where = where_of(url, _name_of(inner))
         raise DatasetError(f"{where}: can't be read ({error}). Is it whole?") from None
 
 
-def _is_zip(url: str, inner: str) -> bool:
-    return (_name_of(inner) or url).lower().endswith(".zip")
-
-
-def _is_compressed(url: str) -> bool:
-    return url.lower().endswith(COMPRESSED_SUFFIXES)
+@lru_cache(maxsize=4096)
+def _container(url: str, etag: str, inner: str) -> str:
+    """What the archive is, by its first bytes; where they say nothing, by its name."""
+    try:
+        with _raw_stream(url, etag, inner) as file:
+            found = container_of(file.read(HEAD_BYTES))
+    except (*ZIP_ERRORS, KeyError, SampleError) as error:
+        if is_shortage(error):
+            raise
+        raise DatasetError(
+            f"{where_of(url, _name_of(inner))}: can't be read ({error}). Is it whole?"
+        ) from None
+    name = (_name_of(inner) or url).lower()
+    by_name = next((kind for suffixes, kind in _NAMED if name.endswith(suffixes)), "tar")
+    return found if found in ("tar", "zip", *_READERS) else by_name
 
 
 def _tar_file(url: str, etag: str, inner: str) -> BinaryIO:
-    if not inner and not _is_compressed(url):
+    if not inner and _container(url, etag, "") == "tar":
         return io.BufferedReader(storage.StorageFile(url), 2**20)
-    return os.fdopen(os.dup(_unpacked(url, etag, inner).fileno()), "rb")
+    return _reader(_unpacked(url, etag, inner))
+
+
+def _reader(file: BinaryIO) -> BinaryIO:
+    """The same file with a place of its own: threads share the one that is cached."""
+    size = os.fstat(file.fileno()).st_size
+    return io.BufferedReader(
+        RangedFile(lambda start, stop: os.pread(file.fileno(), stop - start, start), size), 2**20
+    )
 
 
 def _folder() -> Path:
@@ -266,49 +296,42 @@ def _unpack(url: str, etag: str, inner: str, target: Path) -> None:
 
 def _plain_stream(url: str, etag: str, inner: str) -> Any:
     """The bytes of a tar without its compression; of an archive in an archive likewise."""
+    reader = _READERS.get(_container(url, etag, inner))
+    raw = _raw_stream(url, etag, inner)
+    return reader(raw) if reader else raw
+
+
+def _raw_stream(url: str, etag: str, inner: str) -> Any:
+    """The bytes of an archive, or of an archive in an archive, as they lie there."""
     if not inner:
-        return _decompressing(url, io.BufferedReader(storage.StorageFile(url), 2**23))
-    offset, _, member, name = inner.split(":", 3)
-    if int(offset) < 0:
+        return io.BufferedReader(storage.StorageFile(url), 2**23)
+    offset, size, member, _ = json.loads(inner)
+    if offset < 0:
         archive = _open_zip(url, etag, "")
         if archive.getinfo(member).flag_bits & 1:
             raise SampleError("encrypted", "is encrypted: unpack the archive with its password")
-        raw: Any = archive.open(member)
-    else:
-        file = _tar_file(url, etag, "")
-        file.seek(int(offset))
-        if member == SPARSE:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # read on by the caller
-            raw = tar.extractfile(tar.next())  # type: ignore[arg-type]
-        else:
-            raw = io.BufferedReader(_Section(file, int(inner.split(":", 2)[1])))
-    return _decompressing(name, raw)
+        return archive.open(member)
+    file = _tar_file(url, etag, "")
+    if member == SPARSE:
+        file.seek(offset)
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # read on by the caller
+        return tar.extractfile(tar.next())  # type: ignore[arg-type]
+    return io.BufferedReader(section(file, offset, offset + size))
 
 
-class _Section(io.RawIOBase):
-    """The next `size` bytes of a file."""
+def _zstandard(raw: Any) -> Any:
+    import pyarrow as pa
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._left = file, size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(min(len(buffer), self._left))
-        buffer[: len(data)] = data
-        self._left -= len(data)
-        return len(data)
+    return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
 
 
-def _decompressing(name: str, raw: Any) -> Any:
-    name = name.lower()
-    if name.endswith((".bz2", ".tbz", ".tbz2")):
-        return bz2.open(raw)
-    if name.endswith((".xz", ".txz", ".lzma")):
-        return lzma.open(raw)
-    if name.endswith((".zst", ".tzst")):
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
-    return gzip.open(raw) if name.endswith((".gz", ".tgz")) else raw
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": _zstandard,
+}  # fmt: skip
+_NAMED = (
+    (".zip", "zip"),
+    ((".gz", ".tgz"), "gzip"),
+    ((".bz2", ".tbz", ".tbz2"), "bzip2"),
+    ((".xz", ".txz", ".lzma"), "xz"),
+    ((".zst", ".tzst"), "zstd"),
+)

@@ -14,14 +14,21 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.data.image_kinds import HEAD_BYTES, judge, needs_head
+from pipeline.data.image_kinds import HEAD_BYTES, is_apple_double, judge, needs_head
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.nearest import did_you_mean
-from pipeline.sources.archives import is_archive, members_inside, members_of, without_archive_suffix
+from pipeline.sources.archives import (
+    is_archive,
+    is_unnamed_archive,
+    members_inside,
+    members_of,
+    without_archive_suffix,
+)
+from pipeline.sources.input_lists import listed_inputs
 from pipeline.sources.members import ArchiveMember
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.table_rows import is_list, is_table
-from pipeline.sources.tables import holds_images, image_rows, listed_inputs
+from pipeline.sources.tables import holds_images, image_rows
 
 _GLOB_SIGNS = "*?["
 _PEEKED = 512
@@ -65,15 +72,18 @@ def list_sources(urls: Iterable[str], listing: Listing | None = None) -> Iterato
             listing.seen += 1
             yield file
         if empty:
-            raise DatasetError(_emptiness(url, listing.others.total() - others))
+            raise DatasetError(_emptiness(url, listing, listing.others.total() - others))
 
 
-def _emptiness(url: str, others: int) -> str:
+def _emptiness(url: str, listing: Listing, others: int) -> str:
     glob = any(sign in url for sign in _GLOB_SIGNS)
+    column = listing.image_column
     return (
         f"{storage.shown(url)}: holds no images"
         + (f" among {others} other files" if others else "")
         + (", read as a glob: nothing is called exactly so" if glob else "")
+        + (f"; no table has the column {column!r} (`--image-column`)" if column else "")
+        + (". A list of paths is a .csv whose first line is `path`" if url.endswith(".txt") else "")
         + ". JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, JPEG 2000 count, also inside .tar, .tar.gz, "
         ".zip, and an image column of .parquet or .arrow. Give another `--source URL`."
     )
@@ -122,7 +132,7 @@ def _list_source(url: str, listing: Listing) -> Iterator[SourceFile]:
         yield from listed_inputs(url, listing.below)
     elif is_table(url) and storage.exists(url):
         yield from _files(url.rpartition("/")[0], [storage.stat(url)], listing)
-    elif is_archive(url) and storage.exists(url):
+    elif storage.exists(url) and (is_archive(url) or is_unnamed_archive(url)):
         info = storage.stat(url)
         yield from _members(info.url, info.etag or "", "", listing)
     elif storage.exists(url):  # one file, which may be an image
@@ -169,8 +179,11 @@ def _rows(item: storage.ObjectInfo, path: str, listing: Listing) -> Iterator[Sou
     rows = image_rows(item.url, item, prefix, listing.image_column)
     if rows is None:
         listing.others[PurePosixPath(path).suffix.lower()] += 1
-    else:
-        yield from rows
+        return
+    for row in rows.files:
+        # The law counts images; what a table holds besides is told once for each row, too.
+        listing.others.update(f"column {name}" for name in rows.dropped)
+        yield row
 
 
 def _is_unclear(item: storage.ObjectInfo) -> bool:
@@ -192,12 +205,11 @@ def _is_hidden(path: str) -> bool:
 
 def _judged(file: SourceFile, head: Callable[[], bytes], listing: Listing) -> Iterator[SourceFile]:
     """The input, if it could be an image; else it is counted."""
-    path = PurePosixPath(file.path)
-    # macOS writes what its files have beside their bytes as `._name`, also into archives.
-    if path.name.startswith("._") and head()[:4] in (b"\0\5\x16\7", b"\0\5\x16\0", b""):
+    name = file.path.rstrip("/").rpartition("/")[2]
+    if is_apple_double(name, head):
         listing.others["._"] += 1
         return
-    verdict, kind = judge(path.name, head)
+    verdict, kind = judge(name, head)
     if is_archive(file.path):  # a hidden one: it is not looked into
         verdict = "ignored"
     if verdict == "beside":

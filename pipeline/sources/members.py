@@ -1,14 +1,17 @@
 """What lies in a tar or zip: every member, links followed, tars joined by `cat` read on."""
 
 import io
+import itertools
 import posixpath
 import stat as file_modes
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, Literal
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES
@@ -20,6 +23,10 @@ _PIECE = 2**20
 """Copied at a time: a member of any size passes through 1 MiB of memory."""
 _MOST_HOPS = 40
 """As many links after one another as Linux follows."""
+_MOST_LINKED = 10**6
+"""Names that links to folders may make: links in folders of links double with each level."""
+_DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+_LISTING_OF_A_FOLDER = b"D"
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 """What reading one member raises: damaged, encrypted, packed in a way that Python can't undo."""
 
@@ -50,26 +57,52 @@ class ArchiveMember:
     """Its first bytes; to be called before the next member is asked for."""
 
 
-class _Window(io.RawIOBase):
-    """Bytes [start, stop) of a file, as a file."""
+class RangedFile(io.RawIOBase):
+    """What `read(start, stop)` gives, as a file of `size` bytes with a place of its own."""
 
-    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, stop - start, 0
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a byte; nothing is read yet."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
+        """The next byte's position."""
         return self._at
 
     def read(self, size: int = -1) -> bytes:
+        """Bytes from here on; fewer than asked for at the end."""
         left = max(self._size - self._at, 0)
-        self._file.seek(self._start + self._at)
-        data = self._file.read(left if size < 0 else min(size, left))
+        data = self._read(self._at, self._at + (left if size < 0 else min(size, left)))
         self._at += len(data)
         return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills `buffer` from here on."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def section(file: BinaryIO, start: int, stop: int) -> RangedFile:
+    """Bytes [start, stop) of a file, as a file."""
+
+    def read(first: int, last: int) -> bytes:
+        file.seek(start + first)
+        return file.read(last - first)
+
+    return RangedFile(read, stop - start)
 
 
 def tar_members(
@@ -90,8 +123,8 @@ def tar_members(
 
 
 def _tar_member(file: BinaryIO, base: int, info: tarfile.TarInfo, etag: str) -> ArchiveMember:
-    if not info.isreg():
-        kind: Literal["folder", "other"] = "folder" if info.isdir() else "other"
+    if not _has_bytes(info):
+        kind: Literal["folder", "other"] = "other" if info.type in _DEVICES else "folder"
         return ArchiveMember(info.name, 0, etag, kind=kind)
     if info.issparse():
         return ArchiveMember(info.name, info.size, etag, base + info.offset, SPARSE)
@@ -104,6 +137,12 @@ def _tar_member(file: BinaryIO, base: int, info: tarfile.TarInfo, etag: str) -> 
     return ArchiveMember(info.name, info.size, etag, offset, peek=peek)
 
 
+def _has_bytes(info: tarfile.TarInfo) -> bool:
+    """POSIX: a member of a type that one does not know is a file like any other."""
+    known = (*_DEVICES, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, _LISTING_OF_A_FOLDER)
+    return info.type not in known
+
+
 def tar_headers(
     file: BinaryIO, start: int, stop: int, where: str
 ) -> Iterator[tuple[int, tarfile.TarInfo]]:
@@ -112,9 +151,9 @@ def tar_headers(
     while following is not None:
         base = following
         try:
-            with tarfile.open(fileobj=_Window(file, base, stop), mode="r:") as tar:
+            with tarfile.open(fileobj=section(file, base, stop), mode="r:") as tar:
                 for info in tar:
-                    if info.isreg() and not info.issparse():
+                    if _has_bytes(info) and not info.issparse():
                         _check_whole(base + info.offset_data + info.size, stop, info.name, where)
                     yield base, info
                     tar.members = []  # type: ignore[attr-defined]  # it keeps all headers otherwise
@@ -145,12 +184,14 @@ def _check_whole(end: int, stop: int, name: str, where: str) -> None:
 def check_tar_end(tail: bytes, end: int, where: str) -> None:
     """A tar ends with two blocks of zeros, here at `end`, where its reader found no header.
 
-    Raises `DatasetError`: every reader takes a tar that was cut at a header for a shorter one.
+    One is enough where the file ends with it: no member lay behind. Raises `DatasetError`: every
+    reader takes a tar that was cut at a header for a shorter one.
     """
-    if tail != bytes(2 * BLOCK):
+    if len(tail) < BLOCK or any(tail):
+        written = "" if tail else f" Was it written so, end it: head -c 1024 /dev/zero >> {where}"
         raise DatasetError(
             f"{where}: has no end mark after byte {end:,}: it was cut short at a "
-            "member's border, or damaged there. Copy it again."
+            f"member's border, or damaged there. Copy it again.{written}"
         )
 
 
@@ -195,21 +236,53 @@ def _followed(
 def followed(
     files: dict[str, ArchiveMember], links: dict[str, str], etag: str
 ) -> Iterator[ArchiveMember]:
-    """What each link leads to: one file, all files of a folder, or nothing (`dangling`)."""
-    for name, target in links.items():
-        found = _resolve(target, links)
-        if found in files:
-            yield replace(files[found], name=name, linked=True)
-            continue
-        below = f"{found}/"
-        inside = [path for path in files if found is not None and path.startswith(below)]
-        if not inside or f"{name}/".startswith(below):
-            yield ArchiveMember(name, 0, etag, kind="dangling")
-        for path in inside if not f"{name}/".startswith(below) else ():
-            yield replace(files[path], name=f"{name}/{path.removeprefix(below)}", linked=True)
+    """What each link leads to: one file, all that lies in a folder, or nothing (`dangling`).
+
+    Raises `DatasetError` for links that lead to more names than any archive of images has.
+    """
+    tree = _Tree(files, links, etag, sorted({*files, *links}))
+    for name in links:
+        yield from tree.reached(name, links[name], frozenset())
 
 
-def _resolve(path: str, links: dict[str, str]) -> str | None:
+@dataclass(frozen=True)
+class _Tree:
+    """An archive's files and links by normal names, of which `names` are all, sorted."""
+
+    files: Mapping[str, ArchiveMember]
+    links: Mapping[str, str]
+    etag: str
+    names: list[str]
+    made: Iterator[int] = field(default_factory=itertools.count)
+
+    def reached(self, name: str, target: str, above: frozenset[str]) -> Iterator[ArchiveMember]:
+        """What a link called `name` leads to; `above` are folders that it must not lead into."""
+        if next(self.made) > _MOST_LINKED:
+            raise DatasetError(
+                f"{name}: links to folders make over {_MOST_LINKED:,} names. Unpack the archive, "
+                "remove those links, and pack the folder."
+            )
+        found = _resolve(target, self.links) or ""
+        if found in self.files:
+            yield replace(self.files[found], name=name, linked=True)
+            return
+        inside = [] if not found or found in above else self._below(found)
+        if not inside or f"{name}/".startswith(f"{found}/"):
+            yield ArchiveMember(name, 0, self.etag, kind="dangling")
+            return
+        for path in inside:
+            place = f"{name}/{path[len(found) + 1 :]}"
+            if path in self.links:
+                yield from self.reached(place, self.links[path], above | {found})
+            else:
+                yield replace(self.files[path], name=place, linked=True)
+
+    def _below(self, folder: str) -> list[str]:
+        first = bisect_left(self.names, f"{folder}/")
+        return self.names[first : bisect_left(self.names, f"{folder}0")]  # `0` follows on `/`
+
+
+def _resolve(path: str, links: Mapping[str, str]) -> str | None:
     """Where a path leads, its folders being links too; None outside of the archive, or in rings."""
     for _ in range(_MOST_HOPS):
         path = posixpath.normpath(path)
@@ -231,12 +304,12 @@ def zip_members(archive: zipfile.ZipFile) -> Iterator[ArchiveMember]:
 
     Where no name has a `/`, which the format demands, Windows wrote `\\` instead.
     """
-    infos = archive.infolist()
-    windows = not any("/" in info.filename for info in infos)
+    names = [_zip_name(info) for info in archive.infolist()]
+    if not any("/" in name for name in names):
+        names = [name.replace("\\", "/") for name in names]
     files: dict[str, ArchiveMember] = {}
     links: dict[str, str] = {}
-    for info in infos:
-        name = info.filename.replace("\\", "/") if windows else info.filename
+    for info, name in zip(archive.infolist(), names, strict=True):
         member = _zip_member(archive, info, name)
         if file_modes.S_ISLNK(info.external_attr >> 16):
             links[posixpath.normpath(name)] = posixpath.join(
@@ -245,11 +318,33 @@ def zip_members(archive: zipfile.ZipFile) -> Iterator[ArchiveMember]:
             continue
         yield member
     if links:
-        for info in infos:
-            name = info.filename.replace("\\", "/") if windows else info.filename
+        for info, name in zip(archive.infolist(), names, strict=True):
             if posixpath.normpath(name) not in links and not name.endswith("/"):
                 files[posixpath.normpath(name)] = _zip_member(archive, info, name)
         yield from followed(files, links, "")
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """macOS writes names in UTF-8 without the flag that says so: Python takes them for cp437.
+
+    Others write them as Windows would, and in UTF-8 in a field beside.
+    """
+    if info.flag_bits & _UTF8_FLAG or info.filename.isascii():
+        return info.filename
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH and length > 5:
+            return extra[9 : 4 + length].decode(errors="replace")
+        extra = extra[4 + length :]
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
+
+
+# PKWARE's APPNOTE.TXT, 4.4.4 (bit 11) and 4.6.9.
+_UTF8_FLAG, _UNICODE_PATH = 0x800, 0x7075
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> ArchiveMember:
@@ -261,7 +356,8 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> A
         try:
             with archive.open(info) as file:
                 # A link's target may be as long as a path.
-                return file.read(4096 if file_modes.S_ISLNK(info.external_attr >> 16) else 64)
+                link = file_modes.S_ISLNK(info.external_attr >> 16)
+                return file.read(4096 if link else HEAD_BYTES)
         except ZIP_ERRORS:
             return b""
 

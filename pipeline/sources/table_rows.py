@@ -12,7 +12,8 @@ from pipeline.errors import DatasetError, is_shortage
 from pipeline.storage.tables import FAULTS
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-ARROW_SUFFIXES = (".parquet", ".arrow", ".feather")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+ARROW_SUFFIXES = (*PARQUET_SUFFIXES, ".arrow", ".feather", ".ipc")
 _BATCH_ROWS = 4096
 """Of a table at a time in memory: rows are few bytes, but images stand in some."""
 _MOST_FIELD_BYTES = 2**24
@@ -24,6 +25,11 @@ Row = Mapping[str, Any]
 def is_table(url: str) -> bool:
     """By its suffix: one whose rows may hold images."""
     return url.lower().endswith(ARROW_SUFFIXES)
+
+
+def is_parquet(url: str) -> bool:
+    """By its suffix."""
+    return url.lower().endswith(PARQUET_SUFFIXES)
 
 
 def is_list(url: str) -> bool:
@@ -55,7 +61,7 @@ def read_rows(url: str, texts: Collection[str]) -> Iterator[Row]:
             f"{storage.shown(url)}: {_encoding_of(url)} at byte {error.start} of a piece "
             f"({error.object[error.start : error.start + 4]!r}). Save it as UTF-8."
         ) from None
-    except (*FAULTS, csv.Error) as error:
+    except FAULTS as error:
         if is_shortage(error):
             raise
         raise DatasetError(f"{storage.shown(url)}: can't be read as a table: {error}.") from None
@@ -86,10 +92,11 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[dict[str, str]]:
     csv.field_size_limit(_MOST_FIELD_BYTES)
     with _text_file(url) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = [name.strip() for name in next(reader, [])]
+        rows = _told_lines(reader, url)
+        header = [name.strip() for name in next(rows, [])]
         if len(set(header)) != len(header):
             raise DatasetError(f"{storage.shown(url)}: its header names a column twice: {header}.")
-        for cells in reader:
+        for cells in rows:
             if not cells:
                 continue
             if len(cells) != len(header):
@@ -98,6 +105,15 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[dict[str, str]]:
                     f"header {len(header)} ({', '.join(header)}). Quote what holds a {delimiter!r}."
                 )
             yield dict(zip(header, cells, strict=True))
+
+
+def _told_lines(reader: Any, url: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DatasetError(
+            f"{storage.shown(url)}: line {reader.line_num}: {error}. Is a quote left open?"
+        ) from None
 
 
 def _column_kinds(
@@ -137,19 +153,23 @@ def _read_jsonl(url: str) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
+                if "\\ud" in line.lower():
+                    json.dumps(row, ensure_ascii=False).encode()  # raises for half a character
             except (ValueError, RecursionError) as error:
                 raise DatasetError(
                     f"{storage.shown(url)}: line {number} is no JSON ({error})."
                 ) from None
             if not isinstance(row, dict):
-                raise DatasetError(f"{storage.shown(url)}: line {number} is no JSON object.")
+                raise DatasetError(
+                    f"{storage.shown(url)}: line {number} is no JSON object: write one a line."
+                )
             yield {name.strip(): value for name, value in row.items()}
 
 
 def _arrow_batches(url: str) -> Iterator[Any]:
     from pyarrow import parquet
 
-    if url.lower().endswith(".parquet"):
+    if is_parquet(url):
         with parquet.ParquetFile(open_arrow(url)) as file:
             yield from file.iter_batches(_BATCH_ROWS)
         return

@@ -1,37 +1,30 @@
-"""Tables as sources: rows that hold an image (Parquet, Arrow), or name one (also CSV, JSON lines).
+"""Tables whose rows hold images (Parquet, Arrow), as sources.
 
-Rows with images are read a row group at a time, and packed in groups: a group is read once or
-twice, not once for each of its rows.
+Rows are packed in groups, and a group is read forward, a few rows at a time: however large it is,
+little of it is in memory.
 """
 
 import json
-import posixpath
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.image_kinds import kind_of
-from pipeline.errors import AccessDeniedError, DatasetError, ObjectNotFoundError, SampleError
+from pipeline.data.image_kinds import HEAD_BYTES, kind_of
+from pipeline.errors import DatasetError, SampleError, is_shortage
 from pipeline.sources.annotations import (
     LABEL_COLUMNS,
     Annotation,
     annotation_of,
-    read_annotations,
     text_of,
 )
+from pipeline.sources.group_rows import ARROW_ERRORS, GroupRows
 from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
-from pipeline.sources.table_rows import arrow_batches, is_table, open_arrow
+from pipeline.sources.table_rows import arrow_batches, is_parquet, is_table, open_arrow
 
-_STAT_THREADS = 32
-"""Each waits for storage to say a size."""
-_STAT_ROWS = 4096
-"""Asked for together, and told in the table's order."""
 _GROUPS_KEPT = 2
 """Row groups in memory, which may be large: rows are read in order, so two are enough."""
 _BYTES, _PATH = "bytes", "path"
@@ -55,9 +48,17 @@ class _Layout:
     dropped: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ImageRows:
+    """The rows of a table, and which of its columns of bytes are left out."""
+
+    files: Iterator[SourceFile]
+    dropped: tuple[str, ...]
+
+
 def image_rows(
     url: str, info: storage.ObjectInfo, prefix: str, named: str | None
-) -> Iterator[SourceFile] | None:
+) -> ImageRows | None:
     """The rows of a table that holds images, None for any other table.
 
     `named` is the image's column, where the user says so. A row's path is the table's without
@@ -65,9 +66,20 @@ def image_rows(
     """
     try:
         layout = _layout(url, info.etag or "", named)
-    except _arrow_errors() as error:
+    except ARROW_ERRORS as error:
+        if is_shortage(error):
+            raise
         raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
-    return None if layout is None else _image_rows(info, prefix, layout)
+    return layout and ImageRows(_readable(url, _image_rows(info, prefix, layout)), layout.dropped)
+
+
+def _readable(url: str, rows: Iterator[SourceFile]) -> Iterator[SourceFile]:
+    try:
+        yield from rows
+    except (*ARROW_ERRORS, UnicodeDecodeError) as error:
+        if is_shortage(error):
+            raise
+        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
 
 
 def _image_rows(info: storage.ObjectInfo, prefix: str, layout: _Layout) -> Iterator[SourceFile]:
@@ -97,7 +109,7 @@ def _groups(
     def named(values: list[Any]) -> list[str | None]:
         return [_label_of(value, layout.classes) for value in values]
 
-    if not info.url.lower().endswith(".parquet"):
+    if not is_parquet(info.url):
         for number, batch in arrow_batches(info.url):
             size = batch.nbytes // max(batch.num_rows, 1)
             labels = batch[layout.label].to_pylist() if layout.label else [None] * batch.num_rows
@@ -114,30 +126,20 @@ def _groups(
 
 
 def _label_of(value: Any, classes: Sequence[str]) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
-        return classes[value]
+    """A class by its name; `datasets` writes -1 for none."""
+    if classes and isinstance(value, int) and not isinstance(value, bool):
+        return classes[value] if 0 <= value < len(classes) else None
     return text_of(value)
 
 
 @lru_cache(maxsize=256)
 def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
     import pyarrow as pa
-    from pyarrow import parquet
 
-    if url.lower().endswith(".parquet"):
-        with parquet.ParquetFile(open_arrow(url)) as file:
-            schema = file.schema_arrow
-            head = next(file.iter_batches(1), None) if _binaries(schema) else None
-    else:
-        head = next((batch for _, batch in arrow_batches(url)), None)
-        if head is None:
-            return None
-        schema = head.schema
-    columns = [
-        field.name
-        for field in schema
-        if (named is None and _is_image(field, head)) or field.name == named
-    ]
+    schema = _schema(url)
+    if schema is None or (named is not None and named not in schema.names):
+        return None
+    columns = [named] if named else _image_columns(url, schema)
     if not columns:
         return None
     if len(columns) > 1:
@@ -145,33 +147,91 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
             f"{storage.shown(url)}: has images in the columns {', '.join(columns)}. Name the one "
             "to pack with `--image-column`."
         )
+    image = schema.field(columns[0])
+    if pa.types.is_nested(image.type) and not _is_image(image):
+        raise DatasetError(
+            f"{storage.shown(url)}: the column {columns[0]} holds lists of images. Write a row for "
+            "each image."
+        )
     lower = {name.lower(): name for name in schema.names}
     label = next((lower[name] for name in LABEL_COLUMNS if name in lower), None)
-    dropped = tuple(f.name for f in schema if pa.types.is_binary(f.type) and f.name != columns[0])
-    return _Layout(columns[0], label, _classes(schema, label), dropped)
+    if label is not None and pa.types.is_nested(schema.field(label).type):
+        label = None  # several labels are no class: a column like any other
+    dropped = tuple(f.name for f in schema if _has_bytes(f) and f.name != image.name)
+    return _Layout(image.name, label, _classes(schema, label), dropped)
 
 
-def _binaries(schema: Any) -> list[str]:
+def _schema(url: str) -> Any:
+    """None for a stream without a single batch."""
+    from pyarrow import parquet
+
+    if is_parquet(url):
+        with parquet.ParquetFile(open_arrow(url)) as file:
+            return file.schema_arrow
+    return next((batch.schema for _, batch in arrow_batches(url)), None)
+
+
+def _image_columns(url: str, schema: Any) -> list[str]:
+    """Structs of bytes and path, as the `datasets` library has them, and bytes that are an image.
+
+    One that holds lists of such counts only where nothing else does.
+    """
     import pyarrow as pa
 
-    return [
-        field.name
-        for field in schema
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-    ]
+    unsure = [f.name for f in schema if _is_binary(f.type)]
+    found = {f.name for f in schema if _is_image(f)} | _with_images(url, unsure)
+    if found:
+        return [name for name in schema.names if name in found]
+    lists = [f for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)]
+    return [f.name for f in lists if _is_image(f.type.value_field)]
 
 
-def _is_image(field: Any, head: Any) -> bool:
-    """A struct of bytes and path, as the `datasets` library has it, or bytes that are an image."""
+def _with_images(url: str, columns: list[str]) -> set[str]:
+    """Which of these columns of bytes hold an image among their first values."""
+    from pyarrow import parquet
+
+    if not columns:
+        return set()
+    with ExitStack() as cleanup:
+        if is_parquet(url):
+            file = cleanup.enter_context(parquet.ParquetFile(open_arrow(url)))
+            batches = file.iter_batches(_LOOKED_AT_ONCE, columns=columns)
+        else:
+            batches = (batch.slice(0, _MOST_LOOKED_AT) for _, batch in arrow_batches(url))
+        found: set[str] = set()
+        looked = 0
+        for batch in batches:
+            for name in columns:
+                values = (value.as_py() for value in batch[name])
+                if any(value and kind_of(value[:HEAD_BYTES]) for value in values):
+                    found.add(name)
+            looked += batch.num_rows
+            if found or looked >= _MOST_LOOKED_AT:
+                break
+    return found
+
+
+_LOOKED_AT_ONCE, _MOST_LOOKED_AT = 8, 1024
+"""Rows: the first may be empty, or broken."""
+
+
+def _is_binary(kind: Any) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_struct(field.type):
-        return {_BYTES, _PATH} <= {field.type.field(n).name for n in range(field.type.num_fields)}
-    binary = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-    if not binary or head is None or not head.num_rows:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_image(field: Any) -> bool:
+    """Whether this is a struct with bytes, as the `datasets` library has an image."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(field.type):
         return False
-    value = head[field.name][0].as_py()
-    return value is not None and kind_of(value[:64]) is not None
+    return any(inside.name == _BYTES and _is_binary(inside.type) for inside in field.type)
+
+
+def _has_bytes(field: Any) -> bool:
+    return _is_binary(field.type) or _is_image(field)
 
 
 def _classes(schema: Any, label: str | None) -> tuple[str, ...]:
@@ -188,15 +248,30 @@ def read_table_row(file: SourceFile, named: str | None) -> TableRow:
 
     Raises `SampleError` for one that has no bytes, or whose table is another one by now.
     """
-    table, layout = _read_group(file.url, file.etag, int(file.inner), named)
-    if file.offset >= table.num_rows:
-        raise SampleError("changed", f"its row group holds {table.num_rows} rows now")
-    row = table.slice(file.offset, 1).to_pylist()[0]
+    group = int(file.inner)
+    try:
+        layout = _layout(file.url, file.etag, named)
+        if layout is None:
+            raise SampleError("changed", "its table holds no images any more")
+        found = _rows_of(file.url, file.etag, group, layout).take(file.offset)
+    except ARROW_ERRORS as error:
+        if is_shortage(error):
+            raise
+        raise SampleError("archive", f"row group {group} can't be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise SampleError("corrupt", f"a text of its row is not UTF-8: {error}") from None
+    if found is None:
+        raise SampleError("changed", f"its row group has no row {file.offset} any more")
+    row = dict(found)
     image = row.pop(layout.image)
     data = image.get(_BYTES) if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         path = image.get(_PATH) if isinstance(image, dict) else image
-        raise SampleError("missing", f"its row holds no bytes, but {path!r}")
+        raise SampleError(
+            "missing",
+            f"its row holds no bytes, but {path!r}: write the images into the table, or list their "
+            "paths in a column `path`",
+        )
     if len(data) > MAX_FILE_BYTES:
         raise SampleError("bomb", f"{len(data)} bytes, over {MAX_FILE_BYTES}")
     if layout.label:
@@ -206,94 +281,22 @@ def read_table_row(file: SourceFile, named: str | None) -> TableRow:
     return TableRow(data, annotation_of(row))
 
 
-_reading = threading.Lock()
-
-
-def _read_group(url: str, etag: str, group: int, named: str | None) -> tuple[Any, _Layout]:
-    with _reading:  # one thread reads, the others find it
-        try:
-            return _read_group_once(url, etag, group, named)
-        except _arrow_errors() as error:
-            raise SampleError("archive", f"row group {group} can't be read: {error}") from None
-
-
 @lru_cache(maxsize=_GROUPS_KEPT)
-def _read_group_once(url: str, etag: str, group: int, named: str | None) -> tuple[Any, _Layout]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    layout = _layout(url, etag, named)
-    if layout is None:
-        raise SampleError("changed", "its table holds no images any more")
-    if url.lower().endswith(".parquet"):
-        with parquet.ParquetFile(open_arrow(url)) as file:
-            if group >= file.metadata.num_row_groups:
-                raise SampleError("changed", "its row group is gone")
-            kept = [name for name in file.schema_arrow.names if name not in layout.dropped]
-            return file.read_row_group(group, kept).combine_chunks(), layout
-    for number, batch in arrow_batches(url):
-        if number == group:
-            return pa.Table.from_batches([batch]).drop_columns(list(layout.dropped)), layout
-    raise SampleError("changed", "its record batch is gone")
-
-
-def _arrow_errors() -> tuple[type[Exception], ...]:
-    import pyarrow as pa
-
-    return (pa.ArrowException, OSError)
-
-
-def listed_inputs(url: str, below: Sequence[str]) -> Iterator[SourceFile]:
-    """The inputs that the rows of a table name, each with the annotation of its row.
-
-    Relative paths begin at the table's folder. Nothing outside of that folder and of the prefixes
-    in `below` is looked at.
-    """
-    folder = url.rpartition("/")[0]
-    prefixes = [storage.absolute(prefix).rstrip("/") for prefix in (*below, folder)]
-    rows = read_annotations(url)
-    with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as pool:
-        while batch := list(islice(rows, _STAT_ROWS)):
-            yield from pool.map(
-                lambda row: _listed(row.path, row.annotation, folder, prefixes), batch
-            )
-
-
-def _listed(path: str, annotation: Annotation, folder: str, prefixes: Sequence[str]) -> SourceFile:
-    target = _target(path, folder)
-    text = annotation.to_text()
-    prefix = next((p for p in prefixes if target.startswith(f"{p}/")), None)
-    if prefix is None:
-        return SourceFile(
-            path, target, 0, "", status="rejected", reason="outside",
-            message=f"{path!r} lies below none of {', '.join(map(storage.shown, prefixes))}",
-        )  # fmt: skip
-    relative = target.removeprefix(f"{prefix}/")
-    try:
-        info = storage.stat(target)
-    except (ObjectNotFoundError, AccessDeniedError) as error:
-        return SourceFile(
-            relative, target, 0, "", status="rejected", reason="missing", message=str(error)
-        )
-    return SourceFile(
-        relative, target, info.size, info.etag or "", given_label=annotation.label, annotation=text
-    )
-
-
-def _target(path: str, folder: str) -> str:
-    """The URL that a row means, without `.` and `..`."""
-    if "://" in path:
-        scheme, _, rest = path.partition("://")
-        if scheme == "file":
-            return posixpath.normpath(rest)
-        return f"{scheme}://{posixpath.normpath(rest)}"
-    if path.startswith("/") and "://" not in folder:
-        return posixpath.normpath(path)
-    scheme, sign, rest = folder.rpartition("://")
-    return f"{scheme}{sign}{posixpath.normpath(posixpath.join(rest, path.lstrip('/')))}"
+def _rows_of(url: str, etag: str, group: int, layout: _Layout) -> GroupRows:
+    return GroupRows(url, group, layout.dropped)
 
 
 def holds_images(url: str, named: str | None) -> bool:
-    """Whether a source that is a table holds images itself, instead of naming them."""
-    info = storage.stat(url)
-    return is_table(url) and image_rows(url, info, "", named) is not None
+    """Whether a source that is a table holds images itself, instead of naming them.
+
+    Raises `DatasetError` for one without the column `named`.
+    """
+    if not is_table(url):
+        return False
+    found = image_rows(url, storage.stat(url), "", named) is not None
+    if named and not found:
+        raise DatasetError(
+            f"{storage.shown(url)}: has no column {named!r} (`--image-column`), but "
+            f"{', '.join(_schema(url).names)}."
+        )
+    return found

@@ -4,16 +4,28 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.support.killing import ROOT
 
 
-def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["folder", "tar", "parquet"])
+def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(
+    tmp_path: Path, form: str
+) -> None:
     for seed in range(3):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{seed}.jpg")
-    command = ["tests/benchmarks/packing.py", "--photos", str(tmp_path), "--copies", "2"]
+    command = [
+        "tests/benchmarks/packing.py",
+        "--photos",
+        str(tmp_path),
+        "--copies",
+        "2",
+        "--form",
+        form,
+    ]
     found = subprocess.run(
         [sys.executable, *command, "--rounds", "1"],
         capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, timeout=120,

@@ -123,7 +123,7 @@ def _leave_unfinished(world: World) -> None:
     state = read_state(output)
     assert state is not None
     with open_inventory() as inventory:
-        inventory.put(ledger_rows(output, state))
+        inventory.ledger.put(ledger_rows(output, state))
         plan = claim(output, make_plan(config, state, inventory, state.generation + 1))
         pack_unit(_Jobs(config, output, plan, None)[0])
 

@@ -7,8 +7,8 @@ from pipeline.config import PreprocessConfig
 from pipeline.data import Dataset
 from pipeline.data.fetch import SampleReader
 from pipeline.data.order import PADDED
+from pipeline.data.preprocess import Augmentation
 from pipeline.data.sample_decoder import DecodeThreads, SampleDecoder
-from pipeline.data.transform import Augmentation
 from tests.support.digit_models import pack_digits
 
 PREPROCESS = PreprocessConfig(image_size=8, channels=1)

@@ -6,13 +6,12 @@ import pytest
 
 from pipeline.data.shard_index import RawSample, ShardIndex
 from pipeline.errors import DatasetError, SampleError
-from pipeline.packing.shard_writer import index_of
+from pipeline.packing.shard_writer import Extent, IndexRow, index_of
 
 ROWS = [
-    {"keys": "a", "extensions": "jpg", "starts": 0, "ends": 1024, "offsets": 512, "sizes": 3,
-     "widths": 5, "heights": 6, "crc32": 2**32 - 1},
-    {"keys": "é", "extensions": "png", "starts": 1024, "ends": 2**40, "offsets": 1536, "sizes": 9},
-]  # fmt: skip
+    IndexRow("a", "jpg", 0, 1024, Extent(512, 3, 2**32 - 1), width=5, height=6),
+    IndexRow("é", "png", 1024, 2**40, Extent(1536, 9, 0)),
+]
 
 
 def test_an_index_reads_back_as_it_was_written() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.stall import describe_threads
+from pipeline.data.loader import describe_threads
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
 from tests.servers import rgw

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.data import Dataset, Loader
-from pipeline.data.transform import load_transform
+from pipeline.data.preprocess import load_transform
 from pipeline.errors import ConfigError, DatasetError
 from tests.support.digit_models import pack_digits
 

@@ -46,16 +46,17 @@ def test_stock_tars_are_adopted_where_they_lie(tmp_path: Path) -> None:
     assert verify_dataset(output, [str(tmp_path)]) == []
 
 
-def test_a_cut_at_any_place_is_found(tmp_path: Path) -> None:
+def test_a_cut_at_any_place_before_the_end_mark_is_found(tmp_path: Path) -> None:
     data = Path(stock_tar(tmp_path / "whole.tar", range(4))).read_bytes()
     index_end = len(data.rstrip(b"\0"))
     end = -(-index_end // 512) * 512
-    for cut in range(256, end + 1024, 256):
+    for cut in range(256, end + 512, 256):
         (tmp_path / "cut.tar").write_bytes(data[:cut])
         with pytest.raises(DatasetError):
             adopt_tar(str(tmp_path / "cut.tar"), "none")
-    (tmp_path / "cut.tar").write_bytes(data[: end + 1024])
-    assert adopt_tar(str(tmp_path / "cut.tar"), "none").record.samples == 4
+    for whole in (end + 512, end + 1024):  # one block of zeros tells that no member lay behind
+        (tmp_path / "cut.tar").write_bytes(data[:whole])
+        assert adopt_tar(str(tmp_path / "cut.tar"), "none").record.samples == 4
 
 
 def test_a_sample_that_is_no_image_does_not_count_and_is_listed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.data import Dataset, image_kinds
 from pipeline.errors import DatasetError
+from pipeline.packing.counts import TableCounts
 from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_odd_inputs import jpeg, packed
 from tests.pipeline.packing.test_pack import config, png, write
@@ -23,9 +24,7 @@ def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_pat
         "000.png": "00", "001.png": "1.10", "002.png": "true", "003.png": "1e3", "004.png": None,
         "005.png": "NA",
     }  # fmt: skip
-    assert result.table == {
-        "rows": 6, "met": 5, "unmatched": 1, "images": 5, "example": "004.PNG",
-    }  # fmt: skip
+    assert result.table == TableCounts(6, met=5, unmatched=1, images=5, example="004.PNG")
     with pytest.raises(DatasetError, match=r"5 of 6 images have a row; 1 of its 6 rows"):
         pack(config(folder, tmp_path / "strict", annotations=str(table), unmatched=0.1))
     assert not (tmp_path / "strict").exists()
@@ -65,9 +64,9 @@ def test_labels_modes_and_sides_are_told(tmp_path: Path) -> None:
         tmp_path / "in", {"a/1.png": png(1), "a/2.png": png(2, (30, 4)), "b/3.png": png(3)}
     )
     found = pack(config(folder, tmp_path / "out")).found
-    assert found["labels"] == {"a": 2, "b": 1}
-    assert found["modes"] == {"RGB": 3}
-    assert (found["smallest_side"], found["largest_side"]) == (4, 30)
+    assert found.labels == {"a": 2, "b": 1}
+    assert found.modes == {"RGB": 3}
+    assert (found.smallest_side, found.largest_side) == (4, 30)
 
 
 def test_rows_of_one_image_that_differ_by_their_caption_are_its_several_captions(

@@ -63,6 +63,7 @@ def test_a_shard_that_goes_to_the_disk_meanwhile_is_the_same_and_a_disk_s_error_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_module, "_SYNC_BYTES", 1000)
+    monkeypatch.setattr(shard_module, "_PIECE_BYTES", 3000)
     samples = [Sample(str(n), "png", bytes([n]) * 700, 1, 1, {"n": n}) for n in range(9)]
     for name, durable in (("plain", False), ("durable", True)):
         with ShardWriter(tmp_path / name, durable=durable) as writer:

@@ -10,13 +10,13 @@ import pytest
 from pipeline import storage
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import StorageError
-from pipeline.packing.inspect_image import ImagePolicy
+from pipeline.packing.inspect_image import PackOptions
 from pipeline.packing.unit import UnitJob, pack_unit, read_receipt, receipt_url, split_of
 from pipeline.sources.annotations import Annotation
 from pipeline.sources.source_file import SourceFile
 from tests.pipeline.packing.test_pack import png, write
 
-POLICY = ImagePolicy("full", "keep", 90, None, 1, 10**6)
+OPTIONS = PackOptions("full", "keep", 90, None, 1, pixel_limit=10**6, holdout=0.0)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def job(tmp_path: Path) -> UnitJob:
     files = (*files[:3], replace(files[3], annotation=said))
     return UnitJob(
         str(tmp_path / "out"), 1, "plan", 0, files, known, {"a": 0, "seven": 7},
-        POLICY, 0.0, 2,
+        OPTIONS, 2,
     )  # fmt: skip
 
 
