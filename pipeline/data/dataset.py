@@ -24,6 +24,7 @@ from pipeline.data.manifest import (
 from pipeline.data.memory import IndexMemory
 from pipeline.data.shard_index import ShardIndex, cut_sample
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.json_value import Json
 from pipeline.masking import printable
 
 _INDEX_THREADS = 16
@@ -43,7 +44,7 @@ class Sample(NamedTuple):
     image: Image.Image
     label: Any
     key: str
-    columns: dict[str, Any]
+    columns: Json
 
 
 @dataclass(frozen=True)

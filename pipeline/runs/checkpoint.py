@@ -53,7 +53,7 @@ Plain: TypeAlias = (
     "| Mapping[int, Plain] | None"
 )
 State: TypeAlias = dict[str, Plain]
-"""What `state_dict` gives of a module, an optimiser or a loader."""
+"""What `state_dict` gives of a module or an optimiser."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Checkpoint:
     ema: State
     optimizer: State
     objective: ObjectiveState
-    order: State
+    order: Json
     points: tuple[Point, ...]
     validations: tuple[Validation, ...]
     scaler: State = field(default_factory=dict)

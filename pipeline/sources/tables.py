@@ -70,7 +70,9 @@ def image_rows(
         if is_shortage(error):
             raise
         raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
-    return layout and ImageRows(_readable(url, _image_rows(info, prefix, layout)), layout.dropped)
+    if layout is None:
+        return None
+    return ImageRows(_readable(url, _image_rows(info, prefix, layout)), layout.dropped)
 
 
 def _readable(url: str, rows: Iterator[SourceFile]) -> Iterator[SourceFile]:
@@ -218,7 +220,7 @@ _LOOKED_AT_ONCE, _MOST_LOOKED_AT = 8, 1024
 def _is_binary(kind: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_image(field: Any) -> bool:

@@ -8,7 +8,7 @@ from pipeline.config import LoaderConfig, PreprocessConfig
 from pipeline.data import Batch, Dataset, Loader
 from pipeline.errors import ConfigError
 from pipeline.evaluation.reading import in_order
-from pipeline.runs.checkpoint import State
+from pipeline.json_value import Json
 from pipeline.runs.run import Run
 from pipeline.training.world import World
 
@@ -39,7 +39,7 @@ def open_pinned(
 
 
 def training_loader(
-    dataset: Dataset, settings: BatchSettings, world: World, order: State | None
+    dataset: Dataset, settings: BatchSettings, world: World, order: Json | None
 ) -> Loader:
     """This rank's part of each batch, from the place `order` on, which a checkpoint kept."""
     loader = Loader(
