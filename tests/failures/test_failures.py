@@ -40,7 +40,7 @@ def marked(failure: Failure) -> object:
     return pytest.param(failure, id=failure.name, marks=marks)
 
 
-@pytest.mark.parametrize("failure", map(marked, ALL))
+@pytest.mark.parametrize("failure", [marked(each) for each in ALL])
 def test_what_the_message_prints_in_backticks_mends_it(failure: Failure, world: World) -> None:
     mended(failure, world)
 
