@@ -8,8 +8,8 @@ def main(config: ExplainConfig) -> Outcome:
     """Measures the model, puts its numbers into words, and writes them where asked."""
     from pipeline.commands.explain import run_explanation
 
-    page, result = run_explanation(config)
-    return Outcome(result, summary=page.splitlines())
+    found = run_explanation(config)
+    return Outcome(found.to_json(), summary=found.text.splitlines())
 
 
 if __name__ == "__main__":

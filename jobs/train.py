@@ -66,7 +66,7 @@ def _elbo(result: "TrainingResult") -> list[str]:
     if result.chosen_step < result.steps:
         lines.append(
             f"the model is that of step {result.chosen_step:,}: no later look at the hold-out was "
-            "better. More images, `--flip` or `--patience` help against it"
+            "better"
         )
     return lines
 

@@ -1,12 +1,10 @@
 """`jobs.evaluate`: a model measured on a dataset, here or by Ray tasks, and its report."""
 
-import math
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -16,14 +14,18 @@ from pipeline.cluster.evaluation_tasks import measure_on_ray
 from pipeline.config import EvaluateConfig
 from pipeline.data import Batch, Dataset
 from pipeline.errors import DatasetError, ModelError
-from pipeline.evaluation.comparison import Candidate, check_comparable, compare
-from pipeline.evaluation.findings import FindingOptions, Findings, find
+from pipeline.evaluation.comparison import Candidate, Comparison, check_comparable, compare
+from pipeline.evaluation.distances import NamedFeatures, named_features
+from pipeline.evaluation.fidelity import load_perception
+from pipeline.evaluation.findings import FindingOptions, Findings, distances_over, find
+from pipeline.evaluation.numbers import Numbers
 from pipeline.evaluation.reading import in_order, read_first
 from pipeline.evaluation.rows import Measured, MeasureOptions, measure
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import draw_comparison
 from pipeline.figures.history import draw_way
 from pipeline.figures.report import draw_report
+from pipeline.json_value import Json
 from pipeline.progress import Progress
 from pipeline.registry.named_models import FinishedRun, load_named
 from pipeline.runs.history import check_history
@@ -31,6 +33,8 @@ from pipeline.vae import VAE
 
 _FIRST = 256
 """Images for pictures, for the split of the gap and to find the one nearest to each sample."""
+_FEATURES_OF, _FEATURES_AT_ONCE = 50_000, 50
+"""Images for distances over a user's features: as many as papers take."""
 _LATENTS = 10_000
 """First images whose posteriors are kept, 2 Z h w numbers each, for statistics of the latents."""
 
@@ -45,7 +49,34 @@ class Evaluated:
     findings: Findings
 
 
-def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evaluation:
+    """What the job found of a model, on which data; `figures`: URLs of its pictures."""
+
+    model: str
+    model_digest: str | None
+    data: str
+    dataset_digest: str
+    numbers: Numbers
+    comparison: Comparison | None
+    figures: Sequence[str]
+
+    def to_json(self) -> Json:
+        """As `evaluation.json` has it."""
+        told = {
+            "model": self.model,
+            "model_digest": self.model_digest,
+            "data": self.data,
+            "dataset_digest": self.dataset_digest,
+            **self.numbers.to_json(),
+            "figures": list(self.figures),
+        }
+        if self.comparison is not None:
+            told["comparison"] = self.comparison.to_json()
+        return told
+
+
+def run_evaluation(config: EvaluateConfig) -> Evaluation:
     """Measures the model (and those it is compared with), draws, and writes `evaluation.json`."""
     dataset = Dataset.open(config.data, None, config.shards_below)
     if len(dataset) == 0:
@@ -53,42 +84,43 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     names = (config.model, *config.compare)
     loaded = {name: load_named(name, config.storage, config.allow_custom) for name in names}
     check_comparable({name: vae for name, (vae, _) in loaded.items()})
-    models = {name: measure_model(name, *found, config, dataset) for name, found in loaded.items()}
-    main = models[config.model]
-    result = {
-        "model": config.model,
-        "model_digest": main.vae.digest,
-        "step": (main.vae.metadata or {}).get("step"),
-        "data": config.data,
-        "dataset_digest": dataset.digest,
-        "likelihood": main.vae.model_config.likelihood,
-        "pixels": math.prod(main.vae.image_shape),
-        **main.findings.numbers,
+    judges = judges_of(config)
+    models = {
+        name: measure_model(Named(name, *found), config, dataset, judges)
+        for name, found in loaded.items()
     }
+    main = models[config.model]
+    comparison, figures = None, []
     if config.compare:
-        result["comparison"] = compare([_candidate(name, models[name]) for name in names])
-    result["figures"] = []
+        comparison = compare([_candidate(name, models[name]) for name in names])
     if config.output is not None:
-        result["figures"] = draw_all(config.output, dataset, main, config.seed)
-        if config.compare:
-            table = result["comparison"]["table"]
-            short = short_names(list(table))
-            named = {short[name]: row for name, row in table.items()}
+        figures = draw_all(config.output, dataset, main, config.seed)
+        if comparison is not None:
+            short = short_names(list(comparison.table))
+            named = {short[name]: asdict(row) for name, row in comparison.table.items()}
             picture = to_png(draw_comparison, named)
-            result["figures"].append(_publish(config.output, "comparison.png", picture))
-        result["kl_per_dimension"] = main.findings.kl_per_dimension.tolist()
-        storage.publish(
-            storage.join(config.output, "evaluation.json"), storage.canonical_json(result)
-        )
-        del result["kl_per_dimension"]
-    return result
+            figures.append(_publish(config.output, "comparison.png", picture))
+    found = Evaluation(
+        model=config.model,
+        model_digest=main.vae.digest,
+        data=config.data,
+        dataset_digest=dataset.digest,
+        numbers=main.findings.numbers,
+        comparison=comparison,
+        figures=figures,
+    )
+    if config.output is not None:
+        report = {**found.to_json(), "kl_per_dimension": main.findings.kl_per_dimension.tolist()}
+        url = storage.join(config.output, "evaluation.json")
+        storage.publish(url, storage.canonical_json(report))
+    return found
 
 
 def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list[str]:
     """Publishes every picture of a model below `output`; returns their URLs."""
     first = read_first(dataset, model.vae, _FIRST)
     found = model.findings.numbers
-    gap = (found["posterior_gap"], found["gap"]["how"])
+    gap = (found.posterior_gap, found.gap.how)
     pictures = chain(
         draw_report(model.vae, model.measured, model.findings, first, seed),
         draw_way(model.run.run, gap) if model.run else (),
@@ -96,10 +128,39 @@ def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list
     return [_publish(output, name, picture) for name, picture in pictures]
 
 
+@dataclass(frozen=True)
+class Named:
+    """A model under the name it was asked for, and the run that it was named by, if it was."""
+
+    name: str
+    vae: VAE
+    run: FinishedRun | None
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What to find, and the user's network for distances of sets, if there is one."""
+
+    finding: FindingOptions
+    features: NamedFeatures | None
+
+
+def judges_of(config: EvaluateConfig) -> Judges:
+    """A network or weights that are not there are refused before anything is measured."""
+    finding = FindingOptions(
+        config.seed,
+        config.importance_samples,
+        config.bound_images,
+        load_perception(config.lpips) if config.lpips else None,
+    )
+    return Judges(finding, named_features(config.features) if config.features else None)
+
+
 def measure_model(
-    name: str, vae: VAE, run: FinishedRun | None, config: EvaluateConfig, dataset: Dataset
+    named: Named, config: EvaluateConfig, dataset: Dataset, judges: Judges
 ) -> Evaluated:
     """Measures a model on every image, here or on Ray, and finds all numbers."""
+    vae, run = named.vae, named.run
     if run is not None:
         check_history(run.run)
     options = MeasureOptions(config.importance_samples, config.seed, config.batch_size, _LATENTS)
@@ -112,15 +173,20 @@ def measure_model(
         raise DatasetError(f"{config.data}: none of its images can be read.")
     if not np.isfinite(measured.column("elbo")).any():
         raise ModelError(
-            f"{name}: its ELBO is not finite on any image of {config.data}: its weights have "
+            f"{named.name}: its ELBO is not finite on any image of {config.data}: its weights have "
             "diverged. Take an earlier checkpoint, or train with a lower "
             "`--optimizer.learning-rate RATE`."
         )
     first = read_first(dataset, vae, _FIRST)
-    finding = FindingOptions(
-        config.seed, config.importance_samples, config.bound_images, config.features
-    )
-    return Evaluated(vae, run, measured, find(vae, measured, first, finding))
+    found = find(vae, measured, first, judges.finding)
+    if judges.features is not None:
+        with closing(in_order(dataset, vae.preprocess, _FEATURES_AT_ONCE)) as loader:
+            batches = islice(loader, _FEATURES_OF // _FEATURES_AT_ONCE)
+            distances = distances_over(
+                vae, batches, judges.features, config.seed, _FEATURES_AT_ONCE
+            )
+        found = replace(found, numbers=replace(found.numbers, distances=distances))
+    return Evaluated(vae, run, measured, found)
 
 
 def _measure_here(vae: VAE, dataset: Dataset, options: MeasureOptions) -> Measured:

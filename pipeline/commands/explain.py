@@ -1,29 +1,36 @@
 """`jobs.explain`: a run or a model is measured, and its numbers are put into words."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 
 from pipeline import storage
-from pipeline.commands.evaluate import Evaluated, draw_all, measure_model
+from pipeline.commands.evaluate import (
+    Evaluated,
+    Named,
+    draw_all,
+    judges_of,
+    measure_model,
+)
 from pipeline.config import EvaluateConfig, ExplainConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluation.findings import mean_and_error, surgery
-from pipeline.evaluation.health import check_health
+from pipeline.evaluation.numbers import Numbers, TrainingMeans
 from pipeline.evaluation.reading import in_order
 from pipeline.evaluation.rows import MeasureOptions, measure
-from pipeline.explanation.mistakes import Diagnosis, diagnose, known_slips
+from pipeline.explanation.health import warnings_of
+from pipeline.explanation.mistakes import Diagnosis, diagnose, known_slips, right_value
 from pipeline.explanation.objective import recorded
-from pipeline.explanation.page import explain, to_markdown, to_text
+from pipeline.explanation.page import Known, explain, to_markdown, to_text
+from pipeline.explanation.sentences import Part
 from pipeline.figures.page import to_html
-from pipeline.registry.named_models import finished_run, load_named, nothing_called
-from pipeline.runs.history import read_validations
+from pipeline.json_value import Json
+from pipeline.registry.named_models import FinishedRun, finished_run, load_named, nothing_called
+from pipeline.runs.history import check_history, read_validations
 from pipeline.runs.json_numbers import plain_json
 from pipeline.runs.run import Run
 from pipeline.vae import VAE
@@ -41,16 +48,52 @@ class Subject:
     training: the training set and its digest, None where nobody knows.
     """
 
-    name: str
+    named: Named
     data: str
     training: tuple[str, str] | None
 
 
-def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
-    """The page as plain text, and the job's result with every answer and its numbers."""
-    subject, found = _subject(config)
+@dataclass(frozen=True)
+class Explanation:
+    """The page in its parts, the health first; `text`: all of it for a terminal.
+
+    page, figures: URLs of what was published; None and empty where nothing was to be.
+    """
+
+    model: str
+    data: str
+    numbers: Numbers
+    text: str
+    parts: Sequence[Part]
+    diagnoses: Sequence[Diagnosis]
+    page: str | None
+    figures: Sequence[str]
+
+    def to_json(self) -> Json:
+        """Every answer with its numbers and the names of its checks."""
+        told = {
+            "model": self.model,
+            "data": self.data,
+            "images": self.numbers.images,
+            "step": self.numbers.step,
+            "answers": {part.name: part.numbers for part in self.parts},
+            "checks": {
+                part.name: [str(sentence.check) for sentence in part.sentences]
+                for part in self.parts
+            },
+            "warnings": warnings_of(self.parts[0]),
+            "slips": {d.quantity: [slip.name for slip in d.slips] for d in self.diagnoses},
+            "page": self.page,
+            "figures": list(self.figures),
+        }
+        return dict(plain_json(told))
+
+
+def run_explanation(config: ExplainConfig) -> Explanation:
+    """Measures, explains, and writes page and pictures where `output` says."""
+    subject = _subject(config)
     evaluation = EvaluateConfig(
-        model=subject.name,
+        model=subject.named.name,
         data=subject.data,
         output=config.output,
         storage=config.storage,
@@ -60,52 +103,50 @@ def run_explanation(config: ExplainConfig) -> tuple[str, dict[str, Any]]:
         shards_below=config.shards_below,
     )
     dataset = Dataset.open(subject.data, None, config.shards_below)
-    model = measure_model(subject.name, *found, evaluation, dataset)
-    numbers = model.findings.numbers
-    if numbers["images"] < 2:
+    model = measure_model(subject.named, evaluation, dataset, judges_of(evaluation))
+    if model.findings.numbers.images < 2:
         raise DatasetError(
             f"{subject.data}: one image has no intervals to explain. Give `--data URL` with more."
         )
-    # Into the findings' own numbers: the pictures tell the same ones as the text.
-    numbers |= {
-        "pixels": math.prod(model.vae.image_shape),
-        "likelihood": model.vae.model_config.likelihood,
-        "step": (model.vae.metadata or {}).get("step"),
-    }
-    numbers |= _of_training_set(model.vae, subject, numbers, config.seed)
-    sigma = deviation(model.vae)
-    has_way = model.run is not None and len(read_validations(model.run.run)) > 1
-    optimised = recorded(model.vae.metadata)
-    parts = explain(numbers, optimised, has_way)
-    warnings = check_health(numbers, sigma)
-    beta = optimised.beta if optimised else None
-    diagnoses = _diagnoses(config, model, numbers, 1.0 if beta is None else beta, sigma)
+    numbers = _with_training_set(model, subject, config.seed)
+    # The pictures tell the same numbers as the text.
+    model = replace(model, findings=replace(model.findings, numbers=numbers))
+    known = Known(
+        optimised=recorded(model.vae.metadata),
+        sigma=deviation(model.vae),
+        has_way=model.run is not None and len(read_validations(model.run.run)) > 1,
+    )
+    parts = explain(numbers, known)
+    diagnoses = _diagnoses(config, model, known)
     yours = "".join(f"{line}\n" for d in diagnoses for line in d.describe().splitlines())
-    result = {
-        "model": subject.name,
-        "data": subject.data,
-        "images": numbers["images"],
-        "step": numbers["step"],
-        "answers": {part.name: part.numbers for part in parts},
-        "checks": {
-            part.name: [str(sentence.check) for sentence in part.sentences] for part in parts
-        },
-        "warnings": warnings,
-        "slips": {d.quantity: [slip.name for slip in d.slips] for d in diagnoses},
-        "page": None,
-        "figures": [],
-    }
+    page, figures = None, []
     if config.output is not None:
-        result["figures"] = draw_all(config.output, dataset, model, config.seed)
-        names = [url.rsplit("/", 1)[-1] for url in result["figures"]]
-        page = to_markdown(numbers, parts, warnings, names)
-        page += f"\n## Your figures\n\n{yours}" if yours else ""
-        result["page"] = storage.join(config.output, "explanation.html")
-        pictures = {name: storage.read(storage.join(config.output, name)) for name in names}
-        storage.publish(storage.join(config.output, "explanation.md"), page.encode())
-        storage.publish(result["page"], to_html(page, pictures).encode())
-    text = to_text(numbers, parts, warnings) + (f"\nYour figures\n{yours}" if yours else "")
-    return text, result
+        figures = draw_all(config.output, dataset, model, config.seed)
+        page = _publish_page(config.output, numbers, parts, yours, figures)
+    return Explanation(
+        model=subject.named.name,
+        data=subject.data,
+        numbers=numbers,
+        text=to_text(numbers, parts) + (f"\nYour figures\n{yours}" if yours else ""),
+        parts=parts,
+        diagnoses=diagnoses,
+        page=page,
+        figures=figures,
+    )
+
+
+def _publish_page(
+    output: str, numbers: Numbers, parts: Sequence[Part], yours: str, figures: Sequence[str]
+) -> str:
+    """Writes explanation.md and .html, the pictures in it; the URL of the latter."""
+    names = [url.rsplit("/", 1)[-1] for url in figures]
+    page = to_markdown(numbers, parts, names)
+    page += f"\n## Your figures\n\n{yours}" if yours else ""
+    pictures = {name: storage.read(storage.join(output, name)) for name in names}
+    storage.publish(storage.join(output, "explanation.md"), page.encode())
+    url = storage.join(output, "explanation.html")
+    storage.publish(url, to_html(page, pictures).encode())
+    return url
 
 
 def deviation(vae: VAE) -> float | None:
@@ -114,64 +155,63 @@ def deviation(vae: VAE) -> float | None:
     return None if scale is None else scale.item()
 
 
-def _subject(config: ExplainConfig) -> tuple[Subject, tuple[VAE, Any]]:
+def _subject(config: ExplainConfig) -> Subject:
     """What is asked about, and the loaded model with the run that it was named by."""
     if config.model is not None:
         if config.data is None:
             raise ConfigError("--model needs `--data URL`: the images to measure it on.")
         found = load_named(config.model, config.storage, config.allow_custom)
-        return Subject(config.model, config.data, None), found
+        return Subject(Named(config.model, *found), config.data, None)
     name = str(config.run)
     run = finished_run(name, config.storage)
     if run is None:
         raise nothing_called(name, config.storage, "--run")
+    check_history(run.run)
     found = load_named(name, config.storage, config.allow_custom)
     # The run's own config names the hold-out that lay beside its data when it began.
     data = config.data or run.config.holdout or run.config.data
-    training = None
+    return Subject(Named(name, *found), data, _training_set(run, data))
+
+
+def _training_set(run: FinishedRun, data: str) -> tuple[str, str] | None:
+    """Where a run's training set lies and which generation it was, unless `data` is it."""
     pins = Run(run.run.url).pins()
-    if pins is not None and data != run.config.data:
-        training = (run.config.data, pins.dataset)
-    return Subject(name, data, training), found
+    if pins is None or data == run.config.data:
+        return None
+    return run.config.data, pins.dataset
 
 
-def _of_training_set(
-    vae: VAE, subject: Subject, numbers: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """`training`: the ELBO on images of the training set; and `surgery`, if these are more.
+def _with_training_set(model: Evaluated, subject: Subject, seed: int) -> Numbers:
+    """The numbers with the ELBO on images of the training set, and their surgery if these are more.
 
     What z knows about x is capped by the log of the number of images, so more of them tell more.
     """
+    numbers, vae = model.findings.numbers, model.vae
     if subject.training is None:
-        return {"training": None}
+        return numbers
     dataset = Dataset.open(*subject.training)
     options = MeasureOptions(1, seed, _TRAINING_BATCH, _TRAINING_IMAGES)
     with closing(in_order(dataset, vae.preprocess, _TRAINING_BATCH)) as loader:
         batches = islice(loader, _TRAINING_IMAGES // _TRAINING_BATCH)
         measured = measure(vae, batches, options)
-    if len(measured.positions) < 2:
-        return {"training": None}
+    count = len(measured.positions)
+    if count < 2:
+        return numbers
     elbo, error = mean_and_error(measured.column("elbo"))
-    found: dict[str, Any] = {
-        "training": {"images": len(measured.positions), "elbo": elbo, "elbo_error": error}
-    }
-    known = numbers["surgery"]
-    if known is not None and len(measured.means) > known["images"]:
+    numbers = replace(numbers, training=TrainingMeans(count, elbo, error))
+    known = numbers.surgery
+    if known is not None and len(measured.means) > known.images:
         means, spread = torch.from_numpy(measured.means), torch.from_numpy(measured.log_variances)
-        found["surgery"] = surgery(vae, means, spread, seed, "training")
-    return dict(plain_json(found))
+        numbers = replace(numbers, surgery=surgery(vae, means, spread, seed, "training"))
+    return numbers
 
 
-def _diagnoses(
-    config: ExplainConfig,
-    model: Evaluated,
-    numbers: Mapping[str, Any],
-    beta: float,
-    sigma: float | None,
-) -> list[Diagnosis]:
-    is_gaussian = isinstance(model.vae.likelihood, Gaussian)
-    slips = known_slips(numbers, model.measured, beta, sigma if is_gaussian else None)
+def _diagnoses(config: ExplainConfig, model: Evaluated, known: Known) -> list[Diagnosis]:
+    numbers = model.findings.numbers
+    asked = known.optimised.beta if known.optimised else None
+    sigma = known.sigma if isinstance(model.vae.likelihood, Gaussian) else None
+    slips = known_slips(numbers, model.measured, 1.0 if asked is None else asked, sigma)
     return [
-        diagnose(quantity, figure, slips, numbers[quantity])
+        diagnose(quantity, figure, slips, right_value(numbers, quantity))
         for quantity, figure in config.figures.items()
     ]

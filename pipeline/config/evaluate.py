@@ -28,12 +28,17 @@ class EvaluateConfig(MeasurementConfig):
         ge=0,
         le=256,
         description="Images whose log p(x) gets better bounds than importance sampling's: the "
-        "first, and as many drawn from the model; fewer above 64 pixels a side; 0: none.",
+        "first, and as many drawn from the model; fewer where they take over a minute; 0: none.",
     )
     features: str | None = Field(
         None,
         description="Network for the distances of samples and reconstructions to real images: a "
         "TorchScript file or package.module:Class; None: pixels' principal components.",
+    )
+    lpips: str | None = Field(
+        None,
+        description="File of AlexNet's ImageNet weights as torchvision saves them, for LPIPS; "
+        "needs the extra lpips; None: no LPIPS.",
     )
     shards_below: ShardsBelow = ()
     allow_custom: AllowCustom = ()

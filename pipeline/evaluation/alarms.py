@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from pipeline.evaluation.health import COLLAPSED_NATS
 from pipeline.runs.history import (
     COURSE,
     HeldOut,
@@ -25,6 +24,10 @@ from pipeline.runs.history import (
 from pipeline.runs.run import Run
 
 Illness = Literal["divergence", "overfitting", "collapse"]
+
+COLLAPSED_NATS = 0.1
+"""A mean KL below this says that z tells nothing about x."""
+
 
 _SURE = 3.0
 """Standard errors by which a difference must exceed zero: once in 700 looks by chance."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.vae import VAE, Noise, Posterior, draw_noise
 from pipeline.vae.posterior import posterior_from_moments
 
-_TRAINING_DRAWS = 4
+OPTIMISING_DRAWS = 4
 """For each step's gradient, whose noise averages out over the steps."""
 _SCORING_DRAWS = 64
 """For the score alone, which is told with its error: once, so they may be many."""
@@ -48,7 +48,7 @@ def optimise_posterior(
     optimizer = torch.optim.Adam([moments], lr=_LEARNING_RATE)
     for step in range(steps):
         fresh = draw_noise(
-            vae, seed, _TRAINING - step, slots, target.device, samples=_TRAINING_DRAWS
+            vae, seed, _TRAINING - step, slots, target.device, samples=OPTIMISING_DRAWS
         )
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))

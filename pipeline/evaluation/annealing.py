@@ -37,6 +37,12 @@ class Schedule:
     temperatures: int = 32
     leapfrogs: int = 4
 
+    @property
+    def gradients(self) -> int:
+        """That one image takes, its pilot chains' among them."""
+        moves = self.temperatures - 1
+        return self.leapfrogs * (self.chains * moves + _PILOTS * (moves + 3))
+
     def places(self) -> list[float]:
         """t of each step, 0 first and 1 last, dense at both ends."""
         steps = [step / self.temperatures for step in range(self.temperatures + 1)]

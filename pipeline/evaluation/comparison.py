@@ -1,14 +1,15 @@
 """Models side by side on equal terms: the same images, preprocessing and measure, or a refusal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.findings import mean_and_error
+from pipeline.evaluation.numbers import Numbers
 from pipeline.evaluation.rows import Measured
+from pipeline.json_value import Json
 from pipeline.runs.json_numbers import plain_json
 from pipeline.vae import VAE
 
@@ -21,8 +22,51 @@ class Candidate:
 
     name: str
     measured: Measured
-    numbers: Mapping[str, Any]
+    numbers: Numbers
     digest: str | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over images of (model - first), with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """What stands side by side; None where a model has no such number."""
+
+    elbo: float
+    iwae: float
+    kl: float
+    posterior_gap: float
+    active_units: int
+    reconstruction_psnr: float
+    sample_psnr_to_nearest: float
+    neighbour_agreement: float | None
+    marginal_kl: float | None
+    mixture_gain: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`table` by model; `differences` to the `reference`, by model and quantity.
+
+    Pairing takes out what makes an image hard for every model. `same_weights`: models that are the
+    reference under another name.
+    """
+
+    table: Mapping[str, ComparedRow]
+    reference: str
+    differences: Mapping[str, Mapping[str, Difference]]
+    same_weights: Sequence[str]
+
+    def to_json(self) -> Json:
+        """What is not finite is null."""
+        return dict(plain_json(asdict(self)))
 
 
 def check_comparable(models: Mapping[str, VAE]) -> None:
@@ -47,46 +91,38 @@ def check_comparable(models: Mapping[str, VAE]) -> None:
             )
 
 
-def compare(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """`table[model][quantity]`, and the paired differences of each model to the first one.
-
-    A difference is the mean over images of (model - first) with its 95% interval: pairing takes
-    out what makes an image hard for every model. `same_weights` lists those that are the first one
-    under another name. Plain JSON.
-    """
+def compare(candidates: Sequence[Candidate]) -> Comparison:
+    """Every model beside the first one, over the same images."""
     first, *others = candidates
     for other in others:
         if not np.array_equal(first.measured.positions, other.measured.positions):
             raise ConfigError(f"{other.name} and {first.name} did not measure the same images.")
-    differences = {
-        other.name: {name: _difference(other, first, name) for name in _PAIRED} for other in others
-    }
-    found = {
-        "table": {candidate.name: _row(candidate.numbers) for candidate in candidates},
-        "reference": first.name,
-        "differences": differences,
-        "same_weights": [other.name for other in others if other.digest == first.digest],
-    }
-    return dict(plain_json(found))
+    return Comparison(
+        table={candidate.name: _row(candidate.numbers) for candidate in candidates},
+        reference=first.name,
+        differences={
+            other.name: {name: _difference(other, first, name) for name in _PAIRED}
+            for other in others
+        },
+        same_weights=[other.name for other in others if other.digest == first.digest],
+    )
 
 
-def _row(numbers: Mapping[str, Any]) -> dict[str, float | None]:
-    neighbours, mixture = numbers.get("neighbours"), numbers.get("mixture")
-    surgery = numbers.get("surgery")
-    return {
-        "elbo": numbers["elbo"],
-        "iwae": numbers["iwae"],
-        "kl": numbers["kl"],
-        "posterior_gap": numbers["posterior_gap"],
-        "active_units": numbers["active_units"],
-        "reconstruction_psnr": numbers["reconstruction"]["psnr_mean"],
-        "sample_psnr_to_nearest": numbers["generation"]["psnr_nearest"],
-        "neighbour_agreement": neighbours["agreement"] if neighbours else None,
-        "marginal_kl": surgery["marginal_kl"] if surgery else None,
-        "mixture_gain": mixture["gain"] if mixture else None,
-    }
+def _row(numbers: Numbers) -> ComparedRow:
+    return ComparedRow(
+        elbo=numbers.elbo,
+        iwae=numbers.iwae,
+        kl=numbers.kl,
+        posterior_gap=numbers.posterior_gap,
+        active_units=numbers.active_units,
+        reconstruction_psnr=numbers.reconstruction.psnr_mean,
+        sample_psnr_to_nearest=numbers.generation.psnr_nearest,
+        neighbour_agreement=numbers.neighbours.agreement if numbers.neighbours else None,
+        marginal_kl=numbers.surgery.marginal_kl if numbers.surgery else None,
+        mixture_gain=numbers.mixture.gain if numbers.mixture else None,
+    )
 
 
-def _difference(other: Candidate, first: Candidate, name: str) -> dict[str, float]:
+def _difference(other: Candidate, first: Candidate, name: str) -> Difference:
     mean, error = mean_and_error(other.measured.column(name) - first.measured.column(name))
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+    return Difference(mean, mean - 1.96 * error, mean + 1.96 * error)

@@ -17,13 +17,21 @@ from torch.nn import functional as F
 from pipeline.config.import_path import find_named
 from pipeline.errors import ConfigError
 
-Features = Callable[[Tensor], Tensor]
-"""Images `[B, C, H, W]` in [0, 1] to features `[B, F]`."""
+
+@dataclass(frozen=True)
+class NamedFeatures:
+    """Images `[B, C, H, W]` in [0, 1] to features `[B, F]`, and what they are called."""
+
+    name: str
+    of: Callable[[Tensor], Tensor]
+
 
 _COMPONENTS = 16
 """A covariance of 16 dimensions is sure with some hundred images; of 1,000 it is not."""
 _SIDE = 32
 """Pixels a side: the first components of images are smooth, so more pixels say nothing more."""
+_ALONE = 0.02
+"""Of a row's length: by more than rounding of half precision does."""
 _BLOCKS = 8
 """Of the kernel distance: its error is that of the mean over so many disjoint blocks."""
 
@@ -34,7 +42,8 @@ class SetDistances:
 
     `generation`, `reconstruction`: Fréchet distances (Heusel et al. 2017), biased upwards, the less
     the more images there are. The kernel distances (Binkowski et al. 2018: MMD^2, cubic kernel)
-    have no bias, and one standard error each.
+    have no bias, so that one of equal sets lies around 0 and may be below it, and one standard
+    error each.
     """
 
     features: str
@@ -48,20 +57,37 @@ class SetDistances:
     generation_kernel: float
     generation_kernel_error: float
 
+    @property
+    def is_short(self) -> bool:
+        """Whether there are too few images for covariances of so many features.
 
-def set_distances(
-    real: Tensor, rebuilt: Tensor, samples: Tensor, features: Features, name: str
-) -> SetDistances:
-    """Of images `[N, C, H, W]` in [0, 1]."""
-    sets = [_all_features(images, features) for images in (real, rebuilt, samples)]
-    (of_real, of_rebuilt, of_samples) = sets
+        Then a Fréchet distance is far too high, whatever the images are.
+        """
+        return min(self.images, self.samples) <= self.dimensions
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """Features of N real images, of their reconstructions (`[N, F]` each), and `[M, F]` of M
+    samples; `name`: what the features are called.
+    """
+
+    name: str
+    real: Tensor
+    rebuilt: Tensor
+    samples: Tensor
+
+
+def set_distances(sets: FeatureSets) -> SetDistances:
+    """All four distances."""
+    of_real, of_rebuilt, of_samples = sets.real, sets.rebuilt, sets.samples
     rebuilt_kernel = kernel_distance(of_real, of_rebuilt)
     samples_kernel = kernel_distance(of_real, of_samples)
     return SetDistances(
-        features=name,
+        features=sets.name,
         dimensions=of_real.shape[1],
-        images=len(real),
-        samples=len(samples),
+        images=len(of_real),
+        samples=len(of_samples),
         reconstruction=frechet_distance(of_real, of_rebuilt),
         generation=frechet_distance(of_real, of_samples),
         reconstruction_kernel=rebuilt_kernel[0],
@@ -82,7 +108,8 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), of a symmetric matrix.
     middle = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
     traces = covariances[0].trace() + covariances[1].trace()
-    return float((means[0] - means[1]).square().sum() + traces - 2 * middle)
+    # Rounding alone makes equal sets a distance below zero, which no distance is.
+    return max(0.0, float((means[0] - means[1]).square().sum() + traces - 2 * middle))
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
@@ -94,7 +121,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def pixel_components(real: Tensor) -> Features:
+def pixel_components(real: Tensor) -> NamedFeatures:
     """Coordinates on the principal axes of real images' pixels, for where there is no network.
 
     Of images scaled down to 32 pixels a side: more would cost memory and add no component.
@@ -109,10 +136,11 @@ def pixel_components(real: Tensor) -> Features:
     count = min(_COMPONENTS, len(real) - 1)
     _, _, axes = torch.linalg.svd(points - centre, full_matrices=False)
     axes = axes[:count]
-    return lambda images: (pixels(images) - centre) @ axes.T
+    name = "principal components of the real images' pixels"
+    return NamedFeatures(name, lambda images: (pixels(images) - centre) @ axes.T)
 
 
-def named_features(name: str) -> Features:
+def named_features(name: str) -> NamedFeatures:
     """A user's: a TorchScript file, or a class without arguments at package.module:Class.
 
     It gets float images `[B, C, H, W]` in [0, 1] and gives `[B, F]`.
@@ -130,17 +158,29 @@ def named_features(name: str) -> Features:
     evaluate = getattr(module, "eval", None)
     if evaluate is not None:
         evaluate()
-    return module  # type: ignore[no-any-return]
+    return NamedFeatures(name, module)
 
 
-def _all_features(images: Tensor, features: Features) -> Tensor:
+def features_of(images: Tensor, features: NamedFeatures) -> Tensor:
+    """`[B, F]`, float64, of images `[B, C, H, W]` in [0, 1], at least one.
+
+    Raises `ConfigError` where it isn't one finite row for each image, the same whatever images are
+    beside it: a network in training mode looks at the others.
+    """
     with torch.no_grad():
-        parts = [features(part) for part in torch.split(images, 50)]
-    found = torch.cat(parts) if parts[0].dim() else torch.stack(parts)
+        found = features.of(images)
+        alone = features.of(images[:1])
     if found.dim() != 2 or len(found) != len(images) or not bool(found.isfinite().all()):
         raise ConfigError(
-            f"the features of {len(images)} images are {tuple(found.shape)}, or not all finite: "
-            f"({len(images)}, F) is wanted, one finite row for each image."
+            f"{features.name}: gives {tuple(found.shape)} for {len(images)} images, or what is not "
+            f"finite. ({len(images)}, F) is wanted, one finite row for each image."
+        )
+    found = found.double()
+    apart = (found[:1] - alone.double()).norm()
+    if bool(apart > _ALONE * found[:1].norm()):
+        raise ConfigError(
+            f"{features.name}: gives an image another row when others are beside it. Take away "
+            "what looks at the whole batch, such as batch normalisation in training mode."
         )
     return found
 

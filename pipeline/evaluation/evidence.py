@@ -6,6 +6,7 @@ width between the bounds says what they are worth.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.amortisation import importance_bound, optimise_posterior
+from pipeline.evaluation.amortisation import (
+    OPTIMISING_DRAWS,
+    importance_bound,
+    optimise_posterior,
+)
 from pipeline.evaluation.annealing import Schedule, anneal
 from pipeline.evaluation.sums import evaluating, seen_images
 from pipeline.vae import VAE, draw_noise
@@ -34,8 +39,9 @@ _STEPS = 200
 """Of optimising each image's q: what is left then is told as `remaining`."""
 _DRAWN = -6
 """The noise of latents that images are drawn from: no other measure uses this step."""
-_PIXELS = 64 * 64 * 64 * 3
-"""Over the images that get the better bounds: each is decoded and differentiated 5,000 times."""
+_SECONDS = 60.0
+"""That the better bounds of one kind may take, as far as `_FEWEST` images allow."""
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,16 @@ class PosteriorGap:
     amortisation_error: float | None = None
     remaining: float | None = None
 
+    @property
+    def how(self) -> str:
+        """The method in words."""
+        return METHODS[self.method]
+
+    @property
+    def evidence(self) -> float:
+        """log p(x) >= this, in the mean over the gap's own images."""
+        return self.elbo + self.nats
+
 
 @dataclass(frozen=True)
 class Bracket:
@@ -84,8 +100,38 @@ class Bracket:
 
 
 def affordable(vae: VAE, asked: int) -> int:
-    """How many of the images asked for get the better bounds: fewer of large ones, 4 at least."""
-    return min(asked, max(4, _PIXELS // math.prod(vae.image_shape)))
+    """How many of the images asked for get the better bounds: as many as this machine decodes and
+    differentiates some 2,500 times each in a minute, 4 at least.
+    """
+    if asked <= _FEWEST:
+        return asked
+    gradients = _SCHEDULE.gradients + _STEPS * OPTIMISING_DRAWS
+    return images_within(asked, gradients * _seconds_per_gradient(vae))
+
+
+def images_within(asked: int, seconds_each: float) -> int:
+    """Halved until they take a minute, so that a little more load changes nothing; 4 at least."""
+    count = asked
+    while count > _FEWEST and count * seconds_each > _SECONDS:
+        count //= 2
+    return max(count, min(asked, _FEWEST))
+
+
+def _seconds_per_gradient(vae: VAE) -> float:
+    """Of log p(x, z) at one z, the better of two tries at as many as one image's chains."""
+    device = next(vae.parameters()).device
+    images = torch.zeros(_SCHEDULE.chains, *vae.image_shape, dtype=torch.uint8, device=device)
+    target = vae.likelihood.target(images, torch.zeros(images.shape, device=device)).double()
+    latents = torch.zeros(_SCHEDULE.chains, *vae.latent_shape, dtype=vae.dtype, device=device)
+    tries = []
+    with evaluating(vae), torch.enable_grad():
+        for _ in range(2):
+            started = time.perf_counter()
+            place = latents.clone().requires_grad_()
+            joint = vae.likelihood.log_prob(vae.decode_parameters(place).double(), target)
+            torch.autograd.grad(joint.sum(), [place])
+            tries.append(time.perf_counter() - started)
+    return min(tries) / len(latents)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ posterior q(z) = (1/N) sum_n q(z|x_n) is from the prior. Everything is in nats, 
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Surgery:
     """The split of the mean KL over `images` posteriors: kl = mutual_information + marginal_kl.
 
     The mutual information with the image's number can't exceed `cap` = log N: near it, the split
-    says little about the density that the images came from, and a larger N is needed.
+    says little about the density that the images came from, and a larger N is needed. `of`: which
+    images.
     """
 
     images: int
@@ -33,6 +35,12 @@ class Surgery:
     mutual_information_error: float
     marginal_kl: float
     cap: float
+    of: Literal["hold-out", "training"] = "hold-out"
+
+    @property
+    def is_at_cap(self) -> bool:
+        """Whether N images can't show more: then the split is a bound on both sides."""
+        return self.mutual_information > 0.95 * self.cap
 
 
 def split_kl(means: Tensor, log_variances: Tensor, noise: Tensor) -> Surgery:

@@ -1,28 +1,24 @@
 """Answers about the ELBO, its terms, and how far below log p(x) it lies."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.evaluation.evidence import ENOUGH_EFFECTIVE
+from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation.objective import formula_of, sentences_of
 from pipeline.explanation.sentences import Check, Formula, Part, Sentence, claim, definition
 from pipeline.vae import Optimised
 
-Numbers = Mapping[str, Any]
-
 
 def training_or_holdout(n: Numbers) -> Part | None:
     """Before anything else: does the model know the images it was trained on better than others?"""
-    found = n.get("training")
+    found = n.training
     if found is None:
         return None
-    difference = found["elbo"] - n["elbo"]
-    error = (found["elbo_error"] ** 2 + n["elbo_error"] ** 2) ** 0.5
+    difference = found.elbo - n.elbo
+    error = (found.elbo_error**2 + n.elbo_error**2) ** 0.5
     figures = {
-        "training": found["elbo"],
-        "training_images": found["images"],
-        "holdout": n["elbo"],
-        "holdout_images": n["images"],
+        "training": found.elbo,
+        "training_images": found.images,
+        "holdout": n.elbo,
+        "holdout_images": n.images,
         "difference": difference,
         "error": error,
     }
@@ -62,7 +58,7 @@ def bayes(n: Numbers) -> Part:
         ),
         evidence(n),
     ]
-    exact = n.get("quadrature")
+    exact = n.quadrature
     if exact:
         sentences.append(
             claim(
@@ -70,10 +66,23 @@ def bayes(n: Numbers) -> Part:
                 "With so few latent dimensions the integral can be done: for {images} images "
                 "log p(x) = {log_evidence:.4f} = ELBO {elbo:.4f} + KL(q || p(z|x)) "
                 "{kl_q_posterior:.4f}.",
-                **{k: exact[k] for k in ("images", "log_evidence", "elbo", "kl_q_posterior")},
+                images=exact.images,
+                log_evidence=exact.log_evidence,
+                elbo=exact.elbo,
+                kl_q_posterior=exact.kl_q_posterior,
             )
         )
-    bracket = n.get("bracket")
+    bracket = n.bracket
+    if bracket and bracket.images < n.bound_images:
+        sentences.append(
+            claim(
+                Check.BOUND_IMAGES,
+                "{images} images got these bounds and not the {asked} asked for: more would take "
+                "this machine more than a minute.",
+                images=n.gap.images,
+                asked=n.bound_images,
+            )
+        )
     if bracket:
         sentences.append(
             claim(
@@ -81,11 +90,11 @@ def bayes(n: Numbers) -> Part:
                 "On {images} images that were drawn from the model itself log p(x) is known from "
                 "both sides, {lower:.3f} to {upper:.3f}, and KL(q || p(z|x)) lies between "
                 "{gap_lower:.3f} and {gap_upper:.3f} there.",
-                images=bracket["images"],
-                lower=bracket["lower"],
-                upper=bracket["upper"],
-                gap_lower=bracket["lower"] - bracket["elbo"],
-                gap_upper=bracket["upper"] - bracket["elbo"],
+                images=bracket.images,
+                lower=bracket.lower,
+                upper=bracket.upper,
+                gap_lower=bracket.lower - bracket.elbo,
+                gap_upper=bracket.upper - bracket.elbo,
             )
         )
     return Part(
@@ -108,22 +117,22 @@ def bayes(n: Numbers) -> Part:
 
 def evidence(n: Numbers) -> Sentence:
     """The one gap, with its direction, its images and how it was had."""
-    gap = n["gap"]
-    few = gap["effective_samples"] < ENOUGH_EFFECTIVE and gap["method"] == "importance"
+    gap = n.gap
+    few = gap.effective_samples < ENOUGH_EFFECTIVE and gap.method == "importance"
     text = (
         "On {images:,} images the ELBO is {elbo:.3f} and log p(x) >= {evidence:.3f}, so that "
         "KL(q || p(z|x)) >= {posterior_gap:.3f} nats. Both are lower bounds, by "
-        f"{gap['how']}; how far below the truth they lie they do not say."
+        f"{gap.how}; how far below the truth they lie they do not say."
     )
     figures = {
-        "images": gap["images"],
-        "elbo": gap["elbo"],
-        "evidence": gap["evidence"],
-        "posterior_gap": n["posterior_gap"],
+        "images": gap.images,
+        "elbo": gap.elbo,
+        "evidence": gap.evidence,
+        "posterior_gap": n.posterior_gap,
     }
     if few:
         text += " Only {effective_samples:.2f} draws count on average, so it may be very far."
-        figures["effective_samples"] = gap["effective_samples"]
+        figures["effective_samples"] = gap.effective_samples
     return claim(Check.EVIDENCE_AND_GAP, text, **figures)
 
 
@@ -137,7 +146,9 @@ def elbo(n: Numbers) -> Part:
                 Check.ELBO_TERMS,
                 "ELBO {elbo:.3f} = log-likelihood {log_likelihood:.3f} - KL {kl:.3f} nats per "
                 "image.",
-                **{name: n[name] for name in ("elbo", "log_likelihood", "kl")},
+                elbo=n.elbo,
+                log_likelihood=n.log_likelihood,
+                kl=n.kl,
             ),
             definition(
                 "The first term asks that z can say what x is, the second charges for saying it. "
@@ -157,7 +168,9 @@ def kl(n: Numbers) -> Part:
                 Check.KL_TERMS,
                 "It is {kl:.3f} nats per image: the cross-entropy of q and the prior less the "
                 "entropy of q, {cross_entropy_q_prior:.3f} less {entropy_q:.3f}.",
-                **{name: n[name] for name in ("kl", "cross_entropy_q_prior", "entropy_q")},
+                kl=n.kl,
+                cross_entropy_q_prior=n.cross_entropy_q_prior,
+                entropy_q=n.entropy_q,
             ),
             definition(
                 "It is what telling z costs somebody who knows only the prior, and never negative. "
@@ -170,9 +183,9 @@ def kl(n: Numbers) -> Part:
                 Check.KL_PER_DIMENSION,
                 "Here {latent_dimensions} dimensions share it: the dearest takes {largest:.4f} "
                 "nats, and {active_units} have a mean that varies over images by more than 0.01.",
-                latent_dimensions=n["latent_dimensions"],
-                largest=n["kl_largest_dimension"],
-                active_units=n["active_units"],
+                latent_dimensions=n.latent_dimensions,
+                largest=n.kl_largest_dimension,
+                active_units=n.active_units,
             ),
         ),
         (
@@ -187,11 +200,11 @@ def kl(n: Numbers) -> Part:
 
 def pull(n: Numbers, has_way: bool) -> Part:
     """To the prior or to the posterior."""
-    gap = n["posterior_gap"]
+    gap = n.posterior_gap
     text = (
         "Here KL(q || p(z)) is {kl:.3f} and KL(q || p(z|x)) is at least {posterior_gap:.3f} nats: "
     )
-    if gap > n["kl"]:
+    if gap > n.kl:
         text += "q is farther from the true posterior than from the prior."
     else:
         text += "as the second is a lower bound, which of the two is larger stays open."
@@ -207,7 +220,7 @@ def pull(n: Numbers, has_way: bool) -> Part:
                 "balance. That is so at weight 1: with weight beta the balance lies at a density "
                 "in proportion to p(z) p(x|z)^(1/beta)."
             ),
-            claim(Check.GAP_AGAINST_KL, text, kl=n["kl"], posterior_gap=gap),
+            claim(Check.GAP_AGAINST_KL, text, kl=n.kl, posterior_gap=gap),
         ),
         picture="pull.png" if has_way else None,
     )
@@ -238,7 +251,7 @@ def cross_entropy(n: Numbers) -> Part:
             claim(
                 Check.ELBO_TERMS,
                 "-E_q log p(x|z) is {distortion:.3f} nats per image.",
-                distortion=n["distortion"],
+                distortion=n.distortion,
             ),
             definition(
                 "Averaged over the data it is a cross-entropy between two distributions over "
@@ -287,10 +300,10 @@ def draws(n: Numbers) -> Part:
                 "One draw per image gave the ELBO of {elbo:.3f}; {samples} draws differ from it by "
                 "{difference:+.3f}, and images by themselves leave a standard error of "
                 "{elbo_error:.3f}.",
-                elbo=n["elbo"],
-                samples=n["importance_samples"],
-                difference=n["mean_log_weight"] - n["elbo"],
-                elbo_error=n["elbo_error"],
+                elbo=n.elbo,
+                samples=n.importance_samples,
+                difference=n.mean_log_weight - n.elbo,
+                elbo_error=n.elbo_error,
             ),
             definition(
                 "One draw is enough for the ELBO: it has no bias, and images average its noise "
@@ -300,8 +313,8 @@ def draws(n: Numbers) -> Part:
             claim(
                 Check.DRAWS,
                 "Of {samples} draws {effective_samples:.2f} count on average.",
-                samples=n["importance_samples"],
-                effective_samples=n["effective_samples"],
+                samples=n.importance_samples,
+                effective_samples=n.effective_samples,
             ),
         ),
     )
@@ -309,8 +322,8 @@ def draws(n: Numbers) -> Part:
 
 def encoder_or_decoder(n: Numbers) -> Part | None:
     """The gap split in two."""
-    gap = n["gap"]
-    if gap["amortisation"] is None:
+    gap = n.gap
+    if gap.amortisation is None:
         return None
     return Part(
         "encoder_or_decoder",
@@ -321,10 +334,10 @@ def encoder_or_decoder(n: Numbers) -> Part | None:
                 "On {images:,} images KL(q || p(z|x)) >= {posterior_gap:.3f}. Of it optimising q "
                 "for each image wins {amortisation:.3f}, which the encoder could have given; the q "
                 "found is still {remaining:+.3f} nats or more from the true posterior.",
-                images=gap["images"],
-                posterior_gap=n["posterior_gap"],
-                amortisation=gap["amortisation"],
-                remaining=gap["remaining"],
+                images=gap.images,
+                posterior_gap=n.posterior_gap,
+                amortisation=gap.amortisation,
+                remaining=gap.nats - gap.amortisation,
             ),
             definition(
                 "A larger encoder can win the first; only another family of q (a full covariance) "

@@ -1,11 +1,7 @@
 """Answers about the latent space and about images: what is shown, and only where it shows."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation.sentences import Check, Formula, Part, Sentence, claim, definition
-
-Numbers = Mapping[str, Any]
 
 
 def at_mean(n: Numbers) -> Part:
@@ -18,9 +14,9 @@ def at_mean(n: Numbers) -> Part:
                 Check.AT_MEAN,
                 "E_q log p(x|z) is {log_likelihood:.3f}; log p(x|z) at the mean of q is "
                 "{log_likelihood_at_mean:.3f}, {lift:+.3f} from it.",
-                log_likelihood=n["log_likelihood"],
-                log_likelihood_at_mean=n["log_likelihood_at_mean"],
-                lift=n["log_likelihood_at_mean"] - n["log_likelihood"],
+                log_likelihood=n.log_likelihood,
+                log_likelihood_at_mean=n.log_likelihood_at_mean,
+                lift=n.log_likelihood_at_mean - n.log_likelihood,
             ),
             definition(
                 "The second is fine for pictures and is no term of any bound: an ELBO with it "
@@ -32,7 +28,7 @@ def at_mean(n: Numbers) -> Part:
 
 def continuity(n: Numbers) -> Part | None:
     """A property of the decoder; coverage, which noise and KL bring, is another question."""
-    path = n.get("interpolation")
+    path = n.interpolation
     if path is None:
         return None
     return Part(
@@ -45,7 +41,11 @@ def continuity(n: Numbers) -> Part | None:
                 "(root-mean-square pixel difference, images in [0, 1]), and taking twice as many "
                 "steps leaves {jump_ratio:.3f} of it: 0.5 is continuous, 1 a jump. Paths are "
                 "{length:.4f} long where a straight cross-fade has {direct:.4f}.",
-                **{k: path[k] for k in ("pairs", "jump", "jump_ratio", "length", "direct")},
+                pairs=path.pairs,
+                jump=path.jump,
+                jump_ratio=path.jump_ratio,
+                length=path.length,
+                direct=path.direct,
             ),
             definition(
                 "This is the decoder's doing: networks of continuous layers are continuous, with "
@@ -59,7 +59,7 @@ def continuity(n: Numbers) -> Part | None:
 
 def coverage(n: Numbers) -> Part | None:
     """Do codes fill the space that the prior draws from?"""
-    mixture = n.get("mixture")
+    mixture = n.mixture
     if mixture is None:
         return None
     text = (
@@ -68,14 +68,14 @@ def coverage(n: Numbers) -> Part | None:
     )
     text += (
         "codes leave parts of the prior empty, and draws of the prior land there."
-        if mixture["gain"] > 0
+        if mixture.gain > 0
         else "it found no place that codes leave empty."
     )
     return Part(
         "coverage",
         "Does every place between the codes mean something?",
         (
-            claim(Check.COVERAGE, text, gain=mixture["gain"]),
+            claim(Check.COVERAGE, text, gain=mixture.gain),
             definition(
                 "Noise makes a code a cloud: the decoder is asked for the image not at one point "
                 "but wherever q(z|x) puts weight, and on average over it. The KL charges for "
@@ -90,16 +90,21 @@ def coverage(n: Numbers) -> Part | None:
 
 def similar_codes(n: Numbers) -> Part | None:
     """Why similar images lie together, only where they do."""
-    found = n.get("similarity")
+    found = n.similarity
     if found is None:
         return None
-    figures = {k: found[k] for k in ("images", "neighbours", "nearest", "any")}
+    figures = {
+        "images": found.images,
+        "neighbours": found.neighbours,
+        "nearest": found.nearest,
+        "any": found.any,
+    }
     text = (
         "Among {images} images with one draw of z each, an image and those of its {neighbours} "
         "nearest codes differ by {nearest:.4f} (root-mean-square), any two by {any:.4f}: "
     )
     sentences = []
-    if found["nearest"] < found["any"] - 2 * found["error"]:
+    if found.nearest < found.any - 2 * found.error:
         sentences.append(
             claim(Check.SIMILAR_CODES, text + "similar images have similar codes.", **figures)
         )
@@ -125,16 +130,20 @@ def similar_codes(n: Numbers) -> Part | None:
 
 def classes(n: Numbers) -> Part | None:
     """Labels, only where they group."""
-    found = n.get("neighbours")
+    found = n.neighbours
     if found is None:
         return None
-    error = (found["chance"] * (1 - found["chance"]) / found["images"]) ** 0.5
-    figures = {k: found[k] for k in ("agreement", "neighbours", "chance")}
+    error = (found.chance * (1 - found.chance) / found.images) ** 0.5
+    figures = {
+        "agreement": found.agreement,
+        "neighbours": found.neighbours,
+        "chance": found.chance,
+    }
     text = (
         "{agreement:.3f} of the images have the label that most of their {neighbours} nearest "
         "codes' images have; always guessing the commonest label is right for {chance:.3f}: "
     )
-    if found["agreement"] > found["chance"] + 2 * error:
+    if found.agreement > found.chance + 2 * error:
         told: tuple[Sentence, ...] = (
             claim(Check.LABELS, text + "labels group, though no loss has seen one.", **figures),
             definition(
@@ -154,15 +163,19 @@ def classes(n: Numbers) -> Part | None:
 
 def information(n: Numbers) -> Part | None:
     """ELBO surgery, with its cap."""
-    found = n.get("surgery")
+    found = n.surgery
     if found is None:
         return None
     figures = {
-        name: found[name] for name in ("images", "kl", "mutual_information", "marginal_kl", "cap")
+        "images": found.images,
+        "kl": found.kl,
+        "mutual_information": found.mutual_information,
+        "marginal_kl": found.marginal_kl,
+        "cap": found.cap,
     }
-    where = "training set" if found.get("of") == "training" else "hold-out"
+    where = "training set" if found.of == "training" else "hold-out"
     text = "On {images:,} images of the " + where + " the mean KL {kl:.3f} is the mutual "
-    if found["mutual_information"] > 0.95 * found["cap"]:
+    if found.is_at_cap:
         text += (
             "information of image and code, >= {mutual_information:.3f}, plus KL(q(z) || p(z)), "
             "<= {marginal_kl:.3f}. The first stands at its cap, log N = {cap:.3f}: N images can't "
@@ -203,8 +216,8 @@ def active(n: Numbers) -> Part:
                 Check.ACTIVE,
                 "{active_units} of {latent_dimensions}: those whose posterior mean varies over "
                 "images by more than 0.01 (Burda et al. 2016).",
-                active_units=n["active_units"],
-                latent_dimensions=n["latent_dimensions"],
+                active_units=n.active_units,
+                latent_dimensions=n.latent_dimensions,
             ),
             definition(
                 "A dimension whose q is the prior for every image costs nothing, tells the decoder "
@@ -218,18 +231,21 @@ def active(n: Numbers) -> Part:
 
 def samples(n: Numbers) -> Part:
     """Samples beside reconstructions, by a distance that does not choose its neighbour."""
-    found, distances = n["generation"], n.get("distances")
+    found, distances = n.generation, n.distances
     sentences = []
     if distances:
-        better = "worse" if distances["generation"] > distances["reconstruction"] else "no worse"
+        better = "worse" if distances.generation > distances.reconstruction else "no worse"
         sentences.append(
             claim(
                 Check.SAMPLES,
                 "The Fréchet distance to {images:,} real images, over {features}, is "
                 "{generation:.4g} for {samples:,} samples and {reconstruction:.4g} for the "
-                "reconstructions: samples are ".replace("{features}", distances["features"])
+                "reconstructions: samples are ".replace("{features}", distances.features)
                 + f"{better} by it. It falls with the number of images, so compare equal ones.",
-                **{k: distances[k] for k in ("images", "samples", "generation", "reconstruction")},
+                images=distances.images,
+                samples=distances.samples,
+                generation=distances.generation,
+                reconstruction=distances.reconstruction,
             )
         )
     sentences += [
@@ -237,9 +253,9 @@ def samples(n: Numbers) -> Part:
             Check.SAMPLES,
             "A sample's nearest of {compared_with} real images is at {psnr_nearest:.2f} dB, a "
             "reconstruction's own at {psnr_mean:.2f} dB.",
-            compared_with=found["compared_with"],
-            psnr_nearest=found["psnr_nearest"],
-            psnr_mean=n["reconstruction"]["psnr_mean"],
+            compared_with=found.compared_with,
+            psnr_nearest=found.psnr_nearest,
+            psnr_mean=n.reconstruction.psnr_mean,
         ),
         definition(
             "These two decibels do not say which looks better: the nearest image is chosen after "
@@ -259,7 +275,7 @@ def samples(n: Numbers) -> Part:
 def bits(n: Numbers) -> Part:
     """Bits per dimension, or why there are none."""
     title = "Can I state bits per dimension?"
-    if n["bits_per_dim"] is None:
+    if n.bits_per_dim is None:
         return Part(
             "bits",
             title,
@@ -279,8 +295,8 @@ def bits(n: Numbers) -> Part:
                 "Yes: {bits_per_dim:.4f} = -ELBO / (D ln 2) with D = {pixels:,} pixels and "
                 "channels, of the uint8 image. It is an upper bound on the model's own bits, as "
                 "the ELBO is a lower one on its nats.",
-                bits_per_dim=n["bits_per_dim"],
-                pixels=n["pixels"],
+                bits_per_dim=n.bits_per_dim,
+                pixels=n.pixels,
             ),
             definition("A model that knows nothing, all 256 levels alike, has 8."),
         ),
@@ -289,7 +305,7 @@ def bits(n: Numbers) -> Part:
 
 def reconstruction(n: Numbers) -> Part:
     """Blur."""
-    found = n["reconstruction"]
+    found = n.reconstruction
     return Part(
         "reconstruction",
         "Why are reconstructions blurred?",
@@ -297,8 +313,8 @@ def reconstruction(n: Numbers) -> Part:
             claim(
                 Check.RECONSTRUCTION,
                 "At the mean of q they reach {psnr_mean:.2f} dB, at a draw {psnr_sample:.2f} dB.",
-                psnr_mean=found["psnr_mean"],
-                psnr_sample=found["psnr_sample"],
+                psnr_mean=found.psnr_mean,
+                psnr_sample=found.psnr_sample,
             ),
             definition(
                 "What is shown is the mean of p(x|z), an average over every image that this z "

@@ -1,13 +1,14 @@
 """Which slip gives this figure? A user's number against those that known mistakes give."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.config.explain import Quantity
+from pipeline.config.explain import QUANTITIES, Quantity
+from pipeline.evaluation.numbers import Numbers
 from pipeline.evaluation.rows import Measured
 
 _TOLERANCE = 0.003
@@ -69,16 +70,16 @@ def diagnose(quantity: Quantity, figure: float, slips: Sequence[Slip], right: fl
 
 
 def known_slips(
-    numbers: Mapping[str, Any], measured: Measured, beta: float, sigma: float | None
+    numbers: Numbers, measured: Measured, beta: float, sigma: float | None
 ) -> list[Slip]:
     """Every known slip with its number on this run.
 
-    `numbers` as in the evaluation's report, with `pixels` and `likelihood`; `beta`: the objective's
+    `beta`: the objective's
     weight of the KL; `sigma`: the deviation of a Gaussian likelihood that has one for all pixels.
     """
     kl_slips = _kl_slips(numbers, measured)
     likelihood_slips = _likelihood_slips(numbers, sigma)
-    log_likelihood, kl = numbers["log_likelihood"], numbers["kl"]
+    log_likelihood, kl = numbers.log_likelihood, numbers.kl
     of_elbo = [
         Slip(slip.name, "elbo", log_likelihood - slip.value, slip.remedy) for slip in kl_slips
     ] + [Slip(slip.name, "elbo", slip.value - kl, slip.remedy) for slip in likelihood_slips]
@@ -101,16 +102,27 @@ def known_slips(
         Slip(
             "the sign is flipped: this is the loss to minimise",
             quantity,
-            -numbers[quantity],
+            -right_value(numbers, quantity),
             "State the ELBO and log-likelihoods with their own sign, negative for images.",
         )
-        for quantity in ("elbo", "kl", "log_likelihood")
+        for quantity in QUANTITIES
     ]
     return [*slips, *plain, *flipped]
 
 
-def _whole_slips(numbers: Mapping[str, Any]) -> list[Slip]:
-    log_likelihood, kl, elbo = numbers["log_likelihood"], numbers["kl"], numbers["elbo"]
+def right_value(numbers: Numbers, quantity: Quantity) -> float:
+    """The run's own, in nats per image."""
+    match quantity:
+        case "elbo":
+            return numbers.elbo
+        case "kl":
+            return numbers.kl
+        case "log_likelihood":
+            return numbers.log_likelihood
+
+
+def _whole_slips(numbers: Numbers) -> list[Slip]:
+    log_likelihood, kl, elbo = numbers.log_likelihood, numbers.kl, numbers.elbo
     return [
         Slip(
             "the KL is left out: this is E log p(x|z) alone",
@@ -134,23 +146,23 @@ def _whole_slips(numbers: Mapping[str, Any]) -> list[Slip]:
         Slip(
             "averaged over pixels as a whole",
             "elbo",
-            elbo / numbers["pixels"],
+            elbo / numbers.pixels,
             "Sum over pixels, average over images only.",
         ),
     ]
 
 
-def _kl_slips(numbers: Mapping[str, Any], measured: Measured) -> list[Slip]:
+def _kl_slips(numbers: Numbers, measured: Measured) -> list[Slip]:
     mu = measured.means.astype(np.float64)
     log_variance = measured.log_variances.astype(np.float64)
     sigma = np.exp(0.5 * log_variance)
 
-    def total(per_dimension: Any) -> float:
+    def total(per_dimension: npt.NDArray[np.float64]) -> float:
         return float(0.5 * per_dimension.sum(axis=1).mean())
 
     right = total(mu**2 + np.expm1(log_variance) - log_variance)
     # The report's KL covers all images and the true posteriors; ratios carry a slip over to it.
-    scale = numbers["kl"] / right if right > 0 else 1.0
+    scale = numbers.kl / right if right > 0 else 1.0
     found = [
         (
             "sigma stands where sigma^2 belongs in the KL",
@@ -182,12 +194,12 @@ def _kl_slips(numbers: Mapping[str, Any], measured: Measured) -> list[Slip]:
     return [Slip(name, "kl", value * scale, remedy) for name, value, remedy in found]
 
 
-def _likelihood_slips(numbers: Mapping[str, Any], sigma: float | None) -> list[Slip]:
-    pixels, value = numbers["pixels"], numbers["log_likelihood"]
+def _likelihood_slips(numbers: Numbers, sigma: float | None) -> list[Slip]:
+    pixels, value = numbers.pixels, numbers.log_likelihood
     found = [
         (
             "the decoder is evaluated at the posterior's mean, not at draws of z",
-            numbers["log_likelihood_at_mean"],
+            numbers.log_likelihood_at_mean,
             "E_q log p(x|z) is an average over draws; log p(x|E z) is another, larger number.",
         ),
         (
@@ -196,7 +208,7 @@ def _likelihood_slips(numbers: Mapping[str, Any], sigma: float | None) -> list[S
             f"Sum over the {pixels:,} pixels and channels, average over images only.",
         ),
     ]
-    if numbers["bits_per_dim"] is not None:
+    if numbers.bits_per_dim is not None:
         found.append(
             (
                 "the density is per unit of [0, 1], not per level: -D ln 256 is missing",

@@ -1,12 +1,9 @@
 """What was optimised, which is not always the ELBO: in a formula, and in this run's numbers."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation.sentences import Check, Formula, Sentence, claim
+from pipeline.json_value import Json, JsonValue
 from pipeline.vae import Optimised
-
-Numbers = Mapping[str, Any]
 
 _FORMULAS = {
     "beta": Formula(
@@ -31,14 +28,25 @@ _FORMULAS = {
 }
 
 
-def recorded(metadata: Mapping[str, Any] | None) -> Optimised | None:
+def recorded(metadata: Json | None) -> Optimised | None:
     """What a bundle's metadata tell of its objective; None where they don't tell it."""
     record = (metadata or {}).get("objective")
-    if not isinstance(record, dict) or record.get("kind") not in _FORMULAS:
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(kind, str) or kind not in _FORMULAS:
         return None
-    optional = ("beta", "full_beta", "free_nats", "target_bits_per_dim")
-    known = {name: record.get(name) for name in optional}
-    return Optimised(kind=record["kind"], samples=int(record.get("samples", 1)), **known)
+    samples = _number(record.get("samples"))
+    return Optimised(
+        kind=kind,
+        beta=_number(record.get("beta")),
+        samples=1 if samples is None else round(samples),
+        full_beta=_number(record.get("full_beta")),
+        free_nats=_number(record.get("free_nats")),
+        target_bits_per_dim=_number(record.get("target_bits_per_dim")),
+    )
+
+
+def _number(value: JsonValue) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def formula_of(optimised: Optimised) -> Formula:
@@ -48,7 +56,7 @@ def formula_of(optimised: Optimised) -> Formula:
 
 def sentences_of(optimised: Optimised, n: Numbers) -> list[Sentence]:
     """What that is here."""
-    figures = {"elbo": n["elbo"]}
+    figures = {"elbo": n.elbo}
     beta = 1.0 if optimised.beta is None else optimised.beta
     match optimised.kind:
         case "beta":
@@ -56,7 +64,7 @@ def sentences_of(optimised: Optimised, n: Numbers) -> list[Sentence]:
                 "Training maximised log-likelihood - {beta:g} x KL, which is {objective:.3f} here; "
                 "the ELBO, with weight 1, is {elbo:.3f}."
             )
-            figures |= {"beta": beta, "objective": n["log_likelihood"] - beta * n["kl"]}
+            figures |= {"beta": beta, "objective": n.log_likelihood - beta * n.kl}
         case "free_bits":
             text = (
                 "Training maximised log-likelihood - {beta:g} x the sum over dimensions of the "
@@ -83,7 +91,7 @@ def sentences_of(optimised: Optimised, n: Numbers) -> list[Sentence]:
                 "nothing for the code: this is a plain autoencoder, and its ELBO of {elbo:.3f} is "
                 "a by-product."
             )
-            figures |= {"objective": n["log_likelihood_at_mean"]}
+            figures |= {"objective": n.log_likelihood_at_mean}
     found = [claim(Check.OBJECTIVE, text, **figures)]
     full = optimised.full_beta
     if full is not None and optimised.kind in ("beta", "free_bits"):

@@ -1,15 +1,14 @@
 """The whole explanation: every part for one run's numbers, for a terminal and as Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation import bound_answers as bounds
 from pipeline.explanation import code_answers as codes
+from pipeline.explanation.health import health
 from pipeline.explanation.sentences import Part
 from pipeline.vae import Optimised
-
-Numbers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,45 +27,55 @@ class Term:
 
 def walk(n: Numbers) -> list[Term]:
     """The terms from Bayes' rule to the ELBO, in the order in which they are met."""
-    gap = n["gap"]
-    which = f"{gap['images']:,} images, ELBO {gap['elbo']:.3f}"
+    gap = n.gap
+    which = f"{gap.images:,} images, ELBO {gap.elbo:.3f}"
     return [
-        Term("log p(x)", "evidence", f"{which}; {gap['how']}", ">=", gap["evidence"]),
-        Term("ELBO", "evidence lower bound", "one draw of z per image", "=", n["elbo"]),
-        Term("E_q log p(x|z)", "log-likelihood", "the decoder's", "=", n["log_likelihood"]),
-        Term("KL(q || p(z))", "KL to the prior", "what the code costs", "=", n["kl"]),
+        Term("log p(x)", "evidence", f"{which}; {gap.how}", ">=", gap.evidence),
+        Term("ELBO", "evidence lower bound", "one draw of z per image", "=", n.elbo),
+        Term("E_q log p(x|z)", "log-likelihood", "the decoder's", "=", n.log_likelihood),
+        Term("KL(q || p(z))", "KL to the prior", "what the code costs", "=", n.kl),
         Term(
             "H(q, p(z))",
             "cross-entropy",
             "q against the prior",
             "=",
-            n["cross_entropy_q_prior"],
+            n.cross_entropy_q_prior,
         ),
-        Term("H(q)", "entropy of q", "how wide the codes are", "=", n["entropy_q"]),
-        Term("KL(q || p(z|x))", "posterior gap", which, ">=", n["posterior_gap"]),
+        Term("H(q)", "entropy of q", "how wide the codes are", "=", n.entropy_q),
+        Term("KL(q || p(z|x))", "posterior gap", which, ">=", n.posterior_gap),
     ]
 
 
-def explain(n: Numbers, optimised: Optimised | None = None, has_way: bool = False) -> list[Part]:
-    """Every part of the page, for the numbers of an evaluation's report.
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model besides its numbers.
 
-    `optimised` None: nobody knows what was. `has_way`: the numbers are a run's, whose curves are
-    drawn beside the page.
+    `optimised` None: nobody knows what was. `sigma`: the likelihood's one deviation, if it has one.
+    `has_way`: it is a run's model, whose curves are drawn beside the page.
     """
+
+    optimised: Optimised | None = None
+    sigma: float | None = None
+    has_way: bool = False
+
+
+def explain(n: Numbers, known: Known) -> list[Part]:
+    """Every part of the page, its health first, for the numbers of an evaluation."""
     makers: Sequence[Callable[[Numbers], Part | None]] = (
+        lambda found: health(found, known.sigma),
         bounds.training_or_holdout,
         bounds.bayes,
         bounds.elbo,
         codes.at_mean,
         bounds.cross_entropy,
         bounds.kl,
-        lambda found: bounds.pull(found, has_way),
+        lambda found: bounds.pull(found, known.has_way),
         bounds.which_posterior,
         codes.continuity,
         codes.coverage,
         codes.similar_codes,
         codes.classes,
-        lambda found: bounds.weight(found, optimised),
+        lambda found: bounds.weight(found, known.optimised),
         bounds.draws,
         bounds.encoder_or_decoder,
         codes.information,
@@ -79,10 +88,10 @@ def explain(n: Numbers, optimised: Optimised | None = None, has_way: bool = Fals
     return [part for part in parts if part is not None]
 
 
-def to_text(n: Numbers, parts: Sequence[Part], warnings: Sequence[str]) -> str:
+def to_text(n: Numbers, parts: Sequence[Part]) -> str:
     """The page for a terminal: formulas as plain lines, pictures by name."""
     rows = [f"  {t.symbol:<16}{t.relation:>2} {t.value:14.3f}  {t.name}: {t.here}" for t in walk(n)]
-    blocks = ["\n".join([_headline(n), *rows]), "\n".join(["Health", *_health(warnings)])]
+    blocks = ["\n".join([_headline(n), *rows])]
     for part in parts:
         lines = [part.title, *(f"    {formula.plain}" for formula in part.formulas), part.text]
         if part.picture:
@@ -91,9 +100,7 @@ def to_text(n: Numbers, parts: Sequence[Part], warnings: Sequence[str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def to_markdown(
-    n: Numbers, parts: Sequence[Part], warnings: Sequence[str], pictures: Sequence[str]
-) -> str:
+def to_markdown(n: Numbers, parts: Sequence[Part], pictures: Sequence[str]) -> str:
     """The page with its formulas as mathematics and the pictures, those that there are, in it."""
     # U+2223 looks like the bar of a condition, and does not end a cell of a table.
     rows = [
@@ -106,10 +113,6 @@ def to_markdown(
         "| symbol | name | here | value |",
         "|---|---|---|---|",
         *rows,
-        "",
-        "## Health",
-        "",
-        *_health(warnings),
     ]
     blocks = ["\n".join(head)]
     for part in parts:
@@ -121,9 +124,5 @@ def to_markdown(
 
 
 def _headline(n: Numbers) -> str:
-    step = f", step {n['step']:,}" if n.get("step") is not None else ""
-    return f"What this model's numbers mean ({n['images']:,} images{step}, nats per image)"
-
-
-def _health(warnings: Sequence[str]) -> list[str]:
-    return [f"- {line}" for line in warnings] or ["- Nothing unusual."]
+    step = f", step {n.step:,}" if n.step is not None else ""
+    return f"What this model's numbers mean ({n.images:,} images{step}, nats per image)"

@@ -19,6 +19,7 @@ class Check(StrEnum):
     TRAINING_AGAINST_HOLDOUT = "training_against_holdout"
     EVIDENCE_AND_GAP = "evidence_and_gap"
     EXACT_EVIDENCE = "exact_evidence"
+    BOUND_IMAGES = "bound_images"
     GAP_ON_DRAWN_IMAGES = "gap_on_drawn_images"
     GAP_AGAINST_KL = "gap_against_kl"
     GAP_SPLIT = "gap_split"
@@ -37,6 +38,14 @@ class Check(StrEnum):
     SAMPLES = "samples"
     BITS = "bits"
     RECONSTRUCTION = "reconstruction"
+    COLLAPSED = "collapsed"
+    FEW_ACTIVE = "few_active"
+    DECODER_IGNORES_Z = "decoder_ignores_z"
+    NOT_FINITE = "not_finite"
+    POSITIVE_ELBO = "positive_elbo"
+    FEW_EFFECTIVE_DRAWS = "few_effective_draws"
+    DEVIATION_AT_ITS_FLOOR = "deviation_at_its_floor"
+    NO_SIGN_OF_ILLNESS = "no_sign_of_illness"
 
 
 @dataclass(frozen=True)
@@ -76,18 +85,23 @@ class Formula:
 
 @dataclass(frozen=True)
 class Part:
-    """The answer to one question: its formulas, its sentences, and a picture's file name."""
+    """The answer to one question: its formulas, its sentences, and a picture's file name.
+
+    is_list: each sentence stands for itself, as a line.
+    """
 
     name: str
     title: str
     sentences: Sequence[Sentence]
     formulas: Sequence[Formula] = ()
     picture: str | None = None
+    is_list: bool = False
 
     @property
     def text(self) -> str:
         """All sentences."""
-        return " ".join(sentence.text for sentence in self.sentences)
+        told = [sentence.text for sentence in self.sentences]
+        return "\n".join(f"- {each}" for each in told) if self.is_list else " ".join(told)
 
     @property
     def numbers(self) -> dict[str, float]:

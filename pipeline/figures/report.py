@@ -48,10 +48,10 @@ def draw_report(
             yield "interpolations.png", _interpolations(vae, findings, latents, first, walks)
         yield "traversals.png", _traversals(vae, latents)
         note = ""
-        if neighbours := findings.numbers["neighbours"]:
+        if neighbours := findings.numbers.neighbours:
             note = (
-                f"{neighbours['agreement']:.1%} of images have the label of most of their "
-                f"{neighbours['neighbours']} nearest (chance {neighbours['chance']:.1%}); "
+                f"{neighbours.agreement:.1%} of images have the label of most of their "
+                f"{neighbours.neighbours} nearest (chance {neighbours.chance:.1%}); "
                 "no label was ever seen"
             )
         yield (
@@ -76,22 +76,22 @@ def _reconstructions(vae: VAE, findings: Findings, first: Tensor, seed: int) -> 
         "at the mean": vae.decode(posterior.mean),
         "at one draw": vae.decode(posterior.sample(noise.posterior)),
     }
-    psnr = findings.numbers["reconstruction"]["psnr_mean"]
-    note = f"all {findings.numbers['images']:,} held-out images: {psnr:.2f} dB at the mean"
+    psnr = findings.numbers.reconstruction.psnr_mean
+    note = f"all {findings.numbers.images:,} measured images: {psnr:.2f} dB at the mean"
     return to_png(draw_reconstructions, seen, rows, note=note)
 
 
 def _mixture_samples(vae: VAE, findings: Findings, seed: int) -> bytes:
-    assert findings.mixture is not None
+    gain = findings.numbers.mixture
+    assert findings.mixture is not None and gain is not None, "they come together"  # noqa: PT018
     generator = torch.Generator().manual_seed(seed)
     draws = vae.latent.unflattened(findings.mixture.sample(_SAMPLES, generator).float())
-    gain = findings.numbers["mixture"]["gain"]
     return to_png(
         draw_samples,
         vae.decode(draws),
         headline=f"{_SAMPLES} samples from a mixture fitted to the latents",
         note=f"z from {len(findings.mixture.means)} Gaussians fitted after training, which "
-        f"describe unseen codes {gain:+.1f} nats better than the prior",
+        f"describe unseen codes {gain.gain:+.1f} nats better than the prior",
     )
 
 
@@ -99,10 +99,11 @@ def _interpolations(
     vae: VAE, findings: Findings, latents: Tensor, first: Tensor, walks: int
 ) -> bytes:
     paths = decode_walks(vae, latents[:walks], latents[walks : 2 * walks], 9)
-    path = findings.numbers["interpolation"]
+    path = findings.numbers.interpolation
+    assert path is not None, "there are pairs to walk between"
     note = (
-        f"mean path {path['length']:.3f} for a direct distance of {path['direct']:.3f}; twice the "
-        f"steps leave {path['jump_ratio']:.0%} of the largest jump (50%: continuous)"
+        f"mean path {path.length:.3f} for a direct distance of {path.direct:.3f}; twice the "
+        f"steps leave {path.jump_ratio:.0%} of the largest jump (50%: continuous)"
     )
     ends = (first[:walks], first[walks : 2 * walks])
     return to_png(draw_interpolations, paths, ends=ends, note=note)
@@ -129,24 +130,26 @@ def _traversals(vae: VAE, latents: Tensor) -> bytes:
 def _posteriors(vae: VAE, findings: Findings, first: Tensor, seed: int) -> bytes:
     images = first[:_POSTERIORS]
     noise = draw_noise(vae, seed, 0, range(len(images)))
-    exact = findings.numbers["quadrature"]
+    exact = findings.numbers.quadrature
+    assert exact is not None, "z has two dimensions"
     note = (
         "shaded: exact, by quadrature;  red: q at 1 and 2 of its deviations\n"
-        f"KL(q || p(z|x)) {exact['kl_q_posterior']:.3f} nats, the other way round "
-        f"{exact['kl_posterior_q']:.3f}, means of {exact['images']} images"
+        f"KL(q || p(z|x)) {exact.kl_q_posterior:.3f} nats, the other way round "
+        f"{exact.kl_posterior_q:.3f}, means of {exact.images} images"
     )
     seen = seen_images(vae, images, noise)
     return to_png(draw_posteriors, seen, windows(vae, images, noise), note=note)
 
 
 def _aggregated(findings: Findings, measured: Measured) -> bytes:
-    surgery = findings.numbers["surgery"]
+    surgery = findings.numbers.surgery
     note = "blue: q(z), the average of q(z|x);  dashed: the prior N(0, 1)"
     if surgery is not None:
+        least, most = ("≥ ", "≤ ") if surgery.is_at_cap else ("", "")
         note += (
-            f"\nmarginal KL {surgery['marginal_kl']:.2f} nats over all dimensions, mutual "
-            f"information {surgery['mutual_information']:.2f} (can't show more than log N = "
-            f"{surgery['cap']:.2f})"
+            f"\nof {surgery.images:,} {surgery.of} images: marginal KL {most}"
+            f"{surgery.marginal_kl:.2f} nats over all dimensions, mutual information {least}"
+            f"{surgery.mutual_information:.2f} (can't show more than log N = {surgery.cap:.2f})"
         )
     order = np.argsort(-findings.kl_per_dimension, kind="stable")[:8]
     return to_png(

@@ -111,6 +111,9 @@ def registration_tags(settings: VersionSettings, bundle: str, elbo: float | None
         "dataset_digest": pins.dataset,
         "git_revision": git_revision(),
     }
+    step = (vae.metadata or {}).get("step")
+    if step is not None:
+        tags["step"] = str(step)
     if pins.holdout is not None and elbo is not None:
         tags |= {"holdout_digest": pins.holdout, "holdout_elbo": repr(elbo)}
     return tags

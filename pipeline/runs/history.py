@@ -181,7 +181,7 @@ def _tensor(run: Run, validation: Validation, name: str) -> Tensor:
         url = run.path("history", f"{validation.step:010d}.safetensors")
         raise RunError(
             f"{storage.shown(url)}: holds no {name!r}, so an older version of this program wrote "
-            f"it. Measure the run's model itself: --model {storage.shown(run.path('bundle'))}"
+            f"it. Measure the run's model itself: `--model {storage.shown(run.path('bundle'))}`"
         )
     return tensors[name]
 

@@ -52,6 +52,23 @@ def test_pictures_and_report_lie_where_the_result_says(place: Path) -> None:
     assert difference["high"] < 0
 
 
+def test_a_users_features_see_every_image_and_are_looked_for_before_any_is_read(
+    place: Path, tmp_path: Path
+) -> None:
+    features = "tests.pipeline.evaluation.test_distances:Channels"
+    found = evaluate(place, features=features, bound_images=0)["distances"]
+    assert (found["features"], found["dimensions"]) == (features, 2)
+    assert (found["images"], found["samples"]) == (120, 120)
+    assert found["generation"] >= 0 <= found["reconstruction"]
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    for shard in data.rglob("*.tar"):
+        shard.unlink()
+    with pytest.raises(ConfigError, match="nowhere:Net"):
+        evaluate(place, data=str(data), features="nowhere:Net")
+    with pytest.raises(ConfigError, match=r"lpips"):
+        evaluate(place, data=str(data), lpips=str(tmp_path / "alexnet.pth"))
+
+
 def test_models_of_different_measures_are_refused_before_an_image_is_read(
     place: Path, tmp_path: Path
 ) -> None:

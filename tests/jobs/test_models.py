@@ -82,7 +82,7 @@ def test_the_better_of_two_becomes_champion_whichever_is_asked_first(
     for url in urls:
         models(register=url)
     # `jobs.evaluate` measures by other code, with other noise: only the order must agree.
-    elbos = [run_evaluation(EvaluateConfig(model=url, data=data))["elbo"] for url in urls]
+    elbos = [run_evaluation(EvaluateConfig(model=url, data=data)).numbers.elbo for url in urls]
     assert abs(elbos[0] - elbos[1]) > 1, "too close to tell"
     better, worse = (1, 2) if elbos[0] > elbos[1] else (2, 1)
     models(promote=f"models:/{name}/{worse}", data=data)

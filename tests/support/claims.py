@@ -19,6 +19,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from torch.distributions import Normal, kl_divergence
 
+from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation.sentences import Check
 from pipeline.vae import VAE, draw_noise
 
@@ -35,7 +36,7 @@ class World:
     vae: VAE
     images: torch.Tensor
     labels: list[str]
-    numbers: dict[str, Any]
+    numbers: Numbers
     training: torch.Tensor
     objective: dict[str, Any]
 
@@ -183,9 +184,13 @@ def gap_on_drawn_images(w: World, f: Figures, text: str) -> None:
     assert -0.05 <= f["gap_lower"] <= f["gap_upper"] + 0.05
 
 
+def bound_images(w: World, f: Figures, text: str) -> None:
+    assert w.numbers.gap.images == f["images"] < f["asked"] == w.numbers.bound_images
+
+
 def gap_against_kl(w: World, f: Figures, text: str) -> None:
     near(f["kl"], w.terms["kl"])
-    near(f["posterior_gap"], w.numbers["gap"]["evidence"] - w.numbers["gap"]["elbo"])
+    near(f["posterior_gap"], w.numbers.gap.evidence - w.numbers.gap.elbo)
     assert ("farther from the true posterior" in text) == (f["posterior_gap"] > f["kl"])
 
 
@@ -216,7 +221,7 @@ def kl_per_dimension(w: World, f: Figures, text: str) -> None:
     logvar, mu = 2 * w.q.stddev.log(), w.q.mean
     line = 0.5 * (1 + logvar - mu**2 - logvar.exp())
     near(f["largest"], float(-line.mean(0).min()), 1e-3)
-    near(w.numbers["kl"], float(-line.sum(1).mean()), 1e-3)
+    near(w.numbers.kl, float(-line.sum(1).mean()), 1e-3)
     active(w, f, text)
 
 
@@ -236,7 +241,7 @@ def draws(w: World, f: Figures, text: str) -> None:
         near(f["elbo_error"], w.terms["elbo_error"], 1e-3)
         assert abs(f["difference"]) < 5 * f["elbo_error"] + 0.1
     else:
-        assert 1 <= f["effective_samples"] <= f["samples"] == w.numbers["importance_samples"]
+        assert 1 <= f["effective_samples"] <= f["samples"] == w.numbers.importance_samples
 
 
 def jumps(w: World, f: Figures, text: str) -> None:
@@ -326,7 +331,7 @@ def samples(w: World, f: Figures, text: str) -> None:
         assert ("no worse" in text) == (f["generation"] <= f["reconstruction"])
         assert f["images"] == f["images"] <= len(w.images)
     else:
-        assert f["psnr_mean"] == w.numbers["reconstruction"]["psnr_mean"]
+        assert f["psnr_mean"] == w.numbers.reconstruction.psnr_mean
         generator = torch.Generator().manual_seed(9)
         z = torch.randn(200, *w.vae.latent_shape, generator=generator)
         with torch.no_grad():
@@ -347,11 +352,75 @@ def reconstruction(w: World, f: Figures, text: str) -> None:
     near(f["psnr_mean"], float(-10 * np.log10(squares).mean()), 1e-3)
 
 
+def collapsed(w: World, f: Figures, text: str) -> None:
+    near(f["kl"], w.terms["kl"], 1e-3)
+    active(w, f, text)
+    assert f["kl"] < 0.1 or f["active_units"] == 0
+
+
+def few_active(w: World, f: Figures, text: str) -> None:
+    active(w, f, text)
+    assert f["active_units"] < f["latent_dimensions"] / 10
+
+
+def decoder_ignores_z(w: World, f: Figures, text: str) -> None:
+    """The code of the image before, in place of its own."""
+    with torch.no_grad():
+        rebuilt = w.vae.decode(w.q.mean.float().view(-1, *w.vae.latent_shape)).numpy()
+    real = w.images.numpy() / 255
+    for name, shown in (("own", rebuilt), ("other", np.roll(rebuilt, 1, axis=0))):
+        squares = ((shown - real) ** 2).reshape(len(real), -1).mean(1)
+        near(f[name], float(-10 * np.log10(squares).mean()), 1e-2)
+    assert f["own"] < f["other"] + 0.1
+
+
+def not_finite(w: World, f: Figures, text: str) -> None:
+    noise = draw_noise(w.vae, 0, 0, range(len(w.images)))
+    z = w.q.mean + w.q.stddev * noise.posterior.flatten(1).double()
+    likelihood = log_likelihood(w.vae, z, targets(w.vae, w.images))
+    assert f["not_finite"] == int((~likelihood.isfinite()).sum()) > 0
+
+
+def positive_elbo(w: World, f: Figures, text: str) -> None:
+    assert f["elbo"] > 0 < w.terms["elbo"]
+
+
+def few_effective_draws(w: World, f: Figures, text: str) -> None:
+    """Weights of other draws of q, by torch.distributions."""
+    generator = torch.Generator().manual_seed(21)
+    target, effective = targets(w.vae, w.images), []
+    for place in range(len(w.images)):
+        mean, scale = w.q.mean[place], w.q.stddev[place]
+        size = (int(f["samples"]), mean.numel())
+        z = mean + scale * torch.randn(size, generator=generator, dtype=mean.dtype)
+        weights = log_likelihood(w.vae, z, target[place]) + Normal(0.0, 1.0).log_prob(z).sum(1)
+        shares = (weights - Normal(mean, scale).log_prob(z).sum(1)).softmax(0)
+        effective.append(float(1 / shares.square().sum()))
+    assert abs(f["effective_samples"] - np.mean(effective)) < 0.3
+    assert f["effective_samples"] < 1.5
+    near(f["evidence"], w.numbers.gap.elbo + w.numbers.gap.nats)
+
+
+def deviation_at_its_floor(w: World, f: Figures, text: str) -> None:
+    near(f["levels"], 256 * w.vae.likelihood.sigma.item())
+    assert f["levels"] < 1.05
+
+
+def no_sign_of_illness(w: World, f: Figures, text: str) -> None:
+    near(f["kl"], w.terms["kl"], 1e-3)
+    active(w, f, text)
+    assert f["kl"] >= 0.1
+    assert f["active_units"] >= f["latent_dimensions"] / 10
+    assert math.isfinite(w.terms["elbo"])
+    assert w.terms["elbo"] <= 0
+
+
 CLAIMS: dict[Check, Callable[[World, Figures, str], None]] = {
     Check.TRAINING_AGAINST_HOLDOUT: training_against_holdout,
     Check.EVIDENCE_AND_GAP: evidence_and_gap,
     Check.EXACT_EVIDENCE: exact_evidence,
     Check.GAP_ON_DRAWN_IMAGES: gap_on_drawn_images,
+    Check.BOUND_IMAGES: bound_images,
     Check.GAP_AGAINST_KL: gap_against_kl,
     Check.GAP_SPLIT: gap_split,
     Check.ELBO_TERMS: elbo_terms,
@@ -369,4 +438,12 @@ CLAIMS: dict[Check, Callable[[World, Figures, str], None]] = {
     Check.SAMPLES: samples,
     Check.BITS: bits,
     Check.RECONSTRUCTION: reconstruction,
+    Check.COLLAPSED: collapsed,
+    Check.FEW_ACTIVE: few_active,
+    Check.DECODER_IGNORES_Z: decoder_ignores_z,
+    Check.NOT_FINITE: not_finite,
+    Check.POSITIVE_ELBO: positive_elbo,
+    Check.FEW_EFFECTIVE_DRAWS: few_effective_draws,
+    Check.DEVIATION_AT_ITS_FLOOR: deviation_at_its_floor,
+    Check.NO_SIGN_OF_ILLNESS: no_sign_of_illness,
 }

@@ -1,10 +1,9 @@
 """Findings of the small digit models, made once."""
 
 import functools
-import math
-from typing import Any
 
 from pipeline.evaluation.findings import FindingOptions, Findings, find
+from pipeline.evaluation.numbers import Numbers
 from pipeline.evaluation.rows import Measured, MeasureOptions, measure
 from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images
 
@@ -20,10 +19,6 @@ def evaluated(likelihood: str = "gaussian", beta: float = 1.0) -> tuple[Measured
     return measured, find(vae, measured, first, FindingOptions(0, 64, 8))
 
 
-def numbers_of(likelihood: str = "gaussian", beta: float = 1.0) -> dict[str, Any]:
+def numbers_of(likelihood: str = "gaussian", beta: float = 1.0) -> Numbers:
     """The numbers as `jobs.evaluate` reports them."""
-    vae = digits_vae(likelihood, beta=beta)
-    return evaluated(likelihood, beta)[1].numbers | {
-        "pixels": math.prod(vae.image_shape),
-        "likelihood": likelihood,
-    }
+    return evaluated(likelihood, beta)[1].numbers

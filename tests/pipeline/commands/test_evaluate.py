@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(place: Path, **knobs: object) -> dict[str, Any]:
     config = {"model": str(place / "vae"), "data": str(place / "data"), "importance_samples": 16}
-    return run_evaluation(EvaluateConfig.model_validate(config | knobs))
+    return dict(run_evaluation(EvaluateConfig.model_validate(config | knobs)).to_json())
 
 
 def test_one_two_and_three_workers_agree_to_a_millionth(place: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_linear_model_is_measured_as_its_closed_form_says(tmp_path: Path) ->
         importance_samples=256,
         bound_images=0,
     )
-    found = run_evaluation(config)
+    found = run_evaluation(config).to_json()
     dataset = Dataset.open(config.data)
     images = load_images(dataset, len(dataset), vae.preprocess).images.double()
     noise = draw_noise(vae, config.seed, 0, range(len(images))).pixels.double()

@@ -53,8 +53,15 @@ def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(
     (picture,) = result.figures
     assert Image.open(picture).format == "PNG"
     client = mlflow_client(tracking_uri())
-    parents = {client.get_run(row.run_id).data.tags["mlflow.parentRunId"] for row in result.rows}
+    tags = [client.get_run(row.run_id).data.tags for row in result.rows]
+    parents = {each["mlflow.parentRunId"] for each in tags}
     assert len(parents) == 1
+    for row, each in zip(result.rows, tags, strict=True):
+        # The kept weights' step, which the newest point need not be of.
+        assert each["vae.chosen_step"] in ("0", "40")
+        name = resolve(str(result.best.model)).name
+        version = client.get_model_version(name, str(row.model_version))
+        assert version.tags["step"] == each["vae.chosen_step"]
     assert parents.isdisjoint(row.run_id for row in result.rows)
     assert run_sweep(asked).rows == result.rows
 

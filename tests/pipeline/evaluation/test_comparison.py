@@ -16,25 +16,25 @@ def candidate(name: str, likelihood: str = "gaussian", beta: float = 1.0) -> Can
 
 def test_differences_are_paired_over_images_with_scipys_interval() -> None:
     first, other = candidate("vae"), candidate("collapsed", beta=500.0)
-    found = compare([first, other])["differences"]["collapsed"]["elbo"]
+    found = compare([first, other]).differences["collapsed"]["elbo"]
     paired = other.measured.column("elbo") - first.measured.column("elbo")
     low, high = scipy.stats.norm.interval(0.95, paired.mean(), scipy.stats.sem(paired))
-    assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-3)
-    assert found["high"] < 0
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
+    assert found.high < 0
 
 
 def test_the_table_sets_gap_reconstruction_sampling_and_neighbours_side_by_side() -> None:
-    table = compare([candidate("vae"), candidate("collapsed", beta=500.0)])["table"]
-    assert table["vae"]["posterior_gap"] > table["collapsed"]["posterior_gap"]
-    assert table["vae"]["reconstruction_psnr"] > table["collapsed"]["reconstruction_psnr"]
-    assert table["vae"]["neighbour_agreement"] > table["collapsed"]["neighbour_agreement"]
-    assert {"sample_psnr_to_nearest", "marginal_kl", "mixture_gain"} <= set(table["vae"])
+    table = compare([candidate("vae"), candidate("collapsed", beta=500.0)]).table
+    assert table["vae"].posterior_gap > table["collapsed"].posterior_gap
+    assert table["vae"].reconstruction_psnr > table["collapsed"].reconstruction_psnr
+    assert table["vae"].neighbour_agreement > table["collapsed"].neighbour_agreement
+    assert {"sample_psnr_to_nearest", "marginal_kl", "mixture_gain"} <= set(vars(table["vae"]))
 
 
 def test_the_same_weights_under_another_name_differ_by_nothing_and_are_named() -> None:
     found = compare([candidate("vae"), candidate("again"), candidate("other", beta=500.0)])
-    assert found["same_weights"] == ["again"]
-    assert set(found["differences"]["again"]["elbo"].values()) == {0.0}
+    assert found.same_weights == ["again"]
+    assert set(vars(found.differences["again"]["elbo"]).values()) == {0.0}
 
 
 def test_bernoulli_is_not_compared_with_a_density() -> None:

@@ -9,6 +9,9 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.distances import (
+    FeatureSets,
+    NamedFeatures,
+    features_of,
     frechet_distance,
     kernel_distance,
     named_features,
@@ -49,7 +52,7 @@ def test_the_kernel_distance_has_no_bias_and_its_error_says_so() -> None:
 
 def test_without_a_network_the_features_are_scikit_learns_principal_components() -> None:
     images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours = pixel_components(images)(images)
+    ours = pixel_components(images).of(images)
     theirs = PCA(16, svd_solver="full").fit_transform(images.flatten(1).double().numpy())
     assert np.abs(ours.numpy()) == pytest.approx(np.abs(theirs), abs=1e-6)
 
@@ -72,8 +75,8 @@ class Scalar(nn.Module):
 def test_a_network_is_named_by_import_path_or_torchscript_file(tmp_path: Path) -> None:
     images = torch.rand(4, 3, 8, 8)
     torch.jit.script(Channels()).save(str(tmp_path / "net.pt"))
-    by_path = named_features(f"{__name__}:Channels")(images)
-    assert torch.equal(named_features(str(tmp_path / "net.pt"))(images), by_path)
+    by_path = named_features(f"{__name__}:Channels").of(images)
+    assert torch.equal(named_features(str(tmp_path / "net.pt")).of(images), by_path)
     (tmp_path / "other.pt").write_bytes(b"no archive")
     with pytest.raises(ConfigError, match="is no TorchScript file"):
         named_features(str(tmp_path / "other.pt"))
@@ -83,13 +86,38 @@ def test_a_network_is_named_by_import_path_or_torchscript_file(tmp_path: Path) -
 
 def test_features_that_are_no_rows_are_refused() -> None:
     images = torch.rand(30, 3, 8, 8)
-    with pytest.raises(ConfigError, match="one finite row for each image"):
-        set_distances(images, images, images, Scalar(), "scalar")
+    with pytest.raises(ConfigError, match=r"scalar: gives .* one finite row for each image"):
+        features_of(images, NamedFeatures("scalar", Scalar()))
 
 
 def test_sets_are_apart_by_what_their_features_see() -> None:
     real = torch.rand(80, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = set_distances(real, real, real * 0.2, pixel_components(real), "pixels")
+    pixels = pixel_components(real)
+    sets = (features_of(each, pixels) for each in (real, real, real * 0.2))
+    found = set_distances(FeatureSets("pixels", *sets))
     assert found.reconstruction == pytest.approx(0, abs=1e-6)
     assert found.generation > 0.1
     assert (found.images, found.samples, found.dimensions) == (80, 80, 16)
+
+
+def test_no_distance_of_equal_sets_is_below_zero_also_of_few_images_with_many_features() -> None:
+    # What people report of other tools: FID -4.8e-09 of 192 images (mseitzer/pytorch-fid#105).
+    for seed in range(20):
+        few = normal(12, 40, seed).float()
+        assert 0 <= frechet_distance(few, few) < 1e-4 * float(few.square().sum())
+
+
+def test_features_that_depend_on_the_other_images_are_refused() -> None:
+    # Lightning-AI/torchmetrics#1620: a distance that depends on the batch size.
+    images = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    normed = nn.Sequential(nn.BatchNorm2d(3, affine=False), Channels()).train()
+    with pytest.raises(ConfigError, match="normed: gives an image another row when others"):
+        features_of(images, NamedFeatures("normed", normed))
+    assert features_of(images, NamedFeatures("normed", normed.eval())).shape == (30, 6)
+
+
+def test_too_few_images_for_so_many_features_are_told() -> None:
+    few = FeatureSets("many", *(normal(20, 40, seed) for seed in range(3)))
+    assert set_distances(few).is_short
+    enough = FeatureSets("few", *(normal(60, 40, seed) for seed in range(3)))
+    assert not set_distances(enough).is_short

@@ -1,10 +1,14 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.signal
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipeline.evaluation.fidelity import multi_scale_ssim, psnr, ssim
+from pipeline.errors import ConfigError
+from pipeline.evaluation.fidelity import load_perception, multi_scale_ssim, psnr, ssim
 
 
 def pictures(size: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,3 +87,72 @@ def test_multi_scale_ssim_is_the_product_of_wang_2003_over_five_scales() -> None
     assert ours is not None
     assert float(ours) == pytest.approx(expected, abs=1e-9)
     assert multi_scale_ssim(first[..., :160, :], second[..., :160, :]) is None
+
+
+def alexnet(folder: Path) -> Path:
+    """torchvision's AlexNet with random weights, saved as torchvision saves it."""
+    models = pytest.importorskip("torchvision.models", reason="needs the extra lpips")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.alexnet(weights=None)
+    torch.save(network.state_dict(), folder / "alexnet.pth")
+    return folder / "alexnet.pth"
+
+
+def unit(values: torch.Tensor) -> torch.Tensor:
+    return values / (values.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+
+
+def test_lpips_is_the_papers_weighted_distance_of_the_named_trunks_features(
+    tmp_path: Path,
+) -> None:
+    lpips = pytest.importorskip("lpips", reason="needs the extra lpips")
+    path = alexnet(tmp_path)
+    first, second = pictures(70, 3)
+    found = load_perception(str(path)).distance(second, first)
+    # Zhang et al. 2018, equation 1, over the five layers behind a ReLU, with the paper's scaling.
+    models = pytest.importorskip("torchvision.models")
+    trunk = models.alexnet(weights=None)
+    trunk.load_state_dict(torch.load(path, weights_only=True))
+    layers = Path(lpips.__file__).parent / "weights/v0.1/alex.pth"
+    weights = torch.load(layers, map_location="cpu", weights_only=True)
+    shift = torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)
+    scale = torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1)
+    x, y = (((2 * each.float() - 1) - shift) / scale for each in (first, second))
+    expected, layer = torch.zeros(3), 0
+    with torch.no_grad():
+        for number, module in enumerate(trunk.features[:12]):
+            x, y = module(x), module(y)
+            if number in (1, 4, 7, 9, 11):
+                squares = (unit(x) - unit(y)).square()
+                expected += (weights[f"lin{layer}.model.1.weight"] * squares).sum(1).mean((1, 2))
+                layer += 1
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-4)
+    assert bool((found > 0).all())
+
+
+def test_grey_and_small_images_have_an_lpips_too_and_equal_ones_have_none(tmp_path: Path) -> None:
+    pytest.importorskip("lpips", reason="needs the extra lpips")
+    perception = load_perception(str(alexnet(tmp_path)))
+    first, second = pictures(8, 1)
+    assert perception.distance(first, first).tolist() == [0.0] * 3
+    assert bool((perception.distance(first, second) > 0).all())
+    assert perception.weights.startswith("alexnet.pth, SHA-256 ")
+
+
+def test_without_the_extra_or_the_weights_lpips_says_what_to_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "lpips", None)
+        with pytest.raises(ConfigError, match=r"pip install 'vae-pipeline\[lpips\]'"):
+            load_perception(str(tmp_path / "alexnet.pth"))
+    pytest.importorskip("lpips", reason="needs the extra lpips")
+    with pytest.raises(ConfigError, match=r"alexnet\.pth: can't be read.*alexnet-owt-7be5be79"):
+        load_perception(str(tmp_path / "alexnet.pth"))
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(ConfigError, match=r"text\.pth: can't be read"):
+        load_perception(str(tmp_path / "text.pth"))
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"features\.0\.weight is not there"):
+        load_perception(str(tmp_path / "other.pth"))

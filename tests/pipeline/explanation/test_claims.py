@@ -1,8 +1,8 @@
 """Every sentence of `jobs.explain` on three runs: its claim holds when it is computed otherwise."""
 
-import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from PIL import Image
 from pipeline.config import ModelConfig, ObjectiveConfig, PreprocessConfig
 from pipeline.data import Batch
 from pipeline.evaluation.findings import FindingOptions, find, mean_and_error, surgery
+from pipeline.evaluation.numbers import TrainingMeans
 from pipeline.evaluation.rows import MeasureOptions, measure
-from pipeline.explanation.page import explain
+from pipeline.explanation.page import Known, explain
 from pipeline.explanation.sentences import Check, Part
 from pipeline.vae import VAE, Optimised, build_vae, draw_noise, objective_loss
 from tests.support.claims import CLAIMS, World
@@ -44,16 +45,14 @@ def explained(
     known = measure(vae, batches(train, [""] * len(train)), MeasureOptions(1, 0, BATCH, 2000))
     elbo, error = mean_and_error(known.column("elbo"))
     means, spread = torch.from_numpy(known.means), torch.from_numpy(known.log_variances)
-    numbers |= {
-        "pixels": math.prod(vae.image_shape),
-        "likelihood": "gaussian",
-        "training": {"images": len(train), "elbo": elbo, "elbo_error": error},
-        "surgery": surgery(vae, means, spread, 0, "training"),
-    }
-    objective = {"kind": "beta", "beta": beta}
-    return World(vae, held, labels, numbers, train, objective), explain(
-        numbers, Optimised("beta", beta, 1), True
+    numbers = replace(
+        numbers,
+        training=TrainingMeans(len(train), elbo, error),
+        surgery=surgery(vae, means, spread, 0, "training"),
     )
+    objective = {"kind": "beta", "beta": beta}
+    known = Known(Optimised("beta", beta, 1), vae.likelihood.sigma.item(), has_way=True)
+    return World(vae, held, labels, numbers, train, objective), explain(numbers, known)
 
 
 def digits(beta: float) -> tuple[World, list[Part]]:

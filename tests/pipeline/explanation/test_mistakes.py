@@ -1,22 +1,30 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.config.explain import Quantity
 from pipeline.evaluation.rows import Measured
-from pipeline.explanation.mistakes import Diagnosis, Slip, diagnose, known_slips
+from pipeline.explanation.mistakes import (
+    Diagnosis,
+    Slip,
+    diagnose,
+    known_slips,
+    right_value,
+)
 from tests.support.digit_findings import evaluated, numbers_of
 from tests.support.digit_models import digits_vae
 
 SIGMA = digits_vae().likelihood.sigma.item()
 
 
-def asked(quantity: str, figure: float, beta: float = 1.0) -> Diagnosis:
+def asked(quantity: Quantity, figure: float, beta: float = 1.0) -> Diagnosis:
     numbers = numbers_of()
     slips = known_slips(numbers, evaluated()[0], beta, SIGMA)
-    return diagnose(quantity, figure, slips, numbers[quantity])
+    return diagnose(quantity, figure, slips, right_value(numbers, quantity))
 
 
 def kl_with(formula: Any) -> float:
@@ -49,7 +57,7 @@ def test_a_kl_with_a_planted_slip_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_an_elbo_with_that_kl_inside_is_named_too(name: str) -> None:
-    elbo = numbers_of()["log_likelihood"] - kl_with(PLANTED[name])
+    elbo = numbers_of().log_likelihood - kl_with(PLANTED[name])
     names = [slip.name for slip in asked("elbo", elbo).slips]
     assert any(name in found for found in names)
 
@@ -57,15 +65,15 @@ def test_an_elbo_with_that_kl_inside_is_named_too(name: str) -> None:
 def test_other_planted_slips_of_the_elbo_are_named() -> None:
     numbers = numbers_of()
     planted = {
-        "sign is flipped: this is the loss": -numbers["elbo"],
-        "KL is left out": numbers["log_likelihood"],
-        "KL is added": numbers["log_likelihood"] + numbers["kl"],
-        "posterior's mean": numbers["log_likelihood_at_mean"] - numbers["kl"],
-        "log is missing": math.exp(numbers["elbo"]),
-        "averaged over pixels": numbers["elbo"] / 64,
-        "bits, not nats": numbers["elbo"] / math.log(2),
-        "-D ln 256 is missing": numbers["elbo"] + 64 * math.log(256),
-        "ln(2 pi) is missing": numbers["elbo"] + 32 * math.log(2 * math.pi),
+        "sign is flipped: this is the loss": -numbers.elbo,
+        "KL is left out": numbers.log_likelihood,
+        "KL is added": numbers.log_likelihood + numbers.kl,
+        "posterior's mean": numbers.log_likelihood_at_mean - numbers.kl,
+        "log is missing": math.exp(numbers.elbo),
+        "averaged over pixels": numbers.elbo / 64,
+        "bits, not nats": numbers.elbo / math.log(2),
+        "-D ln 256 is missing": numbers.elbo + 64 * math.log(256),
+        "ln(2 pi) is missing": numbers.elbo + 32 * math.log(2 * math.pi),
     }
     for name, figure in planted.items():
         assert name in asked("elbo", figure).slips[0].name, name
@@ -73,7 +81,7 @@ def test_other_planted_slips_of_the_elbo_are_named() -> None:
 
 def test_beta_left_in_is_named_with_its_value() -> None:
     numbers = numbers_of()
-    figure = numbers["log_likelihood"] - 4 * numbers["kl"]
+    figure = numbers.log_likelihood - 4 * numbers.kl
     assert "beta = 4 is left in" in asked("elbo", figure, beta=4.0).slips[0].name
 
 
@@ -86,13 +94,13 @@ def test_a_squared_error_is_recognised_behind_a_log_likelihood() -> None:
     assert "all constants are missing" in asked("log_likelihood", figure).slips[0].name
     half_error = asked("log_likelihood", figure * SIGMA**2)
     assert "half the squared error" in half_error.slips[0].name
-    assert numbers["log_likelihood"] < figure
+    assert numbers.log_likelihood < figure
 
 
 def test_the_runs_own_number_is_right_and_a_foreign_one_is_nobodys() -> None:
     numbers = numbers_of()
-    assert asked("elbo", round(numbers["elbo"], 2)).right
-    strange = asked("kl", 31 * numbers["kl"])
+    assert asked("elbo", round(numbers.elbo, 2)).right
+    strange = asked("kl", 31 * numbers.kl)
     assert not strange.slips
     assert "no known slip" in strange.describe()
 
@@ -103,7 +111,7 @@ def test_the_literature_values_of_one_normal_are_reproduced() -> None:
         np.array([0]), np.zeros((1, 13)), np.zeros((3, 1)),
         np.array([[1.0]], np.float32), np.array([[math.log(0.25)]], np.float32), None,
     )  # fmt: skip
-    numbers = numbers_of() | {"kl": 0.8181471805599453}
+    numbers = replace(numbers_of(), kl=0.8181471805599453)
     slips = known_slips(numbers, one, 1.0, None)
     values = {slip.name: slip.value for slip in slips if slip.quantity == "kl"}
     assert values["sigma stands where sigma^2 belongs in the KL"] == pytest.approx(
