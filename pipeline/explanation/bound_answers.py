@@ -72,31 +72,7 @@ def bayes(n: Numbers) -> Part:
                 kl_q_posterior=exact.kl_q_posterior,
             )
         )
-    bracket = n.bracket
-    if bracket and bracket.images < n.bound_images:
-        sentences.append(
-            claim(
-                Check.BOUND_IMAGES,
-                "{images} images got these bounds and not the {asked} asked for: more would take "
-                "this machine more than a minute.",
-                images=n.gap.images,
-                asked=n.bound_images,
-            )
-        )
-    if bracket:
-        sentences.append(
-            claim(
-                Check.GAP_ON_DRAWN_IMAGES,
-                "On {images} images that were drawn from the model itself log p(x) is known from "
-                "both sides, {lower:.3f} to {upper:.3f}, and KL(q || p(z|x)) lies between "
-                "{gap_lower:.3f} and {gap_upper:.3f} there.",
-                images=bracket.images,
-                lower=bracket.lower,
-                upper=bracket.upper,
-                gap_lower=bracket.lower - bracket.elbo,
-                gap_upper=bracket.upper - bracket.elbo,
-            )
-        )
+    sentences += _on_drawn_images(n)
     return Part(
         "bayes",
         "Where does the ELBO come from?",
@@ -113,6 +89,37 @@ def bayes(n: Numbers) -> Part:
             ),
         ),
     )
+
+
+def _on_drawn_images(n: Numbers) -> list[Sentence]:
+    """log p(x) from both sides, and of how many images."""
+    bracket, found = n.bracket, []
+    if bracket is None:
+        return []
+    if bracket.images < n.bound_images:
+        found.append(
+            claim(
+                Check.BOUND_IMAGES,
+                "{images} images got these bounds and not the {asked} asked for: more would take "
+                "this machine more than a minute.",
+                images=n.gap.images,
+                asked=n.bound_images,
+            )
+        )
+    found.append(
+        claim(
+            Check.GAP_ON_DRAWN_IMAGES,
+            "On {images} images that were drawn from the model itself log p(x) is known from both "
+            "sides, {lower:.3f} to {upper:.3f}, and KL(q || p(z|x)) lies between {gap_lower:.3f} "
+            "and {gap_upper:.3f} there.",
+            images=bracket.images,
+            lower=bracket.lower,
+            upper=bracket.upper,
+            gap_lower=bracket.lower - bracket.elbo,
+            gap_upper=bracket.upper - bracket.elbo,
+        )
+    )
+    return found
 
 
 def evidence(n: Numbers) -> Sentence:

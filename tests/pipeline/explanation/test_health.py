@@ -11,9 +11,10 @@ from pipeline.evaluation.rows import MeasureOptions, measure
 from pipeline.explanation.health import health, warnings_of
 from pipeline.explanation.sentences import Check
 from pipeline.vae import VAE
-from tests.support.claims import CLAIMS, World
+from tests.support.claims import World
 from tests.support.digit_findings import numbers_of
 from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images
+from tests.support.health_claims import HEALTH_CLAIMS
 
 
 def test_a_good_model_gets_no_warning() -> None:
@@ -82,4 +83,4 @@ def test_a_spoilt_models_sign_shows_and_holds_by_other_means(check: Check) -> No
     world = World(vae, first, [], numbers, first, {})
     found = health(numbers, vae.likelihood.sigma.item()).sentences
     (sign,) = [each for each in found if each.check is check]
-    CLAIMS[check](world, sign.figures, sign.text)
+    HEALTH_CLAIMS[check](world, sign.figures, sign.text)
