@@ -42,6 +42,7 @@ _DRAWN = -6
 _SECONDS = 60.0
 """That the better bounds of one kind may take, as far as `_FEWEST` images allow."""
 _FEWEST = 4
+"""However slow: fewer have no error worth the name."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ IGNORED_DB = 0.1
 FLOOR = 1.05 / 256
 """A likelihood's deviation below this stands at its bound of one level."""
 FEW_DRAWS = 1.5
+"""Effective draws below this say that one weight outweighs all others for most images."""
 
 
 def health(n: Numbers, sigma: float | None) -> Part:
