@@ -61,8 +61,8 @@ def _listed(row: AnnotationRow, url: str, prefixes: Sequence[str]) -> SourceFile
 
 def _stat(target: str) -> storage.ObjectInfo:
     long = any(len(part.encode()) > _PART_BYTES for part in target.split("/"))
-    local = storage.local_path(target) is not None
-    if "\0" in target or (local and (long or len(target.encode()) >= _PATH_BYTES)):
+    long = long or len(target.encode()) >= _PATH_BYTES
+    if "\0" in target or (long and storage.local_path(target) is not None):
         raise ObjectNotFoundError(f"{target[:200]!r}: no file can be called so.")
     return storage.stat(target)
 

@@ -129,7 +129,7 @@ def measure(photos: Path, form: str, copies: int, rounds: int) -> dict[str, str 
         "form": form,
         "images": count,
         "cores": CORES,
-        **{k: round(v, 3) for k, v in result.items()},
+        **{k: float(f"{v:.4g}") for k, v in result.items()},
     }
 
 
