@@ -109,21 +109,27 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`|<>*_\[\]&#!])", lambda m: f"&#{ord(m.group())};", one_line(text))
 
 
-def is_secret_query(url: str) -> bool:
-    """Whether what follows `?` or `#` in a URL may be a signature or a token."""
+def is_secret_query(url: str, *, by_name: bool = False) -> bool:
+    """Whether what follows `?` or `#` in a URL may be a signature or a token.
+
+    by_name: only what a name says; a picture's address has long values that open nothing.
+    """
     tail = re.split(r"[?#]", url, maxsplit=1)[1:]
     for part in re.split(r"[&;?#]", tail[0]) if tail else ():
         name, equal, value = part.partition("=")
         value = unquote(value)
         if _SECRET_NAME.search(unquote(name)) and value:
             return True
-        if not _HARMLESS_VALUE.fullmatch(value if equal else unquote(name)):
+        if not by_name and not _HARMLESS_VALUE.fullmatch(value if equal else unquote(name)):
             return True
     return False
 
 
-def secret_in(text: str) -> str | None:
-    """What kind of secret a flag or a key of a configuration holds, None for none."""
+def secret_in(text: str, *, by_name: bool = False) -> str | None:
+    """What kind of secret a flag or a key of a configuration holds, None for none.
+
+    by_name: see `is_secret_query`.
+    """
     for word in text.split():
         word = _IPV6.sub("://localhost", word)
         if re.match(r"[a-z0-9]+::", word) or ("::" in word and "://" in word):
@@ -135,7 +141,7 @@ def secret_in(text: str) -> str | None:
         # A database's name for itself, without a password, is written as everybody does.
         if user is not None and not (_DATABASES.match(word) and ":" not in word[user]):
             return "a password" if ":" in word[user] else "a user, which may be a token"
-        if not scheme.group().startswith("s3") and is_secret_query(word):
+        if not scheme.group().startswith("s3") and is_secret_query(word, by_name=by_name):
             return "a signature or a token"
     return None
 

@@ -344,6 +344,7 @@ class EncodingTrackingConfig(MetricsConfig):
 
     pushgateway: str | None = Field(
         None,
+        pattern=r"^https?://[^/]",
         description="http://HOST:9091 of a Prometheus Pushgateway: hears how the encoding ended.",
     )
     expected_hours: float | None = Field(

@@ -7,6 +7,7 @@ from itertools import islice
 
 from pipeline import storage
 from pipeline.errors import AccessDeniedError, ObjectNotFoundError
+from pipeline.masking import secret_in
 from pipeline.sources.annotations import AnnotationRow, read_annotations
 from pipeline.sources.source_file import SourceFile
 
@@ -41,6 +42,14 @@ def _listed(row: AnnotationRow, url: str, prefixes: Sequence[str]) -> SourceFile
             message="its row names nothing",
         )  # fmt: skip
     target = _target(path, folder)
+    secret = secret_in(target, by_name=True)
+    if secret is not None:
+        # The ledger would keep it for ever.
+        said = storage.shown(target)
+        return SourceFile(
+            said, said, 0, "", status="rejected", reason="secret",
+            message=f"its address holds {secret}: list it without, or copy the images",
+        )  # fmt: skip
     prefix = next((p for p in prefixes if target.startswith(f"{p}/")), None)
     if prefix is None:
         return SourceFile(

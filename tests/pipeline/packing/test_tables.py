@@ -204,7 +204,7 @@ def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_pa
         assert read(both[0], "path", "label", "caption", "n") == read(
             both[1], "path", "label", "caption", "n"
         )
-        assert sorted(both[0].keys) == sorted(both[1].keys)
+        assert sorted(both[0].keys()) == sorted(both[1].keys())
     assert packed(grown) == packed(once)
     assert (once.samples + once.holdout_samples, once.rejected) == (90, 5)
 
