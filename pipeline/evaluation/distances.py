@@ -147,7 +147,7 @@ def named_features(name: str) -> NamedFeatures:
     """
     if Path(name).is_file():
         try:
-            module = torch.jit.load(name, map_location="cpu")  # type: ignore[no-untyped-call]
+            module = torch.jit.load(name, map_location="cpu")
         except RuntimeError as error:
             raise ConfigError(
                 f"{name}: is no TorchScript file ({error}). Save one with torch.jit.save, or give "

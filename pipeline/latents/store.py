@@ -92,6 +92,10 @@ class LatentStore:
             {name: values[row] for name, values in batch.columns.items()},
         )
 
+    def __iter__(self) -> Iterator[Latent]:
+        """All latents in their order, by one ranged read each; `batches` reads many at once."""
+        return map(self.__getitem__, range(len(self)))
+
     def place(self, number: int) -> tuple[int, int]:
         """Where latent `number` (>= 0) comes from: shard of the snapshot, position in the shard."""
         at = bisect_right(self._first, number) - 1

@@ -166,7 +166,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 def _backward(state: TrainState, passed: _Passed, weight: float) -> None:
     """Adds `weight` times the gradient of the part's summed loss."""
     loss = passed.loss * weight
-    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own
+    state.scaler.scale(loss).backward()
 
 
 def _sums(terms: ElboTerms, loss_per_image: Tensor, valid: Tensor) -> Tensor:

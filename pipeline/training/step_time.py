@@ -34,8 +34,8 @@ class Stopwatch:
             yield
             self._seconds += time.perf_counter() - started
             return
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's own
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         begin.record()
         yield
         end.record()
@@ -106,7 +106,7 @@ def flops_per_image(vae: VAE, objective: ObjectiveConfig, device: torch.device) 
     ):
         terms = model(images, noise, objective.needs_mean)
         loss: Tensor = objective_loss(objective, terms, 1, ObjectiveState()).loss_per_image
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        loss.sum().backward()
     return float(counter.get_total_flops()) / count
 
 

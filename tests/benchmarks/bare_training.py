@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import ModelConfig, PreprocessConfig
@@ -108,8 +109,9 @@ def train(rank: int, ranks: int, bare: Bare, folder: str) -> None:
     torch.set_num_threads(bare.torch_threads)
     if ranks > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        store = torch.distributed.FileStore(f"{folder}/rendezvous", ranks)
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks, store=store)
+        torch.distributed.init_process_group(
+            "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+        )
     vae = make(bare.model, bare.image_size)
     model = DistributedDataParallel(vae, gradient_as_bucket_view=True) if ranks > 1 else vae
     optimizer = torch.optim.AdamW(vae.parameters(), 1e-5, fused=True)
@@ -144,7 +146,7 @@ def main() -> None:
         if ranks == 1:
             train(0, 1, bare, folder)
         else:
-            torch.multiprocessing.spawn(train, (ranks, bare, folder), nprocs=ranks)
+            spawn(train, (ranks, bare, folder), nprocs=ranks)
         rate = json.loads((Path(folder) / "0.json").read_text())
     print(json.dumps({"images_per_second": rate}))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from pipeline.latents.snapshot import Snapshot, StoredShard, point_to, publish_s
 from pipeline.latents.statistics import measure
 from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae, save_bundle
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 BATCH, LANES = 64, 2
 IN_FLIGHT = LANES + 1
@@ -148,7 +149,7 @@ def encoded_images(data: str, count: int) -> list[bytes]:
     return found[:count]
 
 
-def job_beside_bare(folder: Path, data: str, kind: str, images: int, size: int) -> dict:
+def job_beside_bare(folder: Path, data: str, kind: str, images: int, size: int) -> dict[str, Any]:
     """The best of two rounds of each, in turn: the machine has other work."""
     vae, bundle = make_model(folder, kind, size)
     ours, plain = [], []
@@ -163,7 +164,7 @@ def job_beside_bare(folder: Path, data: str, kind: str, images: int, size: int) 
     }
 
 
-def actors(folder: Path, data: str, images: int, size: int) -> dict:
+def actors(folder: Path, data: str, images: int, size: int) -> dict[str, Any]:
     _, bundle = make_model(folder, "small", size)
     rates = {
         count: encode(bundle, data, folder / f"actors-{count}", images,
@@ -177,7 +178,7 @@ def actors(folder: Path, data: str, images: int, size: int) -> dict:
     }
 
 
-def memory(folder: Path, data: str, size: int) -> dict:
+def memory(folder: Path, data: str, size: int) -> dict[str, Any]:
     """Resident memory of the job's process while shard after shard is done."""
     _, bundle = make_model(folder, "small", size)
     output = folder / "memory"
@@ -206,7 +207,7 @@ def memory(folder: Path, data: str, size: int) -> dict:
     }
 
 
-def reading(folder: Path, count: int) -> dict:
+def reading(folder: Path, count: int) -> dict[str, Any]:
     """`.batches()` beside the file's bytes and beside a tar of .npy, values touched by a copy."""
     store = write_store(folder / "read", count)
     export_store(store, str(folder / "tars"), "npy")
@@ -284,7 +285,7 @@ def write_store(folder: Path, count: int) -> LatentStore:
     return LatentStore.open(str(folder))
 
 
-def on_device(folder: Path, data: str, images: int, size: int) -> dict:
+def on_device(folder: Path, data: str, images: int, size: int) -> dict[str, Any]:
     """End to end on this machine's device beside the slower of bare decode and bare encoder."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = "f8_full" if device == "cuda" else "small"

@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> dict[str, object]:
             torch.manual_seed(0)
             config = ModelConfig(kind="autoencoder_kl", width=arguments.width)
             vae = build_vae(config, PreprocessConfig(image_size=arguments.image_size)).to(device)
-            vae.to(memory_format=torch.channels_last)
+            vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it
             shape = (arguments.batch, *vae.image_shape)
             images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
             plain = Variant("counted", variant.dtype, compile=False)

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,10 +122,7 @@ def mnist(samples: int, latents: int, name: str, arguments: argparse.Namespace) 
 
 ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
     "ppca": ppca,
-    **{
-        f"digits-{name}": lambda arguments, name=name: digits(name, arguments)
-        for name in LIKELIHOODS
-    },
+    **{f"digits-{name}": partial(digits, name) for name in LIKELIHOODS},
     "mnist-2d": lambda arguments: mnist(1, 2, "mnist-2d", arguments),
     "mnist-10d": lambda arguments: mnist(1, 10, "mnist-10d", arguments),
     "mnist-k1": lambda arguments: mnist(1, 50, "mnist-k1", arguments),

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from pipeline.config import PackConfig
 from pipeline.packing import pack as packing
@@ -36,8 +37,11 @@ def most_memory() -> float:
 
 def measure(count: int) -> dict[str, float]:
     """Seconds, and the most memory that this process had, in MB."""
-    packing.list_sources = lambda urls, listing: listed(count, listing)
-    with tempfile.TemporaryDirectory() as folder, open_inventory() as inventory:
+    with (
+        patch.object(packing, "list_sources", lambda urls, listing: listed(count, listing)),
+        tempfile.TemporaryDirectory() as folder,
+        open_inventory() as inventory,
+    ):
         config = PackConfig(source=("s3://bucket/photos",), output=folder)
         before = most_memory()
         start = time.monotonic()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MNIST = ROOT.parent / "shared/data/mnist"
 
 
-def run(*words: str) -> dict:
+def run(*words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", *words]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

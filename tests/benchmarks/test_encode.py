@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 
 def test_the_encoding_benchmark_prints_its_ratios_as_one_json_line() -> None:

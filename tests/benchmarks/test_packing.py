@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 
 @pytest.mark.parametrize("form", ["folder", "tar", "parquet"])

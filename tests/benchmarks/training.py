@@ -35,7 +35,8 @@ from pipeline.packing.pack import pack
 from tests.benchmarks import training_control, training_costs
 from tests.benchmarks.bare_training import make, samples, step
 from tests.benchmarks.encode import write_dataset
-from tests.support.killing import ROOT, finish, start_job
+from tests.support.killing import finish, start_job
+from tests.support.warm import ROOT
 
 IMAGE_SIZE, BATCH, WARM_UP = 64, 32, 30
 WIDTHS = (4, 8, 16, 24, 32, 48, 64, 96)

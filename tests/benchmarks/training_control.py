@@ -21,7 +21,8 @@ from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RecorderSettings, RunRecorder
 from pipeline.tracking.reporter import SEND_SECONDS, Reporter
 from pipeline.training.step import StepReport
-from tests.support.killing import ROOT, descendants
+from tests.support.killing import descendants
+from tests.support.warm import ROOT
 
 WORKERS, BATCH, SAMPLES = 256, 8192, 10**9
 FEW, MORE = 4, 12

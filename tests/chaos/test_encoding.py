@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def make_inputs(
     return output, str(folder / "bundle")
 
 
-def start(folder: Path, bundle: str, data: str, output: str, *more: str) -> subprocess.Popen:
+def start(folder: Path, bundle: str, data: str, output: str, *more: str) -> subprocess.Popen[str]:
     return start_job(
         folder, "jobs.encode", "--model", bundle, "--data", data, "--output", output,
         "--batch-size", "16", "--attempts", "20", *more,
@@ -86,7 +87,7 @@ def receipts(server: S3Server, store: str) -> int:
     return sum(page["KeyCount"] for page in found)
 
 
-def kill_one(process: subprocess.Popen, kind: str, dice: random.Random) -> None:
+def kill_one(process: subprocess.Popen[str], kind: str, dice: random.Random) -> None:
     """SIGKILL to an actor, to the raylet, or to the driver with all below it."""
     if kind == "driver":
         kill_all(process)
@@ -149,7 +150,7 @@ def test_ten_kills_two_drivers_and_failing_requests_leave_the_store_of_a_calm_da
     assert verify_store(store) == []
 
 
-def ended_with(process: subprocess.Popen, code: int) -> dict:
+def ended_with(process: subprocess.Popen[str], code: int) -> dict[str, Any]:
     out, _ = process.communicate(timeout=400)
     assert process.returncode == code, out
     return json.loads(out.splitlines()[-1])

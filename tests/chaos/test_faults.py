@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def calm(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def calm(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("calm")
     return finish(start_job(folder, "jobs.train", "--data", data, *TRAIN))
 
@@ -53,7 +54,7 @@ def start(data: str, tmp_path: Path) -> Iterator[Start]:
         run.kill()
 
 
-def same(result: dict, calm: dict) -> bool:
+def same(result: dict[str, Any], calm: dict[str, Any]) -> bool:
     return (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
@@ -62,7 +63,7 @@ def reached(run: Running, step: int) -> Callable[[], bool]:
 
 
 def test_a_rank_that_stands_still_past_the_stall_limit_is_replaced(
-    start: Start, calm: dict
+    start: Start, calm: dict[str, Any]
 ) -> None:
     run = start("--stall-seconds", "10")
     run.until(reached(run, 200))
@@ -72,10 +73,10 @@ def test_a_rank_that_stands_still_past_the_stall_limit_is_replaced(
 
 
 def test_a_worker_that_is_killed_for_memory_is_replaced(
-    start: Start, calm: dict, monkeypatch: pytest.MonkeyPatch
+    start: Start, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     total, available = (
-        int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+        int(re.findall(rf"{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
         for name in ("MemTotal", "MemAvailable")
     )
     # Ray's own monitor kills workers above this share of the machine; the ballast passes it.
@@ -83,7 +84,8 @@ def test_a_worker_that_is_killed_for_memory_is_replaced(
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
     run = start()
     run.until(reached(run, 200))
-    before, ballast = set(run.workers()), []
+    before = set(run.workers())
+    ballast: list[Any] = []
 
     def one_was_killed() -> bool:
         assert len(ballast) < 60, "6 GB, and no worker was killed"
@@ -97,7 +99,7 @@ def test_a_worker_that_is_killed_for_memory_is_replaced(
 
 
 def test_a_bucket_that_answers_503_for_30_seconds_delays_a_checkpoint_and_no_more(
-    start: Start, calm: dict, s3_server: rgw.S3Server, fault_proxy: FaultProxy
+    start: Start, calm: dict[str, Any], s3_server: rgw.S3Server, fault_proxy: FaultProxy
 ) -> None:
     run = start(runs=s3_server.bucket())
     run.until(reached(run, 200))
@@ -123,7 +125,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_at_a_checkpoint_ends_the_run_clearly_and_it_goes_on(
-    start: Start, calm: dict, small_disk: Path
+    start: Start, calm: dict[str, Any], small_disk: Path
 ) -> None:
     run = start(runs=str(small_disk))
     run.until(reached(run, 200))
@@ -139,7 +141,7 @@ def test_a_full_disk_at_a_checkpoint_ends_the_run_clearly_and_it_goes_on(
 
 
 def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
-    start: Start, calm: dict, tmp_path: Path
+    start: Start, calm: dict[str, Any], tmp_path: Path
 ) -> None:
     run = start()
     run.until(reached(run, 300))
@@ -152,7 +154,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
 
 
 def test_a_driver_that_wakes_up_after_another_has_finished_its_run_writes_nothing(
-    start: Start, calm: dict, tmp_path: Path
+    start: Start, calm: dict[str, Any], tmp_path: Path
 ) -> None:
     older = start()
     older.until(reached(older, 200))

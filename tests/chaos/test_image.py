@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from jobs.demo import write_digits as write_pngs
 from pipeline.errors import UnreachableError
 from pipeline.web import ask
 from tests.k8s.commands import VERSION
 from tests.k8s.manifests import ROOT
 from tests.servers import rgw
 from tests.servers.rgw import free_ports
-from tests.support.packed_digits import write_pngs
 
 pytestmark = pytest.mark.chaos
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -32,7 +32,8 @@ BUILDAH = ["buildah", *shlex.split(os.environ.get("BUILDAH_STORE", ""))]
 def _need_a_base() -> None:
     """The base is here or can be pulled, or the test is skipped."""
     engines = {"docker": ["docker"], "podman": ["podman"], "buildah": BUILDAH}
-    base = os.environ.get("BASE") or re.search(r"^ARG BASE=(.+)$", DOCKERFILE, re.MULTILINE)[1]
+    (told,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE, re.MULTILINE)
+    base = os.environ.get("BASE") or told
     for program, engine in engines.items():
         for command in (["inspect", base], ["pull", "--quiet", base]):
             known = shutil.which(program) is not None
@@ -97,7 +98,7 @@ def said(*command: str) -> str:
 
 
 @contextmanager
-def ray_node(environment: dict[str, str], arguments: str) -> Iterator[subprocess.Popen]:
+def ray_node(environment: dict[str, str], arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A container with the command that KubeRay makes of rayStartParams."""
     container = said("from", "--pull-never", f"localhost/vae-pipeline:{VERSION}")
     variables = [f"--env={name}={value}" for name, value in environment.items()]
@@ -114,7 +115,7 @@ def ray_node(environment: dict[str, str], arguments: str) -> Iterator[subprocess
         said("rm", container)
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None

@@ -58,7 +58,7 @@ def test_a_training_whose_workers_are_killed_four_times_ends_with_the_same_bits(
     while kills < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(dice.uniform(1, 6))
         ranks = [p for p, line in descendants(process.pid).items() if "RayTrainWorker" in line]
-        if ranks and list((tmp_path / "storm/runs/r/checkpoints").glob("step*.json")):
+        if ranks and any((tmp_path / "storm/runs/r/checkpoints").glob("step*.json")):
             os.kill(dice.choice(ranks), signal.SIGKILL)
             kills += 1
             time.sleep(12)

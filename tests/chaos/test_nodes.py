@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def calm(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def calm(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same training on one quiet machine."""
     folder = tmp_path_factory.mktemp("calm")
     # A node has one core for its worker; how many threads there are decides a sum's last bits.
@@ -84,7 +85,7 @@ def run(start: Callable[..., Running]) -> Running:
 
 
 def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(
-    nodes: RayNodes, run: Running, calm: dict
+    nodes: RayNodes, run: Running, calm: dict[str, Any]
 ) -> None:
     run.until(lambda: max(run.checkpoints(), default=0) >= 200)
     nodes.kill_raylet("two")
@@ -95,7 +96,7 @@ def test_a_raylet_that_is_killed_and_comes_back_changes_no_bit(
 
 
 def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(
-    nodes: RayNodes, run: Running, calm: dict
+    nodes: RayNodes, run: Running, calm: dict[str, Any]
 ) -> None:
     run.until(lambda: max(run.checkpoints(), default=0) >= 200)
     nodes.send("two", signal.SIGTERM)

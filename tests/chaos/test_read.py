@@ -23,7 +23,7 @@ from pipeline.packing.adopt import adopt
 from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy, Rule
 from tests.servers.rgw import ACCESS_KEY, SECRET_KEY
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 pytestmark = pytest.mark.chaos
 
@@ -72,7 +72,7 @@ def _tar(bucket: str, number: int) -> str:
     return f"{bucket}/tars/{number:03d}.tar"
 
 
-def lines(log: Path) -> list[dict]:
+def lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]] if log.exists() else []
 
 
@@ -95,7 +95,7 @@ def start_reader(url: str, log: Path, world: int, proxy: FaultProxy, credentials
     )  # fmt: skip
 
 
-def wait_for_lines(process: subprocess.Popen, log: Path, count: int) -> None:
+def wait_for_lines(process: subprocess.Popen[str], log: Path, count: int) -> None:
     deadline = time.monotonic() + 300
     while len(lines(log)) < count:
         assert process.poll() is None, log.with_suffix(".err").read_text()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.servers.ray_head import RayHead
-from tests.support.killing import ROOT
 from tests.support.packed_digits import write_digits
 from tests.support.submitting import ended, python, sleeping, submit, until
+from tests.support.warm import ROOT
 
 pytestmark = pytest.mark.chaos
 

@@ -65,7 +65,11 @@ def _flipped(data: bytes, place: int) -> bytes:
 
 
 def _write(data: bytes) -> Damage:
-    return lambda path: (path.unlink(), path.write_bytes(data))[0]
+    def apply(path: Path) -> None:
+        path.unlink()
+        path.write_bytes(data)
+
+    return apply
 
 
 def _swap(other: Path) -> Damage:
@@ -78,7 +82,11 @@ def _swap(other: Path) -> Damage:
 
 
 def _link(target: str) -> Damage:
-    return lambda path: (path.unlink(), path.symlink_to(target))[0]
+    def apply(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(target)
+
+    return apply
 
 
 def _folder(path: Path) -> None:

@@ -49,7 +49,7 @@ def kind_of(file: str) -> str:
 
 def all_cases(world: World, flips: int) -> list[Case]:
     """Every damage to every file of a world that a reader reads."""
-    found = []
+    found: list[Case] = []
     for kind in READERS:
         for path in sorted(world.path(kind).rglob("*")):
             file = world.name_of(path)
@@ -83,8 +83,8 @@ def judge(case: Case, world: World, whole: dict[str, Any]) -> Judged:
         ]  # fmt: skip
         verify = "-"
         if top in VERIFIERS:
-            verdict = _ran(lambda: outcome(VERIFIERS[top], world))
-            verify = {"read": "clean"}.get(verdict[0], verdict[0])
+            state, _ = _ran(lambda: outcome(VERIFIERS[top], world))
+            verify = {"read": "clean"}.get(state, state)
     order = ("HANG", "DEATH", "CRASH", "SILENT", "told", "refused", "the same")
     name, verdict, said = min(found, key=lambda each: order.index(each[1]))
     if verify in ("HANG", "DEATH", "crashed"):

@@ -40,7 +40,9 @@ Reader = Callable[[World], dict[str, Any]]
 def digest(value: Any) -> str:
     """Of anything that is made of tensors and plain data."""
     if isinstance(value, torch.Tensor):
-        return hashlib.sha256(value.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        return hashlib.sha256(
+            value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
     if isinstance(value, dict):
         return digest("|".join(f"{key}={digest(item)}" for key, item in value.items()))
     if isinstance(value, list | tuple):

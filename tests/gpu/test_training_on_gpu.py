@@ -12,6 +12,7 @@ from pipeline.runs.outbox import Outbox
 from pipeline.runs.run import Pins, Run
 from pipeline.training import loop
 from pipeline.training.settings import settings_of
+from pipeline.training.step import StepReport
 from pipeline.training.world import World
 from tests.support.digit_models import pack_digits
 from tests.support.worlds import train_config
@@ -29,7 +30,7 @@ def train(config: Any) -> list[float]:
     run.open(config, run.pins() or Pins(Dataset.open(config.data).digest, None))
     world = World(0, 1, torch.device("cuda"))
     reports = loop.train(settings_of(config), run, run.claim(), world, Outbox())
-    return [-report.objective for report in reports if isinstance(report, loop.StepReport)]
+    return [-report.objective for report in reports if isinstance(report, StepReport)]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

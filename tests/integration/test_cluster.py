@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,9 @@ from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer
 from tests.servers.ray_nodes import RayNodes
 from tests.servers.rgw import free_ports
-from tests.support.killing import ROOT, start_job
+from tests.support.killing import start_job
 from tests.support.packed_digits import write_digits
+from tests.support.warm import ROOT
 
 pytestmark = pytest.mark.chaos
 
@@ -73,21 +75,21 @@ class World:
         }  # fmt: skip
         return [places.get(word, word) for word in words]
 
-    def run(self, *command: str) -> dict:
+    def run(self, *command: str) -> dict[str, Any]:
         """Its result; it must end with 0."""
         process = self.start(*command)
         out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, self.log() + out
         return json.loads(out.splitlines()[-1])
 
-    def start(self, *command: str) -> subprocess.Popen:
+    def start(self, *command: str) -> subprocess.Popen[str]:
         assert command[:2] == ("python", "-m"), command
         return start_job(self.folder, *command[2:])
 
     def log(self) -> str:
         return (self.folder / "log").read_text()[-5000:]
 
-    def until(self, condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    def until(self, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + 600
         while not condition():
             assert process.poll() is None, self.log()
@@ -138,7 +140,7 @@ def upload(folder: Path, url: str) -> None:
 
 def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world: World) -> None:
     upload(write_digits(world.folder).parent, f"{world.bucket}/data")
-    value = world.prometheus.value
+    value, number = world.prometheus.value, world.prometheus.number
     train = [*world.command("python -m jobs.submit -- python -m jobs.train"), *SMALL]
     training = world.start(*train, *world.metrics)
     world.until(lambda: (value("vae_checkpoint_step") or 0) >= 200, training)
@@ -146,7 +148,7 @@ def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world: World) -> Non
     world.nodes.send("two", signal.SIGTERM)
     world.until(lambda: "a node is being taken away" in world.log(), training)
     world.nodes.wait("two", 120)
-    before = value("vae_train_images_total")
+    before = number("vae_train_images_total")
     world.nodes.start("three", 1)
     world.until(lambda: (value("vae_train_images_total") or 0) > before, training)
     seconds = round(time.monotonic() - watched)
@@ -158,8 +160,8 @@ def test_the_whole_way_on_a_cluster_while_a_node_is_drained(world: World) -> Non
     assert told["result"]["steps"] == 1500
     # Drained, not dead: the counters of the run never began anew, and no image counted twice.
     assert value("resets(vae_train_images_total[1h])") == 0
-    assert value("max_over_time(vae_train_images_total[1h])") <= told["result"]["samples"]
-    assert value("max_over_time(vae_train_restarts_total[1h])") >= 1
+    assert number("max_over_time(vae_train_images_total[1h])") <= told["result"]["samples"]
+    assert number("max_over_time(vae_train_restarts_total[1h])") >= 1
     # The same command joins what is finished, and trains nothing.
     assert world.run(*train, *world.metrics)["result"]["digest"] == told["result"]["digest"]
 

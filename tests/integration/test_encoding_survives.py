@@ -34,7 +34,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "data", folder / "bundle"
 
 
-def start(inputs: Any, folder: Path, actors: int, threads: int = 1) -> subprocess.Popen:
+def start(inputs: Any, folder: Path, actors: int, threads: int = 1) -> subprocess.Popen[str]:
     data, bundle = inputs
     return start_job(
         folder, "jobs.encode", "--model", str(bundle), "--data", str(data),

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer, missing_programs
 from tests.servers.rgw import SECRET_KEY
 from tests.support import warm
-from tests.support.killing import ROOT, descendants, finish, kill_all, start_job
+from tests.support.killing import descendants, finish, kill_all, start_job
+from tests.support.warm import ROOT
 
 # A minute on an idle machine; on a loaded one, two.
 pytestmark = pytest.mark.chaos
@@ -56,8 +58,8 @@ class Seen:
     texts: dict[str, str] = field(default_factory=dict)
     training_listens: dict[str, str] = field(default_factory=dict)
     encoding_listens: dict[str, str] = field(default_factory=dict)
-    trained: dict = field(default_factory=dict)
-    encoded: dict = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict[str, Any])
+    encoded: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def dashboard_queries() -> dict[str, str]:
@@ -161,20 +163,21 @@ def broken_digits(folder: Path, bucket: str) -> str:
     return f"{output}/train"
 
 
-def look(seen: Seen, discovery: Path) -> None:
-    """Which panels have data now; what the endpoint itself says."""
+def look(seen: Seen, discovery: Path) -> set[str]:
+    """The panels that have had data by now. Notes what the endpoint itself says."""
     queries = dashboard_queries()
     for title in queries.keys() - seen.panels:
         if seen.prometheus.query(queries[title]):
             seen.panels.add(title)
     if discovery.exists():
-        address = re.search(r'"targets":\["([^"]+)"\]', discovery.read_text())[1]
+        (address,) = re.findall(r'"targets":\["([^"]+)"\]', discovery.read_text())
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
             seen.texts[f"{discovery}: endpoint"] = answer.read().decode()
         seen.texts[f"{discovery}: address"] = address
+    return seen.panels
 
 
-def watched(seen: Seen, process: subprocess.Popen, over: Callable[[], bool]) -> None:
+def watched(seen: Seen, process: subprocess.Popen[str], over: Callable[[], bool]) -> None:
     """Returns when `over`; the process lives until then."""
 
     def done() -> bool:
@@ -184,7 +187,7 @@ def watched(seen: Seen, process: subprocess.Popen, over: Callable[[], bool]) -> 
     seen.prometheus.until(done, 240)
 
 
-def trained(seen: Seen, data: str, short: Path) -> dict:
+def trained(seen: Seen, data: str, short: Path) -> dict[str, Any]:
     process = start_job(seen.folder, "jobs.train", "--data", data, *TRAIN)
     try:
         return _trained(seen, process, short)
@@ -193,28 +196,29 @@ def trained(seen: Seen, data: str, short: Path) -> dict:
             kill_all(process)
 
 
-def _trained(seen: Seen, process: subprocess.Popen, short: Path) -> dict:
-    run, value = seen.folder / "runs/r", seen.prometheus.value
+def _trained(seen: Seen, process: subprocess.Popen[str], short: Path) -> dict[str, Any]:
+    run, number = seen.folder / "runs/r", seen.prometheus.number
+    value = seen.prometheus.value
     seen.prometheus.scrape(run / "metrics.json")
     watched(seen, process, lambda: (value("vae_checkpoint_step") or 0) > 0)
-    before = value("vae_train_images_total")
+    before = number("vae_train_images_total")
     victim = next(p for p, line in descendants(process.pid).items() if "RayTrainWorker" in line)
     os.kill(victim, signal.SIGKILL)
     watched(seen, process, lambda: value("vae_train_restarts_total") == 1)
-    restarted = value("vae_train_images_total")
-    watched(seen, process, lambda: value("vae_train_images_total") > restarted + 2000)
+    restarted = number("vae_train_images_total")
+    watched(seen, process, lambda: number("vae_train_images_total") > restarted + 2000)
     seen.counters = {
         "before": before,
-        "after": value("vae_train_images_total"),
-        "resets": value("resets(vae_train_images_total[10m])"),
-        "images": value("rate(vae_train_images_total[10m])"),
-        "steps": value("rate(vae_train_steps_total[10m])"),
-        "goodput": value("vae:goodput:share5m"),
+        "after": number("vae_train_images_total"),
+        "resets": number("resets(vae_train_images_total[10m])"),
+        "images": number("rate(vae_train_images_total[10m])"),
+        "steps": number("rate(vae_train_steps_total[10m])"),
+        "goodput": number("vae:goodput:share5m"),
     }
     queries = dashboard_queries()
     wanted = {t for t, q in queries.items() if t.startswith("vae-training") and "gpu" not in q}
     try:
-        watched(seen, process, lambda: look(seen, run / "metrics.json") or wanted <= seen.panels)
+        watched(seen, process, lambda: wanted <= look(seen, run / "metrics.json"))
     except AssertionError:
         print("no data:", wanted - seen.panels)
     seen.texts["jobs.watch"] = picture(seen, "--run", "r")
@@ -233,7 +237,7 @@ def picture(seen: Seen, *flags: str) -> str:
     return found.stdout
 
 
-def encoded(seen: Seen, data: str, proxy: FaultProxy) -> dict:
+def encoded(seen: Seen, data: str, proxy: FaultProxy) -> dict[str, Any]:
     store = seen.folder / "store"
     seen.prometheus.scrape(store / "attempts/metrics.json")
     process = start_job(
@@ -247,7 +251,7 @@ def encoded(seen: Seen, data: str, proxy: FaultProxy) -> dict:
     try:
         watched(
             seen, process,
-            lambda: look(seen, store / "attempts/metrics.json") or wanted <= seen.panels,
+            lambda: wanted <= look(seen, store / "attempts/metrics.json"),
         )  # fmt: skip
         seen.encoding_listens = listening(process.pid)
         seen.texts["jobs.watch of the store"] = picture(seen, "--store", "store")
@@ -256,9 +260,7 @@ def encoded(seen: Seen, data: str, proxy: FaultProxy) -> dict:
         if process.poll() is None and not wanted <= seen.panels:
             kill_all(process)
     result = finish(process)
-    seen.prometheus.until(
-        lambda: look(seen, store / "attempts/metrics.json") or outcome <= seen.panels
-    )
+    seen.prometheus.until(lambda: outcome <= look(seen, store / "attempts/metrics.json"))
     return result
 
 

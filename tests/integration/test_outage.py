@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -22,7 +23,7 @@ COMMAND = (
 )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, folder: Path) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], folder: Path) -> None:
     deadline = time.monotonic() + 600
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -35,7 +36,7 @@ def checkpointed(folder: Path) -> int:
     return max((int(path.stem.removeprefix("step-")) for path in receipts), default=0)
 
 
-def train_through_an_outage(server: MlflowServer, folder: Path, workers: int) -> dict:
+def train_through_an_outage(server: MlflowServer, folder: Path, workers: int) -> dict[str, Any]:
     """The server first takes calls and answers none, then refuses them, then is back."""
     data = write_digits(folder / "data")
     process = start_job(
@@ -63,13 +64,13 @@ def train_through_an_outage(server: MlflowServer, folder: Path, workers: int) ->
             kill_all(process)
 
 
-def seconds_between_points(history: list) -> dict[float, float]:
+def seconds_between_points(history: list[Any]) -> dict[float, float]:
     """From the time of a point (seconds since 1970) to the seconds since the one before."""
     times = [metric.timestamp / 1000 for metric in history]
     return {later: later - earlier for earlier, later in itertools.pairwise(times)}
 
 
-def check(server: MlflowServer, result: dict, timeout_seconds: float) -> None:
+def check(server: MlflowServer, result: dict[str, Any], timeout_seconds: float) -> None:
     history = mlflow.MlflowClient(server.uri).get_metric_history(result["run_id"], "elbo")
     assert [metric.step for metric in history] == [1, *range(5, result["steps"] + 1, 5)]
     stopped, started = result["outage"]

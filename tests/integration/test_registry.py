@@ -24,8 +24,8 @@ from pipeline.registry.promotion import promote
 from pipeline.runs.result import TrainingResult
 from tests.servers.mlflow import MlflowServer
 from tests.servers.rgw import free_ports
-from tests.support.killing import ROOT
 from tests.support.packed_digits import write_digits
+from tests.support.warm import ROOT
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def trained(mlflow_server: MlflowServer, tmp_path: Path) -> tuple[TrainConfig, T
     return config, run_training(config)
 
 
-def served(port: int, images: np.ndarray, process: subprocess.Popen) -> np.ndarray:
+def served(port: int, images: np.ndarray, process: subprocess.Popen[bytes]) -> np.ndarray:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/invocations",
         json.dumps({"inputs": images.tolist()}).encode(),
@@ -61,6 +61,8 @@ def test_a_champion_serves_what_it_encodes_and_can_be_traced_to_its_images(
     trained: tuple[TrainConfig, TrainingResult], mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     config, result = trained
+    assert result.model
+    assert result.holdout_after
     assert promote(result.model).version == result.model_version
     vae = pipeline.load_model("models:/r@champion")
     batch = load_images(Dataset.open(config.data), 5, vae.preprocess)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -22,7 +23,7 @@ COMMAND = (
 )  # fmt: skip
 
 
-def start(folder: Path, data: Path, *more: str) -> subprocess.Popen:
+def start(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
     return start_job(folder, "jobs.train", "--data", str(data), *COMMAND, *more)
 
 
@@ -36,7 +37,7 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
     raise AssertionError((folder / "log").read_text())
 
 
-def check_seconds(run: Path, result: dict) -> None:
+def check_seconds(run: Path, result: dict[str, Any]) -> None:
     """The states add up to what passed on the file system's clock; the death cost some of it."""
     claimed = (run / "attempts/000001.000.json").stat().st_mtime
     written = max((run / "time").iterdir()).stat().st_mtime
@@ -45,7 +46,7 @@ def check_seconds(run: Path, result: dict) -> None:
     assert seconds["recover"] > 1.0
 
 
-def first_losses(folder: Path, result: dict) -> list[float]:
+def first_losses(folder: Path, result: dict[str, Any]) -> list[float]:
     """Minus the objective of the first 20 steps, as MLflow has it."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     points = client.get_metric_history(result["run_id"], "objective")
@@ -64,12 +65,12 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, calm: Path) -> dict:
+def undisturbed(data: Path, calm: Path) -> dict[str, Any]:
     return finish(start(calm, data))
 
 
 def test_killing_driver_and_workers_midway_changes_no_bit_and_no_sample(
-    data: Path, undisturbed: dict, tmp_path: Path
+    data: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     first = start(tmp_path, data)
     wait_for_checkpoint(tmp_path, 80)
@@ -83,7 +84,7 @@ def test_killing_driver_and_workers_midway_changes_no_bit_and_no_sample(
 
 
 def test_killing_one_worker_midway_changes_no_bit_and_no_sample(
-    data: Path, undisturbed: dict, tmp_path: Path
+    data: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     process = start(tmp_path, data)
     wait_for_checkpoint(tmp_path, 80)
@@ -97,7 +98,7 @@ def test_killing_one_worker_midway_changes_no_bit_and_no_sample(
 
 
 def test_torchrun_gives_the_same_bits_as_ray_and_one_process_the_same_losses(
-    data: Path, undisturbed: dict, calm: Path, tmp_path: Path
+    data: Path, undisturbed: dict[str, Any], calm: Path, tmp_path: Path
 ) -> None:
     here = [part if part != "2" else "0" for part in COMMAND]
     (tmp_path / "alone").mkdir()
@@ -118,7 +119,7 @@ def test_torchrun_gives_the_same_bits_as_ray_and_one_process_the_same_losses(
 
 
 def test_a_finished_run_says_so_and_trains_nothing(
-    data: Path, calm: Path, undisturbed: dict
+    data: Path, calm: Path, undisturbed: dict[str, Any]
 ) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in calm.glob("runs/r/**/*.pt"))
     assert finish(start(calm, data)) == undisturbed

@@ -33,7 +33,7 @@ def ended(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def demo(ended: subprocess.CompletedProcess[str]) -> dict:
+def demo(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert "Traceback" not in ended.stderr
     return result_of(ended)
 
@@ -43,7 +43,9 @@ def tracking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/mlflow.db")
 
 
-def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo: dict) -> None:
+def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(
+    demo: dict[str, Any],
+) -> None:
     assert demo["verified"] is True
     # 60 of 1,797 digits come later; those that fall into the hold-out are not encoded.
     assert 0 < demo["appended"] <= 60
@@ -52,7 +54,7 @@ def test_the_demo_ends_with_a_verified_store_and_what_was_appended_is_in_it(demo
 
 
 def test_the_demo_ends_with_the_lines_that_the_readme_shows(
-    demo: dict, ended: subprocess.CompletedProcess[str]
+    demo: dict[str, Any], ended: subprocess.CompletedProcess[str]
 ) -> None:
     (shown,) = [block for block in blocks(ROOT / "README.md", "") if "nats per image" in block]
     printed = [without_numbers(line) for line in ended.stdout.splitlines()]
@@ -63,11 +65,11 @@ def without_numbers(line: str) -> str:
     return re.sub(r"-?\d[\d,.]*|\s+", lambda found: "#" if found[0].strip() else " ", line)
 
 
-def test_nothing_is_written_outside_runs(demo: dict, folder: Path) -> None:
+def test_nothing_is_written_outside_runs(demo: dict[str, Any], folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["runs"]
 
 
-def test_our_loader_and_mlflows_give_the_same_moments(demo: dict, tracking: None) -> None:
+def test_our_loader_and_mlflows_give_the_same_moments(demo: dict[str, Any], tracking: None) -> None:
     import mlflow
 
     vae = pipeline.load_model(demo["model"])
@@ -79,7 +81,9 @@ def test_our_loader_and_mlflows_give_the_same_moments(demo: dict, tracking: None
     np.testing.assert_allclose(moments, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_stored_latent_is_the_models_own_for_that_image(demo: dict, tracking: None) -> None:
+def test_a_stored_latent_is_the_models_own_for_that_image(
+    demo: dict[str, Any], tracking: None
+) -> None:
     from pipeline.data import Dataset, load_images
 
     vae = pipeline.load_model(demo["model"])
@@ -95,7 +99,7 @@ def test_a_stored_latent_is_the_models_own_for_that_image(demo: dict, tracking: 
         assert stored[key].columns["label"] == key.split("/")[0]
 
 
-def test_the_stores_statistics_are_those_of_all_its_latents(demo: dict) -> None:
+def test_the_stores_statistics_are_those_of_all_its_latents(demo: dict[str, Any]) -> None:
     store = LatentStore.open(demo["store"])
     means = np.concatenate([rows.tensors["mean"] for rows in store.batches()]).astype(np.float64)
     assert len(means) == len(store) == demo["samples"]
@@ -103,7 +107,7 @@ def test_the_stores_statistics_are_those_of_all_its_latents(demo: dict) -> None:
     np.testing.assert_allclose(store.std, means.std((0, 2, 3)), rtol=1e-9)
 
 
-def test_plain_pyarrow_opens_a_latent_file(demo: dict) -> None:
+def test_plain_pyarrow_opens_a_latent_file(demo: dict[str, Any]) -> None:
     (file, *_) = sorted(Path(demo["store"]).glob("latents/*/*.arrow"))
     table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     assert table.column_names == ["key", "position", "mean", "logvar", "label"]
@@ -111,7 +115,7 @@ def test_plain_pyarrow_opens_a_latent_file(demo: dict) -> None:
 
 
 def test_pull_copies_the_bundle_twice_without_complaint_and_never_over_other_files(
-    demo: dict, folder: Path
+    demo: dict[str, Any], folder: Path
 ) -> None:
     pull = ("jobs.pull", "--model", demo["model"], "--output", "runs/pulled")
     first, second = result_of(run(folder, *pull)), result_of(run(folder, *pull))
@@ -126,7 +130,7 @@ def test_pull_copies_the_bundle_twice_without_complaint_and_never_over_other_fil
 
 
 def test_an_alias_that_does_not_exist_is_answered_with_those_that_do(
-    demo: dict, folder: Path
+    demo: dict[str, Any], folder: Path
 ) -> None:
     name = demo["model"].partition("@")[0]
     asked = run(folder, "jobs.pull", "--model", f"{name}@champion", "--output", "runs/no")
@@ -135,7 +139,9 @@ def test_an_alias_that_does_not_exist_is_answered_with_those_that_do(
     assert "Traceback" not in asked.stderr
 
 
-def test_encoding_another_dataset_into_the_store_is_refused(demo: dict, folder: Path) -> None:
+def test_encoding_another_dataset_into_the_store_is_refused(
+    demo: dict[str, Any], folder: Path
+) -> None:
     dataset = Path(demo["store"]).parent / "dataset/holdout"
     refused = run(
         folder, "jobs.encode", "--model", demo["model"], "--data", str(dataset),
@@ -146,7 +152,7 @@ def test_encoding_another_dataset_into_the_store_is_refused(demo: dict, folder: 
 
 
 def test_a_run_is_explained_with_its_own_numbers_and_the_pictures_of_its_way(
-    demo: dict, folder: Path
+    demo: dict[str, Any], folder: Path
 ) -> None:
     asked = ("--run", "runs/demo/digits-1/digits-1", "--output", "runs/page")
     explained = result_of(run(folder, "jobs.explain", *asked))

@@ -19,7 +19,7 @@ JOBS = sorted(
 )
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd or ROOT,

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.demo import DemoConfig, label_column, named_after, train_config, write_digits
-from pipeline.config import PackConfig
+from jobs.demo import label_column, named_after, train_config, write_digits
+from pipeline.config import DemoConfig, PackConfig
 from pipeline.packing.pack import pack
 
 

@@ -111,7 +111,7 @@ def test_one_image_is_measured_and_its_errors_are_unknown(place: Path, tmp_path:
     images.mkdir()
     shutil.copy(next((place / "images").rglob("*.png")), images / "one.png")
     pack(PackConfig(source=(str(images),), output=str(tmp_path / "data"), workers=1))
-    asked = {"model": str(place / "vae"), "data": str(tmp_path / "data")}
+    asked: dict[str, Any] = {"model": str(place / "vae"), "data": str(tmp_path / "data")}
     asked |= {"compare": (str(place / "full"),)}
     outcome = jobs.evaluate.main(EvaluateConfig.model_validate(asked))
     assert json.loads(json.dumps(outcome.result, allow_nan=False))["elbo_error"] is None

@@ -44,8 +44,8 @@ def name(uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def models(name: str) -> Any:
     """`jobs.models` with some flags; this test's model beside what was asked for."""
 
-    def ask(**asked: Any) -> dict:
-        result = main(ModelsConfig(model=f"{name}@candidate", **asked)).result
+    def ask(**asked: Any) -> dict[str, Any]:
+        result: Any = main(ModelsConfig(model=f"{name}@candidate", **asked)).result
         found = [m for m in result.get("models", ()) if m["name"] == name]
         return {**result, "models": found}
 
@@ -59,7 +59,7 @@ def bundle(folder: Path, seed: int, **model: Any) -> str:
     return str(folder / f"bundle-{seed}")
 
 
-def aliases(result: dict) -> dict[str, int]:
+def aliases(result: dict[str, Any]) -> dict[str, int]:
     (model,) = result["models"]
     return {alias: row["version"] for row in model["versions"] for alias in row["aliases"]}
 

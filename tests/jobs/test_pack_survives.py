@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from pipeline.data.keys import path_of
 from pipeline.packing import pack as in_process
 from pipeline.packing.verify_dataset import verify_dataset
 from tests.support import warm
-from tests.support.killing import ROOT, kill_all, start_job, tree
+from tests.support.killing import kill_all, start_job, tree
+from tests.support.warm import ROOT
 
 NASTY = ROOT.parent / "shared/data/nasty"
 
 
-def pack(*arguments: str) -> tuple[int, dict, str]:
+def pack(*arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, result and stderr of `python -m jobs.pack`."""
     found = warm.run(ROOT, "jobs.pack", *arguments)
     lines = found.stdout.splitlines()
@@ -33,7 +35,9 @@ def pack(*arguments: str) -> tuple[int, dict, str]:
 
 
 @pytest.fixture(scope="module")
-def packed_nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], int, dict, str]:
+def packed_nasty(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, str], int, dict[str, Any], str]:
     """All nasty files, each under a number of its own, packed in one go."""
     if not NASTY.exists():
         pytest.skip(f"{NASTY} is not there")
@@ -51,7 +55,7 @@ def packed_nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, st
 
 
 def test_of_a_nasty_archive_every_good_image_is_packed_and_every_other_one_is_listed(
-    packed_nasty: tuple[dict[str, str], int, dict, str],
+    packed_nasty: tuple[dict[str, str], int, dict[str, Any], str],
 ) -> None:
     expected, code, result, _ = packed_nasty
     assert code == 3, "the rejected are far over the budget of 1%"
@@ -73,7 +77,7 @@ def test_of_a_nasty_archive_every_good_image_is_packed_and_every_other_one_is_li
 
 
 def test_a_nasty_archive_prints_nothing_but_our_own_lines(
-    packed_nasty: tuple[dict[str, str], int, dict, str],
+    packed_nasty: tuple[dict[str, str], int, dict[str, Any], str],
 ) -> None:
     *_, stderr = packed_nasty
     lines = [line for line in stderr.replace("\r", "\n").splitlines() if line.strip()]
@@ -88,7 +92,7 @@ def write_images(folder: Path, numbers: range, seed: int = 0) -> None:
         Image.fromarray(pixels).save(folder / f"{n}.png", compress_level=1)
 
 
-def stopped_while_writing(folder: Path, output: Path, *command: str) -> subprocess.Popen:
+def stopped_while_writing(folder: Path, output: Path, *command: str) -> subprocess.Popen[str]:
     """A pack under SIGSTOP, between a finished shard and a half-written one."""
     process = start_job(folder, "jobs.pack", *command, str(output), "--workers", "1")
     deadline = time.monotonic() + 600

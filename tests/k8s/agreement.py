@@ -128,7 +128,7 @@ def accounts(objects: Sequence[Object]) -> Iterator[str]:
 def references(objects: Sequence[Object]) -> Iterator[str]:
     """ConfigMaps, Secrets, claims and volumes that are named are there, with the key named."""
     have = {
-        (item["kind"], item["metadata"]["name"]): set(item.get("data") or item.get("stringData"))
+        (item["kind"], item["metadata"]["name"]): set(item.get("data") or item["stringData"])
         for item in [*of_kind(objects, "ConfigMap"), *example_secrets()]
     }
     claims = {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}

@@ -103,7 +103,7 @@ def _promtool() -> None:
 
 def test_the_rules_are_what_prometheus_can_load(tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(RULES))
-    command = ["promtool", "check", "rules", "--lint-fatal", tmp_path / "rules.yml"]
+    command = ["promtool", "check", "rules", "--lint-fatal", str(tmp_path / "rules.yml")]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 

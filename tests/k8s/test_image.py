@@ -31,7 +31,7 @@ def end_stage() -> list[tuple[str, str]]:
     return found[last:]
 
 
-def hadolint(text: str, folder: Path) -> subprocess.CompletedProcess:
+def hadolint(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program = shutil.which("hadolint") or shutil.which("hadolint", path=Path(sys.executable).parent)
     if program is None:
         pytest.skip("hadolint is not installed: the Dockerfile is not linted")

@@ -106,7 +106,7 @@ def set_at(kind: str, name: str, path: str, value: object) -> Callable[[list[Obj
     """A mistake: that field of that object gets this value; None removes it."""
 
     def plant(objects: list[Object]) -> None:
-        place = find(objects, kind, name)
+        place: Any = find(objects, kind, name)
         *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
         for part in parents:
             place = place[part]

@@ -2,11 +2,11 @@
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline import progress as shown
 from pipeline.progress import Progress
 from tests.support.terminal import terminal
 
@@ -53,7 +53,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    monkeypatch.setattr(shown.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     return clock
 
 

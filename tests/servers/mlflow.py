@@ -22,7 +22,7 @@ class MlflowServer:
     folder: Path
     store: str
     port: int = field(default_factory=lambda: free_ports(1)[0])
-    _process: subprocess.Popen | None = None
+    _process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 
@@ -22,7 +23,7 @@ class PostgresServer:
 
     folder: Path
     port: int
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
 
     @property
     def uri(self) -> str:
@@ -43,18 +44,19 @@ def start(folder: Path) -> PostgresServer:
     """Makes a database below `folder`, and returns when it answers."""
     (folder / "password").write_text(PASSWORD)
     # PostgreSQL refuses to run as root; Debian's package made this user.
-    user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
     if user:
         for path in (folder, folder / "password"):
             shutil.chown(path, "postgres", "postgres")
     port, data = free_ports(1)[0], str(folder / "data")
+    programs = (_program("initdb") or "initdb", _program("postgres") or "postgres")
     initdb = (
-        _program("initdb"), "-D", data, "-U", NAME, "--auth=scram-sha-256", "-E", "UTF8",
+        programs[0], "-D", data, "-U", NAME, "--auth=scram-sha-256", "-E", "UTF8",
         "--pwfile", str(folder / "password"),
     )  # fmt: skip
     subprocess.run(initdb, cwd=folder, check=True, capture_output=True, timeout=120, **user)
     server = (
-        _program("postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(folder),
+        programs[1], "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(folder),
         "-c", "fsync=off",
     )  # fmt: skip
     with (folder / "postgres.log").open("w") as log:

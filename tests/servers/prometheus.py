@@ -46,7 +46,7 @@ class PrometheusServer:
     rules: Path | None = None
     port: int = field(default_factory=lambda: free_ports(1)[0])
     pushgateway_port: int = field(default_factory=lambda: free_ports(1)[0])
-    _processes: list[subprocess.Popen] = field(default_factory=list)
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -99,6 +99,12 @@ class PrometheusServer:
         found = self.query(expression)
         assert len(found) < 2, found
         return found[0].value if found else None
+
+    def number(self, expression: str) -> float:
+        """The one value of `expression`, which has one."""
+        found = self.value(expression)
+        assert found is not None, expression
+        return found
 
     def until(self, condition: Callable[[], bool], seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds

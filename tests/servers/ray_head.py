@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.servers.rgw import free_ports
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 TOKEN = "c0ffee" * 8
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.servers.rgw import free_ports
-from tests.support.killing import ROOT, descendants
+from tests.support.killing import descendants
+from tests.support.warm import ROOT
 
 _RAY = Path(sys.executable).with_name("ray")
 _TOKEN = "0" * 48
@@ -37,7 +38,7 @@ class RayNodes:
     extra: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_ports(1)[0])
     dashboard_port: int | None = None
-    _nodes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    _nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:

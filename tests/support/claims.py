@@ -22,6 +22,7 @@ from torch.distributions import Normal, kl_divergence
 from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation.sentences import Check
 from pipeline.vae import VAE, draw_noise
+from tests.support.digit_models import sigma_of
 
 Figures = Mapping[str, float]
 
@@ -91,7 +92,7 @@ def targets(vae: VAE, images: torch.Tensor) -> torch.Tensor:
 
 def log_likelihood(vae: VAE, z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Of one target under many latents `[M, D]`, or of as many targets: `[M]`."""
-    sigma = vae.likelihood.sigma.detach().item()
+    sigma = sigma_of(vae).detach().item()
     values = []
     with torch.no_grad():
         for part, wanted in zip(
@@ -175,7 +176,7 @@ def gap_on_drawn_images(w: World, f: Figures, text: str) -> None:
     with torch.no_grad():
         place = 0.5 + w.vae.decode_parameters(z) * 255 / 512
     # The density's own draws: an image of levels would have been cut to black and white.
-    target = place + w.vae.likelihood.sigma.detach() * torch.randn(place.shape, generator=generator)
+    target = place + sigma_of(w.vae).detach() * torch.randn(place.shape, generator=generator)
     images = (target * 256).floor().clamp(0, 255).to(torch.uint8)
     drawn = World(w.vae, images, [], w.numbers, w.training, w.objective)
     exact = drawn.evidence_of(target)

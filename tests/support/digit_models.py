@@ -64,6 +64,13 @@ def digits_vae(
     return vae.eval()
 
 
+def sigma_of(vae: VAE) -> torch.Tensor:
+    """The one scale of all pixels, a scalar."""
+    scale = vae.likelihood.one_scale
+    assert scale is not None
+    return scale
+
+
 def held_out(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
     """The first `count` held-out digits as a loader gives them to one rank, the last batch padded.
 

@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PreprocessConfig
 from pipeline.data import Batch
 from pipeline.data.order import slots_of
+from pipeline.training.gradients import StepSettings
 from pipeline.training.state import Ema, TrainState, make_optimizer
-from pipeline.training.step import StepReport, StepSettings, train_step
+from pipeline.training.step import StepReport, train_step
 from pipeline.training.world import current_world, leave_process_group
 from pipeline.vae import VAE, build_vae
 
@@ -63,15 +64,17 @@ def one_step(
 
 
 def gradients(state: TrainState) -> list[torch.Tensor]:
-    return [parameter.grad.clone() for parameter in state.vae.parameters()]
+    grads = [parameter.grad for parameter in state.vae.parameters()]
+    return [grad.clone() for grad in grads if grad is not None]
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> None:
     """Writes what this rank found to FOLDER/RANK.pt, a dictionary for each of MICRO_BATCHES."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(Path(folder) / "rendezvous"), world_size)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size, store=store)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
     batch = global_batch(slots_of(rank, world_size, BATCH))
     found = {}
     for size in MICRO_BATCHES:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tests.support.warm import ROOT, WarmJob
 
@@ -19,14 +20,14 @@ def start_job(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         )  # fmt: skip
 
 
-def finish(process: subprocess.Popen) -> dict:
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     """The job's result, once it has ended with 0."""
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     return json.loads(out.splitlines()[-1])
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the job's group and to everything it started."""
     below = descendants(process.pid)
     os.killpg(process.pid, signal.SIGKILL)

@@ -86,17 +86,21 @@ def with_loadings(posterior: str, loadings: Tensor, variance: float) -> Ppca:
     network = vae.network
     with torch.no_grad():
         exact = torch.tensor(variance, dtype=torch.float64).sqrt()
-        vae.likelihood.scale.copy_((exact - 1 / 256).log() / 10)
-        network.decoder.weight.copy_(loadings / LOCATION)
-        network.decoder.bias.zero_()
-        network.encoder.weight.copy_(torch.linalg.solve(gram, loadings.T) * LOCATION)
-        network.encoder.bias.zero_()
+        vae.get_parameter("likelihood.scale").copy_((exact - 1 / 256).log() / 10)
+        network.get_parameter("decoder.weight").copy_(loadings / LOCATION)
+        network.get_parameter("decoder.bias").zero_()
+        network.get_parameter("encoder.weight").copy_(
+            torch.linalg.solve(gram, loadings.T) * LOCATION
+        )
+        network.get_parameter("encoder.bias").zero_()
         if posterior == "diagonal":
-            network.covariance.copy_((variance / gram.diagonal()).log())
+            network.get_parameter("covariance").copy_((variance / gram.diagonal()).log())
         else:
             factor = torch.linalg.cholesky(variance * torch.linalg.inv(gram))
             below = factor[*torch.tril_indices(latents, latents, -1)]
-            network.covariance.copy_(torch.cat([2 * factor.diagonal().log(), below]))
+            network.get_parameter("covariance").copy_(
+                torch.cat([2 * factor.diagonal().log(), below])
+            )
     return Ppca(vae, loadings, variance)
 
 

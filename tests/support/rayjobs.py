@@ -55,6 +55,23 @@ def followed(*command: str, **more: Any) -> tuple[threading.Thread, list[Outcome
     return thread, outcomes
 
 
+def message_of(outcome: Outcome) -> str:
+    """What a submission ends with saying."""
+    return str(outcome.result["message"])
+
+
+def result_in(outcome: Outcome) -> Any:
+    """The job's own result, in that of the submission."""
+    return outcome.result["result"]
+
+
+def run_of(command: tuple[str, ...]) -> Run:
+    """The run that a training's command names."""
+    run = request_of(command).run
+    assert run is not None
+    return run
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 600
     while not condition():
@@ -64,8 +81,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def ended(train: tuple[str, ...], reason: str, step: int, number: int = 1) -> None:
     """What `jobs.train` leaves in the run's folder when its driver ends."""
-    run = request_of(train).run
-    assert run is not None
+    run = run_of(train)
     assert run.claim() == Start(number)
     result = result_of(run, reason, step)
     run.end(Start(number), result)

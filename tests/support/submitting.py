@@ -5,20 +5,21 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.support.killing import start_job
 
 
-def submit(folder: Path, *arguments: str) -> subprocess.Popen:
+def submit(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return start_job(folder, "jobs.submit", *arguments)
 
 
-def ended(process: subprocess.Popen) -> tuple[int, dict]:
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
     out, _ = process.communicate(timeout=600)
     return process.returncode, json.loads(out.splitlines()[-1]) if out else {}
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen, folder: Path) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen[str], folder: Path) -> None:
     deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, (folder / "log").read_text()

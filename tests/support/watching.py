@@ -14,7 +14,7 @@ from tests.support.killing import descendants, kill_all, start_job
 class Running:
     """A `jobs.train` that runs in `folder`, seen by its run's folder at `url`."""
 
-    def __init__(self, process: subprocess.Popen, url: str, folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, folder: Path) -> None:
         self.process, self.url, self.folder = process, url, folder
 
     @staticmethod

@@ -4,9 +4,11 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
+from torch.multiprocessing.spawn import spawn
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
@@ -41,15 +43,16 @@ def train(config: TrainConfig, ranks: int = 1) -> list[dict[str, Any]]:
     folder = Path(run.path(f"ranks-{start.number}"))
     folder.mkdir(parents=True)
     arguments = (ranks, config.model_dump(mode="json"), start.number, str(folder))
-    torch.multiprocessing.spawn(_rank, args=arguments, nprocs=ranks)
+    spawn(_rank, args=arguments, nprocs=ranks)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
 def _rank(rank: int, ranks: int, config: dict[str, Any], start: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(Path(folder) / "rendezvous"), ranks)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks, store=store)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
     made = TrainConfig.model_validate(config)
     result = _train(made, Run.at(made), Start(start))
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
@@ -71,12 +74,9 @@ def _train(config: TrainConfig, run: Run, start: Start) -> dict[str, Any]:
         keys.append(list(made.batch.keys))
         return made
 
-    Stepper.make = noted
-    try:
+    with patch.object(Stepper, "make", noted):
         world = current_world(torch.device("cpu"))
         reports = list(loop.train(settings_of(config), run, start, world, Outbox()))
-    finally:
-        Stepper.make = make
     ended = reports[-1]
     assert isinstance(ended, loop.Ended)
     steps = [report for report in reports if isinstance(report, StepReport)]

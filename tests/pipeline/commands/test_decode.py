@@ -139,7 +139,8 @@ def test_the_store_is_exported_and_listed_by_its_jobs(store: LatentStore, tmp_pa
     assert done["samples"] == len(store)
     assert len(list((tmp_path / "e").glob("*.tar"))) == done["shards"]
     outcome = stores.main(StoresConfig(store=store.url, gc=True))
-    (row,) = outcome.result["stores"]
+    result: Any = outcome.result
+    (row,) = result["stores"]
     assert (row["current"], row["samples"]) == (True, len(store))
-    assert (outcome.result["garbage"], outcome.result["busy"]) == ([], [])
+    assert (result["garbage"], result["busy"]) == ([], [])
     assert f"* {row['snapshot']}: {len(store)} latents, 0 failed" in outcome.summary[0]

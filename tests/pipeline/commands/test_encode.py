@@ -49,7 +49,7 @@ def world(tmp_path: Path, bundle: str) -> Any:
             output = str(tmp_path / "data")
             pack(PackConfig(source=source, output=output, shard_bytes=60_000, **options))
 
-        def encode(self, store: str = "store", **options: Any) -> dict:
+        def encode(self, store: str = "store", **options: Any) -> dict[str, Any]:
             given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
             return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
 

@@ -7,11 +7,12 @@ from pipeline import storage
 from pipeline.commands.explain import deviation, run_explanation
 from pipeline.config import ExplainConfig, ObjectiveConfig, PackConfig
 from pipeline.errors import ConfigError, DatasetError, RunError
+from pipeline.json_value import Json
 from pipeline.packing.pack import pack
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import RUN, Run
 from pipeline.vae import ObjectiveState, optimised, save_bundle
-from tests.support.digit_models import digits_vae, write_digits
+from tests.support.digit_models import digits_vae, sigma_of, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path) -> None:
     run = Run(str(place / "runs" / "mine"))
     objective = optimised(ObjectiveConfig(beta=500.0), 9, ObjectiveState()).to_json()
-    metadata = {"objective": objective, "step": 9}
+    metadata: Json = {"objective": objective, "step": 9}
     digest = save_bundle(digits_vae(beta=500.0), run.path("bundle"), metadata)
     config = {"run": "mine", "data": str(place / "data"), "holdout": str(place / "data")}
     opened = {"config": config, "dataset_digest": "of before", "holdout_digest": None}
@@ -67,4 +68,4 @@ def test_a_single_image_is_refused_as_it_has_no_intervals(place: Path, tmp_path:
 
 def test_a_bernoulli_has_no_deviation_and_a_gaussian_has_its_own() -> None:
     assert deviation(digits_vae("bernoulli")) is None
-    assert deviation(digits_vae()) == digits_vae().likelihood.sigma.item()
+    assert deviation(digits_vae()) == sigma_of(digits_vae()).item()

@@ -131,6 +131,7 @@ def test_an_empty_hold_out_beside_the_data_is_none(tmp_path: Path) -> None:
     result = pack(
         PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), holdout=1e-9)
     )
+    assert result.holdout
     assert (result.holdout_samples, len(Dataset.open(result.holdout))) == (0, 0)
     asked = config(Path(result.dataset), 1, holdout=None)
     assert resolve(asked).holdout is None
@@ -143,6 +144,7 @@ def test_an_empty_dataset_and_a_batch_larger_than_it_are_said_before_the_start(
     result = pack(
         PackConfig(source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), holdout=1e-9)
     )
+    assert result.holdout
     with pytest.raises(DatasetError, match="holds no samples"):
         run_training(config(Path(result.holdout), 1, holdout=None))
     with caplog.at_level(logging.WARNING):
@@ -192,7 +194,7 @@ def custom(path: str) -> ModelConfig:
     return ModelConfig(kind="custom", custom=path)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such class": ({"model": custom("mynet:Nope")}, "no attribute 'Nope'"),
     "a module that fails": ({"model": custom("broken:Net")}, "SyntaxError"),
     "another constructor": ({"model": custom("mynet:Bare")}, r"__init__\(self, shape, model\)"),
@@ -285,7 +287,7 @@ def test_a_continued_start_says_from_which_step_and_what_was_lost(
     caplog.set_level(logging.INFO)
     make = Stepper.make
 
-    def dies(self, *, stop: Any) -> Any:
+    def dies(self: Stepper, *, stop: Any) -> Any:
         if self._state.step == 3:
             raise OSError("no disk")
         return make(self, stop=stop)

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.data.decode import check_image, decode_image, probe_image
 from pipeline.data.image_kinds import jpeg_header
 from pipeline.errors import SampleError
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 NASTY = ROOT.parent / "shared/data/nasty"
 PHOTOS = ROOT.parent / "shared/data/photos"
@@ -47,7 +47,7 @@ def noise(height: int, width: int, *more: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def nasty() -> list[tuple[dict, object]]:
+def nasty() -> list[tuple[dict[str, Any], Any]]:
     """Each row of the manifest, and what a process of its own made of the file."""
     if not NASTY.exists():
         pytest.skip(f"{NASTY} is not there")
@@ -65,9 +65,9 @@ def nasty() -> list[tuple[dict, object]]:
 
 
 def test_every_file_that_must_decode_has_the_size_and_mean_colour_that_is_stated(
-    nasty: list[tuple[dict, object]],
+    nasty: list[tuple[dict[str, Any], Any]],
 ) -> None:
-    wrong = []
+    wrong: list[Any] = []
     decoded = [(row, found) for row, found in nasty if row["expected"] == "decode"]
     for row, found in decoded:
         size = [int(row["out_h"]), int(row["out_w"])]
@@ -82,7 +82,7 @@ def test_every_file_that_must_decode_has_the_size_and_mean_colour_that_is_stated
 
 
 def test_every_file_that_must_be_rejected_is_so_with_a_reason(
-    nasty: list[tuple[dict, object]],
+    nasty: list[tuple[dict[str, Any], Any]],
 ) -> None:
     rejected = [(row["file"], found) for row, found in nasty if row["expected"] == "reject"]
     assert [(name, found) for name, found in rejected if found not in REASONS] == []
@@ -90,7 +90,7 @@ def test_every_file_that_must_be_rejected_is_so_with_a_reason(
 
 
 def test_of_the_files_on_which_decoders_differ_each_is_decoded_or_rejected_with_a_reason(
-    nasty: list[tuple[dict, object]],
+    nasty: list[tuple[dict[str, Any], Any]],
 ) -> None:
     found = [found for row, found in nasty if row["expected"] == "policy"]
     assert all(isinstance(each, list) or each in REASONS for each in found)
@@ -235,7 +235,7 @@ def test_no_nasty_file_ends_the_process_when_it_is_shrunk_while_decoding() -> No
     assert (found.returncode, found.stdout, found.stderr) == (0, "alive\n", "")
 
 
-def verdict(read: Any, data: bytes) -> object:
+def verdict(read: Any, data: bytes) -> tuple[Any, ...]:
     """Height and width, or reason and message of the refusal."""
     try:
         found = read(data)

@@ -91,9 +91,12 @@ def test_an_index_is_read_once_for_each_chunk_when_not_all_indexes_can_be_kept(
     assert len(found.shards) > 3
     read: list[int] = []
     whole = Dataset.read_index
-    monkeypatch.setattr(
-        Dataset, "read_index", lambda self, n, get: (read.append(n), whole(self, n, get))[1]
-    )
+
+    def noted(self: Dataset, number: int, get: Any) -> Any:
+        read.append(number)
+        return whole(self, number, get)
+
+    monkeypatch.setattr(Dataset, "read_index", noted)
     monkeypatch.setattr("pipeline.data.memory.INDEX_SAMPLES", 1)
     reader = SampleReader(found, CHUNK, 2**20, ())
     chunks = {(reader.places.find(sample).shard, sample // CHUNK) for sample in range(COUNT)}

@@ -1,5 +1,6 @@
 """What the loader makes of a store that gives wrong or too few bytes."""
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ COUNT = 40
 
 
 @pytest.fixture
-def dataset(fault_proxy: FaultProxy, s3_server: rgw.S3Server, tmp_path: Path) -> Dataset:
+def dataset(fault_proxy: FaultProxy, s3_server: rgw.S3Server, tmp_path: Path) -> Iterator[Dataset]:
     """Forty images of noise in one shard on S3, each named by its seed."""
     for seed in range(COUNT):
         pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -34,7 +35,8 @@ def dataset(fault_proxy: FaultProxy, s3_server: rgw.S3Server, tmp_path: Path) ->
 
 def read_all(dataset: Dataset) -> tuple[set[str], dict[str, str]]:
     """Keys of valid samples, whose pixels are compared with what was packed, and all errors."""
-    good, errors = set(), {}
+    good: set[str] = set()
+    errors: dict[str, str] = {}
     with closing(Loader(dataset, global_batch_size=8, image_size=16, threads=2)) as loader:
         for batch in loader:
             errors |= batch.errors

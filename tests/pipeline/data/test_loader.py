@@ -166,7 +166,7 @@ class Interrupted(Loader):
 def test_an_interrupt_while_a_batch_is_waited_for_loses_no_batch_and_doubles_none(
     dataset: Dataset,
 ) -> None:
-    options = {"global_batch_size": 8, "image_size": 4, "channels": 1, "threads": 2}
+    options: dict[str, Any] = {"global_batch_size": 8, "image_size": 4, "channels": 1, "threads": 2}
     keys = []
     with closing(loader(dataset)) as calm, closing(Interrupted(dataset, **options)) as broken:
         batches = iter(broken)
@@ -229,7 +229,8 @@ def test_a_shard_is_read_without_a_look_at_the_others(dataset: Dataset) -> None:
         def __eq__(self, other: object) -> bool:
             raise AssertionError("looked at")
 
-        __hash__ = None
+        def __hash__(self) -> int:
+            raise AssertionError("looked at")
 
     shard = dataset.shards[0]
     others = tuple(Untouched(**{**vars(shard), "path": str(n)}) for n in range(3))

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_a_manifest_of_another_version_names_both_versions(tmp_path: Path) -> No
 
 def test_the_digest_tells_apart_every_field() -> None:
     other = dataclasses.replace(RECORD, sha256="ef" * 32)
-    changed = {
+    changed: dict[str, Any] = {
         "path": "shards/1.tar", "bytes": 1, "samples": 6, "index_path": "index/1.arrow",
         "index_sha256": "ee" * 32,
     }  # fmt: skip
@@ -59,4 +60,6 @@ def test_a_hundred_thousand_shards_are_one_manifest(tmp_path: Path) -> None:
         for n in range(100_000)
     )
     commit(str(tmp_path), Manifest(1, None, shards))
-    assert read_current(str(tmp_path)).shards == shards
+    found = read_current(str(tmp_path))
+    assert found is not None
+    assert found.shards == shards

@@ -30,7 +30,7 @@ def epoch(dataset: Dataset, transform: str | None, **knobs: Any) -> dict[str, to
     loader = Loader(
         dataset, global_batch_size=24, image_size=8, channels=1, transform=transform, **knobs
     )
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for batch in loader:
         found |= dict(zip(batch.keys, batch.images.clone(), strict=True))
     loader.close()

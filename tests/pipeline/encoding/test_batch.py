@@ -39,7 +39,9 @@ class Spoilt(torch.nn.Module):
 @pytest.fixture
 def posterior() -> DiagonalPosterior:
     with torch.inference_mode():
-        return small_vae().encode(IMAGES)
+        posterior = small_vae().encode(IMAGES)
+    assert isinstance(posterior, DiagonalPosterior)
+    return posterior
 
 
 def test_moments_are_those_of_the_model(posterior: DiagonalPosterior) -> None:

@@ -1,11 +1,12 @@
 import threading
+from typing import Any
 
 import torch
 
 from pipeline.encoding.determinism import exact_numerics
 
 
-def settings() -> tuple:
+def settings() -> tuple[Any, ...]:
     return (
         torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32,

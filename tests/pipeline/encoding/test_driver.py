@@ -34,7 +34,8 @@ def run(world: Any, spoil: Any = lambda number: None, **schedule: Any) -> Any:
         spoil(number)
         return encode_shard(vae, dataset, dataset.shards[number], identity, store)
 
-    plan, seen = plan_encoding(store, dataset, identity), []
+    plan = plan_encoding(store, dataset, identity)
+    seen: list[Any] = []
     with closing(ThreadCrew(one, 2)) as crew:
         report = drive(ShardSchedule(plan.todo, **schedule), crew, seen.append)
     assert seen == report.done

@@ -107,7 +107,9 @@ def test_when_nothing_succeeds_the_rest_is_given_up_with_the_reason() -> None:
     schedule = ShardSchedule(range(100), attempts=3, window=1, failures_in_a_row=20)
     failures = 0
     while not schedule.finished:
-        schedule.failed("w", schedule.take("w"), "disk full")
+        shard = schedule.take("w")
+        assert shard is not None
+        schedule.failed("w", shard, "disk full")
         failures += 1
     assert failures == 20
     assert set(schedule.quarantined) == set(range(100))

@@ -86,7 +86,7 @@ def test_bytes_that_are_not_those_that_were_packed_fail_the_shard_and_leave_no_r
 ) -> None:
     dataset = small_dataset(tmp_path, range(15))
     vae, index = small_vae(), dataset.read_index(0)
-    path = storage.local_path(dataset.shard_url(dataset.shards[0]))
+    path = Path(dataset.shard_url(dataset.shards[0]))
     with path.open("r+b") as file:
         file.seek(int(index.offsets[2]) + 30)
         file.write(b"\0\0\0")

@@ -60,7 +60,7 @@ def test_every_number_is_plain_json() -> None:
 
 
 def test_missing_values_are_left_out_of_a_mean() -> None:
-    assert mean_and_error(np.array([1.0, np.nan, 3.0])) == (2.0, pytest.approx(1.0))
+    assert mean_and_error(np.array([1.0, np.nan, 3.0])) == pytest.approx((2.0, 1.0))
     assert math.isnan(mean_and_error(np.array([np.nan]))[0])
 
 

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ def sums(world_size: int, batch_size: int, likelihood: str = "gaussian") -> Eval
         for rank in range(world_size)
     ]
     return sum(parts, EvaluationSums.empty(vae))
+
+
+def known(means: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that were measured."""
+    return {name: value for name, value in means.items() if value is not None}
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 97), (2, 16), (3, 31)])
@@ -59,7 +65,7 @@ def test_each_image_counts_once_as_if_it_were_evaluated_alone() -> None:
 
 def test_the_terms_add_up_to_the_elbo_and_dimensions_to_the_kl() -> None:
     found = sums(1, 50)
-    means = found.means()
+    means = known(found.means())
     assert means["elbo"] == pytest.approx(means["log_likelihood"] - means["kl"], rel=1e-6)
     entropies = means["cross_entropy_q_prior"] - means["entropy_q"]
     assert means["kl"] == pytest.approx(entropies, rel=1e-5)
@@ -69,7 +75,7 @@ def test_the_terms_add_up_to_the_elbo_and_dimensions_to_the_kl() -> None:
 def test_the_gap_is_measured_on_the_images_asked_for_and_is_never_negative() -> None:
     found = sums(1, 50)
     assert found.table[0, -1] == 39  # 40 positions, one of them bad
-    assert found.means()["iwae_gap"] > 0
+    assert known(found.means())["iwae_gap"] > 0
 
 
 def test_bernoulli_states_no_bits_and_encodes_the_binarised_image() -> None:

@@ -28,24 +28,29 @@ class Decoder:
         return self._function(latents[:, :1])
 
 
+def of(function: Any) -> Any:
+    """As much of a VAE as a walk needs."""
+    return Decoder(function)
+
+
 ENDS = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
 
 
 def test_a_straight_decoder_has_paths_as_long_as_the_direct_way_in_even_steps() -> None:
-    found = path_lengths(Decoder(lambda z: z), *ENDS)
+    found = path_lengths(of(lambda z: z), *ENDS)
     assert found.length == pytest.approx(found.direct)
     assert found.jump == pytest.approx(1 / 32, rel=1e-5)
     assert found.jump_ratio == pytest.approx(0.5, rel=1e-5)
 
 
 def test_a_decoder_that_jumps_keeps_its_jump_however_small_the_steps() -> None:
-    found = path_lengths(Decoder(lambda z: (z > 0.4).double()), *ENDS)
+    found = path_lengths(of(lambda z: (z > 0.4).double()), *ENDS)
     assert found.jump_ratio == pytest.approx(1.0)
 
 
 def test_a_detour_is_longer_than_the_direct_way() -> None:
     # sin(pi z) goes up to 1 and back: the path is 2 long, the ends are the same image.
-    found = path_lengths(Decoder(lambda z: torch.sin(torch.pi * z)), *ENDS)
+    found = path_lengths(of(lambda z: torch.sin(torch.pi * z)), *ENDS)
     assert found.length == pytest.approx(2.0, abs=1e-3)
     assert found.direct == pytest.approx(0.0, abs=1e-6)
 

@@ -20,7 +20,7 @@ from pipeline.vae import VAE, Optimised, build_vae, draw_noise, objective_loss
 from tests.support.claims import CLAIMS, World
 from tests.support.digit_models import TRAINED_ON, digits_vae, images
 from tests.support.health_claims import HEALTH_CLAIMS
-from tests.support.killing import ROOT
+from tests.support.warm import ROOT
 
 PHOTOS = ROOT.parent / "shared/data/photos"
 HELD_OUT, BATCH = 120, 40

@@ -16,9 +16,9 @@ from pipeline.explanation.mistakes import (
     right_value,
 )
 from tests.support.digit_findings import evaluated, numbers_of
-from tests.support.digit_models import digits_vae
+from tests.support.digit_models import digits_vae, sigma_of
 
-SIGMA = digits_vae().likelihood.sigma.item()
+SIGMA = sigma_of(digits_vae()).item()
 
 
 def asked(quantity: Quantity, figure: float, beta: float = 1.0) -> Diagnosis:

@@ -1,4 +1,3 @@
-import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,10 @@ ELBO = Known(Optimised("beta", 1.0, 1))
 
 
 def at(numbers: Numbers, path: str) -> float:
-    return functools.reduce(getattr, path.split("."), numbers)
+    found: Any = numbers
+    for name in path.split("."):
+        found = getattr(found, name)
+    return float(found)
 
 
 def test_at_least_twenty_questions_are_asked() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -25,11 +27,12 @@ RNG = np.random.default_rng(0)
 def axis_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = Axes.set_xlabel
-    monkeypatch.setattr(
-        Axes,
-        "set_xlabel",
-        lambda self, name, *a, **k: (names.append(name), original(self, name))[1],
-    )
+
+    def noted(self: Axes, name: str, *_: Any, **__: Any) -> Any:
+        names.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(Axes, "set_xlabel", noted)
     return names
 
 
@@ -55,11 +58,12 @@ def test_any_number_of_labels_and_dimensions_is_drawn(labels: int, dimensions: i
 def drawn(labels: list[str], monkeypatch: pytest.MonkeyPatch) -> Figure:
     figures: list[Figure] = []
     original = Canvas.save
-    monkeypatch.setattr(
-        Canvas,
-        "save",
-        lambda self, target: (figures.append(self.figure), original(self, target))[1],
-    )
+
+    def noted(self: Canvas, target: Any) -> None:
+        figures.append(self.figure)
+        original(self, target)
+
+    monkeypatch.setattr(Canvas, "save", noted)
     to_png(draw_latent_means, RNG.normal(size=(len(labels), 2)), labels=labels)
     return figures[0]
 
@@ -70,7 +74,9 @@ def test_long_names_stand_whole_beside_the_points_and_hide_none(
     figure = drawn(FAMILIES * 5, monkeypatch)
     (axes,) = figure.axes
     assert not axes.texts
-    names = axes.get_legend().get_texts()
+    legend = axes.get_legend()
+    assert legend is not None
+    names = legend.get_texts()
     assert len({name.get_text() for name in names}) == len(FAMILIES)
     for name in names:
         assert name.get_window_extent().x0 > axes.get_window_extent().x1

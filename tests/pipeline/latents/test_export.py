@@ -21,7 +21,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
     return encode(small_vae(), dataset, folder / "s", columns=("label",))
 
 
-def read(folder: Any, shards: int) -> list[dict]:
+def read(folder: Any, shards: int) -> list[dict[str, Any]]:
     urls = [str(folder / f"{number:06d}.tar") for number in range(shards)]
     return list(webdataset.WebDataset(urls, shardshuffle=False).decode())
 

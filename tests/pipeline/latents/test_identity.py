@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.latents.identity import Content, EncodeOptions, Identity
 
 OPTIONS = EncodeOptions(precision="fp32", content="sample")
 IDENTITY = Identity("m" * 64, "p" * 64, (4, 2, 2), OPTIONS)
-OTHER = {
+OTHER: dict[str, Any] = {
     "precision": "bf16", "batch_size": 63, "dtype": "float32", "content": "mean", "seed": 1,
     "flip": True, "columns": ("label",), "kinds": ("int64",),
 }  # fmt: skip
@@ -30,7 +30,7 @@ def test_another_model_preprocessing_or_shape_is_another_identity(change: dict[s
 
 
 @pytest.mark.parametrize("content", ["moments", "mean"])
-def test_a_seed_that_nothing_draws_with_splits_no_store(content: str) -> None:
+def test_a_seed_that_nothing_draws_with_splits_no_store(content: Content) -> None:
     one, other = (
         replace(IDENTITY, options=replace(OPTIONS, content=content, seed=seed)) for seed in (0, 9)
     )
@@ -53,6 +53,6 @@ def test_a_column_with_the_name_of_the_stores_own_is_refused(column: str) -> Non
     ],
 )
 def test_the_tensors_follow_from_content_and_flip(
-    content: str, flip: bool, names: tuple[str, ...]
+    content: Content, flip: bool, names: tuple[str, ...]
 ) -> None:
     assert EncodeOptions(precision="fp32", content=content, flip=flip).tensors == names

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def written(tmp_path: Path) -> Any:
     with LatentFileWriter(tmp_path / "f.arrow", IDENTITY) as writer:
         for first, last in ((0, 3), (3, 3), (3, 5)):
             part = slice(first, last)
-            columns = {"label": ["a", None, "ü", "d", "e"][part], "cls": [0, 1, None, 3, 4][part]}
+            columns: dict[str, Sequence[Any]] = {
+                "label": ["a", None, "ü", "d", "e"][part],
+                "cls": [0, 1, None, 3, 4][part],
+            }
             tensors = {name: values[part] for name, values in TENSORS.items()}
             writer.write(KEYS[part], range(10, 15)[part], tensors, columns)
     return writer
@@ -91,7 +95,10 @@ def test_the_same_rows_give_the_same_bytes(written: Any, tmp_path: Path) -> None
     with LatentFileWriter(tmp_path / "again.arrow", IDENTITY) as writer:
         for first, last in ((0, 3), (3, 3), (3, 5)):
             part = slice(first, last)
-            columns = {"label": ["a", None, "ü", "d", "e"][part], "cls": [0, 1, None, 3, 4][part]}
+            columns: dict[str, Sequence[Any]] = {
+                "label": ["a", None, "ü", "d", "e"][part],
+                "cls": [0, 1, None, 3, 4][part],
+            }
             tensors = {name: values[part].copy() for name, values in TENSORS.items()}
             writer.write(KEYS[part], range(10, 15)[part], tensors, columns)
     assert file_digest(writer.path) == file_digest(written.path)

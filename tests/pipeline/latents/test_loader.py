@@ -50,7 +50,12 @@ def test_its_batches_are_the_image_loaders_key_by_key_also_the_bad_and_the_padde
     dataset: Dataset, store: LatentStore, world: int
 ) -> None:
     for rank in range(world):
-        options = {"global_batch_size": 8, "seed": 3, "rank": rank, "world_size": world}
+        options: dict[str, Any] = {
+            "global_batch_size": 8,
+            "seed": 3,
+            "rank": rank,
+            "world_size": world,
+        }
         with closing(Loader(dataset, image_size=8, channels=1, threads=1, **options)) as images:
             latents = LatentLoader(store, order=images.order, **options)
             for _ in range(2):
@@ -62,7 +67,7 @@ def test_its_batches_are_the_image_loaders_key_by_key_also_the_bad_and_the_padde
 
 
 def test_an_image_loaders_state_goes_on_with_latents(dataset: Dataset, store: LatentStore) -> None:
-    options = {"global_batch_size": 8, "seed": 3}
+    options: dict[str, Any] = {"global_batch_size": 8, "seed": 3}
     with closing(Loader(dataset, image_size=8, channels=1, threads=1, **options)) as images:
         for _ in zip(range(3), images, strict=False):
             continue
@@ -114,7 +119,7 @@ def test_each_latent_comes_once_per_epoch_with_its_own_values_and_label(store: L
 def test_a_draw_is_mean_plus_deviation_times_noise_of_its_key_and_epoch(store: LatentStore) -> None:
     loader, means = LatentLoader(store, global_batch_size=8, seed=5, sample=True), []
     for epoch in range(2):
-        drawn = {}
+        drawn: dict[str, np.ndarray] = {}
         for batch in loader:
             drawn |= dict(zip(batch.keys, batch.latents.numpy(), strict=True))
         for number in range(len(store)):
@@ -140,7 +145,7 @@ def test_a_draw_does_not_depend_on_who_reads_it(store: LatentStore) -> None:
 
 
 def test_left_after_its_last_batch_an_epoch_is_over(store: LatentStore) -> None:
-    options = {"global_batch_size": 8, "seed": 1}
+    options: dict[str, Any] = {"global_batch_size": 8, "seed": 1}
     expected = LatentLoader(store, **options)
     epochs = [keys_of(expected), keys_of(expected)]
     left = LatentLoader(store, **options)

@@ -63,7 +63,7 @@ def test_no_receipt_is_no_error_and_a_foreign_or_damaged_one_is(tmp_path: Path) 
     assert receipts_present(store, "i") == {"s"}
     with pytest.raises(StoreError, match="reads vae-pipeline/latent-receipt version 2"):
         read_receipt(store, "i", "s")
-    damaged = receipt.RECEIPT.encode(RECEIPT.to_json() | {"statistics": None})
+    damaged = receipt.RECEIPT.encode({**RECEIPT.to_json(), "statistics": None})
     storage.publish(storage.join(store, receipt_path("i", "s")), damaged)
     with pytest.raises(StoreError, match=r"makes no sense.*Delete it"):
         read_receipt(store, "i", "s")

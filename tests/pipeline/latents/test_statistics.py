@@ -19,6 +19,7 @@ def assert_same(found: ChannelStatistics, values: np.ndarray, log_variance: np.n
     np.testing.assert_allclose(found.std, wide.std((0, 2, 3)), rtol=1e-10)
     within = np.exp(log_variance.astype(np.float64)).mean((0, 2, 3))
     total = np.sqrt(wide.var((0, 2, 3)) + within)
+    assert found.sample_std is not None
     np.testing.assert_allclose(found.sample_std, total, rtol=1e-10)
     assert found.rows == len(values)
 

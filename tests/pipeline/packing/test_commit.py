@@ -50,13 +50,15 @@ def test_a_commit_that_dies_at_any_step_is_finished_by_the_next_call(
     assert {key: image for key, (image, *_) in found.items()} == {
         f"{n}%2Epng": png(seed) for n, seed in ((0, 60), (1, 1), (2, 2), (3, 3), (4, 4), (7, 7))
     }  # fmt: skip
+    assert result.rejects_url
     lines = [json.loads(line) for line in storage.read(result.rejects_url).splitlines()]
     assert [(line["path"], line["reason"]) for line in lines] == [("bad.png", "not-an-image")]
 
 
 def _is_done(folder: Any) -> bool:
     """Whether the second generation's state was created: then its request is no longer due."""
-    return read_state(str(folder / "out")).generation == 2
+    state = read_state(str(folder / "out"))
+    return state is not None and state.generation == 2
 
 
 def test_the_ledger_says_where_each_key_is_or_why_it_is_not(tmp_path: Path) -> None:

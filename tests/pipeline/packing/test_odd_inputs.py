@@ -339,6 +339,7 @@ def test_what_an_encoding_can_not_hold_is_one_image_s_failure(
     folder = write(tmp_path / "in", {"ok.png": png(0), "strip.png": buffer.getvalue()})
     result = pack(config(folder, tmp_path / "out", encoding=encoding))
     assert (result.samples, result.reasons) == (1, {"unsupported": 1})
+    assert result.rejects_url
     assert words in storage.read(result.rejects_url).decode()
 
 

@@ -14,7 +14,6 @@ from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.dataset import Dataset
 from pipeline.errors import DatasetError, StorageError
-from pipeline.packing import unit as units
 from pipeline.packing.cost import probe
 from pipeline.packing.pack import pack
 
@@ -41,7 +40,7 @@ def config(source: Any, output: Any, **options: Any) -> PackConfig:
     )  # fmt: skip
 
 
-def contents(url: str) -> dict[str, tuple[bytes, dict, bytes | None]]:
+def contents(url: str) -> dict[str, tuple[bytes, dict[str, Any], bytes | None]]:
     """Image, json and cls by key, read by Python's tarfile; removed positions left out."""
     dataset = Dataset.open(url)
     found = {}
@@ -50,7 +49,9 @@ def contents(url: str) -> dict[str, tuple[bytes, dict, bytes | None]]:
         members = {}
         with tarfile.open(storage.local_path(dataset.shard_url(record))) as tar:
             for member in tar:
-                members[member.name] = tar.extractfile(member).read()
+                file = tar.extractfile(member)
+                assert file is not None
+                members[member.name] = file.read()
         for position, key in enumerate(keys):
             if position not in record.removed:
                 assert key not in found
@@ -121,6 +122,7 @@ def test_what_is_no_image_is_listed_with_its_reason(tmp_path: Path) -> None:
     images = {"good.png": png(0), "text.jpg": b"not an image", "cut.png": png(1)[:-30]}
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out"))
     assert (result.samples, result.rejected) == (1, 2)
+    assert result.rejects_url
     lines = [json.loads(line) for line in storage.read(result.rejects_url).splitlines()]
     assert {line["path"]: line["reason"] for line in lines} == {
         "text.jpg": "not-an-image", "cut.png": "truncated",
@@ -137,6 +139,7 @@ def test_sources_of_which_nothing_is_an_image_are_an_error(tmp_path: Path) -> No
 def test_copies_of_an_image_fall_on_the_same_side_of_the_holdout(tmp_path: Path) -> None:
     images = {f"{copy}/{n}.png": png(n) for n in range(60) for copy in "ab"}
     result = pack(config(write(tmp_path / "in", images), tmp_path / "out", holdout=0.3))
+    assert result.holdout
     train, held = contents(result.dataset), contents(result.holdout)
     assert len(train) + len(held) == 120
     assert not {image for image, *_ in train.values()} & {image for image, *_ in held.values()}
@@ -215,7 +218,7 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(
 ) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(60)})
     whole = pack(config(source, tmp_path / "whole"))
-    real, calls = units.storage.publish, []
+    real, calls = storage.publish, []
 
     def dies(url: Any, data: Any) -> None:
         calls.append(url)
@@ -224,7 +227,7 @@ def test_a_killed_pack_goes_on_with_its_plan_and_ends_as_if_it_never_died(
         real(url, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(units.storage, "publish", dies)
+        patch.setattr(storage, "publish", dies)
         with pytest.raises(KeyboardInterrupt):
             pack(config(source, tmp_path / "out"))
     assert not (tmp_path / "out/manifest.json").exists()
@@ -278,14 +281,14 @@ def test_files_that_differ_by_their_suffix_alone_all_go_in_in_whichever_generati
     tmp_path: Path,
 ) -> None:
     source = write(tmp_path / "in", {"a.png": png(0), "a": png(2)})
-    grown = pack(config(source, tmp_path / "grown"))
+    pack(config(source, tmp_path / "grown"))
     write(tmp_path / "in", {"a.jpg": png(1), "a.PNG": png(3)})
     once = contents(pack(config(source, tmp_path / "once")).dataset)
-    grown = contents(pack(config(source, tmp_path / "grown", append=True)).dataset)
+    added = contents(pack(config(source, tmp_path / "grown", append=True)).dataset)
     assert {meta["path"]: image for image, meta, _ in once.values()} == {
         "a.png": png(0), "a.jpg": png(1), "a": png(2), "a.PNG": png(3),
     }  # fmt: skip
-    assert {key: image for key, (image, *_) in grown.items()} == {
+    assert {key: image for key, (image, *_) in added.items()} == {
         key: image for key, (image, *_) in once.items()
     }
 

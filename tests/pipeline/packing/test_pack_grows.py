@@ -20,8 +20,13 @@ SIDE = 8
 def read_in_order(dataset: Dataset) -> dict[str, tuple[bytes, str | None]]:
     """Pixels and label of every sample, by key, as an unshuffled epoch of the loader gives them."""
     found: dict[str, tuple[bytes, str | None]] = {}
-    options = {"global_batch_size": 16, "image_size": SIDE, "shuffle": False, "threads": 1}
-    with closing(Loader(dataset, **options, columns=("label",))) as loader:
+    options: dict[str, Any] = {
+        "global_batch_size": 16,
+        "image_size": SIDE,
+        "shuffle": False,
+        "threads": 1,
+    }
+    with closing(Loader(dataset, shuffle=False, **options, columns=("label",))) as loader:
         for batch in loader:
             assert batch.errors == {}
             for key, image, label in zip(
@@ -61,7 +66,10 @@ def test_thirty_nightly_appends_read_sample_by_sample_as_one_pack_of_the_final_s
     once = pack(grown.model_copy(update={"output": str(tmp_path / "once")}))
     assert last.generation > 20
     pairs = [(last.dataset, once.dataset)]
-    pairs += [(last.holdout, once.holdout)] if holdout else []
+    if holdout:
+        assert last.holdout
+        assert once.holdout
+        pairs += [(last.holdout, once.holdout)]
     read = [[read_in_order(Dataset.open(url)) for url in pair] for pair in pairs]
     for after_thirty, at_once in read:
         assert after_thirty == at_once

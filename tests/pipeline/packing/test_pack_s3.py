@@ -96,7 +96,7 @@ def test_the_bytes_do_not_depend_on_what_failed_on_the_way(
     with retry_policy(RetryPolicy(base_seconds=0.01, cap_seconds=0.1)):
         storm = pack(config(source))
     assert storm.digest == calm.digest
-    faults = fault_proxy.counters()["faults"]
+    faults: Any = fault_proxy.counters()["faults"]
     assert faults["reset"] == 2
     assert faults["status"] > 2
 

@@ -104,6 +104,7 @@ def check_grown(packing: PackConfig) -> None:
     assert images(output) == GROWN
     assert verify_dataset(output) == []
     state = read_state(output)
+    assert state is not None
     assert (state.generation, len(state.ledgers)) == (2, 2)
     assert not storage.exists(f"{output}/rejects.jsonl")
     assert storage.read_json(f"{output}/pack.json")["generation"] == 2

@@ -28,11 +28,16 @@ def image_table(numbers: Any, **columns: Any) -> pa.Table:
     return pa.table({"image": pa.array(images, STRUCT), **columns})
 
 
-def read(dataset: Dataset, *columns: str) -> dict[str, list]:
+def read(dataset: Dataset, *columns: str) -> dict[str, list[Any]]:
     """The columns of all samples, by key, as the loader gives them."""
     found = {}
-    options = {"global_batch_size": 4, "image_size": 8, "shuffle": False, "threads": 1}
-    with closing(Loader(dataset, **options, columns=columns)) as loader:
+    options: dict[str, Any] = {
+        "global_batch_size": 4,
+        "image_size": 8,
+        "shuffle": False,
+        "threads": 1,
+    }
+    with closing(Loader(dataset, shuffle=False, **options, columns=columns)) as loader:
         for batch in loader:
             for at, key in enumerate(batch.keys):
                 if key:
@@ -46,7 +51,7 @@ def test_a_folder_of_the_datasets_library_packs_with_its_bytes_labels_and_captio
     datasets = pytest.importorskip("datasets")
     rng = random.Random(3)
     names = ["zebra", "ant", "cow"]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": png(n, (6, 5)), "label": rng.randrange(3), "caption": f"picture {n}"}
         for n in range(1000)
     ]
@@ -200,6 +205,8 @@ def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_pa
     assert grown.counts == once.counts
     assert grown.found == once.found
     for one, other in ((grown.dataset, once.dataset), (grown.holdout, once.holdout)):
+        assert one
+        assert other
         both = [Dataset.open(url) for url in (one, other)]
         assert read(both[0], "path", "label", "caption", "n") == read(
             both[1], "path", "label", "caption", "n"

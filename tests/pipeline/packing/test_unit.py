@@ -53,8 +53,12 @@ def test_the_receipt_is_written_last_and_read_back_as_it_was(job: UnitJob) -> No
 
 def test_labels_captions_and_other_columns_lie_beside_the_image(job: UnitJob) -> None:
     record = pack_unit(job).shards[""]
+    members = {}
     with tarfile.open(f"{job.output}/{record.path}") as tar:
-        members = {member.name: tar.extractfile(member).read() for member in tar}
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            members[member.name] = file.read()
     assert members["b/4%2Epng.txt"] == b"a caption"
     assert members["b/4%2Epng.cls"] == b"7"
     assert json.loads(members["b/4%2Epng.json"]) == {

@@ -69,7 +69,7 @@ def test_an_order_that_reads_one_sample_twice_and_one_never_is_found(
 ) -> None:
     real = Order.batch
 
-    def wrong(self, epoch: Any, index: Any, slots: Any) -> Any:
+    def wrong(self: Order, epoch: Any, index: Any, slots: Any) -> Any:
         ids = real(self, epoch, index, slots)
         return np.where(ids == 3, 4, ids)
 
@@ -84,7 +84,7 @@ def test_a_shuffle_that_maps_two_places_to_one_is_found(
     """What is proven is the order that training reads, which is shuffled."""
     real = Order._shuffled
 
-    def wrong(self, epoch: Any, lane: Any, place: Any, length: Any) -> Any:
+    def wrong(self: Order, epoch: Any, lane: Any, place: Any, length: Any) -> Any:
         return np.maximum(real(self, epoch, lane, place, length), 1)
 
     monkeypatch.setattr(Order, "_shuffled", wrong)

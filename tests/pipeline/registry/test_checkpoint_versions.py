@@ -10,7 +10,7 @@ from pipeline.commands.train import run_training
 from pipeline.commands.train_parts import parts_of
 from pipeline.config import ModelConfig, TrackingConfig, TrainConfig
 from pipeline.registry import checkpoint_versions as registrar
-from pipeline.registry.catalogue import list_models
+from pipeline.registry.catalogue import Version, list_models
 from pipeline.registry.models import load_model, version_tags
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.run import Run
@@ -31,6 +31,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 def test_a_registered_checkpoint_has_its_average_and_its_figures(config: TrainConfig) -> None:
     result = run_training(config)
     run = Run.at(config)
+    assert result.run_id
+    assert result.holdout_after
     model = registrar.register_checkpoint(parts_of(config).versions, result.run_id)
     weights = load_model(model.uri).state_dict()
     checkpoint = newest_checkpoint(run)
@@ -49,10 +51,11 @@ def test_while_a_run_goes_on_its_due_checkpoint_is_registered(
     result = run_training(config)
     tracking = config.tracking.model_copy(update={"model": "on-the-way@candidate"})
     going_on = config.model_copy(update={"tracking": tracking})
-    deadline, found = time.monotonic() + 600, []
+    deadline = time.monotonic() + 600
+    found: list[Version] = []
     with registrar.registered_on_the_way(parts_of(going_on).versions, lambda: result.run_id):
         while not found:
             assert time.monotonic() < deadline
-            found = [model for model in list_models() if model.name == "on-the-way"]
-            found = [row for model in found for row in model.versions if row.aliases]
+            models = [model for model in list_models() if model.name == "on-the-way"]
+            found = [row for model in models for row in model.versions if row.aliases]
     assert [row.digest for row in found] == [result.digest]

@@ -1,4 +1,5 @@
 import hashlib
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from pipeline.errors import AccessDeniedError, RunError
-from pipeline.runs import checkpoint
 from pipeline.runs.checkpoint import (
     RECEIPT,
     Cadence,
@@ -60,12 +60,19 @@ def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path: Path) -> 
     assert found.objective == FIRST.objective
 
 
+def step_of(run: Run, step: int | None = None) -> int:
+    """Of the newest checkpoint that is whole, or of the one asked for."""
+    found = newest_checkpoint(run, step=step)
+    assert found is not None
+    return found.step
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     write(run, 1, 2, 3, 4, keep=2)
     assert len(files(run)) == 5
-    assert newest_checkpoint(run).step == 4
-    assert newest_checkpoint(run, step=3).step == 3
+    assert step_of(run) == 4
+    assert step_of(run, 3) == 3
 
 
 def test_a_truncated_checkpoint_is_skipped_for_the_one_before(
@@ -75,7 +82,7 @@ def test_a_truncated_checkpoint_is_skipped_for_the_one_before(
     write(run, 1, 2)
     (newest,) = Path(run.path("checkpoints")).glob("step-00000002-*.pt")
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert newest_checkpoint(run).step == 1
+    assert step_of(run) == 1
     assert "is skipped" in caplog.text
 
 
@@ -107,7 +114,7 @@ def test_a_replaced_writer_that_is_late_deletes_nothing_of_the_start_that_took_o
     assert unreceipted.exists()
     write(run, 5, keep=1)
     assert len(files(run)) == 3
-    assert newest_checkpoint(run).step == 5
+    assert step_of(run) == 5
 
 
 def test_a_poisoned_checkpoint_is_refused_without_running_its_code(
@@ -150,7 +157,7 @@ def test_a_checkpoint_is_due_by_the_clock_however_long_a_step_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     cadence = Cadence(500)
     due = []
     for step in range(1, 1001):

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.json_value import Json
 from pipeline.runs import goodput
-from pipeline.runs.goodput import STATES, Tally, WallClock, productive_share, taken_up
+from pipeline.runs.goodput import STATES, State, Tally, WallClock, productive_share, taken_up
 from pipeline.runs.run import Run
 from tests.support.packed_digits import write_digits
 from tests.support.worlds import train, train_config
 
 
-def spent(**seconds: float) -> dict[str, float]:
-    return dict.fromkeys(STATES, 0.0) | seconds
+def spent(**seconds: float) -> dict[State, float]:
+    return {state: seconds.get(state, 0.0) for state in STATES}
 
 
 def test_a_first_start_counts_from_its_drivers_beginning() -> None:
@@ -49,7 +50,12 @@ def test_steps_that_were_made_before_are_made_again(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first, second = run.claim(), run.claim()
     (tmp_path / "time").mkdir()
-    old = {"seconds": spent(productive=9.0), "until": time.time(), "step": 5, "ended": False}
+    old: Json = {
+        "seconds": {**spent(productive=9.0)},
+        "until": time.time(),
+        "step": 5,
+        "ended": False,
+    }
     (tmp_path / "time" / f"{first.name}.json").write_bytes(goodput.TALLY.encode(old))
     with closing(WallClock(run, second, writes=True)) as clock:
         clock.step(5)
@@ -87,7 +93,12 @@ def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first, second, third = run.claim(), run.claim(), run.claim()
     (tmp_path / "time").mkdir()
-    old = {"seconds": spent(productive=9.0), "until": time.time(), "step": 5, "ended": True}
+    old: Json = {
+        "seconds": {**spent(productive=9.0)},
+        "until": time.time(),
+        "step": 5,
+        "ended": True,
+    }
     (tmp_path / "time" / f"{first.name}.json").write_bytes(goodput.TALLY.encode(old))
     (tmp_path / "time" / f"{second.name}.json").write_text('{"seconds": {')
     with closing(WallClock(run, third, writes=True)) as clock:

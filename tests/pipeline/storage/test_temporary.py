@@ -24,6 +24,11 @@ def below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def told_by(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
 def test_a_killed_jobs_folder_goes_when_the_next_one_begins_and_a_living_ones_stays(
     below: Path,
 ) -> None:
@@ -35,7 +40,7 @@ def test_a_killed_jobs_folder_goes_when_the_next_one_begins_and_a_living_ones_st
         for _ in range(2)
     ]
     try:
-        killed, living = (Path(process.stdout.readline().strip()) for process in started)
+        killed, living = (Path(told_by(process)) for process in started)
         started[0].kill()
         started[0].wait()
         assert (killed / "inside").is_dir()

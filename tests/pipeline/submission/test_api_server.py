@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.servers.api_server import TOKEN, submitters_rights
 from tests.servers.api_server import ApiServer as StandIn
 
 JOB = render_rayjob(("python", "-m", "jobs.encode"), name="first", wishes=Wishes(namespace="vae"))
+
+Way = Callable[..., ApiServer]
 
 
 @pytest.fixture
@@ -46,23 +49,24 @@ def in_pod(server: StandIn, monkeypatch: pytest.MonkeyPatch, token: str = TOKEN)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
 
 
-def test_an_object_is_created_once_and_then_there(way: str) -> None:
+def test_an_object_is_created_once_and_then_there(way: Way) -> None:
     client = way()
     assert client.get(RAYJOBS, "first") is None
     assert client.create(RAYJOBS, JOB) is True
     assert client.create(RAYJOBS, JOB) is False
     found = client.get(RAYJOBS, "first")
+    assert found is not None
     assert found["spec"] == JOB["spec"]
     assert client.objects(RAYJOBS) == [found]
 
 
-def test_a_dry_run_creates_nothing(way: str, server: Any) -> None:
+def test_a_dry_run_creates_nothing(way: Way, server: Any) -> None:
     assert way().create(RAYJOBS, JOB, dry_run=True) is True
     assert server.objects == {}
 
 
 @pytest.mark.skipif(not CRDS.exists(), reason=f"{CRDS} is not there")
-def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way: str, server: Any) -> None:
+def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way: Way, server: Any) -> None:
     server.validator = crd_validator("RayJob")
     wrong = {**JOB, "spec": {**JOB["spec"], "ttlSecondsAfterFinish": 1}}
     with pytest.raises(ClusterError, match="ttlSecondsAfterFinish"):
@@ -70,7 +74,7 @@ def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way: str, serve
     assert way().create(RAYJOBS, JOB) is True
 
 
-def test_a_deletion_spares_another_one_that_took_the_name(way: str, server: Any) -> None:
+def test_a_deletion_spares_another_one_that_took_the_name(way: Way, server: Any) -> None:
     client = way()
     client.create(RAYJOBS, JOB)
     old = server.objects["first"]["metadata"]["uid"]
@@ -83,19 +87,19 @@ def test_a_deletion_spares_another_one_that_took_the_name(way: str, server: Any)
     client.delete(RAYJOBS, "first", old)  # What is gone is gone.
 
 
-def test_credentials_that_do_not_do_are_the_users_error_and_say_what_to_look_at(way: str) -> None:
+def test_credentials_that_do_not_do_are_the_users_error_and_say_what_to_look_at(way: Way) -> None:
     with pytest.raises(ConfigError, match="log in again") as error:
         way("another token").objects(RAYJOBS)
     assert "another token" not in str(error.value)
 
 
-def test_a_right_that_is_missing_is_named_with_its_cure(way: str, server: Any) -> None:
+def test_a_right_that_is_missing_is_named_with_its_cure(way: Way, server: Any) -> None:
     server.rights["rayjobs"] = ["get", "list"]
     with pytest.raises(ConfigError, match=r"cannot create.*--namespace.*accounts\.yaml"):
         way().create(RAYJOBS, JOB)
 
 
-def test_a_server_that_has_only_just_started_refuses_for_now(way: str, server: Any) -> None:
+def test_a_server_that_has_only_just_started_refuses_for_now(way: Way, server: Any) -> None:
     # Before it has read who may do what, it says 403 to everyone, and 500 to /readyz.
     server.is_ready = False
     with pytest.raises(NotNowError, match="only just started"):
@@ -104,7 +108,7 @@ def test_a_server_that_has_only_just_started_refuses_for_now(way: str, server: A
 
 @pytest.mark.parametrize("reason", ["ServiceUnavailable", "TooManyRequests", "InternalError"])
 def test_a_server_that_is_busy_or_starting_refuses_for_now(
-    way: str, server: Any, reason: str
+    way: Way, server: Any, reason: str
 ) -> None:
     client = way()
     server.refuse_with = reason
@@ -125,7 +129,7 @@ def test_a_server_that_is_busy_or_starting_refuses_for_now(
     ],
 )  # fmt: skip
 def test_a_full_quota_passes_and_a_webhooks_verdict_stays(
-    way: str, server: Any, refusal: tuple[int, str, str], error: type[Any]
+    way: Way, server: Any, refusal: tuple[int, str, str], error: type[Any]
 ) -> None:
     server.refuse_creation = refusal
     with pytest.raises(error, match=refusal[2][:20]) as raised:
@@ -134,14 +138,14 @@ def test_a_full_quota_passes_and_a_webhooks_verdict_stays(
 
 
 def test_a_kind_that_is_not_installed_is_no_missing_object(
-    way: str, server: Any, monkeypatch: pytest.MonkeyPatch
+    way: Way, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "answer", lambda *_: (404, "404 page not found"))
     with pytest.raises(ClusterError, match=r"KubeRay and k8s/templates\.yaml"):
         way().get(TEMPLATES, "train")
 
 
-def test_a_server_that_is_gone_is_unreachable_not_a_missing_object(way: str, server: Any) -> None:
+def test_a_server_that_is_gone_is_unreachable_not_a_missing_object(way: Way, server: Any) -> None:
     client = way()
     assert client.get(RAYJOBS, "first") is None
     server.stop()
@@ -150,7 +154,7 @@ def test_a_server_that_is_gone_is_unreachable_not_a_missing_object(way: str, ser
 
 
 def test_a_server_of_another_ca_is_not_trusted(
-    way: str, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: Way, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = way()
     other = tmp_path / "other"
@@ -161,7 +165,7 @@ def test_a_server_of_another_ca_is_not_trusted(
         client.get(RAYJOBS, "first")
 
 
-def test_a_token_that_was_replaced_under_a_follower_is_read_again(way: str, server: Any) -> None:
+def test_a_token_that_was_replaced_under_a_follower_is_read_again(way: Way, server: Any) -> None:
     client = way()
     assert client.get(RAYJOBS, "first") is None
     server.tokens = {"the next one"}

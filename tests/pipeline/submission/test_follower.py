@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.submit import main, request_of
+from jobs.submit import main
 from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import AccessDeniedError, ClusterError
@@ -22,6 +22,9 @@ from tests.support.rayjobs import (
     ended,
     failed,
     followed,
+    message_of,
+    result_in,
+    run_of,
     said_of_exit,
     submit,
     until,
@@ -76,7 +79,7 @@ def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(se
     server.rights["rayjobs"] = []
     thread.join()
     assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (4, "LOST")
-    assert "cannot get" in outcomes[0].result["message"]
+    assert "cannot get" in message_of(outcomes[0])
 
 
 def test_the_reason_of_a_failure_is_told_and_its_output_shown(
@@ -95,7 +98,7 @@ def test_status_and_logs_tell_the_reason_after_the_cluster_is_gone(
     submit()
     found = main(SubmitConfig(kubernetes=True, id="first", status=True))
     assert (found.exit_code, found.result["status"]) == (1, "FAILED")
-    assert "AccessDeniedError" in found.result["message"]
+    assert "AccessDeniedError" in message_of(found)
     capsys.readouterr()
     main(SubmitConfig(kubernetes=True, id="first", logs=True))
     assert DENIED in capsys.readouterr().out
@@ -145,7 +148,7 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(
 ) -> None:
     submit(*train, detach=True)
     server.script["first"] = [RUNNING] * 20 + [SUCCEEDED] * 9
-    flag = Path(request_of(train).run.path("STOP"))
+    flag = Path(run_of(train).path("STOP"))
     command = train if named_by == "its command" else ()
     stopping = SubmitConfig(kubernetes=True, id="first", command=command,
                             stop=True)  # fmt: skip
@@ -156,7 +159,7 @@ def test_a_training_is_stopped_by_its_flag_and_keeps_its_checkpoint(
     ended(train, "stopped", 780)
     thread.join()
     assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (0, "STOPPED")
-    assert "at step 780, where it left a checkpoint" in outcomes[0].result["message"]
+    assert "at step 780, where it left a checkpoint" in message_of(outcomes[0])
     assert "first" in server.objects
 
 
@@ -168,7 +171,7 @@ def test_a_training_that_made_its_last_step_meanwhile_was_not_stopped(
     ended(train, "done", 1000)
     outcome = submit(*train, stop=True)
     assert (outcome.exit_code, outcome.result["status"]) == (0, "SUCCEEDED")
-    assert "checkpoint" not in outcome.result["message"]
+    assert "checkpoint" not in message_of(outcome)
 
 
 def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(
@@ -178,7 +181,7 @@ def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(
     server.script["first"] = [RUNNING, RUNNING, failed(1), failed(1)]
     outcome = submit(*train, stop=True)
     assert (outcome.exit_code, outcome.result["status"]) == (1, "FAILED")
-    assert "AccessDeniedError" in outcome.result["message"]
+    assert "AccessDeniedError" in message_of(outcome)
 
 
 def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(
@@ -189,7 +192,7 @@ def test_a_training_that_does_not_stop_is_deleted_and_loses_steps(
     server.script["first"] = [RUNNING] * 200
     outcome = submit(*train, stop=True)
     assert outcome.result["status"] == "STOPPED"
-    assert "steps since its last checkpoint are lost" in outcome.result["message"]
+    assert "steps since its last checkpoint are lost" in message_of(outcome)
     assert "first" not in server.objects
 
 
@@ -202,10 +205,10 @@ def test_a_submitter_who_may_not_write_to_the_run_stops_it_all_the_same(
     def denied(url: str, data: bytes) -> None:
         raise AccessDeniedError(f"{url}: writing was refused")
 
-    monkeypatch.setattr(follower.storage, "publish", denied)
+    monkeypatch.setattr(storage, "publish", denied)
     outcome = submit(*train, stop=True)
     assert "writing was refused" in caplog.text
-    assert "steps since its last checkpoint are lost" in outcome.result["message"]
+    assert "steps since its last checkpoint are lost" in message_of(outcome)
     assert "first" not in server.objects
 
 
@@ -219,8 +222,8 @@ def test_a_training_that_was_stopped_has_not_succeeded(
     ended(train, reason, 2149)
     thread.join()
     assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (5, "STOPPED")
-    assert outcomes[0].result["message"].startswith(f"{reason} at step 2149")
-    assert outcomes[0].result["result"]["steps"] == 2149
+    assert message_of(outcomes[0]).startswith(f"{reason} at step 2149")
+    assert result_in(outcomes[0])["steps"] == 2149
     assert submit(*train, status=True).exit_code == 5
 
 
@@ -233,7 +236,7 @@ def test_the_end_of_an_earlier_start_is_not_taken_for_the_newest_ones(
     until(lambda: "first" in server.objects)
     ended(train, "stopped", 150, number=2)
     thread.join()
-    assert (outcomes[0].exit_code, outcomes[0].result["result"]["steps"]) == (5, 150)
+    assert (outcomes[0].exit_code, result_in(outcomes[0])["steps"]) == (5, 150)
 
 
 def test_a_training_whose_folder_cannot_be_seen_is_not_said_to_have_made_its_last_step(
@@ -246,7 +249,7 @@ def test_a_training_whose_folder_cannot_be_seen_is_not_said_to_have_made_its_las
     server.script["first"] = [RUNNING, SUCCEEDED]
     outcome = submit(*train)
     assert "can't be seen from here" in caplog.text.partition("RUNNING")[0]
-    assert "whether it made its last step" in outcome.result["message"].lower()
+    assert "whether it made its last step" in message_of(outcome).lower()
 
 
 def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(
@@ -257,13 +260,13 @@ def test_a_training_that_finished_before_its_head_was_lost_has_succeeded(
     until(lambda: "first" in server.objects)
     ended(train, "done", 1000)
     thread.join()
-    assert (outcomes[0].exit_code, outcomes[0].result["result"]["elbo"]) == (0, -1.0)
+    assert (outcomes[0].exit_code, result_in(outcomes[0])["elbo"]) == (0, -1.0)
 
 
 def test_the_logs_of_a_training_are_those_of_its_newest_start(
     server: Any, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = request_of(train).run
+    run = run_of(train)
     for number, text in ((1, "old"), (2, "new")):
         run.claim()
         storage.publish(run.path("logs", f"{number:06d}.000-rank0.log"), text.encode())

@@ -141,7 +141,7 @@ def test_a_namespace_without_templates_is_told_what_is_missing(server: Any) -> N
 
 
 def test_a_runs_name_becomes_one_that_kubernetes_takes(server: Any, train: Any) -> None:
-    name = submit(*train, id=None, detach=True).result["submission_id"]
+    name: Any = submit(*train, id=None, detach=True).result["submission_id"]
     assert name.startswith("train-my-run-")
     assert len(name) <= 47
     assert name in server.objects
@@ -163,7 +163,7 @@ def test_a_dry_run_needs_no_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    job = submit(*train, gpus=2, dry_run=True).result["rayjob"]
+    job: Any = submit(*train, gpus=2, dry_run=True).result["rayjob"]
     assert parsed(job["spec"]["entrypoint"].split()).run == "My.Run"
     if CRDS.exists():
         assert list(crd_validator("RayJob").iter_errors(job)) == []

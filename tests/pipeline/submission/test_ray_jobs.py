@@ -12,7 +12,7 @@ from pipeline.submission.ray_jobs import RayJobs
 from pipeline.web import Answer
 
 
-def listed(*names: str) -> list[dict]:
+def listed(*names: str) -> list[dict[str, Any]]:
     return [
         {"submission_id": name, "job_id": None, "status": "SUCCEEDED", "entrypoint": "python",
          "message": "", "start_time": 1000 + at, "driver_exit_code": 0}
@@ -67,3 +67,9 @@ def test_a_submission_that_ray_refuses_is_refused_and_one_that_is_there_is_not_m
     assert jobs.start(request, "b-1") is False
     dashboard["POST"] = Answer(200, b"{}")
     assert jobs.start(request, "b-1") is True
+
+
+def test_what_holds_a_token_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "planted")
+    jobs = RayJobs("http://127.0.0.1:9")
+    assert "planted" not in f"{jobs!r} {jobs}"

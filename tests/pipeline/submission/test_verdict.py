@@ -75,11 +75,17 @@ def test_a_folder_that_says_what_it_said_before_tells_of_no_end(tmp_path: Path) 
     assert left_in(run, "first", None) is None
     start = run.claim()
     run.end(start, result_of(run, "stopped", 3))
-    before = run.ended().to_json()
+    ended = run.ended()
+    assert ended is not None
+    before = ended.to_json()
     assert left_in(run, "first", before) is None
-    assert left_in(run, "first", None).status == "STOPPED"
+    verdict = left_in(run, "first", None)
+    assert verdict is not None
+    assert verdict.status == "STOPPED"
     run.claim()
     assert left_in(run, "first", None) is None  # The newest start goes on.
     run.end(Start(2), result_of(run, "done", 9))
     run.finish(result_of(run, "done", 9))
-    assert left_in(run, "first", before).status == "SUCCEEDED"
+    verdict = left_in(run, "first", before)
+    assert verdict is not None
+    assert verdict.status == "SUCCEEDED"

@@ -12,7 +12,7 @@ from tests.support.rayjobs import SUCCEEDED, submit
 CLUSTER = "first-x7k2p"
 
 
-def initializing(*conditions: dict, **cluster: Any) -> dict:
+def initializing(*conditions: dict[str, Any], **cluster: Any) -> dict[str, Any]:
     """A RayJob's status while its cluster is made, as KubeRay 1.7 writes it."""
     return {
         "jobDeploymentStatus": "Initializing",
@@ -21,7 +21,7 @@ def initializing(*conditions: dict, **cluster: Any) -> dict:
     }
 
 
-def pod(name: str, cluster: str = CLUSTER, **status: Any) -> dict:
+def pod(name: str, cluster: str = CLUSTER, **status: Any) -> dict[str, Any]:
     return {
         "kind": "Pod", "apiVersion": "v1",
         "metadata": {"name": name, "labels": {"ray.io/cluster": cluster}},
@@ -29,20 +29,20 @@ def pod(name: str, cluster: str = CLUSTER, **status: Any) -> dict:
     }  # fmt: skip
 
 
-def unscheduled(name: str, message: str) -> dict:
+def unscheduled(name: str, message: str) -> dict[str, Any]:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                  "message": message}  # fmt: skip
     return pod(name, conditions=[condition])
 
 
-def without_image(name: str, reason: str) -> dict:
+def without_image(name: str, reason: str) -> dict[str, Any]:
     waiting = {"reason": reason, "message": 'Back-off pulling image "nowhere:1"'}
     container = {"name": "ray", "ready": False, "restartCount": 0, "image": "nowhere:1",
                  "imageID": "", "state": {"waiting": waiting}}  # fmt: skip
     return pod(name, containerStatuses=[container])
 
 
-def event(about: str, message: str, at: str, kind: str = "Pod") -> dict:
+def event(about: str, message: str, at: str, kind: str = "Pod") -> dict[str, Any]:
     return {
         "kind": "Event", "apiVersion": "v1", "metadata": {"name": f"{about}.{at}"},
         "type": "Warning", "reason": "Failed", "message": message, "lastTimestamp": at,
@@ -50,7 +50,7 @@ def event(about: str, message: str, at: str, kind: str = "Pod") -> dict:
     }  # fmt: skip
 
 
-def reason(server: Any, status: dict) -> str:
+def reason(server: Any, status: dict[str, Any]) -> str:
     """What `--status` says of a job that is there."""
     if "first" not in server.objects:
         submit(detach=True)
@@ -115,7 +115,7 @@ def test_a_right_that_is_missing_for_it_costs_the_reason_not_the_status(
     )
 
 
-def queued(server: Any, *conditions: dict) -> str:
+def queued(server: Any, *conditions: dict[str, Any]) -> str:
     submit(detach=True)
     job = server.objects["first"]
     job["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpu"}

@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def encode(
     world: dict[str, str], store: Any, pushgateway: str | None = None,
     hours: float | None = None, **more: Any,
-) -> dict:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     tracking = EncodingTrackingConfig(pushgateway=pushgateway, expected_hours=hours)
     given = {**world, "actors": 0, **more}
     return run_encoding(EncodeConfig(output=str(store), tracking=tracking, **given))
@@ -85,8 +85,8 @@ def test_the_pushgateway_hears_of_each_encoding_also_of_one_that_had_nothing_to_
     store, last = tmp_path / "store", "vae_encode_last_success_timestamp_seconds"
     name = f'{{store="{store}",job="vae-encode"}}'
 
-    def told(metric: str) -> float | None:
-        return prometheus.value(f"{metric}{name}")
+    def told(metric: str) -> float:
+        return prometheus.value(f"{metric}{name}") or 0
 
     encode(world, store, prometheus.pushgateway)
     prometheus.until(lambda: told("vae_encode_last_images") == len(Dataset.open(world["data"])))

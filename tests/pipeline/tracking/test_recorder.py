@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError
-from pipeline.runs.outbox import Point
+from pipeline.runs.outbox import Point, Series
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.recorder import RecorderSettings, RunRecorder, mlflow_status
 
@@ -33,7 +33,7 @@ def recorder(tmp_path: Path) -> Any:
     )
 
 
-def point(step: int, time_ms: int, series: str = "elbo") -> Point:
+def point(step: int, time_ms: int, series: Series = "elbo") -> Point:
     return Point(series, step, time_ms, {series: -float(step), "kl": 1.0})
 
 

@@ -2,6 +2,7 @@
 
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -83,7 +84,7 @@ def test_all_that_a_reporter_sends_stands_at_the_endpoint_under_its_family(
     told: tuple[RunRecorder, str],
 ) -> None:
     recorder, _ = told
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     labels = {row.series: row.label for row in TRAINING}
     with urllib.request.urlopen(f"http://{recorder.address()}/metrics", timeout=5) as answer:
         text = answer.read().decode()

@@ -27,7 +27,7 @@ def weights(config: Any) -> dict[str, torch.Tensor]:
     return checkpoint.model
 
 
-def global_keys(ranks: list[dict]) -> list[list[str]]:
+def global_keys(ranks: list[dict[str, Any]]) -> list[list[str]]:
     """The keys of each global batch: the ranks' parts, one after the other."""
     return [list(chain(*parts)) for parts in zip(*(rank["keys"] for rank in ranks), strict=True)]
 
@@ -83,8 +83,8 @@ def test_training_ends_early_with_the_best_weights(data: Path, tmp_path: Path) -
     assert len(elbos) - 1 - best == 3
     assert ended["chosen"] == 2 * best
     bundle = load_bundle(Run.at(config).path("bundle"))
-    assert bundle.metadata is not None
-    assert bundle.metadata["holdout"]["elbo"] == elbos[best]
+    metadata: Any = bundle.metadata
+    assert metadata["holdout"]["elbo"] == elbos[best]
 
 
 def test_a_collapse_and_a_divergence_are_told_when_they_are_seen(
@@ -104,7 +104,7 @@ def test_an_autoencoder_is_not_judged_by_its_elbo(data: Path, tmp_path: Path) ->
         data, tmp_path, "plain", holdout=str(data), objective=ObjectiveConfig(kind="autoencoder")
     )
     assert train(config)[0]["chosen"] == 12
-    metadata = load_bundle(Run.at(config).path("bundle")).metadata
+    metadata: Any = load_bundle(Run.at(config).path("bundle")).metadata
     assert metadata["objective"] == {"kind": "autoencoder", "beta": 0.0, "samples": 1}
 
 
@@ -112,8 +112,10 @@ def test_a_bundle_tells_the_kl_weight_that_geco_ended_with(data: Path, tmp_path:
     aim = ObjectiveConfig(kind="geco", target_bits_per_dim=0.5)
     config = train_config(data, tmp_path, "geco", objective=aim)
     train(config)
-    told = load_bundle(Run.at(config).path("bundle")).metadata["objective"]
+    metadata: Any = load_bundle(Run.at(config).path("bundle")).metadata
+    told = metadata["objective"]
     checkpoint = newest_checkpoint(Run.at(config))
+    assert checkpoint is not None
     assert told["beta"] == checkpoint.objective.beta != 1
     assert (told["kind"], told["target_bits_per_dim"]) == ("geco", 0.5)
 

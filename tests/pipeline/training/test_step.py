@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from pipeline.config import ObjectiveConfig
 from tests.support.gradients import (
@@ -19,7 +20,7 @@ from tests.support.gradients import (
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, args=(2, str(folder)), nprocs=2)
+    spawn(run_rank, args=(2, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

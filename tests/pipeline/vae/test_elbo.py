@@ -108,8 +108,8 @@ def test_gap_of_correlated_latents_is_the_mean_field_gap_or_zero(
 def test_gap_is_the_kl_from_the_true_posterior(positions: Tensor) -> None:
     model = with_loadings("diagonal", correlated(), NOISE * UNIT**2)
     with torch.no_grad():
-        model.vae.network.encoder.bias.add_(0.3)
-        model.vae.network.covariance.add_(0.2)
+        model.vae.get_parameter("network.encoder.bias").add_(0.3)
+        model.vae.get_parameter("network.covariance").add_(0.2)
     terms = terms_of(model.vae, positions, exact_noise(len(positions), 2))
     divergence = kl_divergence(normal_of(model, positions), model.true_posterior(positions))
     torch.testing.assert_close(
@@ -127,7 +127,7 @@ def normal_of(model: Ppca, positions: Tensor) -> torch.distributions.Multivariat
 def test_every_form_of_the_elbo_agrees(positions: Tensor) -> None:
     model = with_loadings("full", correlated(), NOISE * UNIT**2)
     with torch.no_grad():
-        model.vae.network.encoder.bias.add_(0.3)
+        model.vae.get_parameter("network.encoder.bias").add_(0.3)
     terms = terms_of(model.vae, positions, exact_noise(len(positions), 2))
     forms = {
         "reconstruction - KL": terms.log_likelihood - terms.kl,
@@ -148,7 +148,7 @@ def test_training_a_linear_vae_reaches_the_maximum_of_ppca(positions: Tensor) ->
     with torch.no_grad():
         for parameter in vae.network.parameters():
             parameter.copy_(0.1 * torch.randn_like(parameter))
-        vae.likelihood.scale.copy_(torch.tensor(math.log(0.2) / 10))
+        vae.get_parameter("likelihood.scale").copy_(torch.tensor(math.log(0.2) / 10))
     noise = exact_noise(len(positions), 5)
     optimizer = torch.optim.LBFGS(
         vae.parameters(), max_iter=1000, max_eval=2000, history_size=100,
@@ -170,10 +170,13 @@ def test_training_a_linear_vae_reaches_the_maximum_of_ppca(positions: Tensor) ->
 def test_with_a_frozen_decoder_the_elbo_rises_as_the_gap_falls(positions: Tensor) -> None:
     model = with_loadings("diagonal", correlated(), NOISE * UNIT**2)
     network = model.vae.network
-    for parameter in (*network.decoder.parameters(), *model.vae.likelihood.parameters()):
+    for parameter in (
+        *network.get_submodule("decoder").parameters(),
+        *model.vae.likelihood.parameters(),
+    ):
         parameter.requires_grad_(False)
     with torch.no_grad():
-        network.encoder.bias.add_(0.5)
+        network.get_parameter("encoder.bias").add_(0.5)
     optimizer = torch.optim.Adam([p for p in model.vae.parameters() if p.requires_grad], lr=0.02)
     noise, sums, elbos = exact_noise(len(positions), 2), [], []
     for _ in range(20):

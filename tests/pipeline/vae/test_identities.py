@@ -11,7 +11,7 @@ from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.vae import VAE, Noise, build_vae, draw_noise, importance_estimate
 from pipeline.vae.likelihoods import SIGMA_GAIN, SMALLEST_SIGMA
 from pipeline.vae.posterior import DiagonalPosterior
-from tests.support.digit_models import digits_vae, images
+from tests.support.digit_models import digits_vae, images, sigma_of
 
 
 def mlp(likelihood: str = "gaussian_fixed", sigma: float | None = 0.2) -> VAE:
@@ -112,13 +112,14 @@ def test_beta_is_the_variance_of_a_gaussian_decoder(beta: float) -> None:
     """beta-ELBO at variance s has beta times the gradient of the ELBO at variance beta s."""
     narrow = mlp(sigma=0.1)
     wide = mlp(sigma=0.1)
-    deviation = narrow.likelihood.sigma * beta**0.5
-    wide.likelihood.scale.copy_((deviation - SMALLEST_SIGMA).log() / SIGMA_GAIN)
+    deviation = sigma_of(narrow) * beta**0.5
+    wide.get_parameter("likelihood.scale").copy_((deviation - SMALLEST_SIGMA).log() / SIGMA_GAIN)
     noise = draw_noise(narrow, 0, 1, range(5))
     for vae, weight in ((narrow, beta), (wide, 1.0)):
         terms = vae(images()[0][:5], noise)
         (terms.log_likelihood - weight * terms.kl).mean().backward()
     for one, other in zip(narrow.parameters(), wide.parameters(), strict=True):
+        assert other.grad is not None
         torch.testing.assert_close(one.grad, beta * other.grad, rtol=1e-9, atol=1e-12)
 
 
@@ -146,7 +147,7 @@ def test_a_learned_deviation_is_trained_with_the_rest() -> None:
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     assert {id(weight) for weight in vae.parameters()} == held
     assert id(vae.likelihood.scale) in held
-    start, trained = digits_vae(steps=1).likelihood.sigma, digits_vae().likelihood.sigma
+    start, trained = sigma_of(digits_vae(steps=1)), sigma_of(digits_vae())
     assert float(trained.detach()) != pytest.approx(float(start.detach()), rel=0.01)
 
 

@@ -53,6 +53,7 @@ def test_gradient_is_finite_far_out_in_single_precision() -> None:
     log_prob = DiscretisedLogistic(1).log_prob(parameters, torch.zeros(1, 1, 1, 1))
     log_prob.sum().backward()
     assert bool(torch.isfinite(log_prob).all())
+    assert parameters.grad is not None
     assert bool(torch.isfinite(parameters.grad).all())
 
 

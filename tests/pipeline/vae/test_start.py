@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from pipeline.training.state import make_optimizer
 from pipeline.vae import VAE, build_vae, draw_noise
 from pipeline.vae.networks import NetworkShape
 from pipeline.vae.start import freeze, start_from
+from tests.support.digit_models import sigma_of
 
 KINDS: dict[str, dict[str, object]] = {
     "linear": {},
@@ -55,7 +58,7 @@ def test_a_frozen_encoder_keeps_its_posterior_and_a_frozen_decoder_its_images(ki
         with torch.no_grad():
             for weight in vae.parameters():
                 if weight.grad is not None:
-                    weight -= 0.1 * weight.grad.sign()
+                    weight.sub_(0.1 * weight.grad.sign())
         assert torch.equal(vae.encode(batch).mean, mean) == (part == "encoder")
         assert torch.equal(vae.decode(latents), image) == (part == "decoder")
 
@@ -77,7 +80,7 @@ def test_weights_come_from_another_model_and_another_likelihood_keeps_its_own() 
     start_from(vae, source, "source")
     batch = images()
     assert torch.equal(vae.encode(batch).mean, source.encode(batch).mean)
-    assert float(vae.likelihood.sigma.detach()) == pytest.approx(0.05, rel=1e-5)
+    assert float(sigma_of(vae).detach()) == pytest.approx(0.05, rel=1e-5)
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_is_missing() -> None:
@@ -122,7 +125,9 @@ def test_a_compiled_model_gives_the_same_terms_and_gradients(kind: str, backend:
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_the_optimiser_holds_what_is_not_frozen_and_nothing_else(part: str) -> None:
+def test_the_optimiser_holds_what_is_not_frozen_and_nothing_else(
+    part: Literal["encoder", "decoder"],
+) -> None:
     vae = new_vae("conv")
     everything = dict(vae.named_parameters())
     freeze(vae, part)
