@@ -14,11 +14,11 @@ from PIL import Image
 
 from jobs import verify
 from jobs.demo import write_digits
-from pipeline.commands.encode import run_encoding
+from pipeline.commands.encode import identity_of, run_encoding
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.keys import path_of
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import remove_garbage
 from pipeline.latents.snapshot import read_pointer
@@ -297,3 +297,28 @@ def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(
     assert 20 <= part["samples"] < 100
     assert part["samples"] + part["lost_samples"] == 100
     assert world.encode()["encoded"] == part["lost_samples"]
+
+
+def test_the_failed_of_all_shards_are_told(world: Any, tmp_path: Path) -> None:
+    write_digits(tmp_path / "images", range(60))
+    for path in sorted((tmp_path / "images").rglob("*.png"))[::5]:
+        path.write_bytes(path.read_bytes()[:-30])
+    # Its header alone is looked at, so that what is cut shows when it is decoded.
+    world.grow(range(0), verify="header")
+    assert world.encode(bad_fraction=1)["failed"] == 12
+    held = [len(shard.failed) for shard in world.store().snapshot.shards]
+    assert max(held) < 12
+
+
+def test_moments_of_a_full_covariance_are_refused_and_its_means_are_not(
+    world: Any, tmp_path: Path
+) -> None:
+    world.grow(range(3))
+    model = ModelConfig(kind="mlp", posterior="full")
+    vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
+    dataset = Dataset.open(str(tmp_path / "data"))
+    asked = EncodeConfig(model="m", data=dataset.url, output="o")
+    with pytest.raises(ConfigError, match="full covariance"):
+        identity_of(vae, asked, dataset)
+    means = asked.model_copy(update={"content": "mean"})
+    assert identity_of(vae, means, dataset).options.content == "mean"

@@ -182,3 +182,14 @@ def test_a_shortage_quarantines_no_shard_and_ends_the_run_instead(
     report, pointer = run(world)
     assert pointer.complete
     assert 1 in {event.shard for event in report.done}
+
+
+def test_beside_the_store_of_one_identity_another_one_goes_on_where_it_was(world: Any) -> None:
+    vae, dataset, store = world
+    run(world)
+    other = identity_of(vae, flip=True)
+    every = list(range(len(dataset.shards)))
+    assert list(plan_encoding(store, dataset, other).todo) == every
+    encode_shard(vae, dataset, dataset.shards[1], other, store, threads=1)
+    plan = plan_encoding(store, dataset, other)
+    assert (list(plan.todo), list(plan.orphans)) == ([n for n in every if n != 1], [])

@@ -144,3 +144,13 @@ def test_tars_on_object_storage_are_adopted_where_they_lie(
     assert any("cut short" in problem for problem in verify_dataset(result.dataset, [bucket]))
     with pytest.raises(DatasetError, match=r"1\.tar.*cut short|1\.tar.*no end mark"):
         adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/e"))
+
+
+def test_a_dataset_of_adopted_tars_grows_by_one_more_and_keeps_its_own(tmp_path: Path) -> None:
+    tars = [stock_tar(tmp_path / f"{n}.tar", range(10 * n, 10 * n + 10)) for n in range(3)]
+    output = str(tmp_path / "adopted")
+    adopt(IndexConfig(source=tuple(tars[:2]), output=output))
+    adopt(IndexConfig(source=tuple(tars), output=output))
+    grown = Dataset.open(output, None, [str(tmp_path)])
+    keys = [key for shard in range(3) for key in grown.read_index(shard).keys]
+    assert keys == [f"{n:04d}" for n in range(30)]

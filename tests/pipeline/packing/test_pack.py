@@ -326,3 +326,14 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert estimate.images == 6
     assert estimate.bytes == sum(len(png(n)) for n in range(6))
     assert not (tmp_path / "out").exists()
+
+
+def test_packing_again_after_a_file_was_deleted_is_refused_with_the_number_of_its_keys(
+    tmp_path: Path,
+) -> None:
+    source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(3)})
+    first = pack(config(source, tmp_path / "out"))
+    (tmp_path / "in/1.png").unlink()
+    with pytest.raises(DatasetError, match=r"0 files are new or changed, 1 of its keys .*1%2Epng"):
+        pack(config(source, tmp_path / "out"))
+    assert len(contents(first.dataset)) == 3

@@ -224,3 +224,15 @@ def test_a_table_of_images_of_any_format_keeps_their_bytes(tmp_path: Path) -> No
     result = pack(config(str(tmp_path / "t.parquet"), tmp_path / "out"))
     assert [image for image, _ in packed(result).values()] == [buffer.getvalue()]
     assert storage.exists(f"{result.dataset}/manifest.json")
+
+
+def test_a_table_that_names_some_of_the_images_tells_of_those(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(2):
+        (folder / f"{n}.png").write_bytes(png(n, (6, 5)))
+    (tmp_path / "t.csv").write_text("path,label\n1.png,cat\n")
+    asked = config(str(folder), tmp_path / "out", annotations=str(tmp_path / "t.csv"))
+    result = pack(asked.model_copy(update={"unmatched": 0.5}))
+    found = read(Dataset.open(result.dataset), "label")
+    assert found == {"0%2Epng": [None], "1%2Epng": ["cat"]}

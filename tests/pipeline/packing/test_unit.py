@@ -64,6 +64,8 @@ def test_labels_captions_and_other_columns_lie_beside_the_image(job: UnitJob) ->
     assert json.loads(members["b/4%2Epng.json"]) == {
         "path": "b/4.png", "label": "seven", "caption": "a caption", "year": 1999,
     }  # fmt: skip
+    # Not a word of what nobody said.
+    assert json.loads(members["a/1%2Epng.json"]) == {"path": "a/1.png", "label": "a"}
     assert members["a/1%2Epng.cls"] == b"0"
 
 

@@ -2,6 +2,8 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -160,3 +162,25 @@ def test_a_zip_s_member_is_read_by_name_and_a_damaged_one_is_rejected(tmp_path: 
     with pytest.raises(SampleError) as raised:
         read_member(str(path), "tag", place(member))
     assert raised.value.reason == "archive"
+
+
+def test_two_packs_at_once_hold_the_folder_that_is_there(tmp_path: Path) -> None:
+    handles = [archives._hold_folder() for _ in range(2)]
+    assert os.path.samestat(*map(os.fstat, handles))
+    for handle in handles:
+        os.close(handle)
+
+
+@pytest.mark.parametrize(("left", "fits"), [(2**30, True), (2**30 - 1, False)])
+def test_unpacking_leaves_one_gib_of_the_disk_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, fits: bool
+) -> None:
+    path, data = tmp_path / "x.tar.gz", tar(FILES)
+    path.write_bytes(gzip.compress(data))
+    usage = shutil.disk_usage(tmp_path)._replace(free=left + len(data))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    if fits:
+        assert contents(str(path)) == FILES
+        return
+    with pytest.raises(DatasetError, match="does not fit unpacked"):
+        contents(str(path))

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from pipeline.config import ObjectiveConfig
-from pipeline.data import Dataset
+from pipeline.data import Dataset, Loader
 from pipeline.errors import RunError
-from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.checkpoint import CheckpointWriter, newest_checkpoint
+from pipeline.runs.goodput import State, WallClock
 from pipeline.runs.run import Run
+from pipeline.training import stepper
+from pipeline.training.holdout import HoldOut
 from pipeline.vae import load_bundle
 from tests.support.digit_models import pack_digits
 from tests.support.worlds import train, train_config
@@ -203,3 +206,36 @@ def test_who_stops_before_the_first_step_has_made_none_and_saved_nothing(
     (told,) = train(config)
     assert (told["step"], told["losses"], told["digest"]) == (0, [], None)
     assert newest_checkpoint(Run.at(config)) is None
+
+
+def test_each_part_of_the_loop_is_booked_under_its_own_state(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, seen = ["start"], set()
+    enter = WallClock.enter
+
+    def noted(self: WallClock, state: State) -> None:
+        entered.append(state)
+        enter(self, state)
+
+    monkeypatch.setattr(WallClock, "enter", noted)
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def done(*given: Any, **named: Any) -> Any:
+            seen.add((name, entered[-1]))
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, name, done)
+
+    for owner, name in (
+        (Loader, "_collect"), (stepper, "train_step"), (HoldOut, "look"),
+        (CheckpointWriter, "save"), (CheckpointWriter, "finish"),
+    ):  # fmt: skip
+        watch(owner, name)
+    train(train_config(data, tmp_path, "booked", holdout=str(data)))
+    assert seen == {
+        ("_collect", "data_wait"), ("train_step", "productive"), ("look", "start"),
+        ("look", "productive"), ("save", "checkpoint"), ("finish", "checkpoint"),
+    }  # fmt: skip

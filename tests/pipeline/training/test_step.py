@@ -2,26 +2,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.config import ObjectiveConfig
+from pipeline.errors import RunError
+from pipeline.vae import draw_noise
 from tests.support.gradients import (
     BATCH,
     INVALID,
     MICRO_BATCHES,
+    SEED,
+    found_by_ranks,
     global_batch,
     gradients,
     new_vae,
     one_step,
-    run_rank,
 )
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(run_rank, args=(2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_ranks(2, folder)
 
 
 @pytest.mark.process
@@ -36,6 +37,7 @@ def test_gradients_on_two_ranks_equal_those_of_one_process(
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
 def test_every_rank_reports_the_means_over_the_global_valid_images(
     two_ranks: Any, micro: int | None
@@ -48,6 +50,7 @@ def test_every_rank_reports_the_means_over_the_global_valid_images(
         assert found["objective"] == pytest.approx(report.objective, rel=1e-9)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
 def test_ranks_add_their_gradients_once_a_step_however_many_micro_batches_there_are(
     two_ranks: Any, micro: int | None
@@ -104,6 +107,12 @@ def test_every_objective_trains_and_the_true_elbo_is_reported_beside_it(
     plain, _ = one_step(global_batch(range(BATCH)))
     report, state = one_step(global_batch(range(BATCH)), objective=objective)
     assert not report.skipped
+    for moved, before in zip(state.vae.parameters(), new_vae().parameters(), strict=True):
+        assert moved.grad is not None
+        # Adam's first step is the rate itself wherever there is a gradient.
+        way = (moved - before).detach().abs()
+        assert float(way.max()) <= report.learning_rate * (1 + 1e-9)
+        assert torch.equal(way > 0, moved.grad != 0)
     # Of the same weights and images: the KL is the same number whatever is optimised.
     assert report.terms["kl"] == pytest.approx(plain.terms["kl"], rel=1e-9)
     assert report.terms["elbo"] == pytest.approx(
@@ -113,3 +122,20 @@ def test_every_objective_trains_and_the_true_elbo_is_reported_beside_it(
         assert report.objective > report.terms["elbo"]
     if objective.kind == "geco":
         assert state.objective.beta != 1.0
+
+
+def test_noise_and_warm_up_of_a_step_are_those_of_the_number_that_it_reports() -> None:
+    batch = global_batch(range(BATCH), ())
+    report, _ = one_step(batch, objective=ObjectiveConfig(warmup="linear", warmup_steps=4))
+    terms = new_vae()(batch.images, draw_noise(new_vae(), SEED, report.step, range(BATCH)))
+    assert report.step == 1
+    assert report.beta == 0.25
+    for name, found in report.terms.items():
+        assert found == pytest.approx(float(getattr(terms, name).mean()), rel=1e-9), name
+
+
+def test_exact_sums_of_micro_batches_that_a_ranks_slots_do_not_fill_are_refused() -> None:
+    with pytest.raises(RunError, match=r"micro-batches of 2 don't fit .* slots 0 to 7"):
+        one_step(global_batch(range(BATCH)), micro_batch_size=2, exact=True)
+    with pytest.raises(RunError, match=r"micro-batches of 3 don't fit .* slots 1 to 7"):
+        one_step(global_batch(range(1, BATCH)), micro_batch_size=3, exact=True)
