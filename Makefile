@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet \
-		--disable-pip-version-check --constraint constraints.txt uv
-	@uv=$$(command -v uv || echo $(BIN)/uv); VIRTUAL_ENV=$(CURDIR)/$(VENV) $$uv pip install --quiet \
+		--disable-pip-version-check --constraint constraints.txt uv || echo "Without uv: by pip ..."
+	@export VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$$PATH:$(CURDIR)/$(BIN)"; \
+		$$(command -v uv || echo "$(BIN)/python -m") pip install --quiet \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
