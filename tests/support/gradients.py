@@ -1,7 +1,9 @@
 """One optimiser step on a fixed global batch, as one rank of any world; run by test_step.py."""
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
@@ -15,6 +17,7 @@ from pipeline.training.state import Ema, TrainState, make_optimizer
 from pipeline.training.step import StepReport, train_step
 from pipeline.training.world import current_world, leave_process_group
 from pipeline.vae import VAE, build_vae
+from tests.support.warm import run_ranks
 
 BATCH = 7
 """Two ranks hold 3 and 4 of them."""
@@ -23,6 +26,8 @@ INVALID = (2, 5, 6)
 
 MICRO_BATCHES = (None, 2)
 """All of a rank's images at once; in two parts on both ranks, one of them smaller."""
+
+SEED = 3
 
 
 def global_batch(slots: range, invalid: tuple[int, ...] = INVALID) -> Batch:
@@ -50,12 +55,13 @@ def one_step(
     wrap: bool = False,
     objective: ObjectiveConfig = PLAIN,
     micro_batch_size: int | None = None,
+    exact: bool = False,
 ) -> tuple[StepReport, TrainState]:
     vae = new_vae()
     config = OptimizerConfig(clip_norm=1e12)
     model = DistributedDataParallel(vae) if wrap else vae
     state = TrainState(vae, model, Ema(vae, 0.9), make_optimizer(config, vae))
-    settings = StepSettings(objective, 3, config.clip_norm, "fp32", micro_batch_size)
+    settings = StepSettings(objective, SEED, config.clip_norm, "fp32", micro_batch_size, exact)
     report = train_step(
         state, batch, current_world(torch.device("cpu")), settings,
         rate=1e-3, stop=False, data_wait_seconds=0.0,
@@ -68,13 +74,18 @@ def gradients(state: TrainState) -> list[torch.Tensor]:
     return [grad.clone() for grad in grads if grad is not None]
 
 
-def run_rank(rank: int, world_size: int, folder: str) -> None:
-    """Writes what this rank found to FOLDER/RANK.pt, a dictionary for each of MICRO_BATCHES."""
+def found_by_ranks(count: int, folder: Path) -> list[Any]:
+    """What each rank of so many found, a dictionary for each of MICRO_BATCHES."""
+    run_ranks(folder, count, "tests.support.gradients")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _rank(rank: int, world_size: int) -> None:
+    """Writes what this rank found to RANK.pt in its folder."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-    )
+    meeting = f"file://{Path('rendezvous').resolve()}"
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
     batch = global_batch(slots_of(rank, world_size, BATCH))
     found = {}
     for size in MICRO_BATCHES:
@@ -86,5 +97,9 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
             "bad_images": report.bad_images, "objective": report.objective,
             "messages": [name for name in names if name.startswith("gloo:")],
         }  # fmt: skip
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(found, f"{rank}.pt")
     leave_process_group()
+
+
+if __name__ == "__main__":
+    _rank(*map(int, sys.argv[1:]))

@@ -4,6 +4,7 @@ What such a job sees is what `python -m JOB` sees: arguments, folder, environmen
 process group, signals, exit code. Tests of the start itself start a Python of their own.
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -11,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,32 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
             job.kill()
             raise
     return subprocess.CompletedProcess(arguments, job.returncode, out, err)
+
+
+def run_ranks(folder: Path, count: int, module: str, *arguments: str) -> None:
+    """`python -m MODULE RANK COUNT ARGUMENTS` for every rank at once, to their end.
+
+    Where one fails, the others, which wait for it, are killed; its stderr is the error.
+    """
+    known = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with contextlib.ExitStack() as opened:
+        logs = [opened.enter_context((folder / f"rank-{n}.log").open("w+")) for n in range(count)]
+        jobs = [
+            WarmJob(
+                (module, str(rank), str(count), *arguments), cwd=folder, env=known, stdout=log,
+                stderr=log, text=True,
+            )
+            for rank, log in enumerate(logs)
+        ]  # fmt: skip
+        while any(job.poll() is None for job in jobs) and not any(job.poll() for job in jobs):
+            time.sleep(0.01)
+        failed = [rank for rank, job in enumerate(jobs) if job.poll()]
+        for job in jobs:
+            job.kill()  # Does nothing to one that has ended.
+            job.wait()
+        for rank in failed:
+            logs[rank].seek(0)
+            raise AssertionError(f"rank {rank} of {module}: {logs[rank].read()[-3000:]}")
 
 
 def _start(asked: Mapping[str, Any], files: tuple[int, int]) -> int:

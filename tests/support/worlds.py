@@ -2,13 +2,13 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.distributed
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
@@ -19,6 +19,7 @@ from pipeline.training.settings import settings_of
 from pipeline.training.step import StepReport
 from pipeline.training.stepper import Made, Stepper
 from pipeline.training.world import current_world, leave_process_group
+from tests.support.warm import run_ranks
 
 
 def train_config(data: Path, runs: Path, run: str, **changes: Any) -> TrainConfig:
@@ -42,20 +43,20 @@ def train(config: TrainConfig, ranks: int = 1) -> list[dict[str, Any]]:
         return [_train(config, run, start)]
     folder = Path(run.path(f"ranks-{start.number}"))
     folder.mkdir(parents=True)
-    arguments = (ranks, config.model_dump(mode="json"), start.number, str(folder))
-    spawn(_rank, args=arguments, nprocs=ranks)
+    (folder / "config.json").write_text(config.model_dump_json())
+    run_ranks(folder, ranks, "tests.support.worlds", str(start.number))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def _rank(rank: int, ranks: int, config: dict[str, Any], start: int, folder: str) -> None:
+def _rank(rank: int, ranks: int, start: int) -> None:
+    """In a process of its own, whose folder holds the config."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    made = TrainConfig.model_validate(config)
-    result = _train(made, Run.at(made), Start(start))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+    meeting = f"file://{Path('rendezvous').resolve()}"
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=ranks)
+    config = TrainConfig.model_validate_json(Path("config.json").read_text())
+    result = _train(config, Run.at(config), Start(start))
+    Path(f"{rank}.json").write_text(json.dumps(result))
     leave_process_group()
     assert not [name for name in _threads() if "gloo" in name]
 
@@ -94,3 +95,7 @@ def _train(config: TrainConfig, run: Run, start: Start) -> dict[str, Any]:
         "chosen": ended.chosen.step if ended.chosen else None,
         "validations": [validation.terms for validation in ended.validations],
     }
+
+
+if __name__ == "__main__":
+    _rank(*map(int, sys.argv[1:]))

@@ -1,8 +1,6 @@
 """Every second of a run's wall clock is counted once, also of one that was killed."""
 
 import json
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +12,7 @@ from pipeline.runs import goodput
 from pipeline.runs.goodput import STATES, State, Tally, WallClock, productive_share, taken_up
 from pipeline.runs.run import Run
 from tests.support.packed_digits import write_digits
+from tests.support.warm import run
 from tests.support.worlds import train, train_config
 
 
@@ -110,32 +109,6 @@ def test_goodput_is_the_productive_share_of_the_time_that_was_asked_for() -> Non
     assert productive_share({}) is None
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from pipeline.config import TrainConfig
-from pipeline.data import Dataset
-from pipeline.runs import goodput
-from pipeline.training.loop import train
-from pipeline.training.settings import settings_of
-from pipeline.runs.outbox import Outbox
-from pipeline.runs.run import Pins, Run
-from pipeline.training.world import current_world
-
-goodput.WRITE_SECONDS = 0.1
-config = TrainConfig.model_validate_json(sys.argv[1])
-run = Run.at(config)
-run.open(config, Pins(Dataset.open(config.data).digest, None))
-start = run.claim()
-tally = Path(run.path("time", f"{start.name}.json"))
-for report in train(settings_of(config), run, start, current_world(), Outbox()):
-    # Once it is written down that steps after the last checkpoint were made: they come again.
-    if report.step >= int(sys.argv[2]) and report.step % 7 in (4, 5):
-        if json.loads(tally.read_text())["step"] > report.step - 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("digits"), 120)
@@ -147,13 +120,58 @@ def test_the_states_add_up_to_the_wall_clock_through_kills(
     monkeypatch.setattr(goodput, "WRITE_SECONDS", 0.1)
     config = train_config(data, tmp_path, "killed", steps=2500, checkpoint_every=7)
     for step in (20, 50):
-        command = [sys.executable, "-c", KILLED, config.model_dump_json(), str(step)]
-        assert subprocess.run(command, check=False).returncode == -9
-    ended = train(config.model_copy(update={"steps": 2500}))[0]
+        ended = run(tmp_path, "tests.support.killed_training", config.model_dump_json(), str(step))
+        assert ended.returncode == -9, ended.stderr
+    result = train(config.model_copy(update={"steps": 2500}))[0]
     # By the file system's clock: from the first claim to the last tally.
     claimed = (tmp_path / "killed/attempts/000001.000.json").stat().st_mtime
     written = max((tmp_path / "killed/time").iterdir()).stat().st_mtime
-    seconds = ended["run_seconds"]
+    seconds = result["run_seconds"]
     assert sum(seconds.values()) == pytest.approx(written - claimed, rel=0.01)
     assert all(seconds[state] > 0 for state in STATES if state != "idle")
     assert seconds["idle"] == 0.0
+
+
+def test_what_passes_between_a_claim_and_its_clock_belongs_to_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, now = Run(str(tmp_path)), time.time()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(time, "time", lambda: now - 300)
+        start = run.claim()
+    with closing(WallClock(run, start, writes=True)) as clock:
+        assert clock.totals()["start"] == pytest.approx(300, abs=30)
+
+
+def test_the_third_start_goes_on_from_the_second_ones_tally(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    starts = [run.claim() for _ in range(3)]
+    (tmp_path / "time").mkdir()
+    for start, productive in zip(starts[:2], (9.0, 20.0), strict=True):
+        seconds = {**spent(productive=productive)}
+        old: Json = {"seconds": seconds, "until": time.time(), "step": 5, "ended": True}
+        (tmp_path / "time" / f"{start.name}.json").write_bytes(goodput.TALLY.encode(old))
+    with closing(WallClock(run, starts[2], writes=True)) as clock:
+        assert clock.totals()["productive"] == 20.0
+
+
+def test_each_second_is_booked_under_the_state_that_was_entered_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [50.0]
+    run = Run(str(tmp_path))
+    start = run.claim()
+    with closing(WallClock(run, start, writes=False)) as clock:
+        # A clock of the test's own, from here on.
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        clock.enter("data_wait")
+        before = clock.totals()
+        for wait, step, stand in ((1.0, 2.0, 4.0), (8.0, 16.0, 32.0)):
+            now[0] += wait
+            clock.step(1)
+            now[0] += step
+            clock.enter("checkpoint")
+            now[0] += stand
+            clock.enter("data_wait")
+        passed = {state: spent - before[state] for state, spent in clock.totals().items()}
+    assert passed == spent(data_wait=9.0, productive=18.0, checkpoint=36.0)
