@@ -1,6 +1,7 @@
 """Real servers for tests, started once a session; what is not installed skips its tests by name."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,21 @@ def _mlflow_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow
 def mlflow_server(_mlflow_process: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
     """A real MLflow server on sqlite, running, to which this test's environment points."""
     return _pointed_to(_mlflow_process, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _new_mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.tracking.mlflow_client import mlflow_client
+
+    file = tmp_path_factory.mktemp("mlflow-file") / "mlflow.db"
+    mlflow_client(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def mlflow_file(_new_mlflow_file: Path, tmp_path: Path) -> str:
+    """The URI of an MLflow file of this test's own; to make its tables anew takes a second."""
+    return f"sqlite:///{shutil.copy(_new_mlflow_file, tmp_path)}"
 
 
 @pytest.fixture(scope="session")

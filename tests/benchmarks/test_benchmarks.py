@@ -1,22 +1,20 @@
 """Every benchmark that needs no large data runs small, from its own command to its JSON."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmarks import ladder
+from tests.support import warm
+from tests.support.warm import ROOT
 
-ROOT = Path(__file__).parents[2]
 MNIST = ROOT.parent / "shared/data/mnist"
 
 
 def run(*words: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", *words]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = warm.run(ROOT, *words)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 

@@ -1,16 +1,12 @@
 import json
-import subprocess
-import sys
 
+from tests.support import warm
 from tests.support.warm import ROOT
 
 
 def test_the_encoding_benchmark_prints_its_ratios_as_one_json_line() -> None:
-    command = ["tests/benchmarks/encode.py", "--images", "400", "--size", "16", "--latents", "256"]
-    found = subprocess.run(
-        [sys.executable, *command, "--parts", "small", "reading", "device"],
-        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, timeout=300,
-    )  # fmt: skip
+    command = ["tests.benchmarks.encode", "--images", "400", "--size", "16", "--latents", "256"]
+    found = warm.run(ROOT, *command, "--parts", "small", "reading", "device")
     assert found.returncode == 0, found.stderr
     result = json.loads(found.stdout)
     assert result["small"]["ratio"] > 0

@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import warm
 from tests.support.warm import ROOT
 
 
@@ -17,19 +16,8 @@ def test_the_packing_benchmark_prints_its_ratios_as_one_json_line(
     for seed in range(3):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{seed}.jpg")
-    command = [
-        "tests/benchmarks/packing.py",
-        "--photos",
-        str(tmp_path),
-        "--copies",
-        "2",
-        "--form",
-        form,
-    ]
-    found = subprocess.run(
-        [sys.executable, *command, "--rounds", "1"],
-        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, timeout=120,
-    )  # fmt: skip
+    command = ["tests.benchmarks.packing", "--photos", str(tmp_path), "--copies", "2"]
+    found = warm.run(ROOT, *command, "--form", form, "--rounds", "1")
     assert found.returncode == 0, found.stderr
     result = json.loads(found.stdout)
     assert result["images"] == 6

@@ -18,6 +18,13 @@ COMMAND = (
     "--steps", "100000", "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
     "--checkpoint-every", "100000", "--evaluate-every", "100000", "--run", "r",
 )  # fmt: skip
+# As `-m jobs.train`, but for the minute after which the wait is told again.
+IMPATIENT = """
+import runpy, sys
+from pipeline.cluster import room
+room._SAY_SECONDS = 8.0
+runpy.run_module("jobs.train", run_name="__main__", alter_sys=True)
+"""
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
 
 
@@ -55,7 +62,7 @@ def wait_for_steps(folder: Path) -> None:
 def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_and_names_its_step(
     data: Path, tmp_path: Path
 ) -> None:
-    command = ["-m", "jobs.train", "--data", str(data), *COMMAND, "--workers", "2"]
+    command = ["-m", "jobs.train", "--data", str(data), *COMMAND, "--workers", "1"]
     with terminal(tmp_path, command, columns=120) as window:
         window.wait_for("elbo", 300)
         window.type("C-c")
@@ -103,7 +110,8 @@ def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data: Path, tmp_p
 def test_who_waits_for_room_is_told_what_is_asked_and_there_and_ends_by_one_ctrl_c(
     data: Path, tmp_path: Path
 ) -> None:
-    command = ["-m", "jobs.train", "--data", str(data), *COMMAND, "--cpus-per-worker", "64"]
+    flags = ["--data", str(data), *COMMAND, "--cpus-per-worker", "64"]
+    command = ["-c", IMPATIENT, *flags]
     with terminal(tmp_path, command, columns=200) as window:
         window.wait_for("waits for room: asked are 1 worker with 64 CPUs; the cluster has", 300)
         text = " ".join(window.wait_for("the cluster has no room for the workers yet", 120))

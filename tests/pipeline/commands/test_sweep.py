@@ -16,8 +16,8 @@ from tests.support.digit_models import pack_digits, write_digits
 
 
 @pytest.fixture(autouse=True)
-def _mlflow_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def _mlflow_of_its_own(mlflow_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
 
 
 def config(folder: Path, sweep: str) -> TrainConfig:

@@ -23,8 +23,9 @@ def epoch_of(order: Order, epoch: int, world: int) -> list[list[int]]:
     return [
         [
             int(i)
-            for rank in range(world)
-            for i in order.batch(epoch, b, slots_of(rank, world, order.batch_size))
+            for slots in (slots_of(rank, world, order.batch_size) for rank in range(world))
+            if slots  # of more ranks than slots, some own none
+            for i in order.batch(epoch, b, slots)
         ]
         for b in range(order.steps)
     ]

@@ -18,8 +18,8 @@ from tests.support.packed_digits import write_digits
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def config(mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
     return TrainConfig(
         data=str(write_digits(tmp_path, 100)), run="r", storage=str(tmp_path / "runs"), steps=20,
         global_batch_size=16, image_size=8, channels=1, workers=0, checkpoint_every=10,

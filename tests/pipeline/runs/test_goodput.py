@@ -118,16 +118,16 @@ def test_the_states_add_up_to_the_wall_clock_through_kills(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(goodput, "WRITE_SECONDS", 0.1)
-    config = train_config(data, tmp_path, "killed", steps=2500, checkpoint_every=7)
+    config = train_config(data, tmp_path, "killed", steps=800, checkpoint_every=7)
     for step in (20, 50):
         ended = run(tmp_path, "tests.support.killed_training", config.model_dump_json(), str(step))
         assert ended.returncode == -9, ended.stderr
-    result = train(config.model_copy(update={"steps": 2500}))[0]
+    result = train(config.model_copy(update={"steps": 800}))[0]
     # By the file system's clock: from the first claim to the last tally.
     claimed = (tmp_path / "killed/attempts/000001.000.json").stat().st_mtime
     written = max((tmp_path / "killed/time").iterdir()).stat().st_mtime
     seconds = result["run_seconds"]
-    assert sum(seconds.values()) == pytest.approx(written - claimed, rel=0.01)
+    assert sum(seconds.values()) == pytest.approx(written - claimed, rel=0.01, abs=0.1)
     assert all(seconds[state] > 0 for state in STATES if state != "idle")
     assert seconds["idle"] == 0.0
 

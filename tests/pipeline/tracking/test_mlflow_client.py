@@ -1,12 +1,13 @@
 """MLflow's client as several processes make it."""
 
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.tracking.mlflow_client import tracking_uri
+from tests.support.warm import ROOT, WarmJob
 
 CLIENT = """
 import sys
@@ -16,8 +17,13 @@ print(len(mlflow_client(sys.argv[1]).search_experiments()))
 
 
 def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CLIENT, f"sqlite:///{tmp_path}/mlflow.db"]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    (tmp_path / "client.py").write_text(CLIENT)
+    known = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ("client", f"sqlite:///{tmp_path}/mlflow.db")
+    started = [
+        WarmJob(command, cwd=tmp_path, env=known, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     found = [process.communicate()[0].strip() for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert found == ["1", "1", "1"]

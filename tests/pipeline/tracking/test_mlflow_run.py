@@ -11,9 +11,9 @@ from pipeline.tracking.mlflow_run import DIGEST_TAG, RUN_TAG, TrackedRun
 
 
 def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(
-    tmp_path: Path,
+    mlflow_file: str, tmp_path: Path
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_file
     client = MlflowClient(uri)
     experiment = client.create_experiment("vae")
     url = f"{tmp_path}/run"
@@ -27,9 +27,9 @@ def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(
 
 
 def test_a_start_finds_the_last_step_without_a_metrics_whole_history(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, url = f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/run"
+    uri, url = mlflow_file, f"{tmp_path}/run"
     first = TrackedRun(uri, "vae", "r", url, {})
     first.log([Point("elbo", step, 1_000 - step, {"elbo": -1.0}) for step in (1, 2, 30, 4)])
     first.log([Point("holdout_elbo", 20, 5, {"holdout_elbo": math.nan})])

@@ -19,8 +19,8 @@ from pipeline.tracking.recorder import RecorderSettings, RunRecorder, mlflow_sta
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+def uri(mlflow_file: str) -> str:
+    return mlflow_file
 
 
 @pytest.fixture

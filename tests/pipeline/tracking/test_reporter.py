@@ -91,10 +91,13 @@ def test_a_checkpoints_time_is_that_of_the_step_that_first_tells_of_it(
 
 @pytest.mark.parametrize("delivered_by_the_first", [True, False])
 def test_what_a_dead_recorder_held_is_given_to_the_next_and_arrives_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivered_by_the_first: bool
+    mlflow_file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delivered_by_the_first: bool,
 ) -> None:
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_file
 
     def recorder(uri: str) -> RunRecorder:
         return RunRecorder(RecorderSettings(str(tmp_path), "r", TrackingConfig(), uri, {}))

@@ -68,10 +68,12 @@ MEASURED = {
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunRecorder, str]:
+def told(
+    mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[RunRecorder, str]:
     """A recorder that a reporter has told of a validation and a step."""
     monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_file
     recorder = RunRecorder(RecorderSettings(str(tmp_path), "r", TrackingConfig(), uri, {}))
     begun = MetricsReport(start=5, restart=1, world_size=3, target_steps=100, checkpoint_every=50)
     reporter = Reporter(recorder, Outbox(), 1, begun)
