@@ -59,7 +59,7 @@ def test_the_ladders_rows_are_kept_and_printed_in_its_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ladder.main(["digits-logistic", "--work", str(tmp_path), "--steps", "30"])
-    found = ladder.main(["ppca", "--work", str(tmp_path), "--table"])
+    found: Any = ladder.main(["ppca", "--work", str(tmp_path), "--table"])
     assert found["ppca"]["value"] <= found["ppca"]["exact"]
     assert found["ppca"]["value"] == pytest.approx(found["ppca"]["exact"], abs=1e-6)
     order = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
@@ -74,9 +74,9 @@ def test_a_row_of_mnist_runs_small_and_goes_on_where_it_was(tmp_path: Path, row:
         row, "--mnist", str(MNIST), "--work", str(tmp_path), "--epochs", "1",
         "--train-images", "400", "--test-images", "3",
     ]  # fmt: skip
-    found = ladder.main(small)[row]
+    found: Any = ladder.main(small)[row]
     assert 100 < found["value"] < 600
-    again = ladder.main(small)[row]
+    again: Any = ladder.main(small)[row]
     assert again["value"] == found["value"]
 
 

@@ -100,7 +100,7 @@ def test_a_pointer_that_names_no_snapshot_says_what_mends_it(
     store = str(tmp_path)
     point_to(store, snapshot, publish_snapshot(store, snapshot), data="d", model="m")
     pointer = tmp_path / "store.json"
-    value = STORE.parse(pointer.read_bytes(), "store") | {"snapshot": wrong}
+    value = {**STORE.parse(pointer.read_bytes(), "store"), "snapshot": wrong}
     pointer.write_bytes(STORE.encode(value))
     with pytest.raises(StoreError, match=r"store\.json: makes no sense .* Delete it"):
         read_pointer(store)

@@ -28,7 +28,7 @@ def rewrite(store: LatentStore, change: Any) -> None:
 def point(store: LatentStore, **changes: Any) -> None:
     """Changes the pointer and its copy, checksums fitting."""
     for pointer in (Path(store.url, "store.json"), Path(store.url, "published/000001.json")):
-        value = STORE.parse(pointer.read_bytes(), "store") | changes
+        value = {**STORE.parse(pointer.read_bytes(), "store"), **changes}
         pointer.write_bytes(STORE.encode(value))
 
 
@@ -62,7 +62,7 @@ def test_statistics_that_are_not_those_of_the_rows_are_found_even_when_all_say_t
     store: LatentStore,
 ) -> None:
     receipt = next(Path(store.url).glob("receipts/*/*.json"))
-    stated = RECEIPT.parse(receipt.read_bytes(), "receipt")
+    stated: Any = RECEIPT.parse(receipt.read_bytes(), "receipt")
     stated["statistics"]["mean"][0] += 1e-6
     receipt.write_bytes(RECEIPT.encode(stated))
 
@@ -94,7 +94,7 @@ def test_a_wrong_pointer_is_found(store: LatentStore) -> None:
 
 def test_a_pointer_that_is_not_the_one_that_was_published_is_found(store: LatentStore) -> None:
     copy = Path(store.url, "store.json")
-    value = STORE.parse(copy.read_bytes(), "store") | {"model": "another"}
+    value = {**STORE.parse(copy.read_bytes(), "store"), "model": "another"}
     copy.write_bytes(STORE.encode(value))
     (problem,) = verify_store(store.url)
     assert "is not what published/ keeps" in problem

@@ -54,7 +54,9 @@ def test_what_was_saved_comes_back_although_the_loop_went_on(tmp_path: Path) -> 
         weight.zero_()
     found = newest_checkpoint(run)
     assert found is not None
-    assert torch.equal(found.model["weight"], torch.arange(4.0))
+    kept = found.model["weight"]
+    assert isinstance(kept, torch.Tensor)
+    assert torch.equal(kept, torch.arange(4.0))
     assert found.images_seen == 10
     assert (found.points, found.validations) == (FIRST.points, FIRST.validations)
     assert found.objective == FIRST.objective
@@ -130,7 +132,7 @@ def test_a_poisoned_checkpoint_is_refused_without_running_its_code(
     torch.save({"version": 1, "poison": Poison()}, data)
     (receipt,) = Path(run.path("checkpoints")).glob("step-*.json")
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    value = RECEIPT.parse(receipt.read_bytes(), "receipt") | {"sha256": digest}
+    value = {**RECEIPT.parse(receipt.read_bytes(), "receipt"), "sha256": digest}
     receipt.write_bytes(RECEIPT.encode(value))
     with pytest.raises(RunError):
         newest_checkpoint(run)

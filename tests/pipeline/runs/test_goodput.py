@@ -4,10 +4,10 @@ import json
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.json_value import Json
 from pipeline.runs import goodput
 from pipeline.runs.goodput import STATES, State, Tally, WallClock, productive_share, taken_up
 from pipeline.runs.run import Run
@@ -49,7 +49,7 @@ def test_steps_that_were_made_before_are_made_again(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first, second = run.claim(), run.claim()
     (tmp_path / "time").mkdir()
-    old: Json = {
+    old: Any = {
         "seconds": {**spent(productive=9.0)},
         "until": time.time(),
         "step": 5,
@@ -92,7 +92,7 @@ def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     first, second, third = run.claim(), run.claim(), run.claim()
     (tmp_path / "time").mkdir()
-    old: Json = {
+    old: Any = {
         "seconds": {**spent(productive=9.0)},
         "until": time.time(),
         "step": 5,
@@ -149,7 +149,7 @@ def test_the_third_start_goes_on_from_the_second_ones_tally(tmp_path: Path) -> N
     (tmp_path / "time").mkdir()
     for start, productive in zip(starts[:2], (9.0, 20.0), strict=True):
         seconds = {**spent(productive=productive)}
-        old: Json = {"seconds": seconds, "until": time.time(), "step": 5, "ended": True}
+        old: Any = {"seconds": seconds, "until": time.time(), "step": 5, "ended": True}
         (tmp_path / "time" / f"{start.name}.json").write_bytes(goodput.TALLY.encode(old))
     with closing(WallClock(run, starts[2], writes=True)) as clock:
         assert clock.totals()["productive"] == 20.0

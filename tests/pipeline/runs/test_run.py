@@ -24,7 +24,7 @@ def test_a_run_continues_with_more_steps_and_other_workers(tmp_path: Path) -> No
 def test_a_run_goes_on_that_began_before_a_knob_was_there(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     run.open(config(tmp_path), Pins("digest", None))
-    kept = storage.read_document(RUN, run.path("run.json"))
+    kept: Any = storage.read_document(RUN, run.path("run.json"))
     del kept["config"]["crop"], kept["config"]["optimizer"]["clip_norm"]
     storage.publish(run.path("run.json"), RUN.encode(kept))
     run.open(config(tmp_path), Pins("digest", None))

@@ -68,7 +68,7 @@ def test_a_dry_run_creates_nothing(way: Way, server: Any) -> None:
 @pytest.mark.skipif(not CRDS.exists(), reason=f"{CRDS} is not there")
 def test_a_field_that_kuberay_does_not_know_is_refused_and_named(way: Way, server: Any) -> None:
     server.validator = crd_validator("RayJob")
-    wrong = {**JOB, "spec": {**JOB["spec"], "ttlSecondsAfterFinish": 1}}
+    wrong: Any = {**JOB, "spec": {**JOB["spec"], "ttlSecondsAfterFinish": 1}}
     with pytest.raises(ClusterError, match="ttlSecondsAfterFinish"):
         way().create(RAYJOBS, wrong)
     assert way().create(RAYJOBS, JOB) is True
@@ -231,5 +231,6 @@ def test_the_submitters_role_gives_what_is_asked_and_no_more() -> None:
 
 def test_a_template_is_of_a_kind_that_neither_kuberay_nor_a_queue_knows() -> None:
     for name in ("train", "encode"):
-        assert base_template(name)["apiVersion"].partition("/")[0] == TEMPLATES.group
+        template: Any = base_template(name)
+        assert template["apiVersion"].partition("/")[0] == TEMPLATES.group
         assert not TEMPLATES.group.endswith(("ray.io", "k8s.io"))
