@@ -90,14 +90,18 @@ def test_under_kuberay_what_can_only_fail_again_is_stopped_which_nobody_repeats(
     code, told = ended(submit(tmp_path, "--", *wrong))
     assert (code, told["status"]) == (2, "FAILED")
     assert "ConfigError" in told["message"]
-    assert RayJobs(to_head.address).job(told["submission_id"]).status == "STOPPED"
+    job = RayJobs(to_head.address).job(told["submission_id"])
+    assert job is not None
+    assert job.status == "STOPPED"
     # What the container `job-log` of a head would pass on, from Ray's own file.
     DriverLog(to_head.folder, str(tmp_path / "kept")).look(last=True)
     assert f"{NOT_REPEATED}2" in (tmp_path / "kept/0001.log").read_text()
     elsewhere = wrong[2:]
     code, told = ended(submit(tmp_path, "--id", "elsewhere", "--", "env", *elsewhere))
     assert (code, told["status"]) == (2, "FAILED")
-    assert RayJobs(to_head.address).job(told["submission_id"]).status == "FAILED"
+    job = RayJobs(to_head.address).job(told["submission_id"])
+    assert job is not None
+    assert job.status == "FAILED"
 
 
 def test_the_same_command_twice_is_one_job_and_stopping_it_is_told_to_both(

@@ -340,9 +340,9 @@ def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_pat
     commented, count = r"^# (?=- op: |  path: |  value:|    )", 0
     for name in ("cluster.yaml", "gpu-nodes.yaml"):
         file = tmp_path / "k8s/overlays/gpu" / name
-        text, found = re.subn(commented, "", file.read_text(), flags=re.M)
+        text, changed = re.subn(commented, "", file.read_text(), flags=re.M)
         file.write_text(text)
-        count += found
+        count += changed
     assert count >= 36
     objects = build("gpu", tmp_path / "k8s")
     worker = ray_worker(objects)["template"]["spec"]

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,8 @@ def test_an_elastic_training_becomes_a_rayjob_that_fits_the_cluster(overlay: str
         "--tracking.metrics", "0.0.0.0:9464",
     )  # fmt: skip
     wishes = Wishes(workers=32, fewest=8, namespace="vae")
-    template = find(objects, "RayJobTemplate", "train")
-    made = render_rayjob(command, name="photos", template=template, wishes=wishes)
+    template: Any = find(objects, "RayJobTemplate", "train")
+    made: Any = render_rayjob(command, name="photos", template=template, wishes=wishes)
     assert list(schemas.problems([made])) == []
     for check in CHECKS:
         assert list(check([*objects, made])) == []
@@ -76,9 +77,9 @@ def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(
         "--storage", "s3://runs/train", "--workers", str(workers),
         "--tracking.metrics", "0.0.0.0:9464",
     )  # fmt: skip
-    template = find(objects, "RayJobTemplate", "train")
+    template: Any = find(objects, "RayJobTemplate", "train")
     wishes = Wishes(workers=workers, namespace="vae")
-    made = render_rayjob(command, name="photos", template=template, wishes=wishes)
+    made: Any = render_rayjob(command, name="photos", template=template, wishes=wishes)
     assert list(schemas.problems([made])) == []
     for check in CHECKS:
         assert list(check([*objects, made])) == []

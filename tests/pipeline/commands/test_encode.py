@@ -90,7 +90,7 @@ def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(
     world.encode(columns=("label",))
     dice, images = random.Random(0), tmp_path / "images"
     for night in range(30):
-        keys = sorted(world.store().keys)
+        keys = sorted(world.store().keys())
         gone, edited = dice.sample(keys, 2)
         (images / path_of(gone)).unlink()
         write_digits(images, range(60 + 3 * night, 63 + 3 * night))

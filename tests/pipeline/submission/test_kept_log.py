@@ -22,7 +22,7 @@ from pipeline.submission.kept_log import KeptLog
 from pipeline.submission.own_job import NOT_REPEATED
 from tests.k8s.manifests import ROOT
 from tests.servers import rgw
-from tests.support.rayjobs import DENIED, RUNNING, SUCCEEDED, failed, submit
+from tests.support.rayjobs import DENIED, RUNNING, SUCCEEDED, failed, message_of, submit
 
 RESULT = {"encoded": 3, "complete": True}
 
@@ -94,7 +94,9 @@ def test_a_pods_folder_sorts_by_time_and_names_the_pod() -> None:
     environment = {"JOB_LOGS": "s3://runs/job-logs/nightly", "HOSTNAME": "nightly-abc-head-x"}
     first = folder_of(environment, datetime(2026, 9, 30, 23, 59, tzinfo=UTC))
     assert first == "s3://runs/job-logs/nightly/20260930T235900Z-nightly-abc-head-x"
-    assert first < folder_of(environment, datetime(2026, 10, 1, tzinfo=UTC))
+    later = folder_of(environment, datetime(2026, 10, 1, tzinfo=UTC))
+    assert later is not None
+    assert first < later
     assert folder_of({}, datetime(2026, 10, 1, tzinfo=UTC)) is None
 
 
@@ -111,6 +113,7 @@ def test_the_container_stores_all_of_it_before_it_ends(
     with subprocess.Popen(
         [sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "begins\n"
         driver_prints(tmp_path, json.dumps(RESULT))
         process.send_signal(signal.SIGTERM)
@@ -151,7 +154,7 @@ def test_a_usage_error_that_kuberay_did_not_repeat_is_told_as_one(server: Any) -
     kept(server, "c", f"ConfigError: s3://d holds no dataset\n{NOT_REPEATED}2\n")
     outcome = submit()
     assert (outcome.exit_code, outcome.result["status"]) == (2, "FAILED")
-    assert "s3://d holds no dataset" in outcome.result["message"]
+    assert "s3://d holds no dataset" in message_of(outcome)
 
 
 def test_another_try_is_shown_from_its_beginning(
@@ -192,7 +195,7 @@ def test_storage_that_cannot_be_reached_from_here_is_said_once_and_ends_nothing(
     with caplog.at_level(logging.WARNING):
         outcome = submit()
     # KubeRay's own word of it is left.
-    assert "AccessDeniedError" in outcome.result["message"]
+    assert "AccessDeniedError" in message_of(outcome)
     assert caplog.text.count("the job's log can't be read from here") == 1
 
 

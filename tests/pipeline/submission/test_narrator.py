@@ -1,10 +1,10 @@
 """A follower says each thing once: a state, a failed try with its cause, a reason to wait."""
 
 import logging
+import time
 
 import pytest
 
-from pipeline.submission import narrator
 from pipeline.submission.narrator import Narrator
 from pipeline.submission.place import Job
 from pipeline.submission.ray_jobs import RayJobs
@@ -55,7 +55,7 @@ def test_a_reason_is_told_when_it_is_another_and_again_after_a_while(
     told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(narrator.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     place = Waiting("http://127.0.0.1:9")
     teller = Narrator(place)
     for second in range(0, 700, 10):

@@ -177,7 +177,7 @@ def test_a_template_of_eight_gpus_is_cut_down_for_four() -> None:
 
 
 def test_a_template_of_the_cluster_keeps_its_patches_and_is_not_changed() -> None:
-    template = base_template("train")
+    template: Any = base_template("train")
     worker_group(template)["template"]["spec"]["nodeSelector"] = {"pool": "h100"}
     template["metadata"] |= {"uid": "1", "resourceVersion": "7"}
     template["status"] = {"jobStatus": "SUSPENDED"}
@@ -260,7 +260,7 @@ def test_what_is_made_of_a_template_breaks_none_of_kuberays_rules(name: str) -> 
 def test_a_template_that_opens_the_dashboard_or_follows_the_log_is_refused(
     path: tuple[str, ...], value: dict[str, Any] | str, said: str
 ) -> None:
-    template = base_template("train")
+    template: Any = base_template("train")
     place = template["spec"]
     for part in path[:-1]:
         place = place[part]

@@ -18,8 +18,9 @@ from pipeline.errors import PipelineError
 from pipeline.vae import build_vae, save_bundle
 from pipeline.web import ask
 from tests.servers.prometheus import PrometheusServer
-from tests.support.killing import ROOT, tree
+from tests.support.killing import tree
 from tests.support.packed_digits import write_digits
+from tests.support.warm import ROOT
 
 
 @pytest.fixture(scope="module")
