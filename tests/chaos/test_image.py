@@ -66,7 +66,7 @@ def test_what_the_slim_image_installs_packs_submits_and_is_listed_without_torch_
         )  # fmt: skip
     python = tmp_path / "venv/bin/python"
 
-    def job(*words: str) -> subprocess.CompletedProcess:
+    def job(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [python, "-m", "jobs", *words], cwd=ROOT, capture_output=True, text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "KUBECONFIG": "/nowhere"},

@@ -126,7 +126,7 @@ def test_every_objective_trains_and_the_true_elbo_is_reported_beside_it(
 
 def test_noise_and_warm_up_of_a_step_are_those_of_the_number_that_it_reports() -> None:
     batch = global_batch(range(BATCH), ())
-    report, _ = one_step(batch, objective=ObjectiveConfig(warmup="linear", warmup_steps=4))
+    report, _ = one_step(batch, objective=ObjectiveConfig(warmup="linear:4"))
     terms = new_vae()(batch.images, draw_noise(new_vae(), SEED, report.step, range(BATCH)))
     assert report.step == 1
     assert report.beta == 0.25
