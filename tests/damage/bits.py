@@ -26,7 +26,7 @@ from pipeline.packing.ledger import ledger_rows, read_generation_state, read_sta
 from pipeline.packing.plan import find_plan
 from pipeline.packing.unit import read_receipt, receipt_url
 from pipeline.runs.run import Run
-from pipeline.vae.bundle import bundle_digest, verify_bundle
+from pipeline.vae.bundle import BUNDLE, verify_bundle
 from tests.damage.damaged_world import World
 
 Read = Callable[[], Any]
@@ -75,7 +75,8 @@ def parsed_files(world: World) -> Iterator[Parsed]:
     rows = ShardRows(url, receipt, snapshot.identity)
     yield Parsed("latent file", Path(rows.url), lambda: _latents(rows))
     bundle = run / "bundle"
-    yield Parsed("bundle.json", bundle / "bundle.json", lambda: bundle_digest(bundle))
+    stated = bundle / "bundle.json"
+    yield Parsed("bundle.json", stated, lambda: BUNDLE.parse(stated.read_bytes(), "bundle.json"))
     for name in ("config.json", "preprocess.json", "model.safetensors"):
         yield Parsed(f"bundle, {name}", bundle / name, lambda: verify_bundle(bundle))
     began = Run(str(run))

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,6 +55,7 @@ def test_it_builds_on_every_overlay_and_fits(name: str, overlay: str, tmp_path: 
 def test_a_gang_schedulers_queue_reaches_each_job_and_can_be_another(
     name: str, label: str, tmp_path: Path
 ) -> None:
+    template: Any
     for template in of_kind(with_component(name, "gpu", tmp_path), "RayJobTemplate"):
         command = ("python", "-m", "jobs.train", "--data", "d", "--run", "r")
         for queue in (None, "research"):

@@ -12,8 +12,9 @@ MIB = 2**20
 
 def machine(root: Path, groups: str, files: dict[str, int | str]) -> Path:
     """A machine with 16,000 MiB free, its processes in `groups`."""
-    files = {"proc/meminfo": f"MemFree: 7 kB\nMemAvailable:   {16_000 * 1024} kB\n"} | files
-    for name, value in {**files, "proc/self/cgroup": groups}.items():
+    free = f"MemFree: 7 kB\nMemAvailable:   {16_000 * 1024} kB\n"
+    every = {"proc/meminfo": free, **files, "proc/self/cgroup": groups}
+    for name, value in every.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value * MIB if isinstance(value, int) else value}\n")
@@ -40,7 +41,7 @@ def test_of_nested_groups_the_tightest_decides_and_pages_of_files_count_as_free(
 def test_a_group_of_version_1_that_is_mounted_as_the_root(tmp_path: Path) -> None:
     """As a container sees it: its own path is the host's, and not there."""
     top = "sys/fs/cgroup/memory"
-    files = {
+    files: dict[str, int | str] = {
         f"{top}/memory.limit_in_bytes": 1_024, f"{top}/memory.usage_in_bytes": 1_000,
         f"{top}/memory.stat": f"total_inactive_file {50 * MIB}\ntotal_active_file 0",
     }  # fmt: skip

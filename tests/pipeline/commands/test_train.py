@@ -309,7 +309,7 @@ def test_a_batch_that_no_memory_holds_is_refused_with_one_that_does_before_the_r
     dataset: Path,
 ) -> None:
     """A hundred thousand images of 256 pixels froze a machine for ten minutes."""
-    huge = {"global_batch_size": 100_000, "image_size": 256, "channels": 3}
+    huge: dict[str, Any] = {"global_batch_size": 100_000, "image_size": 256, "channels": 3}
     huge |= {"model": ModelConfig(kind="conv")}
     with pytest.raises(
         ConfigError, match=r"memory: at least [\d.,]+ GiB are needed here"
