@@ -22,6 +22,7 @@ from pyarrow import parquet
 
 from pipeline.config import PackConfig
 from pipeline.packing.pack import pack
+from tests.support.presence import present
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -73,7 +74,7 @@ def read_source(source: Path) -> Iterator[tuple[str, bytes]]:
     elif source.suffix == ".tar":
         with tarfile.open(source) as tar:
             for member in tar:
-                yield member.name, tar.extractfile(member).read()
+                yield member.name, present(tar.extractfile(member)).read()
     else:
         for batch in parquet.ParquetFile(source).iter_batches(100):
             for row in batch.to_pylist():

@@ -21,6 +21,7 @@ from pipeline.packing.pack import pack
 from pipeline.registry.named_models import load_named
 from tests.docs.blocks import ROOT, blocks, files
 from tests.support.digit_models import pack_digits
+from tests.support.presence import present
 
 PAGE = ROOT / "docs/extend.md"
 
@@ -71,9 +72,9 @@ def test_the_tar_of_the_source_is_packed_whole_with_its_labels(written: Path) ->
     packed = pack(PackConfig(source=("digits.tar",), output="packed", workers=1))
     # 1,797 digits, 178 of which are ones, as scikit-learn counts them.
     assert (packed.samples, packed.counts.seen) == (1797, 1797)
-    assert packed.found.num_labels == 10
+    assert present(packed.found).num_labels == 10
     targets = load_digits().target.tolist()
-    assert packed.found.labels == {str(label): targets.count(label) for label in range(10)}
+    assert present(packed.found).labels == {str(label): targets.count(label) for label in range(10)}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import fields
+from typing import Any
 
 from pipeline.evaluation.findings import FindingOptions, find
 from pipeline.evaluation.rows import MeasureOptions, measure
@@ -26,7 +27,7 @@ def test_every_figure_of_an_evaluation_is_told() -> None:
     vae = digits_vae(latents=2, steps=1)
     measured = measure(vae, held_out(40, 20), MeasureOptions(4, 0, 20, 100))
     first = images()[0][TRAINED_ON : TRAINED_ON + 8]
-    found = find(vae, measured, first, FindingOptions(0, 4, 2)).numbers.to_json()
+    found: Any = find(vae, measured, first, FindingOptions(0, 4, 2)).numbers.to_json()
     assert {name.removesuffix("_error") for name in found} - TOLD == set()
     assert found["quadrature"] is not None  # z has two dimensions here
     assert math.isfinite(found["quadrature"]["error"])

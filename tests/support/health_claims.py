@@ -10,6 +10,7 @@ from torch.distributions import Normal
 from pipeline.explanation.sentences import Check
 from pipeline.vae import draw_noise
 from tests.support.claims import Figures, World, active, log_likelihood, near, targets
+from tests.support.digit_models import sigma_of
 
 
 def collapsed(w: World, f: Figures, text: str) -> None:
@@ -62,7 +63,7 @@ def few_effective_draws(w: World, f: Figures, text: str) -> None:
 
 
 def deviation_at_its_floor(w: World, f: Figures, text: str) -> None:
-    near(f["levels"], 256 * w.vae.likelihood.sigma.item())
+    near(f["levels"], 256 * sigma_of(w.vae).item())
     assert f["levels"] < 1.05
 
 

@@ -59,7 +59,7 @@ def test_the_linear_model_is_measured_as_its_closed_form_says(tmp_path: Path) ->
         importance_samples=256,
         bound_images=0,
     )
-    found = run_evaluation(config).to_json()
+    found: Any = run_evaluation(config).to_json()
     dataset = Dataset.open(config.data)
     images = load_images(dataset, len(dataset), vae.preprocess).images.double()
     noise = draw_noise(vae, config.seed, 0, range(len(images))).pixels.double()

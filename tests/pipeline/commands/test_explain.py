@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path)
         )
     )  # fmt: skip
     asked = ExplainConfig(run="mine", storage=str(place / "runs"), importance_samples=8)
-    result = run_explanation(asked).to_json()
+    result: Any = run_explanation(asked).to_json()
     assert result["answers"]["weight"]["beta"] == 500.0
     assert result["step"] == 9
     assert result["data"] == str(place / "data")
@@ -52,7 +53,7 @@ def test_a_run_that_is_not_there_and_a_model_without_data_are_refused(place: Pat
 
 def test_of_a_bundle_that_does_not_say_what_was_optimised_nothing_is_claimed(place: Path) -> None:
     asked = ExplainConfig(model=str(place / "vae"), data=str(place / "data"), importance_samples=8)
-    result = run_explanation(asked).to_json()
+    result: Any = run_explanation(asked).to_json()
     assert "weight" not in result["answers"]
     assert set(result["checks"]) == set(result["answers"])
 

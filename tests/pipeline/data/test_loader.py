@@ -97,7 +97,7 @@ def test_a_state_goes_on_at_any_batch_at_any_other_world(
         for index, _ in enumerate(first, 1):
             if index == consumed:
                 break
-        state = first.state_dict()
+        state: Any = first.state_dict()
     if state["epoch"] == 0:
         assert epochs(other_world, state) == whole[state["batches"] :]
 

@@ -18,7 +18,7 @@ from pipeline.explanation.page import Known, explain
 from pipeline.explanation.sentences import Check, Part
 from pipeline.vae import VAE, Optimised, build_vae, draw_noise, objective_loss
 from tests.support.claims import CLAIMS, World
-from tests.support.digit_models import TRAINED_ON, digits_vae, images
+from tests.support.digit_models import TRAINED_ON, digits_vae, images, sigma_of
 from tests.support.health_claims import HEALTH_CLAIMS
 from tests.support.warm import ROOT
 
@@ -53,8 +53,8 @@ def explained(
         surgery=surgery(vae, means, spread, 0, "training"),
     )
     objective = {"kind": "beta", "beta": beta}
-    known = Known(Optimised("beta", beta, 1), vae.likelihood.sigma.item(), has_way=True)
-    return World(vae, held, labels, numbers, train, objective), explain(numbers, known)
+    said = Known(Optimised("beta", beta, 1), sigma_of(vae).item(), has_way=True)
+    return World(vae, held, labels, numbers, train, objective), explain(numbers, said)
 
 
 def digits(beta: float) -> tuple[World, list[Part]]:

@@ -13,7 +13,7 @@ from pipeline.explanation.sentences import Check
 from pipeline.vae import VAE
 from tests.support.claims import World
 from tests.support.digit_findings import numbers_of
-from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images
+from tests.support.digit_models import TRAINED_ON, digits_vae, held_out, images, sigma_of
 from tests.support.health_claims import HEALTH_CLAIMS
 
 
@@ -49,7 +49,7 @@ def wide(vae: VAE) -> None:
     """A q so wide that hardly one of its draws counts."""
     encode = vae.network.encode
     more = torch.tensor([0.0, 6.0]).repeat_interleave(8).view(1, 16, 1, 1)
-    vae.network.encode = lambda values: encode(values) + more  # type: ignore[method-assign]
+    vae.network.encode = lambda values: encode(values) + more  # type: ignore[assignment, method-assign]
 
 
 def deaf(vae: VAE) -> None:
@@ -61,7 +61,7 @@ def deaf(vae: VAE) -> None:
 def sharp(vae: VAE) -> None:
     """A deviation at its bound."""
     with torch.no_grad():
-        vae.likelihood.scale.fill_(-10)
+        vae.get_parameter("likelihood.scale").fill_(-10)
 
 
 SPOILT = {
@@ -81,6 +81,6 @@ def test_a_spoilt_models_sign_shows_and_holds_by_other_means(check: Check) -> No
     first = images()[0][places]
     numbers = find(vae, measured, first, FindingOptions(0, 64, 2)).numbers
     world = World(vae, first, [], numbers, first, {})
-    found = health(numbers, vae.likelihood.sigma.item()).sentences
+    found = health(numbers, sigma_of(vae).item()).sentences
     (sign,) = [each for each in found if each.check is check]
     HEALTH_CLAIMS[check](world, sign.figures, sign.text)

@@ -24,6 +24,7 @@ from pipeline.errors import DatasetError
 from pipeline.packing.commit import PackResult
 from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_pack import config, png, write
+from tests.support.presence import present
 
 ODD = Path(__file__).parents[4] / "shared/data/odd"
 
@@ -386,4 +387,4 @@ def test_the_inputs_of_the_findings_end_right(
 ) -> None:
     result = pack(config(str(ODD / name), tmp_path / "out"))
     assert (result.samples, result.rejected, result.ignored) == (samples, rejected, ignored)
-    assert result.found.labels == labels
+    assert present(result.found).labels == labels

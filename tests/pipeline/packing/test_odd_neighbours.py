@@ -23,6 +23,7 @@ from pipeline.sources import group_rows, members
 from tests.pipeline.packing.test_odd_inputs import file, link, pack_file, packed, tar, zipped
 from tests.pipeline.packing.test_pack import config, png, write
 from tests.pipeline.packing.test_tables import STRUCT, image_table, read
+from tests.support.presence import present
 
 TWO = tar(file("x/a.png", png(1)), file("y/b.png", png(2)))
 
@@ -187,7 +188,7 @@ def test_no_class_is_no_label_and_several_labels_are_a_column(tmp_path: Path) ->
     several = image_table(range(2), label=pa.array([[0, 1], [1]]))
     parquet.write_table(several, tmp_path / "u.parquet")
     result = pack(config(str(tmp_path / "u.parquet"), tmp_path / "several"))
-    assert result.found.num_labels == 0
+    assert present(result.found).num_labels == 0
     assert sorted(read(Dataset.open(result.dataset), "label").values()) == [[[0, 1]], [[1]]]
 
 
@@ -237,9 +238,14 @@ def test_a_row_group_is_read_forward_a_few_rows_at_a_time(
 ) -> None:
     monkeypatch.setattr(group_rows, "_BATCH_BYTES", 1000)
     monkeypatch.setattr(group_rows, "_BEHIND", 64)
-    opened = []
+    opened: list[Any] = []
     batches = group_rows._batches
-    monkeypatch.setattr(group_rows, "_batches", lambda *at: opened.append(at) or batches(*at))
+
+    def noted(*at: Any) -> Any:
+        opened.append(at)
+        return batches(*at)
+
+    monkeypatch.setattr(group_rows, "_batches", noted)
     parquet.write_table(image_table(range(300)), tmp_path / "t.parquet", row_group_size=200)
     options = {"shard_bytes": 10**6, "workers": workers}
     result = pack(config(str(tmp_path / "t.parquet"), tmp_path / "out", **options))

@@ -11,6 +11,7 @@ from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_odd_inputs import jpeg, packed
 from tests.pipeline.packing.test_pack import config, png, write
 from tests.pipeline.packing.test_tables import read
+from tests.support.presence import present
 
 
 def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_labels_modes_and_sides_are_told(tmp_path: Path) -> None:
     folder = write(
         tmp_path / "in", {"a/1.png": png(1), "a/2.png": png(2, (30, 4)), "b/3.png": png(3)}
     )
-    found = pack(config(folder, tmp_path / "out")).found
+    found = present(pack(config(folder, tmp_path / "out")).found)
     assert found.labels == {"a": 2, "b": 1}
     assert found.modes == {"RGB": 3}
     assert (found.smallest_side, found.largest_side) == (4, 30)
