@@ -13,6 +13,6 @@ def test_of_a_failed_task_the_tracebacks_last_line_is_told() -> None:
 
 
 def test_of_a_dead_actor_the_first_line_is_told() -> None:
-    context = ActorDiedErrorContext(class_name="Encoder", error_message="exit code 9")
+    context = ActorDiedErrorContext(actor_id=bytes(16), error_message="exit code 9")
     found = _one_line(ActorDiedError(context))
     assert found == "The actor died unexpectedly before finishing this task."

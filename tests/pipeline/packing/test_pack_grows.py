@@ -26,7 +26,7 @@ def read_in_order(dataset: Dataset) -> dict[str, tuple[bytes, str | None]]:
         "shuffle": False,
         "threads": 1,
     }
-    with closing(Loader(dataset, shuffle=False, **options, columns=("label",))) as loader:
+    with closing(Loader(dataset, **options, columns=("label",))) as loader:
         for batch in loader:
             assert batch.errors == {}
             for key, image, label in zip(

@@ -37,7 +37,7 @@ def read(dataset: Dataset, *columns: str) -> dict[str, list[Any]]:
         "shuffle": False,
         "threads": 1,
     }
-    with closing(Loader(dataset, shuffle=False, **options, columns=columns)) as loader:
+    with closing(Loader(dataset, **options, columns=columns)) as loader:
         for batch in loader:
             for at, key in enumerate(batch.keys):
                 if key:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import DatasetError, SampleError
+from pipeline.errors import DatasetError, SampleError, StorageShortageError
 from pipeline.sources import archives
 from pipeline.sources.archives import MemberPlace, forget_unpacked, members_of, read_member
 from pipeline.sources.listing import list_sources
@@ -182,5 +182,5 @@ def test_unpacking_leaves_one_gib_of_the_disk_free(
     if fits:
         assert contents(str(path)) == FILES
         return
-    with pytest.raises(DatasetError, match="does not fit unpacked"):
+    with pytest.raises(StorageShortageError, match="does not fit unpacked"):
         contents(str(path))

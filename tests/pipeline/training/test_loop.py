@@ -13,7 +13,6 @@ from pipeline.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from pipeline.runs.goodput import State, WallClock
 from pipeline.runs.run import Run
 from pipeline.training import stepper
-from pipeline.training.holdout import HoldOut
 from pipeline.vae import load_bundle
 from tests.support.digit_models import pack_digits
 from tests.support.worlds import train, train_config
@@ -232,12 +231,12 @@ def test_each_part_of_the_loop_is_booked_under_its_own_state(
         monkeypatch.setattr(owner, name, done)
 
     for owner, name in (
-        (Loader, "_collect"), (stepper, "train_step"), (HoldOut, "look"),
-        (CheckpointWriter, "save"), (CheckpointWriter, "finish"),
+        (Loader, "_collect"), (stepper, "train_step"), (CheckpointWriter, "save"),
+        (CheckpointWriter, "finish"),
     ):  # fmt: skip
         watch(owner, name)
-    train(train_config(data, tmp_path, "booked", holdout=str(data)))
+    train(train_config(data, tmp_path, "booked"))
     assert seen == {
-        ("_collect", "data_wait"), ("train_step", "productive"), ("look", "start"),
-        ("look", "productive"), ("save", "checkpoint"), ("finish", "checkpoint"),
+        ("_collect", "data_wait"), ("train_step", "productive"), ("save", "checkpoint"),
+        ("finish", "checkpoint"),
     }  # fmt: skip

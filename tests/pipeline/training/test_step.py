@@ -131,7 +131,7 @@ def test_noise_and_warm_up_of_a_step_are_those_of_the_number_that_it_reports() -
     assert report.step == 1
     assert report.beta == 0.25
     for name, found in report.terms.items():
-        assert found == pytest.approx(float(getattr(terms, name).mean()), rel=1e-9), name
+        assert found == pytest.approx(float(getattr(terms, name).detach().mean()), rel=1e-9), name
 
 
 def test_exact_sums_of_micro_batches_that_a_ranks_slots_do_not_fill_are_refused() -> None:
