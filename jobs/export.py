@@ -6,10 +6,10 @@ from pipeline.config import ExportConfig
 
 def main(config: ExportConfig) -> Outcome:
     """One tar per shard; the same snapshot gives the same bytes."""
+    from pipeline.exchange.store_export import export_store
     from pipeline.latents import LatentStore
-    from pipeline.latents.export import export_store
 
-    store = LatentStore.open(config.store)
+    store = LatentStore.open(config.store, size=config.size)
     shards = export_store(store, config.output, config.format)
     return Outcome(
         {"shards": shards, "samples": len(store), "output": config.output},

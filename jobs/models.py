@@ -1,4 +1,4 @@
-"""The registry: list, register, promote and roll back models; show where one came from."""
+"""The registry: list, register, export, promote, roll back models; show where one came from."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +9,7 @@ from pipeline.config import ModelsConfig
 
 if TYPE_CHECKING:
     from pipeline.registry.catalogue import Model
+    from pipeline.registry.exchange import Exported
 
 
 def main(config: ModelsConfig) -> Outcome:
@@ -20,6 +21,10 @@ def main(config: ModelsConfig) -> Outcome:
     if config.lineage is not None:
         found = asdict(lineage(config.lineage))
         return Outcome(found, summary=[f"{name:<24}{value}" for name, value in found.items()])
+    if config.export is not None:
+        from pipeline.registry.exchange import export_model
+
+        return _exported(export_model(str(config.model), str(config.output), config.allow_custom))
     if config.register is not None:
         result["registered"] = register_folder(
             config.register, config.model, config.allow_custom
@@ -37,6 +42,16 @@ def main(config: ModelsConfig) -> Outcome:
     return Outcome(
         {**result, "models": [asdict(model) for model in models]}, summary=_table(models)
     )
+
+
+def _exported(found: "Exported") -> Outcome:
+    said = ", ".join(f"{name} {value}" for name, value in found.scale.items() if value is not None)
+    lines = [f"{found.output}: the model {found.digest[:12]} as a diffusers AutoencoderKL."]
+    lines += [f"Its latents: {said}."] if said else [
+        "Its latents' scale is not known, so its scaling_factor is 1. A store of its latents knows "
+        "their deviation (LatentStore.std)."
+    ]  # fmt: skip
+    return Outcome(asdict(found), summary=lines)
 
 
 def _table(models: Sequence["Model"]) -> list[str]:

@@ -1,9 +1,10 @@
 """List a latent store's snapshots; find and remove what none of them names."""
 
-from typing import Any
+from dataclasses import asdict
 
 from jobs.command import Outcome, run_job
 from pipeline.config import StoresConfig
+from pipeline.json_value import Json
 
 
 def main(config: StoresConfig) -> Outcome:
@@ -13,18 +14,18 @@ def main(config: StoresConfig) -> Outcome:
 
     url = storage.absolute(config.store)
     rows = describe(url)
-    result: dict[str, Any] = {"stores": rows}
+    result: Json = {"stores": [asdict(row) for row in rows]}
     lines = [
-        f"{'*' if row['current'] else ' '} {row['snapshot']}: {row['samples']} latents, "
-        f"{row['failed']} failed, {row['bytes'] / 2**20:.1f} MiB"
+        f"{'*' if row.current else ' '} {row.snapshot}: {row.samples} latents, "
+        f"{row.failed} failed, {row.bytes / 2**20:.1f} MiB"
         for row in rows
     ]
     if config.keys:
         from pipeline.data.keys import path_of
         from pipeline.latents import LatentStore
 
-        keys = list(LatentStore.open(url).keys())
-        result["keys"] = keys
+        keys = list(dict.fromkeys(LatentStore.open_all(url).keys()))
+        result = {**result, "keys": keys}
         lines += [f"  {key}  {path_of(key)}" for key in keys]
     if config.gc:
         collect = remove_garbage if config.delete else find_garbage
@@ -35,7 +36,8 @@ def main(config: StoresConfig) -> Outcome:
             f"identity {identity}: left alone, an encoding of it has begun and not ended"
             for identity in garbage.busy
         ]
-        result |= {
+        result = {
+            **result,
             "garbage": list(garbage.files),
             "garbage_bytes": garbage.bytes,
             "busy": list(garbage.busy),

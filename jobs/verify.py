@@ -1,15 +1,14 @@
 """Prove a dataset or a latent store whole, or say what is wrong and how to mend it."""
 
-from typing import Any
-
 from jobs.command import Outcome, run_job
 from pipeline.config.verify import PROVED_BATCH, PROVED_WORLDS, VerifyConfig
 from pipeline.data.keys import path_of
+from pipeline.json_value import Json
 
 
 def main(config: VerifyConfig) -> Outcome:
     """Reads everything once; problems go to stdout and make the exit code 1."""
-    more: dict[str, Any] = {}
+    more: Json = {}
     if config.dataset is not None:
         from pipeline.data import Dataset
         from pipeline.packing.verify_dataset import prove_order, verify_dataset
@@ -33,7 +32,7 @@ def main(config: VerifyConfig) -> Outcome:
     summary = problems or [f"{url}: whole."]
     if config.keys:
         keys = _keys(config)
-        more["keys"] = keys
+        more = {**more, "keys": keys}
         summary = [*summary, *(f"  {key}  {path_of(key)}" for key in keys)]
     return Outcome(
         {"ok": not problems, "problems": problems, **more}, 1 if problems else 0, summary
@@ -44,7 +43,7 @@ def _keys(config: VerifyConfig) -> list[str]:
     if config.store is not None:
         from pipeline.latents import LatentStore
 
-        return list(LatentStore.open(config.store).keys())
+        return list(dict.fromkeys(LatentStore.open_all(config.store).keys()))
     from pipeline.data import Dataset
 
     assert config.dataset is not None, "the config demands one of both"

@@ -105,7 +105,7 @@ def test_dictionaries_of_anything_grow_fewer() -> None:
         for node in ast.walk(tree_of(path))
         if is_loose(node)
     ]
-    assert len(found) <= 53, found
+    assert len(found) <= 1, found
 
 
 def is_loose(node: ast.AST) -> bool:

@@ -59,7 +59,7 @@ class Decoded:
 
 def run_decoding(config: DecodeConfig) -> Decoded:
     """Decodes to PNG files below the output."""
-    store = LatentStore.open(config.store)
+    store = LatentStore.open(config.store, size=config.size)
     vae = model_of(store, config)
     count, latents = _chosen(store, config)
     output = storage.absolute(config.output)
@@ -82,7 +82,7 @@ def run_decoding(config: DecodeConfig) -> Decoded:
 def run_sample(config: VerifyConfig) -> Reencoded:
     """`jobs.verify --store --sample N`: N random images encoded again and compared."""
     assert config.store is not None, "the config demands it"
-    store = LatentStore.open(config.store)
+    store = LatentStore.open_all(config.store)
     data = _pointer(store).data
     if storage.protocol(data) not in ("file", "s3"):
         raise ConfigError(
@@ -159,6 +159,11 @@ def _chosen(store: LatentStore, config: DecodeConfig) -> tuple[int, Iterator[Nam
     """How many images there will be, and their latents."""
     if config.interpolate is not None:
         start, goal = (_by_key(store, key).latent for key in config.interpolate)
+        if start.shape != goal.shape:
+            raise ConfigError(
+                f"--interpolate: the two latents are of the shapes {tuple(start.shape)} and "
+                f"{tuple(goal.shape)}. Name two images of one shape."
+            )
         walk = [start + (goal - start) * step for step in torch.linspace(0, 1, config.steps)]
         return len(walk), (Named(f"step-{n:03d}", latent) for n, latent in enumerate(walk))
     if config.keys:
@@ -181,6 +186,11 @@ def _chosen(store: LatentStore, config: DecodeConfig) -> tuple[int, Iterator[Nam
 
 def _direction(store: LatentStore, config: DecodeConfig) -> tuple[Tensor, Tensor]:
     """A direction [Z, h, w] and how far to go along it, from the store's own means."""
+    if len(store.shapes) > 1:
+        raise ConfigError(
+            f"--edit, --axis: {store.url} has latents of {len(store.shapes)} shapes, which have no "
+            "direction in common. Encode in squares: `--image-size`."
+        )
     every = range(0, len(store), -(-len(store) // _MEASURED))
     measured = [store[number] for number in every]
     means = torch.stack([_tensor(latent.tensors[_primary(store)]) for latent in measured])
@@ -227,9 +237,21 @@ def _tensor(values: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def _together(latents: Iterable[Named], size: int) -> Iterator[list[Named]]:
+    """At most `size` at a time, all of one shape."""
+    batch: list[Named] = []
+    for one in latents:
+        if batch and (len(batch) == size or one.latent.shape != batch[0].latent.shape):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
 def _decode(vae: VAE, latents: Iterable[Named], size: int) -> Iterator[tuple[str, Pixels]]:
-    device, waiting = next(vae.parameters()).device, iter(latents)
-    while batch := list(islice(waiting, size)):
+    device = next(vae.parameters()).device
+    for batch in _together(latents, size):
         with torch.inference_mode():
             decoded = vae.decode(torch.stack([one.latent for one in batch]).to(device))
         pixels = (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -5,19 +5,19 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from pipeline import storage
 from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
-from pipeline.commands.encode_cost import probe
+from pipeline.commands.encode_cost import EncodingCost, probe
+from pipeline.commands.encode_identity import identity_of
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
-from pipeline.data.preprocess import preprocess_digest
 from pipeline.encoding.driver import (
     DriveReport,
     EncodePlan,
@@ -26,29 +26,29 @@ from pipeline.encoding.driver import (
     drive,
     drop_orphans,
     finish,
-    finished_pointer,
+    is_finished,
     plan_encoding,
     publish,
 )
 from pipeline.encoding.report import reconstruct, report_folder, report_of, to_markdown
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.exchange.model_folder import is_model_folder
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
-from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.latents.identity import Identity
 from pipeline.latents.marks import begin, end
 from pipeline.latents.receipt import ATTEMPTS, Receipt
-from pipeline.latents.snapshot import Pointer, read_pointer
+from pipeline.latents.snapshot import LostShard, Pointer, read_pointer, read_snapshot
 from pipeline.latents.store import LatentStore
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
-from pipeline.registry.models import SCHEME, load_model, resolve
+from pipeline.registry.models import SCHEME, RegisteredModel, load_model, resolve
 from pipeline.registry.named_models import DEFAULT_RUNS, nothing_called
-from pipeline.tracking.encoding_metrics import EncodingMetrics, told_outcome
+from pipeline.tracking.encoding_metrics import EncodingEnd, EncodingMetrics, tell_outcome
 from pipeline.vae import VAE
-from pipeline.vae.bundle import RECEIPT
 
 logger = logging.getLogger(__name__)
 
@@ -56,37 +56,87 @@ _REPORT_IMAGES = 16
 """Images that the report decodes again: a sheet that one sees at a glance."""
 
 
-def run_encoding(config: EncodeConfig) -> dict[str, Any]:
-    """Encodes what has no receipt yet and publishes the snapshot; returns the job's result."""
-    store = storage.absolute(config.output)
+@dataclass(frozen=True)
+class Encoded:
+    """What a store holds after an encoding; `encoded` counts the source images of this one."""
+
+    store: str
+    samples: int
+    failed: int
+    filtered: int
+    shards: int
+    encoded: int
+    images_per_second: float
+    retries: int
+    identity: str
+    snapshot: str
+    complete: bool
+    lost: tuple[tuple[str, str], ...] = ()
+    """Shards that are not in it, each with the reason."""
+    lost_samples: int = 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an encoding begins with."""
+
+    dataset: Dataset
+    registered: RegisteredModel | None
+    model: str
+    vae: VAE
+    identity: Identity
+    pointer: Pointer | None
+    """The store's, before."""
+
+
+def run_encoding(config: EncodeConfig) -> Encoded:
+    """Encodes what has no receipt yet and publishes the snapshot."""
+    store, started = storage.absolute(config.output), time.time()
     storage.refuse_file_above(store, "--output")
-    if config.dry_run:
-        return _run_encoding(config, store)
-    with told_outcome(store, config.tracking) as result:
-        result |= _run_encoding(config, store)
+    try:
+        result = _run_encoding(config, store)
+    except PipelineError:
+        tell_outcome(store, config.tracking, started, None)
+        raise
+    end = EncodingEnd(result.complete, result.encoded, result.failed, len(result.lost))
+    tell_outcome(store, config.tracking, started, end)
     return result
 
 
-def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
+def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
+    """What `run_encoding` would cost; nothing is written."""
+    store = storage.absolute(config.output)
+    storage.refuse_file_above(store, "--output")
+    asked = _asked(config, store)
+    if not config.replace_model:
+        refuse_another_model(store, asked)
+    plan = plan_encoding(store, asked.dataset, asked.identity, config.limit)
+    lanes = _window(config)
+    return probe(config, asked.vae, asked.dataset, identity=asked.identity, plan=plan, lanes=lanes)
+
+
+def _asked(config: EncodeConfig, store: str) -> _Asked:
     dataset = Dataset.open(config.data, None, config.shards_below)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
-    if registered is None and not storage.exists(storage.join(model, RECEIPT)):
+    if registered is None and not is_model_folder(model):
         raise nothing_called(model, DEFAULT_RUNS, "--model")
-    vae = load_model(model, config.allow_custom).eval()
-    identity = identity_of(vae, config, dataset)
-    pointer = None if config.dry_run else finished_pointer(store, dataset.digest, identity.digest)
-    if pointer is not None:
+    vae = _on_device(load_model(model, config.allow_custom).eval())
+    pointer = read_pointer(store)
+    identity = identity_of(vae, config, dataset, pointer)
+    return _Asked(dataset, registered, model, vae, identity=identity, pointer=pointer)
+
+
+def _run_encoding(config: EncodeConfig, store: str) -> Encoded:
+    asked = _asked(config, store)
+    dataset, identity, vae = asked.dataset, asked.identity, asked.vae
+    pointer = asked.pointer
+    if pointer is not None and is_finished(store, pointer, dataset.digest, identity.digest):
         logger.info("%s holds all of %s already", store, dataset.url)
-        return _result(store, pointer, DriveReport())
+        return _result(store, pointer, DriveReport(), ())
     if not config.replace_model:
-        refuse_another_model(store, identity.model_digest, model)
-    if config.dry_run:
-        plan = plan_encoding(store, dataset, identity, config.limit)
-        return probe(
-            config, _on_device(vae), dataset, identity=identity, plan=plan, lanes=_window(config)
-        )
+        refuse_another_model(store, asked)
     mark = begin(store, identity.digest, dataset.digest)
     plan = plan_encoding(store, dataset, identity, config.limit)
     drop_orphans(store, identity.digest, plan)
@@ -100,61 +150,31 @@ def _run_encoding(config: EncodeConfig, store: str) -> dict[str, Any]:
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
     _report(vae, dataset, LatentStore(store, snapshot))
-    pointer = publish(store, snapshot, data=dataset.url, model=model)
+    pointer = publish(store, snapshot, data=dataset.url, model=asked.model)
     end(mark, whole=snapshot.complete)
-    if registered:
-        note_store(registered, store)
+    if asked.registered:
+        note_store(asked.registered, store)
     if plan.todo:
         _keep_attempt(store, identity, report)
-    return _result(store, pointer, report) | {
-        "failed": sum(len(shard.failed) for shard in snapshot.shards),
-        "lost": [[shard.shard, shard.reason] for shard in snapshot.lost],
-        "lost_samples": sum(shard.samples for shard in snapshot.lost),
-    }
+    return _result(store, pointer, report, snapshot.lost)
 
 
-def refuse_another_model(store: str, digest: str, model: str) -> None:
+def refuse_another_model(store: str, asked: _Asked) -> None:
     """Raises `ConfigError` where the store's current snapshot is of another model.
 
     Whoever reads the store would get other latents under the same keys, and nothing would say so.
     """
-    pointer = read_pointer(store)
+    pointer, digest = asked.pointer, asked.identity.model_digest
     if pointer is None:
         return
-    present = LatentStore.open(store).model_digest
+    present = read_snapshot(store, pointer.snapshot, pointer.sha256).identity.model_digest
     if present != digest:
         raise ConfigError(
             f"{storage.shown(store)}: its current snapshot is of the model {pointer.model} (digest "
-            f"{present[:12]}), and {model} is another one (digest {digest[:12]}). Nothing was "
-            "changed. Give another `--output URL`, or `--replace-model` to make the store this "
+            f"{present[:12]}), and {asked.model} is another one (digest {digest[:12]}). Nothing "
+            "was changed. Give another `--output URL`, or `--replace-model` to make the store this "
             "model's; the older snapshot stays until jobs.stores with --gc."
         )
-
-
-def identity_of(vae: VAE, config: EncodeConfig, dataset: Dataset) -> Identity:
-    """What the store's bytes depend on."""
-    if vae.model_config.posterior == "full" and config.content == "moments":
-        raise ConfigError(
-            f"{config.model}: its posterior has a full covariance, of which moments keep only the "
-            "variances. Encode with `--content mean` or `--content sample`."
-        )
-    precision = config.precision
-    if precision == "auto":
-        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-        precision = "bf16" if fast else "fp32"
-    options = EncodeOptions(
-        precision=precision,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        content=config.content,
-        seed=config.seed,
-        flip=config.flip,
-        columns=config.columns,
-        kinds=tuple(dataset.column_kinds(config.columns).values()),
-    )
-    # As images are read: from the centre, also where the model's training cropped at random.
-    seen = preprocess_digest(vae.preprocess.held_out())
-    return Identity(str(vae.digest), seen, vae.latent_shape, options)
 
 
 def _encode(
@@ -165,7 +185,11 @@ def _encode(
     store: str,
     plan: EncodePlan,
 ) -> DriveReport:
-    make = partial(_encoder, vae, dataset, identity, store=store, threads=max(1, int(config.cores)))
+    # Actors get it from the CPU: they may have a GPU where this process has none, or the reverse.
+    shipped = vae if config.actors == 0 else vae.to("cpu")
+    make = partial(
+        _encoder, shipped, dataset, identity, store=store, threads=max(1, int(config.cores))
+    )
     window = _window(config)
     # A worker that dies has more often met a lost node than a bad shard: 10 deaths for 3 tries.
     deaths = 3 * config.attempts + 1
@@ -249,7 +273,7 @@ def _report(vae: VAE, dataset: Dataset, store: LatentStore) -> None:
         shown = reconstruct(_on_device(vae), dataset, store, _REPORT_IMAGES)
     report = report_of(store.snapshot, shown)
     files = {
-        "report.json": storage.canonical_json(report),
+        "report.json": storage.canonical_json(asdict(report)),
         "report.md": to_markdown(report).encode(),
     }
     if shown is not None:
@@ -279,18 +303,22 @@ def _keep_attempt(store: str, identity: Identity, report: DriveReport) -> None:
     storage.publish(url, storage.canonical_json(record))
 
 
-def _result(store: str, pointer: Pointer, report: DriveReport) -> dict[str, Any]:
-    return {
-        "store": store,
-        "samples": pointer.samples,
-        "failed": pointer.failed,
-        "shards": pointer.shards,
-        "encoded": report.images,
-        "images_per_second": round(report.images / report.seconds, 1) if report.seconds else 0.0,
-        "retries": report.retries,
-        "identity": pointer.identity,
-        "snapshot": pointer.snapshot,
-        "complete": pointer.complete,
-        "lost": [],
-        "lost_samples": 0,
-    }
+def _result(
+    store: str, pointer: Pointer, report: DriveReport, lost: Sequence[LostShard]
+) -> Encoded:
+    lost_samples = sum(shard.samples for shard in lost)
+    return Encoded(
+        store=store,
+        samples=pointer.samples,
+        failed=pointer.failed - lost_samples,
+        filtered=pointer.filtered,
+        shards=pointer.shards,
+        encoded=report.images,
+        images_per_second=round(report.images / report.seconds, 1) if report.seconds else 0.0,
+        retries=report.retries,
+        identity=pointer.identity,
+        snapshot=pointer.snapshot,
+        complete=pointer.complete,
+        lost=tuple((shard.shard, shard.reason) for shard in lost),
+        lost_samples=lost_samples,
+    )

@@ -3,21 +3,38 @@
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import EncodeConfig
-from pipeline.data import Dataset, read_shard
-from pipeline.encoding.batch import encode_batch
+from pipeline.data import Dataset
+from pipeline.encoding.cutting import Place, latent_shape_of
 from pipeline.encoding.determinism import exact_numerics
 from pipeline.encoding.driver import EncodePlan
+from pipeline.encoding.shard import PartWriter
+from pipeline.encoding.shard_batches import shard_batches
 from pipeline.latents.identity import Identity
-from pipeline.latents.latent_file import LatentFileWriter
 from pipeline.vae import VAE
 
 PROBE_SECONDS = 30.0
 """The first batches fill caches and compile kernels: seconds of them; this outweighs that."""
+
+
+@dataclass(frozen=True)
+class EncodingCost:
+    """What is left to encode and what it would take; rates are of a short probe, 0 without one."""
+
+    images: int
+    shards: int
+    source_bytes: int
+    identity: str
+    actors: int
+    store_bytes: int = 0
+    images_per_second: float = 0.0
+    hours: float = 0.0
+    gpu_hours: float = 0.0
+    dry_run: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,67 +50,67 @@ def probe(
     identity: Identity,
     plan: EncodePlan,
     lanes: int,
-) -> dict[str, Any]:
+) -> EncodingCost:
     """Encodes `lanes` shards at a time for `PROBE_SECONDS`; nothing is written to the store.
 
     The rate is this process's; `hours` assumes that every actor has cores or a GPU like it.
     """
     images = sum(dataset.shards[number].samples for number in plan.todo)
-    result: dict[str, Any] = {
-        "dry_run": True,
-        "images": images,
-        "shards": len(plan.todo),
-        "source_bytes": sum(dataset.shards[number].bytes for number in plan.todo),
-        "identity": identity.digest,
-        "actors": config.actors,
-    }
+    cost = EncodingCost(
+        images=images,
+        shards=len(plan.todo),
+        source_bytes=sum(dataset.shards[number].bytes for number in plan.todo),
+        identity=identity.digest,
+        actors=config.actors,
+    )
     if not plan.todo:
-        return result | {"store_bytes": 0, "images_per_second": 0.0, "hours": 0.0, "gpu_hours": 0.0}
+        return cost
     started = time.monotonic()
     deadline = started + PROBE_SECONDS
     with tempfile.TemporaryDirectory(prefix="probe-") as folder, ThreadPoolExecutor(lanes) as pool:
 
         def lane(number: int) -> _Probed:
-            path = Path(folder) / str(number)
             return _encode_until(
-                config, vae, dataset, identity=identity, number=number, path=path, deadline=deadline
-            )
+                vae, dataset, identity, number,
+                threads=max(1, int(config.cores)), folder=Path(folder), deadline=deadline,
+            )  # fmt: skip
 
         probed = list(pool.map(lane, plan.todo[:lanes]))
     done = max(1, sum(each.images for each in probed))
     rate = done / (time.monotonic() - started)
     hours = images / (rate * max(1, config.actors)) / 3600
     on_gpu = next(vae.parameters()).is_cuda
-    return result | {
-        "store_bytes": round(sum(each.bytes for each in probed) / done * images),
-        "images_per_second": round(rate, 1),
-        "hours": round(hours, 4),
-        "gpu_hours": round(hours * max(1, config.actors), 4) if on_gpu else 0.0,
-    }
+    return replace(
+        cost,
+        store_bytes=round(sum(each.bytes for each in probed) / done * images),
+        images_per_second=round(rate, 1),
+        hours=round(hours, 4),
+        gpu_hours=round(hours * max(1, config.actors), 4) if on_gpu else 0.0,
+    )
 
 
 def _encode_until(
-    config: EncodeConfig,
     vae: VAE,
     dataset: Dataset,
     identity: Identity,
     number: int,
-    path: Path,
+    *,
+    threads: int,
+    folder: Path,
     deadline: float,
 ) -> _Probed:
-    options, images = identity.options, 0
-    batches = read_shard(
-        dataset, dataset.shards[number], vae.preprocess, batch_size=options.batch_size,
-        columns=options.columns, threads=max(1, int(config.cores)),
-    )  # fmt: skip
-    with LatentFileWriter(path, identity) as writer, exact_numerics():
-        for batch in batches:
-            count = sum(key != "" for key in batch.keys)
-            encoded = encode_batch(vae, batch.images, batch.keys, batch.valid.numpy(), options)
-            tensors = {name: value[:count] for name, value in encoded.tensors.items()}
-            columns = {name: values[:count] for name, values in batch.columns.items()}
-            writer.write(batch.keys[:count], range(count), tensors, columns)
-            images += count
+    images = 0  # passed, also those that --where leaves out
+    writers: dict[Place, PartWriter] = {}
+    shard = dataset.shards[number]
+    with ExitStack() as open_, exact_numerics():
+        for batch in shard_batches(vae, dataset, shard, identity.options, threads):
+            if batch.place not in writers:
+                path = folder / f"{number}-{len(writers)}"
+                shape = latent_shape_of(vae, batch.place.shape)
+                writer = PartWriter(path, identity, batch.place, shape)
+                writers[batch.place] = open_.enter_context(writer)
+            writers[batch.place].write(batch)
+            images = max(images, batch.samples[-1].position + 1)
             if time.monotonic() >= deadline:
                 break
-    return _Probed(images, path.stat().st_size)
+    return _Probed(images, sum(writer.path.stat().st_size for writer in writers.values()))

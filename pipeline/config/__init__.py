@@ -13,16 +13,15 @@ from pipeline.config.explain import ExplainConfig
 from pipeline.config.export import ExportConfig
 from pipeline.config.index import IndexConfig
 from pipeline.config.models import ModelsConfig
+from pipeline.config.network import Likelihood, ModelConfig
 from pipeline.config.optimisation import ObjectiveConfig, OptimizerConfig
 from pipeline.config.pack import PackConfig
 from pipeline.config.pull import PullConfig
 from pipeline.config.sections import (
     Crop,
     EncodingTrackingConfig,
-    Likelihood,
     LoaderConfig,
     MetricsConfig,
-    ModelConfig,
     PreprocessConfig,
     Resize,
     Section,

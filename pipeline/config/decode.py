@@ -4,7 +4,15 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import A_STORE, LIMIT, MODEL_OF_STORE, AllowCustom, Section, Url
+from pipeline.config.sections import (
+    A_STORE,
+    LIMIT,
+    MODEL_OF_STORE,
+    SIZE,
+    AllowCustom,
+    Section,
+    Url,
+)
 
 
 class DecodeConfig(Section):
@@ -12,6 +20,7 @@ class DecodeConfig(Section):
 
     store: Url = Field(description=A_STORE)
     output: Url = Field(description="Where the PNG images go.")
+    size: int | None = Field(None, gt=0, description=SIZE)
     model: str | None = Field(None, description=MODEL_OF_STORE)
     keys: tuple[str, ...] = Field((), description="Samples to decode; none: all, up to --limit.")
     interpolate: tuple[str, str] | None = Field(

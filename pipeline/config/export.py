@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.sections import A_NEW_FOLDER, A_STORE, Section, Url
+from pipeline.config.sections import A_NEW_FOLDER, A_STORE, SIZE, Section, Url
 
 
 class ExportConfig(Section):
@@ -12,4 +12,5 @@ class ExportConfig(Section):
 
     store: Url = Field(description=A_STORE)
     output: Url = Field(description=A_NEW_FOLDER)
+    size: int | None = Field(None, gt=0, description=SIZE)
     format: Literal["npy", "safetensors"] = Field("npy", description="How tensors are stored.")

@@ -1,7 +1,6 @@
-"""Groups of knobs that several jobs share: preprocessing, model, loader, tracking."""
+"""Groups of knobs that several jobs share: preprocessing, loader, tracking."""
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -51,16 +50,6 @@ Url = Annotated[str, Field(min_length=1)]
 Crop = Literal["center", "random", "pad", "stretch"]
 Resize = Literal["bilinear", "bicubic"]
 Tail = Literal["pad", "drop", "wrap"]
-Likelihood = Literal[
-    "bernoulli",
-    "continuous_bernoulli",
-    "gaussian",
-    "gaussian_fixed",
-    "gaussian_per_pixel",
-    "laplace",
-    "logistic",
-    "logistic_mixture",
-]
 AllowCustom = Annotated[
     tuple[str, ...],
     Field(
@@ -68,18 +57,6 @@ AllowCustom = Annotated[
         "no other is imported, whatever a bundle says."
     ),
 ]
-STARTING_SIGMA = {"gaussian": 0.25, "gaussian_fixed": 0.1, "laplace": 0.25}
-"""Where the one scale of each likelihood that has one starts, or stays; 1 is the whole range.
-
-0.25 is the deviation of CIFAR-10's pixels: what a decoder needs that knows the mean alone."""
-NUM_MIXTURES = {"logistic_mixture": 5}
-"""Components per pixel of each likelihood that mixes."""
-
-
-def _listed(defaults: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in defaults.items())
-
-
 ShardsBelow = Annotated[
     tuple[Url, ...],
     Field(
@@ -94,6 +71,7 @@ A_DATASET = "A dataset, as jobs.pack or jobs.index made it."
 A_STORE = "A latent store."
 A_RUN = "A run's name below --storage."
 MODEL_OF_STORE = "Where the store's model is; None: where it was when it encoded."
+SIZE = "Which images' size, of a store that has several; None: its only one."
 LIMIT = "Only the first images, this many (jobs.encode: whole shards); None: all."
 DRY_RUN = "Say images, bytes and time, from a short probe; write nothing."
 REFUSED = "Largest share of refused images that exits with 0; beyond it 3. 1: always 0."
@@ -143,108 +121,6 @@ class MeasurementConfig(RunsConfig):
     seed: int = Field(0, ge=0, description="Seed of the noise.")
 
 
-class ModelConfig(Section):
-    """The network, its likelihood and its posterior."""
-
-    kind: Literal["linear", "mlp", "conv", "autoencoder_kl", "custom"] = Field(
-        "conv", description="The network's family."
-    )
-    latent_channels: int | None = Field(
-        None,
-        gt=0,
-        description="Z of the latent [Z, h, w]; None: linear 8, mlp 50, conv 32, autoencoder_kl "
-        "3, 4, 16, 64 for factor 4, 8, 16, 32.",
-    )
-    factor: Literal[4, 8, 16, 32] | None = Field(
-        None, description="autoencoder_kl: pixels per latent in each direction; None: 8."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="autoencoder_kl: compute again instead of keeping activations."
-    )
-    custom: str | None = Field(
-        None,
-        description="custom: your own torch module, as MODULE:CLASS, built with (shape, model). It "
-        "has latent_shape (Z, h, w), encode(images) to [B, 2Z, h, w] and decode(latents) to "
-        "[B, shape.num_parameters, S, S]: docs/extend.md.",
-    )
-    latent_size: int | None = Field(
-        None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."
-    )
-    width: int | None = Field(
-        None,
-        gt=0,
-        description="First level's channels (None: conv 32, autoencoder_kl 128); mlp: units (200).",
-    )
-    likelihood: Likelihood = Field(
-        "gaussian",
-        description="p(x|z), in nats of the uint8 image (bernoulli: of the binarised one).",
-    )
-    sigma: float | None = Field(
-        None,
-        ge=1 / 256,
-        le=1,
-        description="The one scale of all pixels, 1 is the whole range: where a learned one "
-        f"starts or a fixed one stays; None: {_listed(STARTING_SIGMA)}.",
-    )
-    mixtures: int | None = Field(
-        None, gt=0, description=f"Components per pixel; None: {_listed(NUM_MIXTURES)}."
-    )
-    posterior: Literal["diagonal", "full"] = Field(
-        "diagonal", description="Covariance of q(z|x); full: linear and mlp only."
-    )
-
-    @property
-    def starting_sigma(self) -> float:
-        """`sigma`, or its default for a likelihood that has one."""
-        return STARTING_SIGMA[self.likelihood] if self.sigma is None else self.sigma
-
-    @property
-    def num_mixtures(self) -> int:
-        """`mixtures`, or its default for a likelihood that mixes."""
-        return NUM_MIXTURES[self.likelihood] if self.mixtures is None else self.mixtures
-
-    @property
-    def own_classes(self) -> tuple[str, ...]:
-        """The classes that whoever wrote this config named, and so allows to be imported."""
-        return () if self.custom is None else (self.custom,)
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if self.posterior == "full" and self.kind not in ("linear", "mlp"):
-            raise ValueError(
-                f"posterior full is for linear and mlp, not for {self.kind}: give `--model.kind "
-                "mlp`, or leave `--model.posterior` out"
-            )
-        for name, kinds in _KINDS_OF_KNOBS.items():
-            if getattr(self, name) and self.kind not in kinds:
-                raise ValueError(
-                    f"{name} is for {' and '.join(kinds)}, not for {self.kind}: give "
-                    f"`--model.kind {kinds[0]}`, or leave `--model.{name.replace('_', '-')}` out"
-                )
-        if self.kind == "custom" and self.custom is None:
-            raise ValueError(
-                "kind custom is a class of your own (docs/extend.md): give `--model.custom "
-                "MODULE:CLASS`"
-            )
-        for knob, known in (("sigma", [*STARTING_SIGMA]), ("mixtures", [*NUM_MIXTURES])):
-            if getattr(self, knob) is not None and self.likelihood not in known:
-                raise ValueError(
-                    f"{knob} means nothing for {self.likelihood}, only for {', '.join(known)}: "
-                    f"leave `--model.{knob}` out"
-                )
-        return self
-
-
-_KINDS_OF_KNOBS = {
-    "width": ("mlp", "conv", "autoencoder_kl", "custom"),
-    "latent_size": ("conv", "custom"),
-    "factor": ("autoencoder_kl",),
-    "gradient_checkpointing": ("autoencoder_kl",),
-    "custom": ("custom",),
-}
-"""Knobs of networks that not every kind reads."""
-
-
 class LoaderConfig(Section):
     """Reading and decoding."""
 
@@ -266,9 +142,14 @@ class LoaderConfig(Section):
     )
 
 
-def _registrable(text: str) -> str:
+_NAME_AND_ALIAS = r"^[^@/:\s]+(@[^@/:\s]+)?$"
+
+
+def registrable(text: str) -> str:
     """MLflow refuses other names and aliases, but only when training is over."""
     name, at, alias = text.partition("@")
+    if re.fullmatch(_NAME_AND_ALIAS, text) is None:
+        raise ValueError("give NAME or NAME@ALIAS, without spaces, / and :")
     if name in (".", "..") or (at and not re.fullmatch(r"[\w-]{1,255}", alias)):
         raise ValueError(
             "an alias holds letters, digits, _ and - alone, and a name is not . or .., as MLflow "
@@ -279,9 +160,7 @@ def _registrable(text: str) -> str:
     return text
 
 
-ModelAlias = Annotated[
-    str, Field(pattern=r"^[^@/:\s]+(@[^@/:\s]+)?$"), AfterValidator(_registrable)
-]
+ModelAlias = Annotated[str, Field(pattern=_NAME_AND_ALIAS), AfterValidator(registrable)]
 """A name in MLflow's model registry, and an alias that is to move: NAME or NAME@ALIAS."""
 
 

@@ -5,13 +5,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config.network import ModelConfig
 from pipeline.config.optimisation import ObjectiveConfig, OptimizerConfig
 from pipeline.config.sections import (
     A_DATASET,
     DRY_RUN,
     PRECISION,
     LoaderConfig,
-    ModelConfig,
     PreprocessConfig,
     RunsConfig,
     ShardsBelow,

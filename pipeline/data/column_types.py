@@ -49,6 +49,38 @@ def merged(one: str, other: str) -> str:
     return "json"
 
 
+def is_kind(text: str) -> bool:
+    """Whether a text names a kind."""
+    found = _LIST.fullmatch(text)
+    if found is not None:
+        return is_kind(found[1])
+    return text in ("int64", "double", "bool", "string", "json")
+
+
+def kept_kind(kind: str) -> str:
+    """The kind in which a store keeps a column of this one: texts in a list may be more or fewer.
+
+    Numbers in a list stay as many: that is what an embedding is.
+    """
+    found = _LIST.fullmatch(kind)
+    if found is None:
+        return kind
+    inner = kept_kind(found[1])
+    is_numbers = inner in ("int64", "double")
+    return f"list<{inner}>" + (f"[{found[2]}]" if found[2] and is_numbers else "")
+
+
+def holds(kind: str, other: str) -> bool:
+    """Whether a column of `kind` can hold what one of the kind `other` has."""
+    return kind in ("json", "string", "") or merged(kind, other) == kind
+
+
+def vector_size(kind: str) -> int | None:
+    """Numbers in each value of a column of real vectors; None for any other kind."""
+    found = _LIST.fullmatch(kind)
+    return int(found[2]) if found is not None and found[1] == "double" and found[2] else None
+
+
 def note_columns(kinds: dict[str, str], values: Json) -> None:
     """Widens `kinds` to hold the columns of one more sample."""
     for name, value in values.items():

@@ -137,6 +137,13 @@ def slots_of(rank: int, world_size: int, batch_size: int) -> range:
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
+def shuffled(count: int, seed: int, epoch: int) -> Ids:
+    """The numbers from 0 to `count` - 1 in an order of this epoch."""
+    numbers = np.arange(count, dtype=np.int64)
+    counts, tags = np.full_like(numbers, max(count, 1)), np.zeros_like(numbers)
+    return permute(numbers, counts, _keys(seed, epoch, 2), tags)
+
+
 def permute(
     values: Ids, counts: Ids, keys: npt.NDArray[np.uint64], tags: Ids, *, inverse: bool = False
 ) -> Ids:

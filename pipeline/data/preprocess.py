@@ -74,35 +74,46 @@ def preprocess_into(
     out: Tensor, data: bytes, preprocess: PreprocessConfig, *, flip: bool = False, draw: int = 0
 ) -> None:
     """Writes the pixels into `out`, uint8 [C, S, S]."""
-    size, crop = preprocess.image_size, preprocess.crop
     with decoded_image(
         data,
         channels=preprocess.channels,
-        shrink_to=size,
-        side="long" if crop == "pad" else "short",
+        shrink_to=preprocess.image_size,
+        side="long" if preprocess.crop == "pad" else "short",
     ) as pixels:
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        height, width = image.shape[1:]
-        if crop in ("center", "random"):
-            side = min(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
-            if crop == "random":
-                top = draw % (height - side + 1)
-                left = (draw >> 20) % (width - side + 1)
-            image = image[:, top : top + side, left : left + side]
-            image = _resize(image, size, size, preprocess.resize)
-        elif crop == "stretch":
-            image = _resize(image, size, size, preprocess.resize)
-        else:
-            scale = size / max(height, width)
-            rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-            image = _resize(image, rows, columns, preprocess.resize)
-            top, left = (size - rows) // 2, (size - columns) // 2
-            out.zero_()
-            out = out[:, top : top + rows, left : left + columns]
-        if flip and is_mirrored(draw):
-            image = image.flip(2)
-        out.copy_(image)
+        fit_into(out, pixels, preprocess, flip=flip, draw=draw)
+
+
+def fit_into(
+    out: Tensor, pixels: Pixels, preprocess: PreprocessConfig, *, flip: bool = False, draw: int = 0
+) -> None:
+    """Cuts and resizes decoded pixels [h, w, C] into `out`, uint8 [C, H, W] of any shape."""
+    crop = preprocess.crop
+    image = torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
+    height, width = image.shape[1:]
+    rows, columns = out.shape[1:]
+    if crop in ("center", "random"):
+        tall, wide = covered(height, width, rows, columns)
+        top, left = (height - tall) // 2, (width - wide) // 2
+        if crop == "random":
+            top = draw % (height - tall + 1)
+            left = (draw >> 20) % (width - wide + 1)
+        image = image[:, top : top + tall, left : left + wide]
+    elif crop == "pad":
+        scale = min(rows / height, columns / width)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (out.shape[1] - rows) // 2, (out.shape[2] - columns) // 2
+        out.zero_()
+        out = out[:, top : top + rows, left : left + columns]
+    image = _resize(image, rows, columns, preprocess.resize)
+    if flip and is_mirrored(draw):
+        image = image.flip(2)
+    out.copy_(image)
+
+
+def covered(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+    """Height and width of the largest part of an image that has the proportions rows : columns."""
+    tall = min(height, max(1, round(width * rows / columns)))
+    return tall, min(width, max(1, round(height * columns / rows)))
 
 
 def is_mirrored(draw: int) -> bool:

@@ -3,6 +3,7 @@
 Images are read as they are judged: from the centre, also where training crops at random.
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,39 +35,44 @@ def read_shard(
     The last batch is padded to `batch_size`: a batch's shape changes the last bits of a network's
     output. A bad sample is masked, its reason in `Batch.errors`.
     """
-    reader = _reader_of(dataset, shard, columns)
-    workers = threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as ahead:
-
-        def fetch(index: int) -> list[RawSample]:
-            first = index * batch_size
-            return reader.read_positions(0, first, min(shard.samples, first + batch_size))
-
-        count = -(-shard.samples // batch_size)
-        waiting = ahead.submit(fetch, 0) if count else None
-        for index in range(count):
-            assert waiting is not None, "a fetch is always under way before its batch"
-            samples = waiting.result()
-            if index + 1 < count:
-                waiting = ahead.submit(fetch, index + 1)
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        for index, samples in enumerate(read_samples(dataset, shard, batch_size, columns)):
+            alone = [sample for _, sample in samples]
             yield _decode_all(
-                samples, preprocess, batch_size, index=index, pool=pool, columns=columns
+                alone, preprocess, batch_size, index=index, pool=pool, columns=columns
             )
 
 
-def read_batch(
-    dataset: Dataset,
-    shard: ShardRecord,
-    preprocess: PreprocessConfig,
-    batch_size: int,
-    index: int,
-) -> Batch:
-    """Batch `index` of those that `read_shard` gives, alone."""
-    first = index * batch_size
+def read_samples(
+    dataset: Dataset, shard: ShardRecord, size: int, columns: Sequence[str] = ()
+) -> Iterator[list[tuple[int, RawSample]]]:
+    """Every sample of a shard with its position, `size` at a time; one block is read ahead."""
+    reader = _reader_of(dataset, shard, columns)
+    with ThreadPoolExecutor(1) as ahead:
+
+        def fetch(first: int) -> list[RawSample]:
+            return reader.read_positions(0, first, min(shard.samples, first + size))
+
+        waiting = ahead.submit(fetch, 0) if shard.samples else None
+        for first in range(0, shard.samples, size):
+            assert waiting is not None, "a fetch is always under way before its block"
+            samples = waiting.result()
+            if first + size < shard.samples:
+                waiting = ahead.submit(fetch, first + size)
+            yield list(enumerate(samples, first))
+
+
+def samples_at(
+    dataset: Dataset, shard: ShardRecord, positions: Sequence[int]
+) -> list[tuple[int, RawSample]]:
+    """The samples at these ascending positions of a shard; neighbours come by one read."""
     reader = _reader_of(dataset, shard, ())
-    samples = reader.read_positions(0, first, min(shard.samples, first + batch_size))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return _decode_all(samples, preprocess, batch_size, index=index, pool=pool, columns=())
+    starts = [n for n, at in enumerate(positions) if n == 0 or at != positions[n - 1] + 1]
+    found: list[tuple[int, RawSample]] = []
+    for start, stop in itertools.pairwise([*starts, len(positions)]):
+        first, last = positions[start], positions[stop - 1] + 1
+        found += enumerate(reader.read_positions(0, first, last), first)
+    return found
 
 
 def load_images(dataset: Dataset, count: int, preprocess: PreprocessConfig) -> Batch:
@@ -86,7 +92,7 @@ def _reader_of(dataset: Dataset, shard: ShardRecord, columns: Sequence[str]) -> 
 
 
 def _decode_all(
-    samples: list[RawSample],
+    samples: Sequence[RawSample],
     preprocess: PreprocessConfig,
     batch_size: int,
     index: int,

@@ -17,6 +17,7 @@ from pipeline.errors import (
     is_shortage,
 )
 from pipeline.latents.identity import Identity
+from pipeline.latents.part_rows import stored_shard
 from pipeline.latents.receipt import (
     LATENTS,
     Receipt,
@@ -24,17 +25,16 @@ from pipeline.latents.receipt import (
     receipt_path,
     receipts_present,
 )
-from pipeline.latents.shard_rows import ShardRows, stored_shard
 from pipeline.latents.snapshot import (
     LostShard,
     Pointer,
     Snapshot,
-    StoredShard,
     point_to,
     publish_snapshot,
     read_pointer,
     read_snapshot,
 )
+from pipeline.latents.stored_shard import StoredShard
 
 _READ_THREADS = 16
 """Receipts are small: the time of one is a request's wait, which threads share."""
@@ -192,20 +192,16 @@ class EncodePlan:
     orphans: tuple[str, ...] = ()
 
 
-def finished_pointer(store: str, dataset: str, identity: str) -> Pointer | None:
-    """The store's pointer when it names the whole of this dataset under this identity.
+def is_finished(store: str, pointer: Pointer, dataset: str, identity: str) -> bool:
+    """Whether the store's pointer names the whole of this dataset under this identity.
 
-    None also where a file that its snapshot names is not there: then there is something to do.
+    Not where a file that its snapshot names is not there: then there is something to do.
     """
-    pointer = read_pointer(store)
-    if pointer is None or (pointer.identity, pointer.dataset) != (identity, dataset):
-        return None
-    if not pointer.complete:
-        return None
+    if (pointer.identity, pointer.dataset) != (identity, dataset) or not pointer.complete:
+        return False
     snapshot = read_snapshot(store, pointer.snapshot, pointer.sha256)
     files = _latent_files(store, identity)
-    there = all(shard.receipt.path.rsplit("/", 1)[-1] in files for shard in snapshot.shards)
-    return pointer if there else None
+    return all(_is_whole(shard.receipt, files) for shard in snapshot.shards)
 
 
 def plan_encoding(
@@ -245,7 +241,7 @@ def _without_file(
 
     def gone(source: str) -> bool:
         receipt = known.get(source) or read_receipt(store, identity, source)
-        return receipt is not None and receipt.path.rsplit("/", 1)[-1] not in files
+        return receipt is not None and not _is_whole(receipt, files)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         ordered = sorted(present)
@@ -254,6 +250,11 @@ def _without_file(
             for source, is_gone in zip(ordered, pool.map(gone, ordered), strict=True)
             if is_gone
         ]
+
+
+def _is_whole(receipt: Receipt, files: set[str]) -> bool:
+    """Whether every file that a receipt names is there."""
+    return all(part.path.rsplit("/", 1)[-1] in files for part in receipt.parts)
 
 
 def _latent_files(store: str, identity: str) -> set[str]:
@@ -309,8 +310,8 @@ def finish(
         if record.sha256 in present:
             receipt = known.get(record.sha256)
             receipt = receipt or read_receipt(store, identity.digest, record.sha256)
-        if receipt is not None and receipt.path.rsplit("/", 1)[-1] in files:
-            return stored_shard(ShardRows(store, receipt, identity), record.removed)
+        if receipt is not None and _is_whole(receipt, files):
+            return stored_shard(store, receipt, identity, record.removed)
         what = "receipt" if receipt is None else "latent file"
         reason = lost.get(number, f"its {what} is missing: somebody removed it meanwhile")
         live = record.samples - len(record.removed)

@@ -6,9 +6,9 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.dataset import Dataset
-from pipeline.data.shard_reader import read_batch
-from pipeline.encoding.batch import encode_batch
+from pipeline.encoding.cutting import place_of
 from pipeline.encoding.determinism import exact_numerics
+from pipeline.encoding.shard_batches import encode_again
 from pipeline.errors import StoreError
 from pipeline.latents.store import LatentStore
 from pipeline.vae.vae import VAE
@@ -43,17 +43,19 @@ def reencode(vae: VAE, dataset: Dataset, store: LatentStore, count: int, seed: i
         )
     options, found = identity.options, Reencoded()
     shards = {shard.sha256: shard for shard in dataset.shards}
-    chosen = np.random.default_rng(seed).choice(len(store), min(count, len(store)), replace=False)
+    dice = np.random.default_rng(seed)
+    chosen = dice.choice(len(store), min(count, len(store)), replace=False)
     deviation = np.maximum(np.array(store.std), 1e-6)[:, None, None]
     for number in sorted(chosen.tolist()):
         at, position = store.place(number)
-        rows = store.shard_rows[at]
-        index, latent = rows.number_of(position), store[number]
-        record = shards[rows.receipt.source_sha256]
+        rows = store.selection.rows[at]
+        held, first = rows.part.held.array, rows.number_of(position) * options.batch_size
+        together = held[first : first + options.batch_size].tolist()
+        record, latent = shards[snapshot.sources[at]], store[number]
+        place = place_of(vae, options, rows.part)
         with exact_numerics():
-            batch = read_batch(dataset, record, vae.preprocess, options.batch_size, index)
-            again = encode_batch(vae, batch.images, batch.keys, batch.valid.numpy(), options)
-        row = position - index * options.batch_size
+            batch = encode_again(vae, dataset, record, options, place, positions=together)
+        again, row = batch.encoded, together.index(position)
         found.images += 1
         differences = {
             name: np.abs(value.astype(np.float64) - again.tensors[name][row])
@@ -66,7 +68,7 @@ def reencode(vae: VAE, dataset: Dataset, store: LatentStore, count: int, seed: i
             bool((difference > _TOLERANCE * (np.abs(latent.tensors[name]) + deviation)).any())
             for name, difference in differences.items()
         )
-        if batch.keys[row] != latent.key or far:
+        if batch.samples[row].key != latent.key or far:
             found.problems.append(
                 f"{storage.shown(rows.url)}: the latent of {latent.key!r} differs by {worst:.3g} "
                 "from its image's encoded again. Delete the file, its receipt and store.json, and "

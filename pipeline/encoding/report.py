@@ -4,17 +4,19 @@ import logging
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.shard_reader import read_batch
+from pipeline.data.shard_reader import samples_at
+from pipeline.encoding.cutting import Cutter, place_of
 from pipeline.encoding.determinism import exact_numerics
 from pipeline.errors import DatasetError, StorageError
-from pipeline.latents.receipt import REPORTS, SNAPSHOTS
+from pipeline.json_value import Json
+from pipeline.latents.identity import Identity
+from pipeline.latents.receipt import REPORTS, SNAPSHOTS, Rounding
 from pipeline.latents.snapshot import Snapshot
 from pipeline.latents.store import LatentStore
 from pipeline.masking import markdown
@@ -40,6 +42,43 @@ class Reconstructions:
         return tuple(-10 * math.log10(max(error, 1e-10)) for error in errors.tolist())
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """How well some images came back from their stored latents: mean PSNR and the worst, in dB."""
+
+    images: int
+    psnr: float
+    lowest_psnr: float
+    lowest_key: str
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """Everything that a snapshot's report states: nothing in it differs between two honest runs."""
+
+    snapshot: str
+    identity: Json
+    dataset: str
+    complete: bool
+    samples: int
+    failed: int
+    filtered: int
+    shards: int
+    bytes: int
+    shapes: str
+    """Latents of each shape, the most frequent first."""
+    redone_batches: int
+    failures: dict[str, int]
+    failed_samples: list[tuple[str, str, str]]
+    lost: list[tuple[str, int, str]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sample_std: tuple[float, ...] | None
+    reconstruction: Fidelity | None
+    rounding: Rounding | None
+    """What eight bits cost."""
+
+
 def report_folder(snapshot: Snapshot) -> str:
     """Where a snapshot's report lies, relative to the store."""
     return REPORTS + snapshot.path.removeprefix(SNAPSHOTS).removesuffix(".json")
@@ -50,22 +89,24 @@ def reconstruct(
 ) -> Reconstructions | None:
     """`count` images spread evenly over the snapshot, and the images of their stored latents.
 
-    Those whose source can't be read any more are left out; None when none is left.
+    Of several shapes those of the most frequent one. Images whose source can't be read any more are
+    left out; None when none is left.
     """
-    places = np.unique(np.linspace(0, len(store) - 1, count).astype(int)).tolist()
+    options, device = store.snapshot.identity.options, next(vae.parameters()).device
     records = {shard.sha256: shard for shard in dataset.shards}
-    primary, device = store.snapshot.identity.options.tensors[0], next(vae.parameters()).device
+    cutter, primary = Cutter(vae.preprocess, options), options.tensors[0]
     keys, originals, decoded = [], [], []
-    for number in places:
+    for number in _spread(store, count):
         at, position = store.place(number)
-        record = records[store.shard_rows[at].receipt.source_sha256]
+        part, record = store.selection.parts[at].part, records[store.snapshot.sources[at]]
         try:
-            batch = read_batch(dataset, record, vae.preprocess, 1, position)
+            (raw,) = samples_at(dataset, record, [position])
         except (DatasetError, StorageError) as error:
             _LOG.warning("the report leaves out an image: %s", error)
             continue
-        if not batch.valid[0]:
-            _LOG.warning("the report leaves out %s: %s", batch.keys[0], batch.errors)
+        cut = cutter.cut(*raw)
+        if cut.reason is not None:
+            _LOG.warning("the report leaves out %s: %s", cut.key, cut.reason)
             continue
         latent = store[number]
         z = torch.from_numpy(latent.tensors[primary].astype(np.float32))
@@ -73,95 +114,142 @@ def reconstruct(
         with exact_numerics(), torch.inference_mode():
             decoded.append(vae.decode(z[None].to(device)).cpu()[0].clamp(0, 1))
         keys.append(latent.key)
-        originals.append(batch.images[0])
+        originals.append(cut.cuts[place_of(vae, options, part)])
     if not keys:
         return None
     return Reconstructions(tuple(keys), torch.stack(originals), torch.stack(decoded))
 
 
-def report_of(snapshot: Snapshot, reconstructions: Reconstructions | None) -> dict[str, Any]:
-    """Everything that the report states, JSON-able and without anything that differs by run."""
+def _spread(store: LatentStore, count: int) -> list[int]:
+    """Numbers of latents of one shape, evenly spread."""
+    first = store.selection.latents.first
+    shapes, sizes = [p.part.shape for p in store.selection.parts], np.diff(first)
+    most = max(set(shapes), key=lambda s: (sum(sizes[[o == s for o in shapes]]), s))
+    starts = zip(first, sizes, shapes, strict=False)
+    numbers = np.concatenate([np.arange(a, a + n) for a, n, shape in starts if shape == most])
+    return np.unique(numbers[np.linspace(0, len(numbers) - 1, count).astype(int)]).tolist()  # type: ignore[no-any-return]
+
+
+def report_of(snapshot: Snapshot, reconstructions: Reconstructions | None) -> StoreReport:
+    """The report of a snapshot, and of the images that were decoded from it."""
     failed = [(shard.receipt.shard, sample) for shard in snapshot.shards for sample in shard.failed]
     statistics = snapshot.statistics
-    report: dict[str, Any] = {
-        "snapshot": snapshot.path,
-        "identity": snapshot.identity.to_json(),
-        "dataset": snapshot.dataset,
-        "complete": snapshot.complete,
-        "samples": snapshot.samples,
-        "failed": snapshot.failed,
-        "shards": len(snapshot.shards),
-        "bytes": sum(shard.receipt.bytes for shard in snapshot.shards),
-        "redone_batches": sum(shard.receipt.redone_batches for shard in snapshot.shards),
-        "failures": dict(sorted(Counter(sample.reason for _, sample in failed).items())),
-        "failed_samples": [[shard, s.key, s.reason] for shard, s in failed[:_MAX_LISTED]],
-        "lost": [[s.shard, s.samples, s.reason] for s in snapshot.lost],
-        "mean": list(statistics.mean),
-        "std": list(statistics.std),
-        "sample_std": statistics.sample_std and list(statistics.sample_std),
-        "reconstruction": None,
-    }
-    if reconstructions is not None:
-        psnr = reconstructions.psnr
-        worst = int(np.argmin(psnr))
-        report["reconstruction"] = {
-            "images": len(psnr),
-            "psnr": round(float(np.mean(psnr)), 4),
-            "lowest_psnr": round(psnr[worst], 4),
-            "lowest_key": reconstructions.keys[worst],
-        }
-    return report
+    return StoreReport(
+        snapshot=snapshot.path,
+        identity=snapshot.identity.to_json(),
+        dataset=snapshot.dataset,
+        complete=snapshot.complete,
+        samples=snapshot.samples,
+        failed=snapshot.failed,
+        filtered=snapshot.filtered,
+        shards=len(snapshot.shards),
+        bytes=sum(shard.receipt.bytes for shard in snapshot.shards),
+        shapes=_shapes(snapshot),
+        redone_batches=sum(shard.receipt.redone_batches for shard in snapshot.shards),
+        failures=dict(sorted(Counter(sample.reason for _, sample in failed).items())),
+        failed_samples=[(shard, s.key, s.reason) for shard, s in failed[:_MAX_LISTED]],
+        lost=[(s.shard, s.samples, s.reason) for s in snapshot.lost],
+        mean=statistics.mean,
+        std=statistics.std,
+        sample_std=statistics.sample_std,
+        reconstruction=None if reconstructions is None else _fidelity(reconstructions),
+        rounding=_rounding(snapshot),
+    )
 
 
-def to_markdown(report: dict[str, Any]) -> str:
+def _rounding(snapshot: Snapshot) -> Rounding | None:
+    """Of all parts together."""
+    known = [(s.part.rounding, s.part.rows) for s in snapshot.parts if s.part.rounding is not None]
+    if not known:
+        return None
+    rows, decoded = sum(count for _, count in known), sum(each.decoded for each, _ in known)
+    return Rounding(
+        max(each.largest for each, _ in known),
+        sum(each.mean * count for each, count in known) / rows,
+        decoded,
+        min(each.lowest_decibels for each, _ in known),
+        round(sum(each.mean_decibels * each.decoded for each, _ in known) / decoded, 4),
+    )
+
+
+def _shapes(snapshot: Snapshot) -> str:
+    counts: Counter[tuple[int, int, int]] = Counter()
+    for stored in snapshot.parts:
+        counts[stored.part.shape] += stored.rows
+    each = [f"{rows:,} of {list(shape)}" for shape, rows in counts.most_common()]
+    return ", ".join(each) if len(each) > 1 else str(list(snapshot.identity.latent_shape))
+
+
+def _fidelity(reconstructions: Reconstructions) -> Fidelity:
+    psnr = reconstructions.psnr
+    worst = int(np.argmin(psnr))
+    return Fidelity(
+        images=len(psnr),
+        psnr=round(float(np.mean(psnr)), 4),
+        lowest_psnr=round(psnr[worst], 4),
+        lowest_key=reconstructions.keys[worst],
+    )
+
+
+def _left_out(where: str | None, count: int) -> list[str]:
+    return [f"| left out by {markdown(where)} | {count:,} |"] if where else []
+
+
+def to_markdown(report: StoreReport) -> str:
     """The report as a page."""
-    state = "whole" if report["complete"] else "PARTIAL: some shards have no latents"
-    options = report["identity"]["options"]
+    state = "whole" if report.complete else "PARTIAL: some shards have no latents"
+    identity = Identity.from_json(report.identity)
+    options = identity.options
     lines = [
         "# Latent store report",
         "",
-        f"Snapshot `{report['snapshot']}`: {state}.",
+        f"Snapshot `{report.snapshot}`: {state}.",
         "",
         "| | |",
         "|---|---|",
-        f"| latents | {report['samples']:,} |",
-        f"| failed images | {report['failed']:,} |",
-        f"| shards | {report['shards']:,} |",
-        f"| size | {report['bytes'] / 2**20:,.1f} MiB |",
-        f"| batches computed again in fp32 | {report['redone_batches']:,} |",
-        f"| shape, type, content | {report['identity']['latent_shape']}, {options['dtype']}, "
-        f"{options['content']} |",
-        f"| model | `{report['identity']['model_digest']}` |",
-        f"| dataset | `{report['dataset']}` |",
+        f"| latents | {report.samples:,} |",
+        f"| failed images | {report.failed:,} |",
+        *_left_out(options.where, report.filtered),
+        f"| shards | {report.shards:,} |",
+        f"| size | {report.bytes / 2**20:,.1f} MiB |",
+        f"| arithmetic | {options.precision} |",
+        f"| batches computed again in fp32 | {report.redone_batches:,} |",
+        f"| shape, type, content | {report.shapes}, {options.dtype}, {options.content} |",
+        f"| model | `{identity.model_digest}` |",
+        f"| dataset | `{report.dataset}` |",
     ]
-    if found := report["reconstruction"]:
+    if found := report.reconstruction:
         lines += [
-            f"| PSNR of {found['images']} images decoded from the store | {found['psnr']:.2f} dB "
-            f"(lowest {found['lowest_psnr']:.2f}: {markdown(found['lowest_key'])}) |",
+            f"| PSNR of {found.images} images decoded from the store | {found.psnr:.2f} dB "
+            f"(lowest {found.lowest_psnr:.2f}: {markdown(found.lowest_key)}) |",
+        ]
+    if cost := report.rounding:
+        lines += [
+            f"| eight bits against float32, in units of the latents | {cost.mean:.3g} on average, "
+            f"{cost.largest:.3g} at most |",
+            f"| the same, {cost.decoded} images decoded | {cost.mean_decibels:.2f} dB "
+            f"(lowest {cost.lowest_decibels:.2f}) |",
         ]
     lines += ["", "| channel | mean | std | std of draws |", "|---|---|---|---|"]
-    draws = report["sample_std"] or [math.nan] * len(report["mean"])
+    draws = report.sample_std or (math.nan,) * len(report.mean)
     lines += [
         f"| {channel} | {mean:.5g} | {std:.5g} | {'-' if math.isnan(draw) else f'{draw:.5g}'} |"
         for channel, (mean, std, draw) in enumerate(
-            zip(report["mean"], report["std"], draws, strict=True)
+            zip(report.mean, report.std, draws, strict=True)
         )
     ]
-    if report["failures"]:
+    if report.failures:
         lines += ["", "| failed because | images |", "|---|---|"]
-        lines += [f"| {markdown(reason)} | {n:,} |" for reason, n in report["failures"].items()]
+        lines += [f"| {markdown(reason)} | {n:,} |" for reason, n in report.failures.items()]
         lines += [
             "",
             *(
                 f"- {markdown(k)} in {markdown(s)}: {markdown(r)}"
-                for s, k, r in report["failed_samples"]
+                for s, k, r in report.failed_samples
             ),
         ]
     lines += [
         "",
-        *(
-            f"- lost: shard {markdown(s)}, {n:,} images: {markdown(r)}"
-            for s, n, r in report["lost"]
-        ),
+        *(f"- lost: shard {markdown(s)}, {n:,} images: {markdown(r)}" for s, n, r in report.lost),
     ]
     return "\n".join(lines).rstrip() + "\n"

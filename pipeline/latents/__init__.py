@@ -1,6 +1,7 @@
 """The latent store: one Arrow file per source shard, receipts, snapshots, and their readers."""
 
-from pipeline.latents.loader import LatentBatch, LatentLoader
+from pipeline.latents.assembly import LatentBatch
+from pipeline.latents.loader import LatentLoader
 from pipeline.latents.store import Latent, LatentStore
 from pipeline.latents.verify_store import verify_store
 

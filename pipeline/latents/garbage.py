@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError
+from pipeline.json_value import Json
 from pipeline.latents.marks import begun, removing
 from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
@@ -27,33 +27,52 @@ class Garbage:
         return sum(self.files.values())
 
 
+@dataclass(frozen=True)
+class ListedSnapshot:
+    """One snapshot of a store; `current`: the pointer names it."""
+
+    snapshot: str
+    current: bool
+    identity: str
+    model_digest: str
+    dataset: str
+    complete: bool
+    samples: int
+    failed: int
+    filtered: int
+    shards: int
+    bytes: int
+    options: Json
+
+
 def list_snapshots(store: str) -> dict[str, Snapshot]:
     """Every snapshot of a store by its path, each read whole."""
     return {path: read_snapshot(store, path) for path in _paths(store, SNAPSHOTS)}
 
 
-def describe(store: str) -> list[dict[str, Any]]:
-    """One row per snapshot, the current one first; `StoreError` where there is no store at all."""
+def describe(store: str) -> list[ListedSnapshot]:
+    """Every snapshot, the current one first; `StoreError` where there is no store at all."""
     pointer, snapshots = read_pointer(store), list_snapshots(store)
     if pointer is None and not snapshots and not begun(store):
         raise no_store(store, "--store")
     rows = [
-        {
-            "snapshot": path,
-            "current": pointer is not None and pointer.snapshot == path,
-            "identity": snapshot.identity.digest,
-            "model_digest": snapshot.identity.model_digest,
-            "dataset": snapshot.dataset,
-            "complete": snapshot.complete,
-            "samples": snapshot.samples,
-            "failed": snapshot.failed,
-            "shards": len(snapshot.shards),
-            "bytes": sum(shard.receipt.bytes for shard in snapshot.shards),
-            "options": snapshot.identity.to_json()["options"],
-        }
+        ListedSnapshot(
+            snapshot=path,
+            current=pointer is not None and pointer.snapshot == path,
+            identity=snapshot.identity.digest,
+            model_digest=snapshot.identity.model_digest,
+            dataset=snapshot.dataset,
+            complete=snapshot.complete,
+            samples=snapshot.samples,
+            failed=snapshot.failed,
+            filtered=snapshot.filtered,
+            shards=len(snapshot.shards),
+            bytes=sum(shard.receipt.bytes for shard in snapshot.shards),
+            options=snapshot.identity.options.to_json(),
+        )
         for path, snapshot in snapshots.items()
     ]
-    return sorted(rows, key=lambda row: (not row["current"], row["snapshot"]))
+    return sorted(rows, key=lambda row: (not row.current, row.snapshot))
 
 
 def find_garbage(store: str, *, unfinished: bool = False) -> Garbage:
@@ -76,7 +95,8 @@ def find_garbage(store: str, *, unfinished: bool = False) -> Garbage:
         named.add(path)
         for shard in snapshots[path].shards:
             receipt = shard.receipt
-            named |= {receipt.path, receipt_path(receipt.identity, receipt.source_sha256)}
+            named.add(receipt_path(receipt.identity, receipt.source_sha256))
+            named |= {part.path for part in receipt.parts}
     stems = {path.removeprefix(f"{SNAPSHOTS}/").removesuffix(".json") for path in named}
     files = {
         path: size

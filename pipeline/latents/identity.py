@@ -1,22 +1,63 @@
 """What decides the bytes of a latent store: weights, preprocessing, precision and options."""
 
 import hashlib
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 from pydantic import TypeAdapter
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.json_value import Json
+from pipeline.latent_scale import UNSAID, LatentScale
 
 Content = Literal["moments", "mean", "sample"]
 Precision = Literal["bf16", "fp32"]
-StoredType = Literal["float16", "float32"]
+StoredType = Literal["float16", "float32", "int8"]
 
-RESERVED_COLUMNS = ("key", "position", "mean", "logvar", "sample")
-_FORMAT_VERSION = 1
+OWN_COLUMNS = {"original_size": "list<int64>[2]", "crop_box": "list<int64>[4]"}
+"""Of each image that was cut for this store: its height and width, and top, left, height, width of
+what was cut from it, in pixels of the image itself."""
+RESERVED_COLUMNS = (*OWN_COLUMNS, "key", "position", "mean", "logvar", "sample")
+_FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """A size that images are encoded at: a square of `size` pixels, or buckets of its area.
+
+    `step` 0: the square. Else the sides of each bucket are multiples of `step`, as many as keep
+    within the area, and at most `MOST_STRETCHED` times as long as each other.
+    """
+
+    size: int
+    step: int = 0
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each bucket, the widest last."""
+        if not self.step:
+            return ((self.size, self.size),)
+        found = set()
+        for side in range(self.step, MOST_STRETCHED * self.size + 1, self.step):
+            other = self.size**2 // side // self.step * self.step
+            if other and max(side, other) <= MOST_STRETCHED * min(side, other):
+                found |= {(side, other), (other, side)}
+        # Of two that are equally wide the larger one.
+        best = {height / width: (height, width) for height, width in sorted(found)}
+        return tuple(sorted(best.values(), key=lambda shape: (shape[1] / shape[0], shape)))
+
+    def shape_for(self, height: int, width: int) -> tuple[int, int]:
+        """The bucket that an image comes nearest to, by the ratio of the ratios."""
+        wanted = math.log(width / height)
+        return min(
+            self.shapes, key=lambda s: (abs(math.log(s[1] / s[0]) - wanted), -s[0] * s[1], s)
+        )
+
+
+MOST_STRETCHED = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +78,15 @@ class EncodeOptions:
     columns: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     """Of each column, as `pipeline.data.column_types` names them; none: all of them are text."""
+    where: str = ""
+    """Only samples whose columns meet this are encoded, as `storage.row_filter` spells it."""
+    where_kinds: tuple[tuple[str, str], ...] = ()
+    """The columns that `where` asks for, each with its kind."""
+    views: tuple[View, ...] = ()
+    """Sizes that the images are cut to, each decoded once; none: the model's own size."""
+    crop: Literal["center", "pad", "stretch"] | None = None
+    resize: Literal["bilinear", "bicubic"] | None = None
+    """As images are cut for this store; None: as the model's preprocessing says."""
 
     def __post_init__(self) -> None:
         for name in self.columns:
@@ -50,7 +100,28 @@ class EncodeOptions:
     def column_kinds(self) -> dict[str, str]:
         """The kind of each column, by name, in the file's order."""
         kinds = self.kinds or ("",) * len(self.columns)
-        return dict(zip(self.columns, kinds, strict=True))
+        own = OWN_COLUMNS if self.views else {}
+        return dict(zip(self.columns, kinds, strict=True)) | own
+
+    def to_json(self) -> Json:
+        """A JSON-able dictionary of every option that counts."""
+        options = {
+            **asdict(self), "columns": list(self.columns), "kinds": list(self.kinds),
+            "where_kinds": [list(pair) for pair in self.where_kinds],
+            # A seed that nothing draws with must not split stores that are equal.
+            "seed": self.seed if self.content == "sample" else 0,
+        }  # fmt: skip
+        if not set(self.kinds) - {"", "string"}:
+            del options["kinds"]  # text is what columns are when nothing is said
+        if not self.where:
+            del options["where"], options["where_kinds"]
+        options["views"] = [asdict(view) for view in self.views]
+        return options
+
+    @property
+    def value_type(self) -> Literal["float16", "float32"]:
+        """Of the numbers that readers get: eight bits stand for float32."""
+        return "float32" if self.dtype == "int8" else self.dtype
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -68,6 +139,14 @@ class Identity:
     preprocess_digest: str
     latent_shape: tuple[int, int, int]
     options: EncodeOptions
+    scale: LatentScale = UNSAID
+    """What the model says of its latents: no byte of them follows from it, but what they mean."""
+
+    def __post_init__(self) -> None:
+        if min(self.latent_shape) < 1 or self.options.batch_size < 1:
+            raise ValueError(
+                f"latents of the shape {self.latent_shape} in batches of {self.options.batch_size}"
+            )
 
     @property
     def digest(self) -> str:
@@ -76,28 +155,16 @@ class Identity:
 
     def to_json(self) -> Json:
         """A JSON-able dictionary of every field that counts."""
-        options = asdict(self.options)
-        options["columns"] = list(self.options.columns)
-        options["kinds"] = list(self.options.kinds)
-        if not set(self.options.kinds) - {"", "string"}:
-            del options["kinds"]  # text is what columns are when nothing is said
-        # A seed that nothing draws with must not split stores that are equal.
-        options["seed"] = self.options.seed if self.options.content == "sample" else None
         return {
             "version": _FORMAT_VERSION,
             "model_digest": self.model_digest,
             "preprocess_digest": self.preprocess_digest,
             "latent_shape": list(self.latent_shape),
-            "options": options,
+            "options": self.options.to_json(),
+            "scale": self.scale.to_json(),
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Identity":
+    def from_json(cls, value: Json) -> "Identity":
         """The inverse of `to_json`; raises `ValueError` for anything else."""
-        options = dict(value["options"])
-        options["seed"] = options["seed"] or 0
-        options.setdefault("kinds", ())
-        found = TypeAdapter(cls).validate_python({**value, "options": options})
-        if min(found.latent_shape) < 1 or found.options.batch_size < 1:
-            raise ValueError(f"latents of the shape {found.latent_shape}")
-        return found
+        return TypeAdapter(cls).validate_python(value)

@@ -1,60 +1,112 @@
 """Latents for training, in the image loader's exact order: the same keys in the same slots."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline import storage
 from pipeline.config import Tail
-from pipeline.data.order import PADDED, Order, slots_of
+from pipeline.data.manifest import Count
+from pipeline.data.order import PADDED, Order, shuffled, slots_of
 from pipeline.errors import ConfigError, StoreError
-from pipeline.latents.latent_file import LatentRows
-from pipeline.latents.noise import coin, normal_noise
+from pipeline.json_value import Json
+from pipeline.latents.assembly import (
+    Affine,
+    Ahead,
+    Assembler,
+    Give,
+    LatentBatch,
+    Normalize,
+    Planned,
+    Source,
+    Wanted,
+    affine,
+)
+from pipeline.latents.positions import Ids
 from pipeline.latents.store import LatentStore
 
 _CHUNK = 64
 """Samples read together: as many as a record batch has by default, which is read whole."""
 _MAX_WINDOW = 8
 """Chunks of a lane shuffled together: 512 latents, and memory is left for the other lanes."""
-_READ_THREADS = 16
-"""Reads wait for storage, not for cores."""
 _PREFETCH = 4
-"""Batches under way: enough for the longest read to be hidden behind three others."""
+"""Batches that are assembled, and as many whose bytes are asked for, before their turn."""
+_PLANNED = 128
+"""Batches whose places are computed at once: by itself each costs as much as ten of them."""
 
 
 @dataclass(frozen=True)
-class LatentBatch:
-    """b samples: `latents` float32 [b, Z, h, w], `keys`, `valid` bool [b], `columns`.
+class Schedule:
+    """Batches of `counts` samples of each shape, each of one shape, in an order of each epoch.
 
-    As in the image loader's batch, a padded slot has the key "" and is not valid; nor is a sample
-    without latents, whose row is zero and whose key is in `failed` with the reason.
+    `order` is that of all samples; each shape has it for its own ones. Who shares a step shares its
+    shape, whatever the world.
     """
 
-    latents: Tensor
-    keys: list[str]
-    valid: Tensor
-    columns: dict[str, list[Any]]
-    failed: dict[str, str]
-    epoch: int
-    index: int
-    slots: range
+    order: Order
+    counts: tuple[int, ...]
+
+    @cached_property
+    def orders(self) -> tuple[Order, ...]:
+        """Of each shape's samples."""
+        return tuple(replace(self.order, samples=count) for count in self.counts)
+
+    @cached_property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return sum(order.steps for order in self.orders)
+
+    def shapes(self, epoch: int) -> tuple[npt.NDArray[np.int32], Ids]:
+        """Of each step of an epoch: its shape's number, and how many of that shape came before."""
+        steps = [order.steps for order in self.orders]
+        shape = np.repeat(np.arange(len(steps), dtype=np.int32), steps)
+        if len(steps) == 1:
+            return shape, np.arange(len(shape))
+        if self.order.shuffle:
+            shape = shape[shuffled(len(shape), self.order.seed, epoch)]
+        before = np.zeros(len(shape), dtype=np.int64)
+        for number in range(len(steps)):
+            mine = shape == number
+            before[mine] = np.arange(int(mine.sum()))
+        return shape, before
+
+    def ids(self, epoch: int, shape: int, batches: Ids, slots: range) -> Ids:
+        """The samples, numbered within their shape, of some batches of one shape: [n, len(slots)].
+
+        -1 where a slot is padded.
+        """
+        order = self.orders[shape]
+        slot = np.arange(slots.start, slots.stop, dtype=np.int64)
+        per_lane = order.batch_size // order.lanes
+        lane = np.broadcast_to(slot // per_lane, (len(batches), len(slot))).reshape(-1)
+        place = (batches[:, None] * per_lane + slot % per_lane).reshape(-1)
+        return order.lane_samples(epoch, lane, place).reshape(len(batches), len(slot))
 
 
 @dataclass(frozen=True)
-class _Pending:
-    index: int
-    ids: npt.NDArray[np.int64]
-    shards: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    records: dict[tuple[int, int], "Future[LatentRows]"]
+class _State:
+    """What a loader's state says, the image loader's too."""
+
+    dataset_digest: str
+    order: Order
+    epoch: Count
+    batches: Count
+    where: str = ""
+    size: int | None = None
+
+    def facts(self) -> Json:
+        """What must be the same here as where the state was taken.
+
+        Chunk and window were chosen once, at the run's start, and stay.
+        """
+        order = {k: v for k, v in self.order.to_json().items() if k not in ("chunk", "window")}
+        rest = {"dataset_digest": self.dataset_digest, "where": self.where, "size": self.size}
+        return {**rest, **order}
 
 
 class LatentLoader:
@@ -62,10 +114,14 @@ class LatentLoader:
 
     Its global batches follow from the snapshot, `seed` and `global_batch_size` alone. With `order`,
     or a state, of an image `Loader` over the same dataset they are that loader's, key by key.
+    Batches are assembled ahead by a thread, in pinned memory where there is a GPU.
 
     `sample`: z = mean + std * noise with noise of its own for each (seed, key, epoch), else the
-    mean (or the draw that was stored). `flip`: half of the images, by a coin for each
-    (seed, key, epoch), are the mirrored view.
+    mean (or the draw that was stored). `moments`: the mean, and the log-variance beside it, for
+    drawing elsewhere. `flip`: half of the images, by a coin for each (seed, key, epoch), are the
+    mirrored view. `normalize`: (z - `offset`) * `factor` for each channel, to deviation 1 over the
+    store, or as the `model`'s publisher says. `stored_type`: in the store's type and not in
+    float32, which int8 is given as in any case.
     """
 
     def __init__(
@@ -79,175 +135,137 @@ class LatentLoader:
         world_size: int = 1,
         tail: Tail = "pad",
         sample: bool = False,
+        moments: bool = False,
         flip: bool = False,
+        normalize: Normalize = False,
+        stored_type: bool = False,
         memory_bytes: int = 512 * 2**20,
         order: Order | None = None,
     ) -> None:
         options = store.snapshot.identity.options
-        if sample and options.content != "moments":
+        if (sample or moments) and options.content != "moments":
             raise ConfigError(
-                f"sample=True: {store.url} holds {options.content} only, and a draw needs mean and "
-                "log-variance. Encode with `--content moments`."
+                f"sample, moments: {store.url} holds {options.content} only, and a draw needs mean "
+                "and log-variance. Encode with `--content moments`."
             )
+        if sample and moments:
+            raise ConfigError("sample, moments: either is drawn here, or both are given out.")
         if flip and not options.flip:
             raise ConfigError(f"flip=True: {store.url} has no flipped view. Encode with `--flip`.")
         self.store = store
-        self._first = [0, *accumulate(shard.live for shard in store.snapshot.shards)]
         self.order = order or plan_order(
             store, global_batch_size, seed, memory_bytes, shuffle=shuffle, tail=tail
         )
-        self._check(self.order)
+        self._check(self.order, given=order is not None)
         self.slots = slots_of(rank, world_size, self.order.batch_size)
         self.epoch = 0
         self._next_batch = 0
         self._started = False
-        self._sample, self._flip = sample, flip
-        self._tensors = options.tensors if flip else options.tensors[: 2 if sample else 1]
-        self._local = storage.local_path(store.url) is not None
-        self._records: OrderedDict[tuple[int, int], Future[LatentRows]] = OrderedDict()
-        self._held_bytes, self._memory_bytes = 0, memory_bytes
+        scaled = affine(store, normalize, draws=sample or moments)
+        give: Give = "draws" if sample else "moments" if moments else "first"
+        self._wanted = Wanted(give, flip, stored_type, scaled)
+        tensors = options.tensors if flip else self._wanted.names(options)
+        self._sources = [
+            Source(shaped, options, shaped.gather(tensors, memory_bytes // len(store.shapes)))
+            for shaped in map(store.selection.of_shape, store.shapes)
+        ]
+        depth = store.snapshot.identity.latent_shape[0]
+        plain = Affine((0.0,) * depth, (1.0,) * depth)
+        self.offset, self.factor = (scaled or plain).tensors
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch, the same on every rank."""
-        return self.order.steps
+        return self._schedule.steps
 
     def __iter__(self) -> Iterator[LatentBatch]:
         self._started = True
-        waiting: deque[_Pending] = deque()
-        steps, epoch = self.order.steps, self.epoch
-        with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="latents") as pool:
-            try:
-                for index in range(self._next_batch, steps):
-                    while len(waiting) < _PREFETCH and index + len(waiting) < steps:
-                        waiting.append(self._submit(index + len(waiting), pool))
-                    batch = self._collect(waiting.popleft())
-                    done, self._next_batch = divmod(index + 1, steps)
-                    self.epoch = epoch + done
-                    yield batch
-            finally:
-                pool.shutdown(cancel_futures=True)
-                # What was cancelled must not be found by the next iteration.
-                self._records.clear()
-                self._held_bytes = 0
+        steps, epoch = self.steps_per_epoch, self.epoch
+        with Ahead(self._assembled(epoch, self._next_batch)) as batches:
+            for batch in batches:
+                done, self._next_batch = divmod(batch.index + 1, steps)
+                self.epoch = epoch + done
+                yield batch
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Every argument of the order, and the batches consumed: the same on all ranks."""
         return {
             "dataset_digest": self.store.snapshot.dataset,
             "order": self.order.to_json(),
+            "where": self.store.where,
+            "size": self.store.size,
             "epoch": self.epoch,
             "batches": self._next_batch,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Goes on where `state` was taken, at any world size; an image loader's state will do.
 
         Raises `StoreError` after iteration began, or if the state is of another dataset or seed.
         """
         if self._started:
             raise StoreError("load_state_dict: this loader has begun to read; load before that.")
-        theirs = {"dataset_digest": state["dataset_digest"], **state["order"]}
-        ours = {"dataset_digest": self.store.snapshot.dataset, **self.order.to_json()}
-        # Chunk and window were chosen once, at the run's start, and stay.
+        try:
+            theirs = TypeAdapter(_State).validate_python(state)
+        except ValidationError as error:
+            raise StoreError(f"load_state_dict: this is no loader's state: {error}") from None
+        ours = TypeAdapter(_State).validate_python(self.state_dict()).facts()
         differing = [
-            f"{name}: the state has {theirs[name]!r}, this loader {ours[name]!r}"
-            for name in ours
-            if name not in ("chunk", "window") and theirs[name] != ours[name]
+            f"{name}: the state has {value!r}, this loader {ours[name]!r}"
+            for name, value in theirs.facts().items()
+            if value != ours[name]
         ]
         if differing:
             raise StoreError("load_state_dict: another order of samples: " + "; ".join(differing))
-        self.order = Order(**state["order"])
-        done, self._next_batch = divmod(state["batches"], max(1, self.order.steps))
-        self.epoch = state["epoch"] + done
+        self.order = theirs.order
+        done, self._next_batch = divmod(theirs.batches, max(1, self.steps_per_epoch))
+        self.epoch = theirs.epoch + done
 
-    def _check(self, order: Order) -> None:
-        if order.samples != self._first[-1]:
+    @property
+    def _schedule(self) -> Schedule:
+        counts = tuple(len(source.shaped.places) for source in self._sources)
+        return Schedule(self.order, counts)
+
+    def _check(self, order: Order, *, given: bool) -> None:
+        samples = len(self.store.selection.samples)
+        if given and len(self.store.shapes) > 1:
+            raise ConfigError(
+                f"order: {self.store.url} has latents of {len(self.store.shapes)} shapes, and an "
+                "image loader's batches mix them. Leave order out."
+            )
+        if order.samples != samples:
             raise StoreError(
-                f"{self.store.url}: its snapshot counts {self._first[-1]} samples, the order "
+                f"{self.store.url}: its snapshot counts {samples} samples, the order "
                 f"{order.samples}. Give the order of a loader over the same dataset, and encode "
                 "the dataset whole."
             )
 
-    def _submit(self, index: int, pool: ThreadPoolExecutor) -> _Pending:
-        ids = self.order.batch(self.epoch, index, self.slots)
-        shards = np.searchsorted(self._first, ids, side="right") - 1
-        positions = np.zeros_like(ids)
-        records: dict[tuple[int, int], Future[LatentRows]] = {}
-        for slot in np.flatnonzero(ids != PADDED).tolist():
-            shard = int(shards[slot])
-            live = self.store.snapshot.shards[shard].live_positions
-            positions[slot] = live[int(ids[slot]) - self._first[shard]]
-            number = self.store.shard_rows[shard].number_of(int(positions[slot]))
-            if (shard, number) not in records:
-                records[shard, number] = self._record(shard, number, pool)
-        return _Pending(index, ids, shards, positions, records)
+    def _assembled(self, epoch: int, first: int) -> Iterator[LatentBatch]:
+        """The batches of an epoch from `first` on; what they need is asked for ahead."""
+        waiting: deque[Planned] = deque()
+        place = epoch, self.slots, self.order.seed
+        with closing(Assembler(self._sources, self._wanted, *place)) as assembler:
+            for planned in self._planned(epoch, first):
+                assembler.begin(planned)
+                waiting.append(planned)
+                if len(waiting) > _PREFETCH:
+                    yield assembler.batch(waiting.popleft())
+            while waiting:
+                yield assembler.batch(waiting.popleft())
 
-    def _record(self, shard: int, number: int, pool: ThreadPoolExecutor) -> "Future[LatentRows]":
-        """A record batch that is being read or was; least recently used ones are forgotten."""
-        found = self._records.get((shard, number))
-        if found is not None:
-            self._records.move_to_end((shard, number))
-            return found
-        rows = self.store.shard_rows[shard]
-        if self._local:
-            found = Future()
-            found.set_result(rows.read(number, self._tensors))
-        else:
-            found = pool.submit(rows.read, number, self._tensors)
-        self._records[shard, number] = found
-        self._held_bytes += rows.receipt.record_batches[number].bytes
-        while self._held_bytes > self._memory_bytes and len(self._records) > 1:
-            (old, place), _ = self._records.popitem(last=False)
-            self._held_bytes -= self.store.shard_rows[old].receipt.record_batches[place].bytes
-        return found
-
-    def _collect(self, pending: _Pending) -> LatentBatch:
-        count, snapshot = len(pending.ids), self.store.snapshot
-        latents = np.zeros((count, *snapshot.identity.latent_shape), dtype=np.float32)
-        valid = np.zeros(count, dtype=np.bool_)
-        keys, failed = [""] * count, dict[str, str]()
-        columns: dict[str, list[Any]] = {
-            name: [None] * count for name in snapshot.identity.options.columns
-        }
-        for slot in np.flatnonzero(pending.ids != PADDED).tolist():
-            shard, position = int(pending.shards[slot]), int(pending.positions[slot])
-            number = self.store.shard_rows[shard].number_of(position)
-            rows = pending.records[shard, number].result()
-            row = int(np.searchsorted(rows.positions, position))
-            if row == len(rows) or rows.positions[row] != position:
-                (lost,) = [f for f in snapshot.shards[shard].failed if f.position == position]
-                keys[slot], failed[lost.key] = lost.key, lost.reason
-                continue
-            keys[slot], valid[slot] = rows.keys[row], True
-            latents[slot] = self._latent(rows, row)
-            for name, values in columns.items():
-                values[slot] = rows.columns[name][row]
-        return LatentBatch(
-            latents=torch.from_numpy(latents),
-            keys=keys,
-            valid=torch.from_numpy(valid),
-            columns=columns,
-            failed=failed,
-            epoch=self.epoch,
-            index=pending.index,
-            slots=self.slots,
-        )
-
-    def _latent(self, rows: LatentRows, row: int) -> npt.NDArray[np.float32]:
-        key, seed = rows.keys[row], self.order.seed
-        flipped = self._flip and coin(key, seed, f"flip of epoch {self.epoch}")
-        suffix = "_flipped" if flipped else ""
-        if not self._sample:
-            primary = self.store.snapshot.identity.options.tensors[0]
-            plain: npt.NDArray[np.float32] = rows.tensors[primary + suffix][row]
-            return plain
-        mean = rows.tensors[f"mean{suffix}"][row].astype(np.float32)
-        std = np.exp(0.5 * rows.tensors[f"logvar{suffix}"][row].astype(np.float32))
-        drawn: npt.NDArray[np.float32] = mean + std * normal_noise(
-            key, seed, mean.shape, f"latent of epoch {self.epoch}"
-        )
-        return drawn
+    def _planned(self, epoch: int, first: int) -> Iterator[Planned]:
+        schedule = self._schedule
+        shapes, numbers = schedule.shapes(epoch)
+        for start in range(first, len(shapes), _PLANNED):
+            part = slice(start, start + _PLANNED)
+            ids = np.empty((len(shapes[part]), len(self.slots)), np.int64)
+            for shape in np.unique(shapes[part]).tolist():
+                mine = shapes[part] == shape
+                ids[mine] = schedule.ids(epoch, shape, numbers[part][mine], self.slots)
+            for at, shape in enumerate(shapes[part].tolist()):
+                slots = np.flatnonzero(ids[at] != PADDED)
+                found = self._sources[shape].shaped.places.find(ids[at][slots])
+                yield Planned(start + at, shape, slots, found)
 
 
 def plan_order(
@@ -260,11 +278,11 @@ def plan_order(
     tail: Tail,
 ) -> Order:
     """Chooses the window so that one rank alone would keep at most `memory_bytes` open."""
-    samples = sum(shard.live for shard in store.snapshot.shards)
+    samples, parts = len(store.selection.samples), store.selection.parts
     if samples == 0:
         raise StoreError(f"{store.url}: holds no latents that count.")
-    total = sum(shard.receipt.bytes for shard in store.snapshot.shards)
-    average = max(1, total // max(1, sum(s.receipt.samples for s in store.snapshot.shards)))
+    total = sum(part.part.bytes for part in parts)
+    average = max(1, total // max(1, sum(len(part.part.held) for part in parts)))
     order = Order(samples, global_batch_size, seed, _CHUNK, 1, shuffle=shuffle, tail=tail)
     # A chunk may touch two record batches, which are read whole.
     touched = 2 * store.snapshot.identity.options.batch_size * average

@@ -33,4 +33,13 @@ def _flags(options: EncodeOptions) -> list[str]:
         if value != EncodeConfig.model_fields[name].default:
             words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--flip"] if options.flip else []
-    return [*words, "--columns", *options.columns] if options.columns else words
+    words += ["--where", options.where] if options.where else []
+    for name in ("crop", "resize"):
+        words += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
+    buckets = [f"{view.size}:{view.step}" for view in options.views if view.step]
+    sizes = [str(view.size) for view in options.views if not view.step]
+    kinds = dict(zip(options.columns, options.kinds or ("",) * len(options.columns), strict=True))
+    columns = [f"{name}:{kind}" if kind else name for name, kind in kinds.items()]
+    for flag, values in (("buckets", buckets), ("image-size", sizes), ("columns", columns)):
+        words += [f"--{flag}", *values] if values else []
+    return words

@@ -14,15 +14,19 @@ honest runs. Layout below the store's URL:
 """
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.data.manifest import Count
 from pipeline.errors import ObjectNotFoundError, PipelineError, StoreError
 from pipeline.json_value import Json
 from pipeline.latents.latent_file import RecordBatchPlace
+from pipeline.latents.positions import Positions
 from pipeline.latents.statistics import ChannelStatistics
 
 POINTER = "store.json"
@@ -30,7 +34,7 @@ SNAPSHOTS, RECEIPTS, LATENTS = "snapshots", "receipts", "latents"
 REPORTS, ATTEMPTS = "reports", "attempts"
 
 RECEIPT = storage.DocumentKind(
-    "vae-pipeline/latent-receipt", 2, StoreError, "Delete it, and run the same jobs.encode again."
+    "vae-pipeline/latent-receipt", 3, StoreError, "Delete it, and run the same jobs.encode again."
 )
 
 
@@ -43,33 +47,126 @@ class FailedSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """One encoded shard. `samples` counts the whole source shard: rows + failed = samples."""
+class Rounding:
+    """What eight bits cost: errors of what is stored first, in its own units, over all values.
 
-    identity: str
-    shard: str
-    source_sha256: str
-    samples: int
+    `lowest_decibels`, `mean_decibels`: PSNR of `decoded` images, one of each batch, decoded from
+    eight bits, against their float32 latents.
+    """
+
+    largest: float
+    mean: float
+    decoded: Count
+    lowest_decibels: float
+    mean_decibels: float
+
+
+@dataclass(frozen=True)
+class LatentPart:
+    """The latents of one shape in one Arrow file: of the source positions that it `held`.
+
+    Those that `failed` are among them and have no row; record batch i has what is left of ranks
+    [i B, (i + 1) B) among them, with the identity's batch size B.
+    """
+
+    size: Count
+    """Pixels of a side of the view's square; parts of other sizes hold the same samples again."""
+    shape: tuple[Count, Count, Count]
+    held: Positions
     path: str
-    bytes: int
+    bytes: Count
     sha256: str
     record_batches: tuple[RecordBatchPlace, ...]
     failed: tuple[FailedSample, ...]
-    redone_batches: int
     statistics: ChannelStatistics
-
-    def __post_init__(self) -> None:
-        if self.rows + len(self.failed) != self.samples:
-            raise StoreError(
-                f"receipt of shard {self.shard}: {self.samples} samples in, but {self.rows} rows "
-                f"out and {len(self.failed)} failed. The receipt is damaged: delete "
-                f"{receipt_path(self.identity, self.source_sha256)} and encode again."
-            )
+    rounding: Rounding | None = None
 
     @property
     def rows(self) -> int:
         """Latents in the file."""
         return sum(place.rows for place in self.record_batches)
+
+    def check(self, where: str) -> None:
+        """Raises `StoreError` naming `where` unless its numbers agree with each other."""
+        storage.check_name(self.path, where)
+        self.held.checked(where)
+        lost = [sample.position for sample in self.failed]
+        if self.rows + len(lost) != len(self.held):
+            raise StoreError(
+                f"{where}: {len(self.held)} samples in, but {self.rows} rows out and {len(lost)} "
+                "failed."
+            )
+        if not np.isin(lost, self.held.array).all() or lost != sorted(set(lost)):
+            raise StoreError(f"{where}: it lost samples that it never held")
+        counted = self.statistics.rows, self.statistics.count, len(self.statistics.mean)
+        if counted != (self.rows, self.rows * self.shape[1] * self.shape[2], self.shape[0]):
+            raise StoreError(f"{where}: the statistics are of another shape")
+
+    def to_json(self) -> Json:
+        """A JSON-able dictionary."""
+        return {
+            "size": self.size,
+            "shape": list(self.shape),
+            "held": asdict(self.held),
+            "path": self.path,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "record_batches": [list(place) for place in self.record_batches],
+            "failed": [list(sample) for sample in self.failed],
+            "statistics": self.statistics.to_json(),
+            "rounding": None if self.rounding is None else asdict(self.rounding),
+        }
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One encoded shard of `samples`; its parts hold those that were asked for.
+
+    No two parts of one size hold a sample: for each size, rows + failed + filtered = samples.
+    """
+
+    identity: str
+    shard: str
+    source_sha256: str
+    samples: Count
+    parts: tuple[LatentPart, ...]
+    redone_batches: Count
+
+    @property
+    def rows(self) -> int:
+        """Latents of all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def failed(self) -> tuple[FailedSample, ...]:
+        """Samples that were asked for and have no latents."""
+        return tuple(sample for part in self.parts for sample in part.failed)
+
+    @property
+    def filtered(self) -> int:
+        """Samples that no part holds: `--where` left them out."""
+        first = [len(part.held) for part in self.parts if part.size == self.parts[0].size]
+        return self.samples - sum(first)
+
+    def check(self, where: str) -> "Receipt":
+        """Itself; raises `StoreError` naming `where` unless all that it says agrees."""
+        held: dict[int, npt.NDArray[np.int64]] = {}
+        for part in self.parts:
+            if part.held.samples != self.samples:
+                raise StoreError(f"{where}: a part is of {part.held.samples} samples")
+            part.check(where)
+            held.setdefault(part.size, np.zeros(self.samples, np.int64))[part.held.array] += 1
+        counts = list(held.values())
+        if any((count > 1).any() for count in counts):
+            raise StoreError(f"{where}: two of its parts hold the same sample")
+        if any((count != counts[0]).any() for count in counts):
+            raise StoreError(f"{where}: its sizes do not hold the same samples")
+        return self
 
     def to_json(self) -> Json:
         """A JSON-able dictionary, the same for the same shard whoever encoded it."""
@@ -78,49 +175,18 @@ class Receipt:
             "shard": self.shard,
             "source_sha256": self.source_sha256,
             "samples": self.samples,
-            "rows": self.rows,
-            "path": self.path,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "record_batches": [list(place) for place in self.record_batches],
-            "failed": [list(sample) for sample in self.failed],
+            "parts": [part.to_json() for part in self.parts],
             "redone_batches": self.redone_batches,
-            "statistics": self.statistics.to_json(),
         }
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Receipt":
         """The inverse of `to_json`; raises `StoreError` naming `where` for anything else."""
-        found = RECEIPT.typed(_Stored, value, where)
+        found = RECEIPT.typed(cls, value, where)
         try:
-            storage.check_name(found.path, where)
-            receipt = cls(
-                **{f.name: getattr(found, f.name) for f in fields(cls) if f.name != "statistics"},
-                statistics=ChannelStatistics.from_json(found.statistics),
-            )
-        except (PipelineError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{where}: {error}") from None
-        if receipt.rows != found.rows:
-            raise RECEIPT.damaged(where, f"{found.rows} rows, of which {receipt.rows} have a place")
-        return receipt
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A receipt as it lies in its file."""
-
-    identity: str
-    shard: str
-    source_sha256: str
-    samples: Count
-    rows: Count
-    path: str
-    bytes: Count
-    sha256: str
-    record_batches: tuple[RecordBatchPlace, ...]
-    failed: tuple[FailedSample, ...]
-    redone_batches: Count
-    statistics: dict[str, Any]
+            return found.check(where)
+        except PipelineError as error:
+            raise RECEIPT.damaged(where, error) from None
 
 
 def receipt_path(identity: str, source_sha256: str) -> str:
@@ -157,6 +223,7 @@ def _read(url: str, identity: str, source_sha256: str) -> Receipt:
 def claim(store: str, receipt: Receipt) -> Receipt:
     """Creates the receipt, or returns the one that another writer created before: that counts."""
     url = storage.join(store, receipt_path(receipt.identity, receipt.source_sha256))
+    receipt.check(url)
     if storage.create_if_absent(url, RECEIPT.encode(receipt.to_json())):
         return receipt
     return _read(url, receipt.identity, receipt.source_sha256)

@@ -7,10 +7,7 @@ history, writes the same bytes. The pointer is written last: one GET of it tells
 import functools
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple, Self
 
 from pipeline import storage
 from pipeline.data.manifest import Count, Digest
@@ -22,45 +19,20 @@ from pipeline.errors import (
 )
 from pipeline.json_value import Json
 from pipeline.latents.identity import Identity
-from pipeline.latents.receipt import POINTER, SNAPSHOTS, FailedSample, Receipt, content_digest
+from pipeline.latents.receipt import (
+    POINTER,
+    SNAPSHOTS,
+    Receipt,
+    content_digest,
+)
 from pipeline.latents.statistics import ChannelStatistics, empty
+from pipeline.latents.stored_shard import StoredPart, StoredShard, removed_of
 
 _AGAIN = "Delete it and run the same jobs.encode again."
-SNAPSHOT = storage.DocumentKind("vae-pipeline/latent-snapshot", 2, StoreError, _AGAIN)
-STORE = storage.DocumentKind("vae-pipeline/latent-store", 2, StoreError, _AGAIN)
+SNAPSHOT = storage.DocumentKind("vae-pipeline/latent-snapshot", 3, StoreError, _AGAIN)
+STORE = storage.DocumentKind("vae-pipeline/latent-store", 3, StoreError, _AGAIN)
 _LOG = logging.getLogger(__name__)
 PUBLISHED = "published"
-
-
-@dataclass(frozen=True)
-class StoredShard:
-    """A receipt as this dataset sees it: without the removed positions."""
-
-    receipt: Receipt
-    removed: tuple[int, ...]
-    statistics: ChannelStatistics
-
-    @functools.cached_property
-    def failed(self) -> tuple[FailedSample, ...]:
-        """Failed samples that the dataset still counts."""
-        gone = set(self.removed)
-        return tuple(sample for sample in self.receipt.failed if sample.position not in gone)
-
-    @functools.cached_property
-    def live_positions(self) -> range | npt.NDArray[np.int64]:
-        """The position in the source shard of each sample that the dataset counts, ascending."""
-        every = range(self.receipt.samples)
-        return np.delete(np.array(every), self.removed) if self.removed else every
-
-    @property
-    def live(self) -> int:
-        """Samples that the dataset counts in this shard."""
-        return self.receipt.samples - len(self.removed)
-
-    @property
-    def rows(self) -> int:
-        """Latents that count."""
-        return self.live - len(self.failed)
 
 
 class LostShard(NamedTuple):
@@ -81,6 +53,16 @@ class Snapshot:
     shards: tuple[StoredShard, ...]
     lost: tuple[LostShard, ...] = ()
 
+    @functools.cached_property
+    def parts(self) -> tuple[StoredPart, ...]:
+        """Every part of every shard, in the dataset's order."""
+        return tuple(part for shard in self.shards for part in shard.parts)
+
+    @functools.cached_property
+    def sources(self) -> tuple[str, ...]:
+        """The source shard of each part, by its checksum."""
+        return tuple(shard.receipt.source_sha256 for shard in self.shards for _ in shard.parts)
+
     @property
     def complete(self) -> bool:
         """Whether every shard of the dataset is there."""
@@ -92,6 +74,11 @@ class Snapshot:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def filtered(self) -> int:
+        """Samples of the dataset that `--where` left out."""
+        return sum(shard.filtered for shard in self.shards)
+
+    @property
     def failed(self) -> int:
         """Samples of the dataset without latents, those of lost shards too."""
         return sum(len(s.failed) for s in self.shards) + sum(lost.samples for lost in self.lost)
@@ -99,10 +86,9 @@ class Snapshot:
     @functools.cached_property
     def statistics(self) -> ChannelStatistics:
         """Per-channel mean and std over every latent that counts, merged in the dataset's order."""
-        channels, height, width = self.identity.latent_shape
-        start = empty(channels, height * width, self.identity.options.content == "moments")
-        for shard in self.shards:
-            start = start.merge(shard.statistics)
+        start = empty(self.identity.latent_shape[0], self.identity.options.content == "moments")
+        for part in self.parts:
+            start = start.merge(part.statistics)
         return start
 
     @property
@@ -121,12 +107,15 @@ class Snapshot:
             "complete": self.complete,
             "samples": self.samples,
             "failed": self.failed,
+            "filtered": self.filtered,
             "statistics": statistics_json(self.statistics),
             "shards": [
                 {
                     "receipt": shard.receipt.to_json(),
                     "removed": list(shard.removed),
-                    "statistics": shard.statistics.to_json() if shard.removed else None,
+                    "statistics": [
+                        part.statistics.to_json() if part.removed else None for part in shard.parts
+                    ],
                 }
                 for shard in self.shards
             ],
@@ -140,40 +129,50 @@ class Snapshot:
         found = SNAPSHOT.typed(_Stored, SNAPSHOT.parse(data, where), where)
         shards = []
         try:
-            identity = Identity.from_json(found.identity)
             for entry in found.shards:
-                receipt = Receipt.from_json(entry.receipt, where)
-                own = entry.statistics
-                statistics = ChannelStatistics.from_json(own) if own else receipt.statistics
-                shards.append(StoredShard(receipt, entry.removed, statistics))
-                _check_shard(shards[-1], identity)
-        except (KeyError, TypeError, ValueError, PipelineError) as error:
+                entry.receipt.check(where)
+                shards.append(entry.shard())
+                _check_shard(shards[-1], found.identity)
+        except (ValueError, PipelineError) as error:
             raise SNAPSHOT.damaged(where, error) from None
-        snapshot = cls(identity, found.dataset, tuple(shards), found.lost)
-        stated = found.samples, found.failed, found.complete
-        if stated != (snapshot.samples, snapshot.failed, snapshot.complete):
+        snapshot = cls(found.identity, found.dataset, tuple(shards), found.lost)
+        stated = found.samples, found.failed, found.filtered, found.complete
+        if stated != (snapshot.samples, snapshot.failed, snapshot.filtered, snapshot.complete):
             raise SNAPSHOT.damaged(where, "its totals are not those of its shards")
         return snapshot
 
 
 @dataclass(frozen=True)
 class _StoredEntry:
-    """A shard as it lies in a snapshot."""
+    """A shard as it lies in a snapshot; statistics only of the parts that lost some."""
 
-    receipt: dict[str, Any]
+    receipt: Receipt
     removed: tuple[Count, ...]
-    statistics: dict[str, Any] | None
+    statistics: tuple[ChannelStatistics | None, ...]
+
+    def shard(self) -> StoredShard:
+        """Raises `ValueError` where the statistics are not one for each part."""
+        pairs = zip(self.receipt.parts, self.statistics, strict=True)
+        return StoredShard(
+            self.receipt,
+            self.removed,
+            tuple(
+                StoredPart(part, removed_of(part, self.removed), own or part.statistics)
+                for part, own in pairs
+            ),
+        )
 
 
 @dataclass(frozen=True)
 class _Stored:
     """A snapshot as it lies in its file."""
 
-    identity: dict[str, Any]
+    identity: Identity
     dataset: Digest
     complete: bool
     samples: Count
     failed: Count
+    filtered: Count
     shards: tuple[_StoredEntry, ...]
     lost: tuple[LostShard, ...]
 
@@ -184,10 +183,13 @@ def _check_shard(shard: StoredShard, identity: Identity) -> None:
         raise ValueError(f"the shard {receipt.shard} is of the identity {receipt.identity}")
     if list(removed) != sorted(set(removed)) or (removed and removed[-1] >= receipt.samples):
         raise ValueError(f"the shard {receipt.shard} removes positions that it does not have")
-    channels, height, width = identity.latent_shape
-    statistics = shard.statistics
-    if (len(statistics.mean), statistics.positions) != (channels, height * width):
-        raise ValueError(f"the statistics of the shard {receipt.shard} are of another shape")
+    for part in shard.parts:
+        grid = part.part.shape[1] * part.part.shape[2]
+        found = len(part.statistics.mean), part.statistics.count, part.statistics.rows
+        if found != (part.part.shape[0], part.rows * grid, part.rows):
+            raise ValueError(f"the statistics of the shard {receipt.shard} are of another shape")
+        if part.part.shape[0] != identity.latent_shape[0]:
+            raise ValueError(f"the shard {receipt.shard} has latents of another shape")
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class Pointer:
     sha256: Digest
     samples: Count
     failed: Count
+    filtered: Count
     shards: Count
     complete: bool
     data: str
@@ -314,6 +317,7 @@ def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: s
         sha256=sha256,
         samples=snapshot.samples,
         failed=snapshot.failed,
+        filtered=snapshot.filtered,
         shards=len(snapshot.shards) + len(snapshot.lost),
         complete=snapshot.complete,
         data=data,

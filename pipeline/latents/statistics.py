@@ -5,7 +5,6 @@ deviations. `without` takes rows away again, which is how removed samples leave 
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +19,23 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Sums over `rows` latents [Z, h, w] for each of Z channels.
+    """Sums over `rows` latents [Z, h, w] for each of Z channels, `count` values in each.
 
     `squares` is the sum of squared deviations from `mean`; `posterior_variance` the mean of
     exp(logvar), None where no log-variance is stored.
     """
 
     rows: int
-    positions: int
+    count: int
     mean: tuple[float, ...]
     squares: tuple[float, ...]
     posterior_variance: tuple[float, ...] | None = None
 
-    @property
-    def count(self) -> int:
-        """Values per channel: rows x h x w."""
-        return self.rows * self.positions
+    def __post_init__(self) -> None:
+        lengths = {len(self.mean), len(self.squares)}
+        lengths |= {len(self.posterior_variance)} if self.posterior_variance else set()
+        if len(lengths) != 1 or min(self.rows, self.count) < 0:
+            raise ValueError("the statistics are not of one number of channels")
 
     @property
     def std(self) -> tuple[float, ...]:
@@ -61,12 +61,12 @@ class ChannelStatistics:
         if other.rows > self.rows:
             raise ValueError(f"can't take {other.rows} rows from {self.rows}")
         if other.rows == self.rows:
-            return empty(len(self.mean), self.positions, self.posterior_variance is not None)
+            return empty(len(self.mean), self.posterior_variance is not None)
         return self._combine(other, -1) if other.rows else self
 
     def _combine(self, other: "ChannelStatistics", sign: int) -> "ChannelStatistics":
-        rows = self.rows + sign * other.rows
-        mine, theirs = self.rows / rows, sign * other.rows / rows
+        rows, count = self.rows + sign * other.rows, self.count + sign * other.count
+        mine, theirs = self.count / count, sign * other.count / count
         mean, squares = [], []
         for a, b, sa, sb in zip(self.mean, other.mean, self.squares, other.squares, strict=True):
             mean.append(a + (b - a) * theirs)
@@ -77,13 +77,13 @@ class ChannelStatistics:
         if self.posterior_variance is not None and other.posterior_variance is not None:
             pairs = zip(self.posterior_variance, other.posterior_variance, strict=True)
             within = tuple(a * mine + b * theirs for a, b in pairs)
-        return ChannelStatistics(rows, self.positions, tuple(mean), tuple(squares), within)
+        return ChannelStatistics(rows, count, tuple(mean), tuple(squares), within)
 
     def to_json(self) -> Json:
         """A JSON-able dictionary; float64 survives it exactly."""
         return {
             "rows": self.rows,
-            "positions": self.positions,
+            "count": self.count,
             "mean": list(self.mean),
             "squares": list(self.squares),
             "posterior_variance": (
@@ -92,20 +92,15 @@ class ChannelStatistics:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
+    def from_json(cls, value: Json) -> "ChannelStatistics":
         """The inverse of `to_json`; raises `ValueError` for anything else."""
-        found = TypeAdapter(cls).validate_python(dict(value))
-        lengths = {len(found.mean), len(found.squares)}
-        lengths |= {len(found.posterior_variance)} if found.posterior_variance else set()
-        if len(lengths) != 1 or min(found.rows, found.positions) < 0:
-            raise ValueError("the statistics are not of one number of channels")
-        return found
+        return TypeAdapter(cls).validate_python(value)
 
 
-def empty(channels: int, positions: int, with_variance: bool) -> ChannelStatistics:
+def empty(channels: int, with_variance: bool) -> ChannelStatistics:
     """The statistics of no rows."""
     zeros = (0.0,) * channels
-    return ChannelStatistics(0, positions, zeros, zeros, zeros if with_variance else None)
+    return ChannelStatistics(0, 0, zeros, zeros, zeros if with_variance else None)
 
 
 def measure(latents: Array, log_variance: Array | None = None) -> ChannelStatistics:
@@ -120,4 +115,6 @@ def measure(latents: Array, log_variance: Array | None = None) -> ChannelStatist
     if log_variance is not None:
         flat = log_variance.reshape(rows, channels, positions).astype(np.float64, order="C")
         within = tuple(np.exp(flat).mean(axis=(0, 2)).tolist())
-    return ChannelStatistics(rows, positions, tuple(mean.tolist()), tuple(squares.tolist()), within)
+    return ChannelStatistics(
+        rows, rows * positions, tuple(mean.tolist()), tuple(squares.tolist()), within
+    )

@@ -1,76 +1,105 @@
 """Reading a latent store: by number, by key, in file order, in the image loader's order."""
 
 import html
-from bisect import bisect_right
-from collections import deque
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline import storage
 from pipeline.data.keys import find_key
 from pipeline.data.manifest import POINTER as DATASET
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
+from pipeline.json_value import JsonValue
+from pipeline.latents.gather import Found, Gather
 from pipeline.latents.latent_file import LatentRows
 from pipeline.latents.mending import encode_again
 from pipeline.latents.receipt import POINTER
-from pipeline.latents.shard_rows import ShardRows
+from pipeline.latents.selection import Selection
 from pipeline.latents.snapshot import Snapshot, last_published, read_pointer, read_snapshot
+from pipeline.latents.statistics import ChannelStatistics
 from pipeline.masking import printable
-
-_READ_AHEAD = 8
-"""Ranged reads under way at a time where the store is not local."""
+from pipeline.storage.row_filter import parse_where
 
 
 @dataclass(frozen=True)
 class Latent:
-    """One image's latents: each tensor [Z, h, w] in the store's type, and the copied columns."""
+    """One image's latents: each tensor [Z, h, w] in the store's type, and the copied columns.
+
+    A column of vectors gives one, float64 [N].
+    """
 
     key: str
     tensors: dict[str, npt.NDArray[Any]]
-    columns: dict[str, Any]
+    columns: "dict[str, JsonValue | npt.NDArray[np.float64]]"
 
 
 @dataclass(frozen=True)
 class LatentStore:
-    """A snapshot of a store, in the order of its source shards, less removed samples."""
+    """A snapshot of a store, in the order of its source shards, less removed samples.
+
+    With `where` it holds those latents alone whose columns meet it, as if there were no others;
+    with `size` those of images of that size.
+    """
 
     url: str
     snapshot: Snapshot
+    where: str = ""
+    size: int | None = None
 
     @staticmethod
-    def open(url: str, snapshot: str | None = None, *, flag: str = "--store") -> "LatentStore":
+    def open(
+        url: str,
+        snapshot: str | None = None,
+        *,
+        where: str = "",
+        size: int | None = None,
+        flag: str = "--store",
+    ) -> "LatentStore":
         """The current snapshot, or the one at this path in the store (`jobs.stores` lists them).
 
-        Errors name `flag` for it.
-
-        Raises `StoreError` if there is no store, or only a damaged one.
+        `where`: an expression over the columns that were copied, such as "aesthetic >= 5". `size`:
+        which one, of a store of several. Raises `StoreError` if there is no store, or only a
+        damaged one, and `ConfigError` for a size that it does not have; errors name `flag`.
         """
+        found = LatentStore.open_all(url, snapshot, flag=flag)
+        chosen = _chosen_size(found, size)
+        return replace(found, where=parse_where(where).text if where else "", size=chosen)
+
+    @staticmethod
+    def open_all(url: str, snapshot: str | None = None, *, flag: str = "--store") -> "LatentStore":
+        """Whatever a store holds, of all sizes: each image as often as there are sizes."""
         url = storage.absolute(url)
         if snapshot is not None:
             return LatentStore(url, read_snapshot(url, snapshot))
         pointer = read_pointer(url)
         if pointer is None:
-            last = last_published(url)
-            if last is None:
-                raise no_store(url, flag)
-            raise StoreError(
-                f"{storage.join(url, POINTER)}: is gone; latents lie there still. "
-                f"{encode_again(url, last)} finds them and writes it."
-            )
+            raise _nothing_at(url, flag)
         return LatentStore(url, read_snapshot(url, pointer.snapshot, pointer.sha256))
 
+    @cached_property
+    def selection(self) -> Selection:
+        """The parts and latents of it that count here."""
+        every = self.snapshot.parts
+        parts = tuple(p for p in every if self.size in (None, p.part.size))
+        return Selection(self.url, self.snapshot.identity, parts, self.where)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """The shapes [Z, h, w] of its latents, each once."""
+        return self.selection.shapes
+
     def __len__(self) -> int:
-        return self._first[-1]  # not summed anew over all shards for each item that is read
+        return len(self.selection.latents)
 
     @overload
     def __getitem__(self, number: int) -> Latent: ...
@@ -83,7 +112,7 @@ class LatentStore:
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.url}: holds {len(self)} latents, asked for number {number}")
         at, position = self.place(number % len(self))
-        rows = self.shard_rows[at]
+        rows = self.selection.rows[at]
         batch = rows.read(rows.number_of(position))
         row = int(np.searchsorted(batch.positions, position))
         return Latent(
@@ -97,12 +126,10 @@ class LatentStore:
         return map(self.__getitem__, range(len(self)))
 
     def place(self, number: int) -> tuple[int, int]:
-        """Where latent `number` (>= 0) comes from: shard of the snapshot, position in the shard."""
-        at = bisect_right(self._first, number) - 1
-        shard = self.snapshot.shards[at]
-        gone = sorted([sample.position for sample in shard.failed] + list(shard.removed))
-        kept = number - self._first[at]
-        return at, kept + bisect_right([place - n for n, place in enumerate(gone)], kept)
+        """Where latent `number` (>= 0) comes from: part of the selection, position in its shard."""
+        found = self.selection.latents.find(np.array([number]))
+        part = int(found.part[0])
+        return part, int(self.selection.parts[part].part.held.array[found.rank[0]])
 
     def by_key(self, key: str) -> Latent:
         """The latent of this key, or of the image at this path, as people write it.
@@ -122,12 +149,33 @@ class LatentStore:
     @property
     def mean(self) -> tuple[float, ...]:
         """Exact mean of each channel over all latents that count: [Z]."""
-        return self.snapshot.statistics.mean
+        return self.statistics.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Exact standard deviation of each channel's means: [Z]."""
-        return self.snapshot.statistics.std
+        """Exact standard deviation of each channel of what is stored first: means, or draws."""
+        return self.statistics.std
+
+    @property
+    def std_of_draws(self) -> tuple[float, ...]:
+        """Exact standard deviation of each channel of z ~ q(z|x): sqrt(Var[mean] + E[variance]).
+
+        What a trainer sees that draws. Raises `StoreError` where variances are not stored.
+        """
+        found = self.statistics.sample_std
+        if found is not None:
+            return found
+        if self.snapshot.identity.options.content == "sample":
+            return self.std
+        raise StoreError(
+            f"{self.url}: holds means alone, so nothing is known of draws. Encode with "
+            "`--content moments`."
+        )
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """Over all latents that count; with `where` they are read once for it."""
+        return self.selection.statistics
 
     @property
     def model_digest(self) -> str:
@@ -140,35 +188,32 @@ class LatentStore:
         Views of the file where the store is local; elsewhere read ahead, a ranged read each.
         `tensors` are the columns wanted, None for all. For training's order see `LatentLoader`.
         """
-        if storage.local_path(self.url) is not None:
-            for shard, number in self._places():
-                yield self._read(shard, number, tensors)
-            return
-        with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="latents") as pool:
-            waiting: deque[Future[LatentRows]] = deque()
-            try:
-                for shard, number in self._places():
-                    waiting.append(pool.submit(self._read, shard, number, tensors))
-                    if len(waiting) > _READ_AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        return self.selection.batches(tensors)
 
-    def shard_batches(self, shard: int) -> Iterator[LatentRows]:
+    def shard_batches(
+        self, shard: int, tensors: Sequence[str] | None = None
+    ) -> Iterator[LatentRows]:
         """The rows of one shard of the snapshot, less removed ones."""
-        for number in range(len(self.snapshot.shards[shard].receipt.record_batches)):
-            yield self._read(shard, number, None)
+        mine = {stored.part.path for stored in self.snapshot.shards[shard].parts}
+        for part, number in self.selection.record_batches():
+            if self.selection.parts[part].part.path in mine:
+                yield self.selection.read(part, number, tensors)
 
     def to_numpy(self, tensor: str = "mean") -> npt.NDArray[Any]:
-        """One tensor of all latents in memory: [N, Z, h, w] in the store's type, in its order."""
+        """One tensor of all latents in memory: [N, Z, h, w] in the store's order.
+
+        Raises `ConfigError` where they are of several shapes.
+        """
+        if len(self.shapes) > 1:
+            raise ConfigError(
+                f"{self.url}: has latents of {len(self.shapes)} shapes, which make no one array. "
+                "Take them from `batches()`, or a store of one `size`."
+            )
         return np.concatenate([batch.tensors[tensor] for batch in self.batches((tensor,))])
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame`: keys and copied columns of all latents, in the store's order."""
-        names = ["key", *self.snapshot.identity.options.columns]
+        names = ["key", *self.snapshot.identity.options.column_kinds]
         return pa.Table.from_batches(
             [batch.record.select(names) for batch in self.batches(())]
         ).to_pandas()
@@ -176,7 +221,7 @@ class LatentStore:
     def __repr__(self) -> str:
         return (
             f"LatentStore {printable(storage.shown(self.url))}\n"
-            f"{len(self):,} latents of {self.snapshot.identity.latent_shape}\n"
+            f"{len(self):,} latents of {', '.join(map(str, self.shapes))}\n"
             f"model {self.model_digest}"
         )
 
@@ -194,47 +239,94 @@ class LatentStore:
         return LatentDataset(self)
 
     @cached_property
-    def shard_rows(self) -> list[ShardRows]:
-        """One reader per shard of the snapshot."""
-        identity = self.snapshot.identity
-        return [ShardRows(self.url, shard.receipt, identity) for shard in self.snapshot.shards]
-
-    def _places(self) -> Iterator[tuple[int, int]]:
-        for shard, stored in enumerate(self.snapshot.shards):
-            for number in range(len(stored.receipt.record_batches)):
-                yield shard, number
-
-    def _read(self, shard: int, number: int, tensors: Sequence[str] | None) -> LatentRows:
-        rows = self.shard_rows[shard].read(number, tensors)
-        removed = self.snapshot.shards[shard].removed
-        if not removed:
-            return rows
-        kept = np.flatnonzero(~np.isin(rows.positions, np.array(removed)))
-        return rows if len(kept) == len(rows) else rows.take(kept)
-
-    @cached_property
-    def _first(self) -> list[int]:
-        return [0, *accumulate(shard.rows for shard in self.snapshot.shards)]
-
-    @cached_property
     def _number_of_key(self) -> dict[str, int]:
         return {key: number for number, key in enumerate(self.keys())}
 
 
-class LatentDataset(Dataset[dict[str, Any]]):
+Item: TypeAlias = "dict[str, Tensor | JsonValue | npt.NDArray[np.float64]]"
+
+_GATHERED_BYTES = 512 * 2**20
+
+
+class LatentDataset(Dataset[Item]):
     """Item i: `key`, each tensor [Z, h, w] in the store's type, and the copied columns."""
 
     def __init__(self, store: LatentStore) -> None:
         self.store = store
+        self._gathers: dict[int, Gather] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        latent = self.store[number]
-        # A copy: mapped memory is read-only, which torch has no notion of.
-        tensors = {name: torch.tensor(values) for name, values in latent.tensors.items()}
-        return {"key": latent.key, **tensors, **latent.columns}
+    def __getitem__(self, number: int) -> Item:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.store.url}: holds {len(self)} latents, not number {number}")
+        return self.__getitems__([number % len(self)])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
+        """A batch's items, read together: what torch's `DataLoader` asks for."""
+        chosen = self.store.selection
+        found = chosen.latents.find(np.asarray(numbers, dtype=np.int64))
+        shapes = [chosen.parts[part].part.shape for part in found.part.tolist()]
+        items: list[Item] = [{} for _ in shapes]
+        with self._lock:
+            for shape in dict.fromkeys(shapes):
+                slots = np.array([n for n, other in enumerate(shapes) if other == shape])
+                for slot, item in zip(slots, self._read(shape, found.some(slots)), strict=True):
+                    items[slot] = item
+        return items
+
+    def _read(self, shape: tuple[int, int, int], found: Found) -> list[Item]:
+        options, gather = self.store.snapshot.identity.options, self._gather_of(os.getpid())
+        records = gather.records(found)
+        items: list[Item] = [{"key": key} for key in gather.keys(found, records)]
+        for name in options.tensors:
+            values = torch.from_numpy(gather.take(found, records, [name] * len(items), shape))
+            for item, row in zip(items, values.view(-1, *shape), strict=True):
+                item[name] = row
+        for name in options.column_kinds:
+            for item, value in zip(items, gather.column(found, records, name), strict=True):
+                item[name] = value
+        return items
+
+    def _gather_of(self, process: int) -> Gather:
+        """A process that was forked has none of its parent's threads, so it reads for itself."""
+        if process not in self._gathers:
+            tensors = self.store.snapshot.identity.options.tensors
+            self._gathers = {process: Gather(self.store.selection.rows, tensors, _GATHERED_BYTES)}
+        return self._gathers[process]
+
+    def __getstate__(self) -> dict[str, LatentStore]:
+        return {"store": self.store}
+
+    def __setstate__(self, state: dict[str, LatentStore]) -> None:
+        self.__init__(state["store"])  # type: ignore[misc]
+
+
+def _chosen_size(store: LatentStore, size: int | None) -> int | None:
+    """The size to select parts by, None where the store has one alone."""
+    sizes = sorted({stored.part.size for stored in store.snapshot.parts})
+    if size not in sizes if size is not None else len(sizes) > 1:
+        said = ", ".join(map(str, sizes))
+        raise ConfigError(
+            f"{store.url}: holds images of {said} pixels, not of {size}: give `--size {sizes[0]}`."
+            if size is not None
+            else f"{store.url}: holds images of several sizes ({said}). Say which, as `--size "
+            f"{sizes[0]}` (in Python: size=)."
+        )
+    return size if len(sizes) > 1 else None
+
+
+def _nothing_at(url: str, flag: str) -> StoreError:
+    """The error of a place without a pointer."""
+    last = last_published(url)
+    if last is None:
+        return no_store(url, flag)
+    return StoreError(
+        f"{storage.join(url, POINTER)}: is gone; latents lie there still. "
+        f"{encode_again(url, last)} finds them and writes it."
+    )
 
 
 def no_store(url: str, flag: str) -> StoreError:

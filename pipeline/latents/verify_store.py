@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,18 +10,18 @@ import numpy.typing as npt
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, ShortageError
 from pipeline.latents.mending import encode_again
-from pipeline.latents.receipt import POINTER, read_receipt
-from pipeline.latents.shard_rows import ShardRows, stored_shard
+from pipeline.latents.part_rows import PartRows, statistics_without
+from pipeline.latents.receipt import POINTER, LatentPart, Receipt, read_receipt
 from pipeline.latents.snapshot import (
     SNAPSHOT,
     Snapshot,
-    StoredShard,
     read_pointer,
     read_published,
     statistics_json,
 )
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.store import LatentStore
+from pipeline.latents.stored_shard import StoredPart
 from pipeline.progress import Progress
 
 _PART_BYTES = 16 * 2**20
@@ -36,82 +37,97 @@ def verify_store(url: str) -> list[str]:
 
     Memory holds a part of one file at a time, and 8 bytes per key.
     """
-    store = LatentStore.open(url)
+    store = LatentStore.open_all(url)
     snapshot, again = store.snapshot, encode_again(store.url, read_pointer(store.url))
     problems = [
         f"shard {lost.shard}: {lost.samples} images have no latents: {lost.reason}. {again}."
         for lost in snapshot.lost
     ]
-    hashes: list[_Hashes] = []
+    hashes: dict[int, list[_Hashes]] = {}
     with Progress("verify", len(snapshot.shards), "shards") as progress:
-        for shard, rows in zip(snapshot.shards, store.shard_rows, strict=True):
-            try:
-                problems += _verify_file(store.url, shard, again) or _verify_rows(
-                    shard, rows, hashes
-                )
-            except ShortageError:
-                raise
-            except PipelineError as error:
-                problems.append(str(error))
+        rows = iter(store.selection.rows)
+        for shard in snapshot.shards:
+            for part, its_rows in zip(shard.parts, rows, strict=False):
+                try:
+                    found = _verify_file(store.url, part.part, again)
+                    problems += found or _verify_rows(
+                        part, its_rows, hashes.setdefault(part.part.size, [])
+                    )
+                except ShortageError:
+                    raise
+                except PipelineError as error:
+                    problems.append(str(error))
+            problems += _verify_receipt(store.url, shard.receipt, again)
             progress.advance()
     problems += _verify_totals(store.url, snapshot)
-    return problems + _twice(store, hashes)
+    for size, of_size in hashes.items():
+        problems += _twice(replace(store, size=size), of_size)
+    return problems
 
 
-def _verify_file(url: str, shard: StoredShard, again: str) -> list[str]:
-    """The file's checksum, and that the receipt beside it is the snapshot's."""
-    receipt = shard.receipt
-    file = storage.below(url, receipt.path)
+def _verify_file(url: str, part: LatentPart, again: str) -> list[str]:
+    """The file's checksum."""
+    file = storage.below(url, part.path)
     digest, size = hashlib.sha256(), 0
     try:
-        while part := storage.read(file, size, size + _PART_BYTES):
-            digest.update(part)
-            size += len(part)
+        while data := storage.read(file, size, size + _PART_BYTES):
+            digest.update(data)
+            size += len(data)
     except ObjectNotFoundError:
         return [
             f"{file}: is missing. `{storage.removal(storage.join(url, POINTER))}`, then {again}."
         ]
-    if digest.hexdigest() != receipt.sha256 or size != receipt.bytes:
+    if digest.hexdigest() != part.sha256 or size != part.bytes:
         return [
-            f"{file}: its {size} bytes are not the {receipt.bytes} of its receipt. "
+            f"{file}: its {size} bytes are not the {part.bytes} of its receipt. "
             f"`{storage.removal(file)}`, `{storage.removal(storage.join(url, POINTER))}`, then "
             f"{again}."
         ]
-    if read_receipt(url, receipt.identity, receipt.source_sha256) != receipt:
-        return [f"{file}: its receipt is not the one in the snapshot: {again}."]
     return []
 
 
-def _verify_rows(shard: StoredShard, rows: ShardRows, hashes: list[_Hashes]) -> list[str]:
+def _verify_receipt(url: str, receipt: Receipt, again: str) -> list[str]:
+    """That the receipt beside the files is the snapshot's."""
+    try:
+        found = read_receipt(url, receipt.identity, receipt.source_sha256)
+    except PipelineError as error:
+        return [str(error)]
+    if found == receipt:
+        return []
+    named = ", ".join(part.path for part in receipt.parts)
+    return [f"{url}: the receipt of {named} is not the one in the snapshot: {again}."]
+
+
+def _verify_rows(stored: StoredPart, rows: PartRows, hashes: list[_Hashes]) -> list[str]:
     """The law, finite values and the statistics; adds the hashes of the keys that count."""
-    receipt, options = shard.receipt, rows.identity.options
-    channels, height, width = rows.identity.latent_shape
-    nothing = empty(channels, height * width, options.content == "moments")
+    part, options = stored.part, rows.identity.options
+    nothing = empty(part.shape[0], options.content == "moments")
     every, counted, count = nothing, nothing, 0
     problems: list[str] = []
-    for number in range(len(receipt.record_batches)):
+    for number in range(len(part.record_batches)):
         batch = rows.read(number)
         count += len(batch)
-        live = ~np.isin(batch.positions, np.array(shard.removed, dtype=np.int64))
+        live = ~np.isin(batch.positions, np.array(stored.removed, dtype=np.int64))
         keys = (key for key, counts in zip(batch.keys, live, strict=True) if counts)
         hashes.append(_hashes(keys))
         broken = [n for n, values in batch.tensors.items() if not np.isfinite(values).all()]
         problems += [f"{rows.url}: {name} holds values that are not finite." for name in broken]
+        if not np.isin(batch.positions, part.held.array).all():
+            problems.append(f"{rows.url}: holds rows that its receipt does not.")
         first, log_variance = batch.tensors[options.tensors[0]], batch.tensors.get("logvar")
         if len(batch):
             every = every.merge(measure(first, log_variance))
         if live.any():
             left = None if log_variance is None else log_variance[live]
             counted = counted.merge(measure(first[live], left))
-    if count + len(receipt.failed) != receipt.samples:
+    if count + len(part.failed) != len(part.held):
         problems.append(
-            f"{rows.url}: {receipt.samples} samples in, {count} rows and {len(receipt.failed)} "
-            "failed."
+            f"{rows.url}: {len(part.held)} samples in, {count} rows and {len(part.failed)} failed."
         )
-    if every != receipt.statistics:
+    if every != part.statistics:
         problems.append(f"{rows.url}: its statistics are not those of its receipt.")
-    stated = stored_shard(rows, shard.removed).statistics
-    if stated != shard.statistics or not _close(stated, counted):
+    stated = statistics_without(rows, stored.removed) if stored.removed else part.statistics
+    if stated != stored.statistics or not _close(stated, counted):
         problems.append(f"{rows.url}: the snapshot's statistics are not those of its rows.")
     return problems
 
@@ -123,6 +139,7 @@ def _verify_totals(url: str, snapshot: Snapshot) -> list[str]:
     found = {
         "samples": snapshot.samples,
         "failed": snapshot.failed,
+        "filtered": snapshot.filtered,
         "statistics": statistics_json(snapshot.statistics),
     }
     problems = [
@@ -136,10 +153,8 @@ def _verify_totals(url: str, snapshot: Snapshot) -> list[str]:
             f"{storage.join(url, POINTER)}: is not what published/ keeps of it. "
             f"`{storage.removal(storage.join(url, POINTER))}`, then run the same jobs.encode again."
         )
-    if pointer is not None and (pointer.samples, pointer.failed) != (
-        snapshot.samples,
-        snapshot.failed,
-    ):
+    totals = (snapshot.samples, snapshot.failed, snapshot.filtered)
+    if pointer and (pointer.samples, pointer.failed, pointer.filtered) != totals:
         problems.append(f"{storage.join(url, POINTER)}: its totals are not the snapshot's.")
     return problems
 

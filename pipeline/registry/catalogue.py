@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import TrackingError
+from pipeline.exchange.model_folder import load_folder
 from pipeline.registry.models import RegisteredModel, model_tags, register, resolve, version_tags
 from pipeline.registry.promotion import elbo_of, place_alias
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
-from pipeline.vae import load_bundle, save_bundle
-from pipeline.vae.diffusers_format import is_diffusers, read_diffusers
+from pipeline.vae import save_bundle
+from pipeline.vae.bundle import is_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def list_models() -> list[Model]:
 def register_folder(
     url: str, name: str | None = None, allow_custom: Collection[str] = ()
 ) -> RegisteredModel:
-    """Registers a bundle that no run of this MLflow made, or a diffusers AutoencoderKL.
+    """Registers a bundle that no run of this MLflow made, or a diffusers autoencoder.
 
     name: NAME, and no alias moves; NAME@ALIAS, and this alias does; None: the folder's own name.
     The same folder again is the same version. Its figures are unknown here, so promotion measures
@@ -73,12 +74,10 @@ def register_folder(
     """
     called, _, alias = (name or _called(url)).partition("@")
     with tempfile.TemporaryDirectory(prefix="vae-bundle-") as scratch:
-        bundle = url
-        if is_diffusers(url):
-            read = read_diffusers(url)
-            save_bundle(read, scratch, read.metadata)
+        vae, bundle = load_folder(url, allow_custom), url
+        if not is_bundle(url):
+            save_bundle(vae, scratch, vae.metadata)
             bundle = scratch
-        vae = load_bundle(bundle, allow_custom)
         known = vae.metadata or {}
         kept = {name: str(known[name]) for name in _FACTS if known.get(name) is not None}
         where = tracking_uri()

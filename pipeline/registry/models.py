@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pipeline import storage
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
+from pipeline.exchange.model_folder import load_folder
 from pipeline.nearest import did_you_mean, nearest
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.vae import VAE, load_bundle
@@ -91,9 +92,9 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
 
 
 def load_model(uri: str, allow_custom: Collection[str] = (), *, digest: str | None = None) -> VAE:
-    """The VAE behind a registry URI, or in a bundle's folder; see `load_bundle` for the rest."""
+    """The VAE behind a registry URI, or in a folder as `load_folder` reads it."""
     if not uri.startswith(SCHEME):
-        return load_bundle(uri, allow_custom, digest=digest)
+        return load_folder(uri, allow_custom, digest=digest)
     with bundle_of(resolve(uri)) as folder:
         return load_bundle(str(folder), allow_custom, digest=digest)
 

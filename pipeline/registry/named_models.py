@@ -8,6 +8,7 @@ from pipeline.config import TrainConfig
 from pipeline.config.command_line import training_command
 from pipeline.config.sections import RunsConfig
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError, RunError
+from pipeline.exchange.model_folder import is_model_folder
 from pipeline.nearest import nearest
 from pipeline.registry.models import SCHEME, load_model
 from pipeline.runs.checkpoint import newest_step
@@ -57,7 +58,7 @@ def load_named(
     """
     found = finished_run(name, runs)
     if found is None:
-        if not name.startswith(SCHEME) and not storage.exists(storage.join(name, RECEIPT)):
+        if not name.startswith(SCHEME) and not is_model_folder(name):
             raise nothing_called(name, runs, flag)
         return load_model(name, allow_custom), None
     return load_bundle(found.bundle, allow_custom, digest=found.digest), found

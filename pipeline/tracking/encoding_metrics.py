@@ -8,10 +8,8 @@ STORE/attempts/outcome.prom   the same, for a textfile collector
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from prometheus_client import generate_latest
 from prometheus_client.exposition import pushadd_to_gateway
@@ -20,7 +18,7 @@ from pipeline import storage
 from pipeline.config import EncodingTrackingConfig
 from pipeline.encoding.driver import ShardDone
 from pipeline.encoding.schedule import ShardSchedule
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import StorageError
 from pipeline.latents.receipt import ATTEMPTS
 from pipeline.tracking.endpoint import Endpoint, discovery, forget
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, EncodingOutcome, EncodingReport
@@ -78,31 +76,32 @@ class EncodingMetrics:
         forget(self._discovery, self._named)
 
 
-@contextmanager
-def told_outcome(store: str, tracking: EncodingTrackingConfig) -> Iterator[dict[str, Any]]:
-    """Tells how the block ended, whichever way; it puts the job's result into what it is given."""
-    started, result = time.time(), dict[str, Any]()
-    try:
-        yield result
-    except PipelineError:
-        _tell(store, tracking, _outcome(result, started, tracking), keep=True)
-        raise
-    _tell(store, tracking, _outcome(result, started, tracking), keep=bool(result["encoded"]))
+@dataclass(frozen=True)
+class EncodingEnd:
+    """What an encoding that came to its end has to tell: images encoded and failed, shards lost."""
+
+    complete: bool
+    encoded: int
+    failed: int
+    lost: int
 
 
-def _outcome(
-    result: Mapping[str, Any], started: float, tracking: EncodingTrackingConfig
-) -> EncodingOutcome:
+def tell_outcome(
+    store: str, tracking: EncodingTrackingConfig, started: float, end: EncodingEnd | None
+) -> None:
+    """Tells how an encoding ended that began at `started`; None: by an error."""
     ended, hours = time.time(), tracking.expected_hours
-    return EncodingOutcome(
-        succeeded=ended if result.get("complete") else None,
+    known = end or EncodingEnd(complete=False, encoded=0, failed=0, lost=0)
+    outcome = EncodingOutcome(
+        succeeded=ended if known.complete else None,
         ended=ended,
         seconds=ended - started,
-        images=result.get("encoded", 0),
-        failed=result.get("failed", 0),
-        lost=len(result.get("lost", ())),
+        images=known.encoded,
+        failed=known.failed,
+        lost=known.lost,
         expected=None if hours is None else 3600 * hours,
     )
+    _tell(store, tracking, outcome, keep=end is None or bool(end.encoded))
 
 
 def _tell(

@@ -17,6 +17,7 @@ from pipeline.training.gradients import Precision
 from pipeline.training.state import COMPONENTS, Ema, TrainState, make_optimizer
 from pipeline.training.world import World
 from pipeline.vae import VAE, build_vae, load_bundle
+from pipeline.vae.bundle import bundle_scale
 from pipeline.vae.start import freeze, start_from
 
 STARTING_IMAGES = 256
@@ -81,6 +82,9 @@ def restore(
         _begin(vae, settings, dataset)
     if settings.freeze:
         freeze(vae, settings.freeze)
+    if settings.freeze == "encoder" and settings.init:
+        # The latents stay those of the model that it began with, and so does their scale.
+        vae.scale = bundle_scale(settings.init.bundle)
     state = TrainState(
         vae,
         _trained_module(settings, vae, world),

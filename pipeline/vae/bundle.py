@@ -2,28 +2,28 @@
 
 No pickle. `bundle.json` names the checksum of each file; a folder without it is no bundle, so a
 half-written one is never loaded. The digest is over contents (names, types, shapes and bytes of the
-weights, both configs), not over how a safetensors version happens to lay them out.
+weights, both configs, the latents' scale), not over how safetensors happens to lay them out.
 """
 
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError, StorageError
 from pipeline.json_value import Json
+from pipeline.latent_scale import LatentScale
 from pipeline.vae.vae import VAE, build_vae
 
-BUNDLE = storage.DocumentKind("vae-pipeline/model", 2, ModelError, "Pull or save the bundle again.")
+BUNDLE = storage.DocumentKind("vae-pipeline/model", 3, ModelError, "Pull or save the bundle again.")
 FILES = ("config.json", "preprocess.json", "model.safetensors")
 RECEIPT = "bundle.json"
 
@@ -34,14 +34,16 @@ def save_bundle(vae: VAE, folder: Path | str, metadata: Json | None = None) -> s
     Saving the same model with the same metadata again changes no byte.
     """
     weights = _weights(vae)
+    config, preprocess = _configs(vae)
     contents = {
-        "config.json": storage.canonical_json(vae.model_config.model_dump(mode="json")),
-        "preprocess.json": storage.canonical_json(vae.preprocess.model_dump(mode="json")),
+        "config.json": config,
+        "preprocess.json": preprocess,
         "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
     }
-    digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
+    digest = _digest(weights, config, preprocess, vae.scale)
     receipt: Json = {
         "digest": digest,
+        "scale": vae.scale.to_json(),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         "metadata": dict(metadata or {}),
     }
@@ -70,12 +72,25 @@ def load_bundle(
         )
     model, preprocess, weights = _contents(url, receipt)
     _check_custom(model, allow_custom, url)
-    _check_size(model, preprocess, weights, url)
+    if model.kind != "custom":  # Nobody knows whether it can be built without memory.
+        check_weights(claimed_vae(model, preprocess, url), weights, url)
     with torch.random.fork_rng(devices=[]):
         vae = build_vae(model, preprocess).to(_weights_dtype(weights))
     put_weights(vae, weights, url)
-    vae.digest, vae.metadata = receipt.digest, dict(receipt.metadata)
+    vae.digest, vae.metadata, vae.scale = receipt.digest, dict(receipt.metadata), receipt.scale
     return vae.eval()
+
+
+def digest_of(vae: VAE) -> str:
+    """The digest that the model's bundle would have; nothing is written."""
+    config, preprocess = _configs(vae)
+    return _digest(_weights(vae), config, preprocess, vae.scale)
+
+
+def _configs(vae: VAE) -> tuple[bytes, bytes]:
+    sections = vae.model_config, vae.preprocess
+    config, preprocess = (storage.canonical_json(s.model_dump(mode="json")) for s in sections)
+    return config, preprocess
 
 
 def _contents(
@@ -93,13 +108,24 @@ def _contents(
             f"{url}: this version can't read the bundle: {error}\nIt was made by another version: "
             "install that one, or train again."
         ) from None
-    digest = _digest(weights, contents["config.json"], contents["preprocess.json"])
+    config, parts = contents["config.json"], contents["preprocess.json"]
+    digest = _digest(weights, config, parts, receipt.scale)
     if digest != receipt.digest:
         raise ModelError(
             f"{url}: bundle.json says digest {receipt.digest}, its contents have {digest}. "
             "The bundle was changed after it was written: pull or save it again."
         )
     return model, preprocess, weights
+
+
+def is_bundle(url: Path | str) -> bool:
+    """Whether a folder holds a bundle."""
+    return storage.exists(storage.join(str(url), RECEIPT))
+
+
+def bundle_scale(url: Path | str) -> LatentScale:
+    """What a bundle says of its latents' scale; reads bundle.json alone."""
+    return _receipt(str(url)).scale
 
 
 def verify_bundle(url: Path | str) -> str:
@@ -141,18 +167,13 @@ def check_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def _check_size(
-    model: ModelConfig, preprocess: PreprocessConfig, weights: Mapping[str, Tensor], url: str
-) -> None:
-    """Before memory is taken: a config may claim a network of any size."""
-    if model.kind == "custom":
-        return  # Nobody knows whether it can be built without memory.
+def claimed_vae(model: ModelConfig, preprocess: PreprocessConfig, url: str) -> VAE:
+    """The VAE without memory, to be compared with weights: a config may claim one of any size."""
     try:
         with torch.device("meta"):
-            claimed = build_vae(model, preprocess)
+            return build_vae(model, preprocess)
     except (RuntimeError, OverflowError, MemoryError) as error:
         raise ModelError(f"{url}: its config.json claims an impossible network: {error}") from None
-    check_weights(claimed, weights, url)
 
 
 def _weights(vae: VAE) -> dict[str, Tensor]:
@@ -167,11 +188,15 @@ def _weights_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _digest(weights: Mapping[str, Tensor], config: bytes, preprocess: bytes) -> str:
+def _digest(
+    weights: Mapping[str, Tensor], config: bytes, preprocess: bytes, scale: LatentScale
+) -> str:
     """Over what is stored, not over what it is read as: a later knob must not change it."""
     hashed = hashlib.sha256()
     hashed.update(config)
     hashed.update(preprocess)
+    if scale != LatentScale():
+        hashed.update(storage.canonical_json(scale.to_json()))
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         hashed.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -181,11 +206,12 @@ def _digest(weights: Mapping[str, Tensor], config: bytes, preprocess: bytes) -> 
 
 def _receipt(url: str) -> "_Receipt":
     where = storage.join(url, RECEIPT)
-    if not storage.exists(where):
+    if not is_bundle(url):
         raise ModelError(
-            f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short. "
-            "Name the folder that jobs.pull or a training run wrote; for a run by its name "
-            "give its `--storage URL` too; a bundle to register is a folder: `--register FOLDER`."
+            f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short; nor "
+            "is it a diffusers autoencoder's folder. Name the folder that jobs.pull or a training "
+            "run wrote; for a run by its name give its `--storage URL` too; a bundle to register "
+            "is a folder: `--register FOLDER`."
         )
     return BUNDLE.typed(_Receipt, storage.read_document(BUNDLE, where), where)
 
@@ -195,8 +221,9 @@ class _Receipt:
     """`bundle.json`: the digest of the whole, each file's checksum, and what is told of it."""
 
     digest: str
+    scale: LatentScale
     files: dict[str, str]
-    metadata: dict[str, Any]
+    metadata: dict[str, JsonValue]
 
 
 def _verified(url: str, name: str, receipt: _Receipt) -> bytes:

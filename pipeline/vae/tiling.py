@@ -36,7 +36,7 @@ def encode_tiled(vae: VAE, images: Tensor, tile: int, overlap: int) -> Posterior
     `tile`, `overlap`, H and W are multiples of the network's pixels per latent. Only networks whose
     latent is a grid can do it; raises `ModelError` for the others.
     """
-    factor = _factor(vae)
+    factor = pixels_per_latent(vae)
     _check(factor, tile, overlap, images.shape[-2:])
 
     def moments(part: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def decode_tiled(vae: VAE, latents: Tensor, tile: int, overlap: int) -> Tensor:
 
     `tile` and `overlap` are in pixels of the image, as in `encode_tiled`.
     """
-    factor = _factor(vae)
+    factor = pixels_per_latent(vae)
     height, width = latents.shape[-2:]
     _check(factor, tile, overlap, (height * factor, width * factor))
     return _blend(latents, tile // factor, overlap // factor, vae.decode, factor)
@@ -71,13 +71,13 @@ def tiling_error(vae: VAE, image: Tensor, tile: int, overlap: int) -> TilingErro
     )
 
 
-def _factor(vae: VAE) -> int:
-    """Pixels per latent in each direction."""
+def pixels_per_latent(vae: VAE) -> int:
+    """In each direction; raises `ModelError` for networks whose latents are no grid."""
     factor = vae.pixels_per_latent
     if factor is None:
         raise ModelError(
-            f"a {vae.model_config.kind} network with latents of {vae.latent_shape} can't be tiled: "
-            "they are no grid of the image. Use kind autoencoder_kl."
+            f"a {vae.model_config.kind} network with latents of {vae.latent_shape} take no "
+            "other size, nor tiles: they are no grid of the image. Use kind autoencoder_kl."
         )
     return factor
 

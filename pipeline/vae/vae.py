@@ -10,7 +10,8 @@ from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data.preprocess import Picture, picture_bytes, preprocess_image
 from pipeline.errors import SampleError
 from pipeline.json_value import Json
-from pipeline.vae.autoencoder_kl import AutoencoderKL
+from pipeline.latent_scale import LatentScale
+from pipeline.vae.autoencoder_kl import AutoencoderKL, blocks_of
 from pipeline.vae.conv import Conv
 from pipeline.vae.elbo import Drawn, ElboTerms, elbo_terms
 from pipeline.vae.likelihoods import (
@@ -33,6 +34,7 @@ class VAE(nn.Module):
     """Trained through `forward` alone (that is what DDP wraps); encodes and decodes without it.
 
     `digest` and `metadata` are those of the bundle it was loaded from or saved to, else None.
+    `scale` is what whoever published the model says of its latents.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class VAE(nn.Module):
         self.likelihood = likelihood
         self.digest: str | None = None
         self.metadata: Json | None = None
+        self.scale = LatentScale()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -237,13 +240,8 @@ def _network(model: ModelConfig, shape: NetworkShape) -> Network:
             size = model.latent_size or 1
             return Conv(shape, model.latent_channels or 32, size, model.width or 32)
         case "autoencoder_kl":
-            return AutoencoderKL(
-                shape,
-                factor=model.factor or 8,
-                latent_channels=model.latent_channels,
-                width=model.width or 128,
-                gradient_checkpointing=model.gradient_checkpointing,
-            )
+            blocks = blocks_of(model)
+            return AutoencoderKL(shape, blocks, gradient_checkpointing=model.gradient_checkpointing)
         case "custom":
             return custom_network(model, shape)
 

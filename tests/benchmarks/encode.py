@@ -27,13 +27,15 @@ from pipeline.commands.encode import run_encoding
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset, preprocess_image, read_shard
 from pipeline.encoding.determinism import exact_numerics
+from pipeline.exchange.store_export import export_store
 from pipeline.latents import LatentStore
-from pipeline.latents.export import export_store
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.latent_file import LatentFileWriter, file_digest
-from pipeline.latents.receipt import Receipt, latent_path
-from pipeline.latents.snapshot import Snapshot, StoredShard, point_to, publish_snapshot
-from pipeline.latents.statistics import measure
+from pipeline.latents.positions import Positions
+from pipeline.latents.receipt import LatentPart, Receipt, latent_path
+from pipeline.latents.snapshot import Snapshot, point_to, publish_snapshot
+from pipeline.latents.statistics import empty, measure
+from pipeline.latents.stored_shard import StoredPart, StoredShard
 from pipeline.packing.pack import pack
 from pipeline.vae import VAE, build_vae, save_bundle
 from tests.support.warm import ROOT
@@ -258,28 +260,29 @@ def write_store(folder: Path, count: int) -> LatentStore:
     identity = Identity("0" * 64, "0" * 64, shape, EncodeOptions(precision="fp32"))
     generator = np.random.default_rng(0)
     for number in range(4):
-        path, rows = folder / "part.arrow", count // 4
+        path, rows, whole = folder / "part.arrow", count // 4, empty(4, True)
         folder.mkdir(exist_ok=True)
-        with LatentFileWriter(path, identity) as writer:
+        with LatentFileWriter(path, identity, shape) as writer:
             for start in range(0, rows, BATCH):
                 size = min(BATCH, rows - start)
                 tensors = {
                     name: generator.standard_normal((size, *shape), np.float32).astype(np.float16)
                     for name in ("mean", "logvar")
                 }
+                whole = whole.merge(measure(tensors["mean"], tensors["logvar"]))
                 keys = [f"shard{number}/{start + row:06d}" for row in range(size)]
                 writer.write(keys, range(start, start + size), tensors, {})
         digest, name = file_digest(path), f"{number:06d}"
         place = latent_path(identity.digest, name, digest)
-        receipt = Receipt(
-            identity.digest, name, f"{number:064d}", rows, place,
-            path.stat().st_size, digest, tuple(writer.places), (), 0,
-            measure(tensors["mean"], tensors["logvar"]),
+        part = LatentPart(
+            256, shape, Positions(rows), place, path.stat().st_size, digest,
+            tuple(writer.places), (), whole,
         )  # fmt: skip
-        target = folder / receipt.path
+        receipt = Receipt(identity.digest, name, f"{number:064d}", rows, (part,), 0)
+        target = folder / part.path
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-        shards.append(StoredShard(receipt, (), receipt.statistics))
+        shards.append(StoredShard(receipt, (), (StoredPart(part, (), whole),)))
     snapshot = Snapshot(identity, "d" * 64, tuple(shards))
     point_to(str(folder), snapshot, publish_snapshot(str(folder), snapshot), data="", model="")
     return LatentStore.open(str(folder))

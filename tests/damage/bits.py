@@ -18,8 +18,8 @@ from typing import Any
 from pipeline.data import Dataset
 from pipeline.data.manifest import read_generation, read_pointer
 from pipeline.errors import PipelineError
+from pipeline.latents.part_rows import PartRows
 from pipeline.latents.receipt import read_receipt as read_latent_receipt
-from pipeline.latents.shard_rows import ShardRows
 from pipeline.latents.snapshot import read_pointer as read_store_pointer
 from pipeline.latents.snapshot import read_published, read_snapshot
 from pipeline.packing.ledger import ledger_rows, read_generation_state, read_state
@@ -72,7 +72,7 @@ def parsed_files(world: World) -> Iterator[Parsed]:
     key = receipt.identity, receipt.source_sha256
     latent_receipt = store / f"receipts/{key[0]}/{key[1]}.json"
     yield Parsed("latent receipt", latent_receipt, lambda: read_latent_receipt(url, *key))
-    rows = ShardRows(url, receipt, snapshot.identity)
+    rows = PartRows(url, receipt.parts[0], snapshot.identity)
     yield Parsed("latent file", Path(rows.url), lambda: _latents(rows))
     bundle = run / "bundle"
     stated = bundle / "bundle.json"
@@ -101,10 +101,10 @@ def _plan(dataset: Path, root: str, number: int) -> Iterator[Parsed]:
     yield Parsed("plan, receipt", Path(receipt), lambda: read_receipt(receipt))
 
 
-def _latents(rows: ShardRows) -> list[Any]:
-    fresh = ShardRows(rows.store, rows.receipt, rows.identity)  # compares its bytes anew
+def _latents(rows: PartRows) -> list[Any]:
+    fresh = PartRows(rows.store, rows.part, rows.identity)  # compares its bytes anew
     found = []
-    for number in range(len(rows.receipt.record_batches)):
+    for number in range(len(rows.part.record_batches)):
         batch = fresh.read(number)
         tensors = {name: value.tobytes() for name, value in batch.tensors.items()}
         found.append((list(batch.keys), batch.positions.tolist(), tensors, dict(batch.columns)))

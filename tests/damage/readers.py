@@ -16,10 +16,11 @@ import torch
 
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
-from pipeline.encoding.driver import finished_pointer, plan_encoding
+from pipeline.encoding.driver import is_finished, plan_encoding
 from pipeline.errors import PipelineError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.loader import LatentLoader
+from pipeline.latents.snapshot import read_pointer
 from pipeline.packing.ledger import read_ledger, read_state
 from pipeline.packing.plan import find_plan
 from pipeline.packing.unit import read_receipt, receipt_url
@@ -197,11 +198,13 @@ def encode_again(world: World) -> dict[str, Any]:
     store, dataset = str(world.path("store")), Dataset.open(str(world.path("dataset/train")))
     snapshot = LatentStore.open(store).snapshot
     plan = plan_encoding(store, dataset, snapshot.identity)
-    pointer = finished_pointer(store, dataset.digest, snapshot.identity.digest)
+    pointer = read_pointer(store)
+    assert pointer is not None
+    finished = is_finished(store, pointer, dataset.digest, snapshot.identity.digest)
     left = {shard.sha256 for n, shard in enumerate(dataset.shards) if n in plan.todo}
     known = {s.receipt.source_sha256: repr(s.receipt) for s in snapshot.shards}
     return {
-        "finished": pointer is not None or None,
+        "finished": finished or None,
         **{sha: None if sha in left else repr(plan.known[sha]) for sha in known},
     }
 

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
+import torch
 from PIL import Image
 
+from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.exchange.diffusers_folder import write_diffusers
+from pipeline.latent_scale import LatentScale
+from pipeline.latents import LatentStore
+from pipeline.vae import build_vae
 from tests.docs.blocks import ROOT, blocks
 from tests.support.warm import run
 
@@ -44,6 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.repeat(colours.integers(0, 256, (8, 1, 3), dtype=np.uint8), 10, axis=0)
             image = Image.fromarray(np.repeat(pixels, 96, axis=1))
             image.save(place / "photos" / label / f"{number:03d}.jpg")
+    torch.manual_seed(0)
+    small = ModelConfig(kind="autoencoder_kl", widths=(4, 8), groups=2)
+    published = build_vae(small, PreprocessConfig(image_size=16))
+    published.scale = LatentScale(scaling_factor=0.13025, force_upcast=True)
+    write_diffusers(published, place / "downloads/sdxl")
     return place
 
 
@@ -80,7 +92,7 @@ def test_the_readmes_python_reads_what_the_commands_made(
     names: dict[str, Any] = {}
     (text,) = blocks(README, "python")
     exec(text, names)
-    assert len(names["store"]) == len(list(names["store"].keys)) > 60
+    assert len(names["store"]) == len(list(names["store"].keys())) > 60
     assert names["vae"].digest == names["store"].model_digest
     assert names["batch"].images.shape[1:] == (3, 64, 64)
 
@@ -109,6 +121,26 @@ def test_the_latents_pages_commands_and_python_run_on_that_store(
     assert len(list((folder / "runs/walk").rglob("*.png"))) == 8  # --steps
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    exec(blocks(LATENTS, "python")[0], names)
+    first, others = blocks(LATENTS, "python")
+    exec(first, names)
     store = names["store"]
     assert len(names["torch_dataset"]) == len(store) == len(names["frame"])
+    keys = list(store.keys())
+    assert list(names["cats"].keys()) == [key for key in keys if key.startswith("cats/")]
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        exec(others, names)
+        rows = names["on_ray"].take_all()
+    finally:
+        ray.shutdown()
+    table = names["in_datasets"][:]
+    assert table["key"].to_pylist() == keys
+    assert sorted(row["key"] for row in rows) == sorted(keys)
+    assert {row["label"] for row in rows} == set(table["label"].to_pylist()) == {"cats", "dogs"}
+    np.testing.assert_array_equal(names["means"](table)[5], store[5].tensors["mean"])
+    one = LatentStore.open("runs/sizes", size=128)
+    assert one.shapes == ((4, 64, 64),)
+    buckets = LatentStore.open("runs/buckets")
+    # Every picture is of 96 x 80 pixels.
+    assert {latent.tensors["mean"].shape for latent in buckets} == {(4, 48, 64)}
+    assert buckets[0].columns["original_size"] == [80, 96]

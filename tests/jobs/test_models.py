@@ -7,20 +7,24 @@ import mlflow
 import pytest
 import torch
 
+import pipeline
 from jobs.models import main
 from pipeline.commands.encode import run_encoding
 from pipeline.commands.evaluate import run_evaluation
+from pipeline.commands.train import run_training
 from pipeline.config import (
     EncodeConfig,
     EvaluateConfig,
     ModelConfig,
     ModelsConfig,
     PreprocessConfig,
+    TrainConfig,
 )
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, PipelineError
+from pipeline.exchange.diffusers_folder import read_diffusers, write_diffusers
+from pipeline.latent_scale import LatentScale
 from pipeline.registry.models import RegisteredModel, load_model, version_tags
 from pipeline.vae import build_vae, save_bundle
-from pipeline.vae.diffusers_format import write_diffusers
 from tests.support.packed_digits import write_digits
 
 
@@ -159,8 +163,37 @@ def test_a_diffusers_folder_is_registered_as_a_bundle_of_ours(
     torch.manual_seed(0)
     config = ModelConfig(kind="autoencoder_kl", factor=4, width=32)
     vae = build_vae(config, PreprocessConfig(image_size=16))
+    vae.scale = LatentScale(0.18215, force_upcast=True)
     write_diffusers(vae, tmp_path / "theirs")
     assert models(register=str(tmp_path / "theirs"))["registered"] == f"models:/{name}/1"
     loaded = load_model(f"models:/{name}/1")
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     assert torch.equal(loaded.encode(images).mean, vae.eval().encode(images).mean)
+    assert loaded.scale == vae.scale
+    assert loaded.digest == pipeline.load_model(str(tmp_path / "theirs")).digest
+    back = str(tmp_path / "back")
+    outcome = main(ModelsConfig(export="diffusers", model=f"models:/{name}/1", output=back))
+    assert outcome.result["digest"] == loaded.digest
+    assert "scaling_factor 0.18215" in outcome.summary[1]
+    assert read_diffusers(back).digest == read_diffusers(str(tmp_path / "theirs")).digest
+
+
+def test_load_model_init_and_register_say_the_same_of_the_same_folder(
+    models: Any, tmp_path: Path, data: str
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    given = {"data": data, "run": "r", "storage": str(tmp_path), "workers": 0, "image_size": 8}
+    train = TrainConfig(init=str(folder), **given)
+    said = []
+    for ask in (
+        lambda: pipeline.load_model(str(folder)),
+        lambda: models(register=str(folder)),
+        lambda: run_training(train),
+    ):
+        with pytest.raises(PipelineError) as raised:
+            ask()
+        said.append(str(raised.value))
+    assert "AutoencoderKLWan" in said[0]
+    assert len(set(said)) == 1

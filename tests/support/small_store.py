@@ -48,7 +48,8 @@ def small_dataset(folder: Path, numbers: range, **options: Any) -> Dataset:
 
 def identity_of(vae: VAE, **options: Any) -> Identity:
     given = EncodeOptions(**{"precision": "fp32", "batch_size": 4, **options})
-    return Identity(str(vae.digest), preprocess_digest(vae.preprocess), vae.latent_shape, given)
+    seen = preprocess_digest(vae.preprocess)
+    return Identity(str(vae.digest), seen, vae.latent_shape, given, vae.scale)
 
 
 def encode(vae: VAE, dataset: Dataset, store: str | Path, **options: Any) -> LatentStore:
@@ -58,4 +59,4 @@ def encode(vae: VAE, dataset: Dataset, store: str | Path, **options: Any) -> Lat
     for number in plan.todo:
         encode_shard(vae, dataset, dataset.shards[number], identity, url, threads=1)
     publish(url, finish(url, dataset, identity, plan.known, {}), data=dataset.url, model="m")
-    return LatentStore.open(url)
+    return LatentStore.open_all(url)

@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs import encode as encode_job
 from jobs import verify
 from jobs.demo import write_digits
-from pipeline.commands.encode import identity_of, run_encoding
+from pipeline.commands.encode import Encoded, cost_of_encoding, run_encoding
+from pipeline.commands.encode_cost import EncodingCost
+from pipeline.commands.encode_identity import identity_of
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.keys import path_of
@@ -43,15 +46,23 @@ def world(tmp_path: Path, bundle: str) -> Any:
     """Functions that pack and encode into `tmp_path`."""
 
     class World:
+        def __init__(self) -> None:
+            self.bundle = bundle
+
         def grow(self, numbers: range, **options: Any) -> None:
             write_digits(tmp_path / "images", numbers)
             source = (str(tmp_path / "images"),)
             output = str(tmp_path / "data")
             pack(PackConfig(source=source, output=output, shard_bytes=60_000, **options))
 
-        def encode(self, store: str = "store", **options: Any) -> dict[str, Any]:
+        def encode(self, store: str = "store", **options: Any) -> Encoded:
             given = {"model": bundle, "data": str(tmp_path / "data"), "actors": 0, **options}
             return run_encoding(EncodeConfig(output=str(tmp_path / store), **given))
+
+        def cost(self) -> EncodingCost:
+            data, output = str(tmp_path / "data"), str(tmp_path / "store")
+            config = EncodeConfig(model=bundle, data=data, output=output, actors=0, dry_run=True)
+            return cost_of_encoding(config)
 
         def store(self) -> LatentStore:
             return LatentStore.open(str(tmp_path / "store"))
@@ -73,11 +84,11 @@ def test_a_grown_dataset_costs_only_its_new_shards_and_ends_as_one_full_encode(
     world: Any, tmp_path: Path
 ) -> None:
     world.grow(range(100))
-    assert world.encode()["encoded"] == 100
+    assert world.encode().encoded == 100
     for night in range(1, 4):
         world.grow(range(100 + 20 * night), append=True)
-        assert world.encode()["encoded"] == 20
-    assert world.encode("full")["encoded"] == 160
+        assert world.encode().encoded == 20
+    assert world.encode("full").encoded == 160
     grown, full = stored(tmp_path / "store"), stored(tmp_path / "full")
     old = {name for name in grown if name.startswith(("snapshots/", "reports/"))} - full.keys()
     assert {name: grown[name] for name in grown.keys() - old} == full
@@ -101,7 +112,7 @@ def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(
                 source=source, output=output, append=True, remove=(gone,), shard_bytes=60_000
             )
         )
-        assert 3 <= world.encode(columns=("label",))["encoded"] <= 5
+        assert 3 <= world.encode(columns=("label",)).encoded <= 5
     world.encode("full", columns=("label",))
     grown, full = stored(tmp_path / "store"), stored(tmp_path / "full")
     old = {name for name in grown if name.startswith("snapshots/")} - full.keys()
@@ -120,9 +131,9 @@ def test_a_finished_store_is_recognised_by_four_requests_and_nothing_is_written(
     world.grow(range(60))
     store = f"{s3_server.bucket()}/s"
     config = EncodeConfig(model=bundle, data=str(tmp_path / "data"), output=store, actors=0)
-    assert run_encoding(config)["encoded"] == 60
+    assert run_encoding(config).encoded == 60
     seen = len(fault_proxy.requests)
-    assert run_encoding(config)["encoded"] == 0
+    assert run_encoding(config).encoded == 0
     asked = [request.line for request in fault_proxy.requests[seen:]]
     # The pointer, that none is newer, what it names, and that all of it is there.
     assert len(asked) == 4
@@ -153,9 +164,9 @@ def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(
 
 def test_another_batch_size_or_type_is_another_identity_and_never_a_mixture(world: Any) -> None:
     world.grow(range(30))
-    one = world.encode()["identity"]
-    assert world.encode(dtype="float32")["identity"] != one
-    assert world.encode(batch_size=7)["identity"] != one
+    one = world.encode().identity
+    assert world.encode(dtype="float32").identity != one
+    assert world.encode(batch_size=7).identity != one
     assert len({file.parent.name for file in Path(world.store().url).glob("latents/*/*")}) == 3
 
 
@@ -169,11 +180,11 @@ def test_a_source_shard_that_was_overwritten_is_noticed_and_listed(
         file.seek(int(index.offsets[3]) + 20)
         file.write(b"\xff\xff")
     result = world.encode(attempts=2)
-    assert not result["complete"]
-    ((shard, reason),) = result["lost"]
+    assert not result.complete
+    ((shard, reason),) = result.lost
     assert shard in dataset.shards[0].path
     assert "not those that were packed" in reason
-    assert result["samples"] + dataset.shards[0].samples == 100
+    assert result.samples + dataset.shards[0].samples == 100
     assert any("have no latents" in problem for problem in verify_store(world.store().url))
 
 
@@ -210,7 +221,7 @@ def test_a_damaged_store_is_whole_again_after_what_verify_advises(world: Any) ->
     assert f"`rm {file}`, `rm {store}/store.json`, then `python -m jobs.encode" in problem
     file.unlink()
     (store / "store.json").unlink()
-    assert 0 < world.encode()["encoded"] < 30, "only the damaged shard is made again"
+    assert 0 < world.encode().encoded < 30, "only the damaged shard is made again"
     assert verify_store(str(store)) == []
     assert tree(store) == before
 
@@ -224,22 +235,45 @@ def test_a_column_that_no_image_has_is_refused_before_anything_is_encoded(
     assert not (tmp_path / "store" / "latents").exists()
 
 
+def test_where_and_column_kinds_come_from_the_command_line_as_people_write_them(
+    world: Any, tmp_path: Path
+) -> None:
+    world.grow(range(30))
+    outcome = encode_job.main(
+        EncodeConfig(
+            model=world.bundle, data=str(tmp_path / "data"), output=str(tmp_path / "store"),
+            actors=0, columns=("label:json",), where=" label   in ['3','7'] ",
+        )
+    )  # fmt: skip
+    labels = [latent.columns["label"] for latent in world.store()]
+    assert set(labels) == {"3", "7"}
+    assert outcome.result["filtered"] == 30 - len(labels)
+    assert any("do not meet `--where`" in line for line in outcome.summary)
+    options = world.store().snapshot.identity.options
+    assert (options.where, options.kinds) == ("label in ['3', '7']", ("json",))
+    assert world.encode(columns=("label:json",), where="label in ['3', '7']").encoded == 0
+    with pytest.raises(DatasetError, match="no sample has the column 'aesthetic'"):
+        world.encode(where="aesthetic > 5")
+    with pytest.raises(ConfigError, match="where"):
+        world.encode(where="open('x')")
+
+
 def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.commands.encode_cost.PROBE_SECONDS", 0.2)
     world.grow(range(100))
-    said = world.encode(dry_run=True)
+    said = world.cost()
     assert not (tmp_path / "store").exists()
     dataset = Dataset.open(str(tmp_path / "data"))
-    assert (said["images"], said["shards"]) == (100, len(dataset.shards))
-    assert said["source_bytes"] == sum(shard.bytes for shard in dataset.shards)
+    assert (said.images, said.shards) == (100, len(dataset.shards))
+    assert said.source_bytes == sum(shard.bytes for shard in dataset.shards)
     done = world.encode()
-    assert said["identity"] == done["identity"]
+    assert said.identity == done.identity
     written = sum(path.stat().st_size for path in (tmp_path / "store/latents").rglob("*.arrow"))
-    assert said["store_bytes"] == pytest.approx(written, rel=0.3)
-    assert said["hours"] == pytest.approx(100 / said["images_per_second"] / 3600, abs=1e-4)
-    assert world.encode(dry_run=True)["images"] == 0, "everything is there"
+    assert said.store_bytes == pytest.approx(written, rel=0.3)
+    assert said.hours == pytest.approx(100 / said.images_per_second / 3600, abs=1e-4)
+    assert world.cost().images == 0, "everything is there"
 
 
 def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(
@@ -256,7 +290,7 @@ def test_the_report_states_what_the_snapshot_holds_and_how_it_decodes(
     assert 0 < found["lowest_psnr"] <= found["psnr"] < 40
     page = (folder / "report.md").read_text()
     assert "| latents | 60 |" in page
-    assert result["snapshot"] in page
+    assert result.snapshot in page
     for name in ("reconstructions.png", "channels.png"):
         assert Image.open(folder / name).size[0] > 500
 
@@ -293,10 +327,10 @@ def test_a_limit_is_no_failure_and_the_rest_comes_with_the_next_call(
 ) -> None:
     world.grow(range(100))
     part = world.encode(limit=20)
-    assert part["failed"] == 0
-    assert 20 <= part["samples"] < 100
-    assert part["samples"] + part["lost_samples"] == 100
-    assert world.encode()["encoded"] == part["lost_samples"]
+    assert part.failed == 0
+    assert 20 <= part.samples < 100
+    assert part.samples + part.lost_samples == 100
+    assert world.encode().encoded == part.lost_samples
 
 
 def test_the_failed_of_all_shards_are_told(world: Any, tmp_path: Path) -> None:
@@ -305,7 +339,7 @@ def test_the_failed_of_all_shards_are_told(world: Any, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-30])
     # Its header alone is looked at, so that what is cut shows when it is decoded.
     world.grow(range(0), verify="header")
-    assert world.encode(bad_fraction=1)["failed"] == 12
+    assert world.encode(bad_fraction=1).failed == 12
     held = [len(shard.failed) for shard in world.store().snapshot.shards]
     assert max(held) < 12
 
@@ -319,6 +353,6 @@ def test_moments_of_a_full_covariance_are_refused_and_its_means_are_not(
     dataset = Dataset.open(str(tmp_path / "data"))
     asked = EncodeConfig(model="m", data=dataset.url, output="o")
     with pytest.raises(ConfigError, match="full covariance"):
-        identity_of(vae, asked, dataset)
+        identity_of(vae, asked, dataset, None)
     means = asked.model_copy(update={"content": "mean"})
-    assert identity_of(vae, means, dataset).options.content == "mean"
+    assert identity_of(vae, means, dataset, None).options.content == "mean"

@@ -3,7 +3,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.data.column_types import arrow_array, arrow_type, merged, note_columns
+from pipeline.data.column_types import (
+    arrow_array,
+    arrow_type,
+    holds,
+    is_kind,
+    kept_kind,
+    merged,
+    note_columns,
+    vector_size,
+)
 from pipeline.errors import DatasetError
 
 
@@ -47,3 +56,29 @@ def test_an_embedding_is_a_list_of_fixed_size() -> None:
 def test_a_value_of_another_kind_is_an_error_that_says_so() -> None:
     with pytest.raises(DatasetError, match="int64 holds other values"):
         arrow_array(["a"], "int64")
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("int64", "int64"), ("list<string>[2]", "list<string>"),
+        ("list<double>[768]", "list<double>[768]"), ("list<list<string>[2]>[1]",
+        "list<list<string>>"), ("list<list<int64>[2]>[3]", "list<list<int64>[2]>"),
+    ],
+)  # fmt: skip
+def test_a_store_keeps_how_many_numbers_a_vector_has_and_not_how_many_captions(
+    kind: str, kept: str
+) -> None:
+    assert kept_kind(kind) == kept
+    assert holds(kept, kind)
+    assert is_kind(kept)
+
+
+def test_a_column_holds_what_its_kind_is_merged_with_to_itself() -> None:
+    assert holds("double", "int64")
+    assert not holds("int64", "double")
+    assert not holds("list<double>[2]", "list<double>[3]")
+    assert holds("json", "list<double>[3]")
+    assert not is_kind("float")
+    assert not is_kind("list<float>")
+    assert (vector_size("list<double>[3]"), vector_size("list<int64>[3]")) == (3, None)

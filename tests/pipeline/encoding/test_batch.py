@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline.encoding.batch import encode_batch
+from pipeline.key_noise import normal_noise
 from pipeline.latents.identity import EncodeOptions
-from pipeline.latents.noise import normal_noise
 from pipeline.vae.posterior import DiagonalPosterior
 from tests.support.small_store import LATENT_SHAPE, small_vae
 
@@ -62,7 +62,7 @@ def test_a_sample_is_mean_plus_deviation_times_the_noise_of_its_key_and_seed(
     posterior: DiagonalPosterior,
 ) -> None:
     found = encode(small_vae(), content="sample", seed=5).tensors["sample"]
-    noise = np.stack([normal_noise(key, 5, LATENT_SHAPE) for key in KEYS])
+    noise = normal_noise(KEYS, 5, LATENT_SHAPE)
     expected = posterior.mean.numpy() + np.exp(posterior.log_variance.numpy() / 2) * noise
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert not np.array_equal(

@@ -9,13 +9,14 @@ from pipeline.encoding.driver import (
     WorkerLost,
     drive,
     finish,
-    finished_pointer,
+    is_finished,
     plan_encoding,
     publish,
 )
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
 from pipeline.errors import AccessDeniedError, DatasetError, ShortageError, StoreError
+from pipeline.latents.snapshot import read_pointer
 from pipeline.latents.store import LatentStore
 from tests.support.small_store import encode, identity_of, small_dataset, small_vae
 
@@ -115,13 +116,14 @@ def test_a_limit_takes_whole_shards_until_it_is_reached(world: Any) -> None:
     assert plan.skipped == tuple(range(2, len(dataset.shards)))
 
 
-def test_the_pointer_is_of_this_dataset_and_these_options_or_none(world: Any) -> None:
+def test_a_store_is_finished_for_this_dataset_and_these_options_alone(world: Any) -> None:
     vae, dataset, store = world
     run(world)
-    identity = identity_of(vae).digest
-    assert finished_pointer(store, dataset.digest, identity) is not None
-    assert finished_pointer(store, "another dataset", identity) is None
-    assert finished_pointer(store, dataset.digest, identity_of(vae, flip=True).digest) is None
+    identity, pointer = identity_of(vae).digest, read_pointer(store)
+    assert pointer is not None
+    assert is_finished(store, pointer, dataset.digest, identity)
+    assert not is_finished(store, pointer, "another dataset", identity)
+    assert not is_finished(store, pointer, dataset.digest, identity_of(vae, flip=True).digest)
 
 
 def test_a_store_of_another_dataset_or_a_dataset_is_refused(world: Any, tmp_path: Path) -> None:

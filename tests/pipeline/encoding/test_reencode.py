@@ -29,17 +29,17 @@ def test_rows_that_were_exchanged_are_refused_before_they_are_compared(
 ) -> None:
     """Each record batch has its own checksum in the receipt."""
     dataset, store = world
-    (rows, *_) = store.shard_rows
-    with LatentFileWriter(tmp_path / "f", rows.identity) as writer:
-        for number in range(len(rows.receipt.record_batches)):
+    (rows, *_) = store.selection.rows
+    with LatentFileWriter(tmp_path / "f", rows.identity, rows.part.shape) as writer:
+        for number in range(len(rows.part.record_batches)):
             batch = rows.read(number)
             swapped = np.arange(len(batch))
             if number == 0:
                 swapped[[0, 1]] = 1, 0
             tensors = {name: values[swapped] for name, values in batch.tensors.items()}
             writer.write(batch.keys, batch.positions.tolist(), tensors, {})
-    Path(store.url, rows.receipt.path).write_bytes((tmp_path / "f").read_bytes())
-    assert file_digest(tmp_path / "f") != rows.receipt.sha256
+    Path(store.url, rows.part.path).write_bytes((tmp_path / "f").read_bytes())
+    assert file_digest(tmp_path / "f") != rows.part.sha256
     with pytest.raises(StoreError, match=r"record batch at byte \d+ is damaged"):
         reencode(small_vae(), dataset, LatentStore.open(store.url), 30, seed=0)
 

@@ -1,3 +1,4 @@
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from pipeline import storage
 from pipeline.encoding.report import (
+    Fidelity,
     Reconstructions,
     reconstruct,
     report_folder,
@@ -65,19 +67,20 @@ def test_two_reports_of_one_snapshot_are_equal_and_name_it(world: Any) -> None:
         report_of(store.snapshot, reconstruct(small_vae(), dataset, store, 4)) for _ in range(2)
     )
     assert one == other
-    assert storage.canonical_json(one)
+    assert storage.canonical_json(asdict(one))
     assert "| latents | 40 |" in to_markdown(one)
     assert report_folder(store.snapshot).startswith(f"reports/{store.snapshot.identity.digest}/")
 
 
 def test_names_that_somebody_else_chose_stay_text_in_the_page(world: Any) -> None:
     name = "a|b` <img src=x onerror=alert(1)>\n# [h](http://h)\x1b[2J"
-    report = report_of(world[1].snapshot, None) | {
-        "failures": {name: 1},
-        "failed_samples": [["000000", name, name]],
-        "lost": [["000001", 3, name]],
-        "reconstruction": {"images": 1, "psnr": 9.0, "lowest_psnr": 9.0, "lowest_key": name},
-    }
+    report = replace(
+        report_of(world[1].snapshot, None),
+        failures={name: 1},
+        failed_samples=[("000000", name, name)],
+        lost=[("000001", 3, name)],
+        reconstruction=Fidelity(images=1, psnr=9.0, lowest_psnr=9.0, lowest_key=name),
+    )
     page = to_markdown(report)
     rows = [line for line in page.splitlines() if "onerror" in line]
     assert not set("\x1b<>[]`") & set("".join(rows))

@@ -128,12 +128,12 @@ def test_snapshots_are_described_with_the_current_one_first(world: tuple[Dataset
     dataset, store = world
     encode(small_vae(), dataset, store, content="mean")
     rows = describe(str(store))
-    assert [row["current"] for row in rows] == [True, False]
-    assert [row["options"]["content"] for row in rows] == ["mean", "moments"]
-    assert rows[0]["samples"] == 40
-    files = Path(store, "latents", rows[0]["identity"]).glob("*.arrow")
-    assert rows[0]["bytes"] == sum(file.stat().st_size for file in files)
-    assert len(LatentStore.open(str(store), rows[1]["snapshot"])) == 40
+    assert [row.current for row in rows] == [True, False]
+    assert [row.options["content"] for row in rows] == ["mean", "moments"]
+    assert rows[0].samples == 40
+    files = Path(store, "latents", rows[0].identity).glob("*.arrow")
+    assert rows[0].bytes == sum(file.stat().st_size for file in files)
+    assert len(LatentStore.open(str(store), rows[1].snapshot)) == 40
 
 
 def test_on_object_storage_it_is_the_same(
@@ -147,13 +147,13 @@ def test_on_object_storage_it_is_the_same(
     stray = f"{next(iter(find_named(url)))}.stray"
     storage.publish(f"{url}/{stray}", b"xyz")
     assert remove_garbage(url).files == {stray: 3}
-    assert describe(url)[0]["samples"] == 40
+    assert describe(url)[0].samples == 40
     assert verify_store(url) == []
 
 
 def find_named(url: str) -> list[str]:
     snapshot = LatentStore.open(url).snapshot
-    return [shard.receipt.path for shard in snapshot.shards]
+    return [part.part.path for part in snapshot.parts]
 
 
 def test_where_there_is_no_store_it_says_so(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.support.small_store import LATENT_SHAPE, identity_of, small_vae
 IDENTITY = identity_of(
     small_vae(), dtype="float16", columns=("label", "cls"), kinds=("string", "int64")
 )
+SCHEMA = schema_of(IDENTITY, LATENT_SHAPE)
 GENERATOR = np.random.default_rng(0)
 TENSORS = {
     n: GENERATOR.normal(size=(5, *LATENT_SHAPE)).astype(np.float16) for n in ("mean", "logvar")
@@ -29,7 +31,7 @@ KEYS = [f"k{n}" for n in range(5)]
 @pytest.fixture
 def written(tmp_path: Path) -> Any:
     """A file of record batches of 3, 0 and 2 rows."""
-    with LatentFileWriter(tmp_path / "f.arrow", IDENTITY) as writer:
+    with LatentFileWriter(tmp_path / "f.arrow", IDENTITY, LATENT_SHAPE) as writer:
         for first, last in ((0, 3), (3, 3), (3, 5)):
             part = slice(first, last)
             columns: dict[str, Sequence[Any]] = {
@@ -47,7 +49,8 @@ def test_plain_pyarrow_reads_keys_tensors_and_columns(written: Any) -> None:
     assert table.column("key").to_pylist() == KEYS
     assert table.column("label").to_pylist() == ["a", None, "ü", "d", "e"]
     assert table.column("cls").to_pylist() == [0, 1, None, 3, 4]
-    found = table.column("mean").combine_chunks().to_numpy_ndarray()
+    assert json.loads(table.schema.field("mean").metadata[b"shape"]) == list(LATENT_SHAPE)
+    found = table.column("mean").combine_chunks().flatten().to_numpy().reshape(5, *LATENT_SHAPE)
     np.testing.assert_array_equal(found, TENSORS["mean"])
 
 
@@ -55,8 +58,6 @@ def test_polars_reads_the_same_values(written: Any) -> None:
     frame = polars.read_ipc(written.path)
     assert frame["key"].to_list() == KEYS
     column = frame["logvar"]
-    if isinstance(column.dtype, polars.datatypes.BaseExtension):
-        column = column.ext.storage()
     np.testing.assert_array_equal(
         np.array(column.to_list(), np.float16).reshape(5, *LATENT_SHAPE), TENSORS["logvar"]
     )
@@ -66,12 +67,12 @@ def test_each_place_is_one_record_batch_that_can_be_read_alone(written: Any) -> 
     data = written.path.read_bytes()
     assert [place.rows for place in written.places] == [3, 0, 2]
     empty, last = written.places[1:]
-    batch = parse_batch(data[empty.offset : empty.offset + empty.bytes], schema_of(IDENTITY), "f")
-    nothing = rows_of(batch, IDENTITY, ("mean",))
+    batch = parse_batch(data[empty.offset : empty.offset + empty.bytes], SCHEMA, "f")
+    nothing = rows_of(batch, IDENTITY, LATENT_SHAPE, ("mean",))
     assert (len(nothing), nothing.keys) == (0, [])
     assert nothing.tensors["mean"].shape == (0, *LATENT_SHAPE)
-    batch = parse_batch(data[last.offset : last.offset + last.bytes], schema_of(IDENTITY), "f")
-    rows = rows_of(batch, IDENTITY, ("logvar",))
+    batch = parse_batch(data[last.offset : last.offset + last.bytes], SCHEMA, "f")
+    rows = rows_of(batch, IDENTITY, LATENT_SHAPE, ("logvar",))
     assert rows.keys == KEYS[3:]
     assert rows.positions.tolist() == [13, 14]
     assert list(rows.tensors) == ["logvar"]
@@ -85,14 +86,14 @@ def test_tensors_are_views_of_the_files_memory_and_not_copies(written: Any) -> N
     with pa.memory_map(str(written.path)) as file:
         whole = file.read_buffer()
         place = written.places[0]
-        batch = parse_batch(whole.slice(place.offset, place.bytes), schema_of(IDENTITY), "f")
-        values = rows_of(batch, IDENTITY, ("mean",)).tensors["mean"]
+        batch = parse_batch(whole.slice(place.offset, place.bytes), SCHEMA, "f")
+        values = rows_of(batch, IDENTITY, LATENT_SHAPE, ("mean",)).tensors["mean"]
         offset = values.__array_interface__["data"][0] - whole.address
         assert 0 < offset < whole.size
 
 
 def test_the_same_rows_give_the_same_bytes(written: Any, tmp_path: Path) -> None:
-    with LatentFileWriter(tmp_path / "again.arrow", IDENTITY) as writer:
+    with LatentFileWriter(tmp_path / "again.arrow", IDENTITY, LATENT_SHAPE) as writer:
         for first, last in ((0, 3), (3, 3), (3, 5)):
             part = slice(first, last)
             columns: dict[str, Sequence[Any]] = {
@@ -105,7 +106,7 @@ def test_the_same_rows_give_the_same_bytes(written: Any, tmp_path: Path) -> None
 
 
 def test_an_error_inside_leaves_a_file_that_nobody_takes_for_whole(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), LatentFileWriter(tmp_path / "f", IDENTITY):
+    with pytest.raises(RuntimeError), LatentFileWriter(tmp_path / "f", IDENTITY, LATENT_SHAPE):
         raise RuntimeError
     with pytest.raises(pa.ArrowInvalid):
         pa.ipc.open_file(str(tmp_path / "f"))

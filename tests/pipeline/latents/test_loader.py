@@ -1,16 +1,19 @@
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, ModelError, StoreError
+from pipeline.key_noise import normal_noise
+from pipeline.latent_scale import LatentScale
 from pipeline.latents import LatentLoader, LatentStore
-from pipeline.latents.noise import normal_noise
 from pipeline.packing.pack import pack
 from tests.servers import rgw
 from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
@@ -127,7 +130,7 @@ def test_a_draw_is_mean_plus_deviation_times_noise_of_its_key_and_epoch(store: L
             mean, log_variance = (
                 latent.tensors[name].astype(np.float32) for name in ("mean", "logvar")
             )
-            noise = normal_noise(latent.key, 5, LATENT_SHAPE, f"latent of epoch {epoch}")
+            noise = normal_noise([latent.key], 5, LATENT_SHAPE, f"latent of epoch {epoch}")[0]
             expected = mean + np.exp(log_variance / 2) * noise
             np.testing.assert_allclose(drawn[latent.key], expected, rtol=1e-5, atol=1e-6)
         means.append(drawn)
@@ -213,3 +216,114 @@ def test_from_object_storage_within_little_memory_it_is_the_same(
         for a, b in zip(one, other, strict=True):
             assert a.keys == b.keys
             np.testing.assert_array_equal(a.latents, b.latents)
+
+
+def test_moments_come_in_order_with_the_log_variance_beside_the_mean(store: LatentStore) -> None:
+    for batch in LatentLoader(store, global_batch_size=8, moments=True):
+        for row in np.flatnonzero(batch.valid.numpy()):
+            tensors = store.by_key(batch.keys[row]).tensors
+            np.testing.assert_array_equal(batch.latents[row], tensors["mean"])
+            np.testing.assert_array_equal(batch.log_variance[row], tensors["logvar"])
+        assert not batch.log_variance[~batch.valid].any()
+
+
+@pytest.mark.parametrize("given", [{}, {"moments": True}, {"sample": True}])
+def test_in_the_stores_own_type_they_are_the_same_rounded(store: LatentStore, given: Any) -> None:
+    wide = LatentLoader(store, global_batch_size=8, **given)
+    narrow = LatentLoader(store, global_batch_size=8, stored_type=True, **given)
+    for one, other in zip(wide, narrow, strict=True):
+        assert other.latents.dtype == torch.float16
+        assert torch.equal(one.latents.half(), other.latents)
+
+
+def all_of(store: LatentStore, **given: Any) -> np.ndarray:
+    batches = list(LatentLoader(store, global_batch_size=8, **given))
+    return np.concatenate([b.latents[b.valid].numpy() for b in batches]).astype(np.float64)
+
+
+def test_normalised_means_have_mean_0_and_deviation_1(store: LatentStore) -> None:
+    found = all_of(store, normalize=True)
+    np.testing.assert_allclose(found.mean((0, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std((0, 2, 3)), 1, rtol=1e-5)
+
+
+def test_normalised_draws_have_deviation_1_where_that_of_the_means_would_give_another(
+    store: LatentStore,
+) -> None:
+    found = np.concatenate([all_of(store, normalize=True, sample=True, seed=n) for n in range(40)])
+    np.testing.assert_allclose(found.std((0, 2, 3)), 1, rtol=0.05)
+    assert min(np.array(store.std_of_draws) / np.array(store.std)) > 1.5
+
+
+def test_moments_are_normalised_as_the_draws_that_are_made_of_them(store: LatentStore) -> None:
+    loader = LatentLoader(store, global_batch_size=8, moments=True, normalize=True)
+    (batch, *_), (drawn, *_) = (
+        loader,
+        LatentLoader(store, global_batch_size=8, sample=True, normalize=True),
+    )
+    keys = [key for key, good in zip(batch.keys, batch.valid.tolist(), strict=True) if good]
+    noise = torch.from_numpy(normal_noise(keys, 0, LATENT_SHAPE, "latent of epoch 0"))
+    good = batch.valid
+    again = batch.latents[good] + torch.exp(batch.log_variance[good] / 2) * noise
+    torch.testing.assert_close(again, drawn.latents[good], rtol=1e-4, atol=1e-5)
+
+
+def test_normalised_by_the_model_they_are_what_its_publisher_says(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    vae = small_vae()
+    vae.scale = LatentScale(scaling_factor=0.5, shift_factor=0.1)
+    store = encode(vae, dataset, tmp_path / "s")
+    found = LatentLoader(store, global_batch_size=8, normalize="model", shuffle=False)
+    plain = LatentLoader(store, global_batch_size=8, shuffle=False)
+    for one, other in zip(found, plain, strict=True):
+        expected = (other.latents[one.valid] - 0.1) * 0.5
+        torch.testing.assert_close(one.latents[one.valid], expected)
+        assert not one.latents[~one.valid].any()
+    with pytest.raises(ModelError, match="says nothing of its latents' scale"):
+        LatentLoader(encode(small_vae(), dataset, tmp_path / "t"), global_batch_size=8,
+                     normalize="model")  # fmt: skip
+
+
+def test_batches_are_ready_before_they_are_asked_for_and_a_loop_that_ends_early_ends_the_thread(
+    store: LatentStore,
+) -> None:
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if "latents" in thread.name}
+
+    loop = iter(LatentLoader(store, global_batch_size=8))
+    next(loop)
+    assert threads() == {"latents-ahead"}
+    loop.close()
+    assert threads() == set()
+
+
+def test_damage_that_the_thread_meets_is_raised_where_the_batches_are_read(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    store = encode(small_vae(), dataset, tmp_path)
+    part = store.snapshot.parts[1].part
+    file, place = tmp_path / part.path, part.record_batches[2]
+    data = bytearray(file.read_bytes())
+    data[place.offset + place.bytes // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match="is damaged"):
+        list(LatentLoader(LatentStore.open(store.url), global_batch_size=8))
+
+
+def test_with_where_an_epoch_is_the_latents_that_meet_it_at_any_world_and_a_state_knows_it(
+    store: LatentStore,
+) -> None:
+    some = LatentStore.open(store.url, where="label in ['label0', 'label2']")
+    wanted = {key for key in list(store.keys()) if not key.startswith(("label1", "bad"))}
+    assert 0 < len(wanted) == len(some) < len(store)
+    for world in (1, 3):
+        loaders = [
+            LatentLoader(some, global_batch_size=8, rank=rank, world_size=world)
+            for rank in range(world)
+        ]
+        keys = [key for each in loaders for batch in each for key in batch.keys if key]
+        assert sorted(keys) == sorted(wanted)
+    loader = LatentLoader(store, global_batch_size=8)
+    with pytest.raises(StoreError, match="where: the state has"):
+        loader.load_state_dict(LatentLoader(some, global_batch_size=8).state_dict())

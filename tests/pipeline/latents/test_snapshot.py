@@ -9,12 +9,12 @@ from pipeline.errors import StoreError
 from pipeline.latents.snapshot import (
     STORE,
     LostShard,
-    StoredShard,
     point_to,
     publish_snapshot,
     read_pointer,
     read_snapshot,
 )
+from pipeline.latents.stored_shard import StoredPart
 from tests.support.small_store import encode, small_dataset, small_vae
 
 
@@ -34,12 +34,12 @@ def test_written_and_read_it_is_the_same_and_complete(snapshot: Any, tmp_path: P
 
 
 def test_removed_and_failed_samples_are_counted_once_each(snapshot: Any) -> None:
-    first = snapshot.shards[0]
-    shard = StoredShard(first.receipt, (0, 3), first.statistics)
-    assert (shard.live, shard.rows) == (first.receipt.samples - 2, first.receipt.samples - 2)
-    live = shard.live_positions
-    assert list(live[:3]) == [1, 2, 4]
-    np.testing.assert_array_equal(first.live_positions, range(first.receipt.samples))
+    first = snapshot.parts[0]
+    part = StoredPart(first.part, (0, 3), first.statistics)
+    assert (len(part.counted), part.rows) == (len(first.part.held) - 2, len(first.part.held) - 2)
+    assert part.counted.ranks(np.arange(3)).tolist() == [1, 2, 4]
+    every = np.arange(len(first.part.held))
+    np.testing.assert_array_equal(first.counted.ranks(every), every)
 
 
 def test_a_snapshot_with_lost_shards_is_partial_and_never_takes_the_whole_ones_name(

@@ -30,7 +30,7 @@ def test_merged_in_any_pieces_mean_and_deviation_are_those_of_numpy(
     sizes: Any, offset: Any
 ) -> None:
     values, log_variance = latents(0, sum(sizes), offset), latents(1, sum(sizes))
-    found, start = empty(3, 10, with_variance=True), 0
+    found, start = empty(3, with_variance=True), 0
     for size in sizes:
         part = slice(start, start + size)
         found = found.merge(measure(values[part], log_variance[part]))
@@ -48,7 +48,7 @@ def test_rows_taken_away_leave_the_statistics_of_the_others(kept: Any, gone: Any
 
 def test_all_rows_taken_away_leave_nothing_and_more_than_all_is_refused() -> None:
     one, two = measure(latents(0, 1)), measure(latents(0, 2))
-    assert two.without(two) == empty(3, 10, with_variance=False)
+    assert two.without(two) == empty(3, with_variance=False)
     with pytest.raises(ValueError, match="2 rows from 1"):
         one.without(two)
 

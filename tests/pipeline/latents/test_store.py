@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data import Dataset
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.latents import LatentStore
 from pipeline.packing.pack import pack
 from tests.servers import rgw
@@ -73,6 +73,56 @@ def test_as_a_torch_dataset_it_feeds_a_dataloader(store: LatentStore) -> None:
     assert item["mean"].shape == LATENT_SHAPE
     assert item["mean"].dtype == torch.float16
     assert item["label"] == store[3].columns["label"]
+
+
+def test_a_torch_batch_is_read_at_once_and_in_workers_it_is_the_same(store: LatentStore) -> None:
+    dataset = store.to_torch()
+    (first, *_) = items = dataset.__getitems__([5, 0, 5])
+    assert [item["key"] for item in items] == [store[n].key for n in (5, 0, 5)]
+    assert torch.equal(first["logvar"], torch.tensor(store[5].tensors["logvar"]))
+    assert dataset[-1]["key"] == store[len(store) - 1].key
+    with pytest.raises(IndexError, match="not number 56"):
+        dataset[56]
+    for workers in (0, 2):
+        loader = DataLoader(dataset, batch_size=8, num_workers=workers)
+        found = torch.cat([batch["mean"] for batch in loader])
+        expected = np.concatenate([batch.tensors["mean"] for batch in store.batches()])
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_deviation_of_draws_is_that_of_draws(store: LatentStore) -> None:
+    mean, log_variance = (
+        np.concatenate([b.tensors[name] for b in store.batches()]).astype(np.float64)
+        for name in ("mean", "logvar")
+    )
+    within = np.exp(log_variance).mean((0, 2, 3))
+    expected = np.sqrt(mean.var((0, 2, 3)) + within)
+    np.testing.assert_allclose(store.std_of_draws, expected, rtol=1e-9)
+
+
+def test_with_where_a_store_is_its_latents_that_meet_it_and_nothing_else(
+    store: LatentStore,
+) -> None:
+    some = LatentStore.open(store.url, where="label == 'label1'")
+    keys = [key for key in list(store.keys()) if key.startswith("label1/")]
+    assert list(some.keys()) == keys
+    assert [some[number].key for number in range(len(some))] == keys
+    assert [item["key"] for item in DataLoader(some.to_torch(), batch_size=None)] == keys
+    assert some.by_key(keys[2]).key == keys[2]
+    with pytest.raises(KeyError):
+        some.by_key(next(key for key in list(store.keys()) if key not in keys))
+    means = np.concatenate([b.tensors["mean"] for b in some.batches()]).astype(np.float64)
+    assert len(means) == len(keys)
+    np.testing.assert_allclose(some.mean, means.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(some.std, means.std((0, 2, 3)), rtol=1e-9)
+    assert len(LatentStore.open(store.url, where="label == 'nobody'")) == 0
+    by_key = LatentStore.open(store.url, where=f"key == '{keys[0]}'")
+    assert list(by_key.keys()) == keys[:1]
+
+
+def test_where_asks_for_columns_that_were_copied(store: LatentStore) -> None:
+    with pytest.raises(ConfigError, match=r"has no column 'aesthetic'; it has label, key"):
+        len(LatentStore.open(store.url, where="aesthetic > 5"))
 
 
 def test_from_object_storage_it_reads_the_same_in_the_same_order(

@@ -63,7 +63,7 @@ def test_statistics_that_are_not_those_of_the_rows_are_found_even_when_all_say_t
 ) -> None:
     receipt = next(Path(store.url).glob("receipts/*/*.json"))
     stated: Any = RECEIPT.parse(receipt.read_bytes(), "receipt")
-    stated["statistics"]["mean"][0] += 1e-6
+    stated["parts"][0]["statistics"]["mean"][0] += 1e-6
     receipt.write_bytes(RECEIPT.encode(stated))
 
     def change(value: Any) -> None:
@@ -79,7 +79,7 @@ def test_statistics_that_are_not_those_of_the_rows_are_found_even_when_all_say_t
 def test_a_key_that_is_there_twice_is_found_and_named(store: LatentStore) -> None:
     def change(value: Any) -> None:
         value["shards"].append(value["shards"][0])
-        value["samples"] += value["shards"][0]["receipt"]["rows"]
+        value["samples"] += value["shards"][0]["receipt"]["samples"]
 
     rewrite(store, change)
     key = store[0].key

@@ -55,7 +55,7 @@ def test_success_and_failure_are_told_beside_the_store_and_the_last_success_stay
     world: dict[str, str], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    assert encode(world, store)["encoded"] == len(Dataset.open(world["data"]))
+    assert encode(world, store).encoded == len(Dataset.open(world["data"]))
     first = outcome(store)
     assert first["vae_encode_last_images"] == len(Dataset.open(world["data"]))
     assert first["vae_encode_last_lost_shards"] == 0
@@ -76,7 +76,7 @@ def test_an_encoding_that_had_nothing_to_do_writes_nothing_at_all(
     store = tmp_path / "store"
     encode(world, store)
     before = tree(tmp_path), outcome(store)
-    assert encode(world, store)["encoded"] == 0
+    assert encode(world, store).encoded == 0
     assert (tree(tmp_path), outcome(store)) == before
 
 
@@ -139,5 +139,5 @@ def test_a_pushgateway_that_is_away_is_a_warning(
     world: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert encode(world, tmp_path / "store", "http://127.0.0.1:9")["complete"]
+        assert encode(world, tmp_path / "store", "http://127.0.0.1:9").complete
     assert "127.0.0.1:9" in caplog.text

@@ -4,8 +4,15 @@ import torch
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError
 from pipeline.vae import build_vae
-from pipeline.vae.autoencoder_kl import AutoencoderKL, DownBlock, UpBlock
+from pipeline.vae.autoencoder_kl import AutoencoderKL, DownBlock, KlBlocks, UpBlock, blocks_of
 from pipeline.vae.networks import NetworkShape
+
+KL = {"kind": "autoencoder_kl"}
+
+
+def family(factor: int) -> KlBlocks:
+    """The published model of this factor, narrow."""
+    return blocks_of(ModelConfig.model_validate({**KL, "factor": factor, "width": 32}))
 
 
 def resnets(prefix: str, count: int, shortcut: bool) -> set[str]:
@@ -72,7 +79,7 @@ def test_a_training_step_costs_three_forward_passes_less_the_images_own_gradient
 
 @pytest.mark.parametrize(("factor", "channels"), [(4, 3), (8, 4), (16, 16), (32, 64)])
 def test_each_factor_shrinks_by_itself_and_comes_back(factor: int, channels: int) -> None:
-    network = AutoencoderKL(NetworkShape(3, 32, 6), factor=factor, width=32)
+    network = AutoencoderKL(NetworkShape(3, 32, 6), family(factor))
     grid = 32 // factor
     assert network.latent_shape == (channels, grid, grid)
     with torch.no_grad():
@@ -87,9 +94,7 @@ def test_gradient_checkpointing_computes_each_block_again_and_changes_no_gradien
     for recompute in (False, True):
         passes.append(0)
         torch.manual_seed(0)
-        network = AutoencoderKL(
-            NetworkShape(3, 16, 3), factor=4, width=32, gradient_checkpointing=recompute
-        )
+        network = AutoencoderKL(NetworkShape(3, 16, 3), family(4), gradient_checkpointing=recompute)
 
         def count(*_: object) -> None:
             passes[-1] += 1
@@ -108,5 +113,22 @@ def test_gradient_checkpointing_computes_each_block_again_and_changes_no_gradien
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="multiple of factor"):
         build_vae(ModelConfig(kind="autoencoder_kl"), PreprocessConfig(image_size=60))
-    with pytest.raises(ModelError, match="width 48"):
+    with pytest.raises(ModelError, match=r"widths \(48"):
         build_vae(ModelConfig(kind="autoencoder_kl", width=48), PreprocessConfig(image_size=64))
+    wrong = ModelConfig(kind="autoencoder_kl", widths=(32, 32), attention=("mid", "up3"))
+    with pytest.raises(ModelError, match="attention up3"):
+        build_vae(wrong, PreprocessConfig(image_size=8))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"widths": (32,), "factor": 8}, "widths say it all"),
+        ({"widths": (0, 32)}, "1 or more"),
+        ({"attention": ("middle",)}, "give mid, downN or upN"),
+        ({"kind": "conv", "layers": 3}, "layers is for autoencoder_kl"),
+    ],
+)
+def test_what_makes_no_network_is_refused_by_the_config(given: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ModelConfig.model_validate(KL | given)

@@ -104,7 +104,7 @@ def test_a_folder_of_another_format_is_no_bundle_and_its_format_is_named(tmp_pat
     save_bundle(new_vae(), tmp_path)
     path = tmp_path / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "cake"}))
-    with pytest.raises(ModelError, match=r"bundle\.json: is 'cake' version 2; this program reads"):
+    with pytest.raises(ModelError, match=r"bundle\.json: is 'cake' version 3; this program reads"):
         load_bundle(tmp_path)
     path.write_text("[1]")
     with pytest.raises(ModelError, match=r"bundle\.json"):

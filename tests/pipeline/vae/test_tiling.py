@@ -59,5 +59,5 @@ def test_tiles_that_do_not_fit_are_refused(
 
 def test_a_vector_for_the_whole_image_has_no_tiles() -> None:
     conv = build_vae(ModelConfig(width=8), PreprocessConfig(image_size=32))
-    with pytest.raises(ModelError, match="can't be tiled"):
+    with pytest.raises(ModelError, match="nor tiles"):
         encode_tiled(conv, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 32, 8)

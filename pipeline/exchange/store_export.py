@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StoreError
+from pipeline.json_value import Json, JsonValue
 from pipeline.latents.latent_file import Array
 from pipeline.latents.store import LatentStore
 from pipeline.progress import Progress
@@ -35,6 +36,7 @@ def export_store(store: LatentStore, output: str, form: ExportFormat) -> int:
             "identity": store.snapshot.identity.to_json(),
             "samples": len(store),
             "shards": len(store.snapshot.shards),
+            "size": store.size,
             "mean": list(store.mean),
             "std": list(store.std),
         }
@@ -80,7 +82,7 @@ def _write_tar(store: LatentStore, shard: int, path: Path, form: ExportFormat) -
             for row, key in enumerate(rows.keys):
                 storage.below(store.url, key)
                 tensors = {name: values[row] for name, values in rows.tensors.items()}
-                columns = {name: values[row] for name, values in rows.columns.items()}
+                columns = {name: _plain(values[row]) for name, values in rows.columns.items()}
                 for extension, data in _members(tensors, columns, form):
                     info = tarfile.TarInfo(f"{key}.{extension}")
                     info.size, info.mode = len(data), 0o444
@@ -89,7 +91,7 @@ def _write_tar(store: LatentStore, shard: int, path: Path, form: ExportFormat) -
 
 
 def _members(
-    tensors: dict[str, Array], columns: dict[str, Any], form: ExportFormat
+    tensors: dict[str, Array], columns: Json, form: ExportFormat
 ) -> list[tuple[str, bytes]]:
     if form == "npy":
         members = [(f"{name}.npy", _npy(value)) for name, value in tensors.items()]
@@ -99,6 +101,13 @@ def _members(
     if columns:
         members.append(("json", json.dumps(columns, sort_keys=True).encode()))
     return sorted(members)
+
+
+def _plain(value: Any) -> JsonValue:
+    """A column's value as JSON has it: a vector as a list, null where a number is none."""
+    if not isinstance(value, np.ndarray):
+        return value  # type: ignore[no-any-return]
+    return None if np.isnan(value).all() else [None if n != n else n for n in value.tolist()]
 
 
 def _npy(value: Array) -> bytes:

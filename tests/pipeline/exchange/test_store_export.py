@@ -8,8 +8,8 @@ import webdataset
 from safetensors.numpy import load
 
 from pipeline.errors import StoreError
+from pipeline.exchange.store_export import export_store
 from pipeline.latents import LatentStore
-from pipeline.latents.export import export_store
 from tests.support.killing import tree
 from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
 

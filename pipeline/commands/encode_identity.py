@@ -1,0 +1,101 @@
+"""What an encoding is asked for, as the identity of what it makes."""
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from pipeline.config import EncodeConfig
+from pipeline.data import Dataset
+from pipeline.data.column_types import is_kind, kept_kind
+from pipeline.data.preprocess import preprocess_digest
+from pipeline.encoding.cutting import check_views, latent_shape_of, seen
+from pipeline.encoding.precision import measure_rounding
+from pipeline.errors import ConfigError
+from pipeline.latents.identity import EncodeOptions, Identity, Precision, View
+from pipeline.latents.snapshot import Pointer
+from pipeline.storage.row_filter import parse_where
+from pipeline.vae import VAE
+
+logger = logging.getLogger(__name__)
+
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+def identity_of(
+    vae: VAE, config: EncodeConfig, dataset: Dataset, pointer: Pointer | None
+) -> Identity:
+    """What the store's bytes depend on; `pointer` is the store's as it is.
+
+    `vae` lies on the device that it will encode on.
+    """
+    if vae.model_config.posterior == "full" and config.content == "moments":
+        raise ConfigError(
+            f"{config.model}: its posterior has a full covariance, of which moments keep only the "
+            "variances. Encode with `--content mean` or `--content sample`."
+        )
+    where = parse_where(config.where) if config.where else None
+    asked = dict(map(_column, config.columns))
+    found = dataset.column_kinds((*asked, *(where.columns if where else ())))
+    kinds = {name: asked.get(name) or kept_kind(kind) for name, kind in found.items()}
+    options = EncodeOptions(
+        precision="fp32" if config.precision == "auto" else config.precision,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        content=config.content,
+        seed=config.seed,
+        flip=config.flip,
+        columns=tuple(asked),
+        kinds=tuple(kinds[name] for name in asked),
+        where=where.text if where else "",
+        where_kinds=tuple((name, kinds[name]) for name in where.columns) if where else (),
+        views=_views(config),
+        crop=config.crop,
+        resize=config.resize,
+    )
+    check_views(vae, options)
+    cut = preprocess_digest(seen(vae.preprocess, options))
+    # That a network needs fp32 is no word on its latents: what was computed stands in the options.
+    scale = replace(vae.scale, force_upcast=None)
+    shape = vae.latent_shape
+    if options.views:
+        side = options.views[0].size
+        shape = latent_shape_of(vae, (side, side))
+    identity = Identity(str(vae.digest), cut, shape, options, scale)
+    return _chosen(identity, vae, dataset, pointer) if config.precision == "auto" else identity
+
+
+def _chosen(identity: Identity, vae: VAE, dataset: Dataset, pointer: Pointer | None) -> Identity:
+    """The precision of `auto`: that of the store as it is, else bf16 if it changes nothing."""
+    if not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()):
+        return identity
+    if vae.scale.force_upcast:
+        logger.info("precision fp32: the model says that its networks need it (force_upcast)")
+        return identity
+    each = [replace(identity, options=replace(identity.options, precision=p)) for p in _PRECISIONS]
+    for known in each:
+        if pointer is not None and pointer.identity == known.digest:
+            return known
+    found = measure_rounding(vae, dataset, identity.options)
+    chosen = each[1] if found.is_within else each[0]
+    if found.images:
+        logger.info(
+            "precision %s: bf16 moves the means of the first %d images by up to %.2g, %.3g times "
+            "the rounding of %s. `--precision` says otherwise",
+            chosen.options.precision, found.images, found.largest, found.steps,
+            identity.options.dtype,
+        )  # fmt: skip
+    return chosen
+
+
+def _views(config: EncodeConfig) -> tuple[View, ...]:
+    if config.buckets:
+        pairs = [bucket.split(":") for bucket in config.buckets]
+        return tuple(View(size, step) for size, step in sorted((int(s), int(t)) for s, t in pairs))
+    return tuple(View(size) for size in sorted(config.image_size))
+
+
+def _column(text: str) -> tuple[str, str]:
+    """Name and kind, "" where none is given, of a column as people write it: NAME or NAME:KIND."""
+    name, _, kind = text.rpartition(":")
+    return (name, kind) if name and is_kind(kind) else (text, "")

@@ -1,0 +1,93 @@
+"""bf16 is taken only where nobody could tell it from what is stored."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.commands.encode_identity import identity_of
+from pipeline.config import EncodeConfig
+from pipeline.data import Dataset
+from pipeline.encoding.precision import measure_rounding
+from pipeline.latent_scale import LatentScale
+from pipeline.latents.snapshot import read_pointer
+from tests.support.small_store import encode, small_dataset, small_vae
+from tests.support.small_store import identity_of as asked
+
+BF16 = pytest.mark.skipif(
+    not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()),
+    reason="this machine has no fast bf16, so auto never thinks of it",
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return small_dataset(tmp_path_factory.mktemp("data"), range(40))
+
+
+def test_the_rounding_is_that_of_the_same_images_in_both(dataset: Dataset, tmp_path: Path) -> None:
+    vae = small_vae()
+    found = measure_rounding(vae, dataset, asked(vae).options)
+    assert found.images == 4
+    low, exact = (
+        encode(vae, dataset, tmp_path / precision, precision=precision, dtype="float32")
+        for precision in ("bf16", "fp32")
+    )
+    pairs = [(low[n].tensors["mean"], exact[n].tensors["mean"]) for n in range(4)]
+    expected = max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in pairs)
+    assert found.largest == pytest.approx(expected, rel=1e-6)
+    assert found.steps > 1
+    assert not found.is_within
+
+
+class Coarse(torch.nn.Module):
+    """Means that bf16 holds exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = small_vae()
+        self.preprocess, self.latent_shape = self.vae.preprocess, self.vae.latent_shape
+
+    def encode(self, images: Any) -> Any:
+        found = self.vae.encode(images)
+        found.mean[:] = images.float().mean((1, 2, 3), keepdim=True).round() / 256
+        return found
+
+
+def test_where_bf16_changes_nothing_it_is_within(dataset: Dataset) -> None:
+    found = measure_rounding(Coarse(), dataset, asked(small_vae()).options)
+    assert (found.images, found.largest, found.is_within) == (4, 0.0, True)
+
+
+def chosen(dataset: Dataset, vae: Any, store: str, **more: Any) -> str:
+    config = EncodeConfig(model="m", data="d", output=store, batch_size=4, **more)
+    return identity_of(vae, config, dataset, read_pointer(store)).options.precision
+
+
+@BF16
+def test_auto_is_fp32_unless_the_model_shows_that_bf16_will_do(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert chosen(dataset, small_vae(), str(tmp_path / "none")) == "fp32"
+    assert "times the rounding of float16" in caplog.text
+    coarse: Any = small_vae()
+    coarse.encode = Coarse().encode
+    assert chosen(dataset, coarse, str(tmp_path / "none")) == "bf16"
+    assert chosen(dataset, coarse, str(tmp_path / "none"), precision="fp32") == "fp32"
+
+
+@BF16
+def test_a_model_that_forces_fp32_is_believed_and_a_store_keeps_what_it_has(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    coarse: Any = small_vae()
+    coarse.encode = Coarse().encode
+    coarse.scale = LatentScale(force_upcast=True)
+    assert chosen(dataset, coarse, str(tmp_path / "none")) == "fp32"
+    plain = small_vae()
+    encode(plain, dataset, tmp_path / "s", precision="bf16")
+    assert chosen(dataset, plain, str(tmp_path / "s")) == "bf16"
+    assert chosen(dataset, plain, str(tmp_path / "s"), precision="fp32") == "fp32"
