@@ -98,7 +98,9 @@ def test_an_edit_moves_by_the_difference_of_two_labels_means(
 ) -> None:
     latents = list(store)
     means = torch.from_numpy(np.stack([latent.tensors["mean"] for latent in latents]))
-    direction = label_direction(means, [latent.columns["label"] for latent in latents], "1", "7")
+    direction = label_direction(
+        means, [str(latent.columns["label"]) for latent in latents], "1", "7"
+    )
     key = latents[4].key
     assert decode(store, tmp_path, edit=("1", "7"), keys=(key,), steps=3) == 3
     moved = latents[4].tensors["mean"] + direction.numpy()

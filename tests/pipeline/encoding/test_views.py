@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset
+from pipeline.data.decode import decoded_image
 from pipeline.data.preprocess import preprocess_image
 from pipeline.data.shard_index import RawSample
 from pipeline.encoding import cutting
@@ -94,7 +95,8 @@ def test_each_image_lies_in_the_bucket_of_its_proportions_with_its_size_and_box(
         bucket = BUCKETS[0].shape_for(height, width)
         assert latent.tensors["mean"].shape == (2, bucket[0] // 2, bucket[1] // 2)
         assert latent.columns["original_size"] == [height, width]
-        top, left, tall, wide = latent.columns["crop_box"]
+        box: Any = latent.columns["crop_box"]
+        top, left, tall, wide = box
         assert (height - tall) // 2 == top
         assert (width - wide) // 2 == left
         assert tall == height or wide == width
@@ -107,6 +109,7 @@ def test_the_same_images_give_the_same_latents_again_and_decode_to_their_own_sha
     found = reencode(grid_vae(), dataset, bucketed, COUNT, seed=0)
     assert (found.images, found.equal, found.problems) == (COUNT, COUNT, [])
     shown = reconstruct(grid_vae(), dataset, bucketed, 4)
+    assert shown is not None
     assert shown.originals.shape == shown.decoded.shape
     page = to_markdown(report_of(bucketed.snapshot, shown))
     assert page.count(" of [2, ") == len(bucketed.shapes)
@@ -119,7 +122,8 @@ def test_a_latent_is_that_of_its_cut_image_alone(dataset: Dataset, tmp_path: Pat
     for number in (0, 17, 40):
         latent = store[number]
         shape = tuple(2 * side for side in latent.tensors["mean"].shape[1:])
-        top, left, tall, wide = latent.columns["crop_box"]
+        box: Any = latent.columns["crop_box"]
+        top, left, tall, wide = box
         with Image.open(folder / f"{number_of(latent.key)}.jpg") as image:
             pixels = torch.from_numpy(np.array(image))[top : top + tall, left : left + wide]
         cut = torch.nn.functional.interpolate(
@@ -180,7 +184,7 @@ def test_several_sizes_are_one_decoding_and_each_is_a_store_of_its_own(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[int] = Counter()
-    plain = cutting.decoded_image
+    plain = decoded_image
 
     def counted(data: bytes, **more: Any) -> Any:
         decoded[hash(data)] += 1

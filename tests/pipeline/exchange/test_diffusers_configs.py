@@ -30,8 +30,11 @@ def kl(*widths: int, attention: str = "", **more: Any) -> dict[str, Any]:
 
 
 F8 = (8, 16, 32, 32)
-NO_CONVS = {"use_quant_conv": False, "use_post_quant_conv": False}
-NUMBERS = {"latents_mean": (0.1, -0.2, 0.3, 0.0), "latents_std": (1.5, 2.0, 0.5, 1.0)}
+NO_CONVS: dict[str, Any] = {"use_quant_conv": False, "use_post_quant_conv": False}
+NUMBERS: dict[str, Any] = {
+    "latents_mean": (0.1, -0.2, 0.3, 0.0),
+    "latents_std": (1.5, 2.0, 0.5, 1.0),
+}
 
 # The published ones as they are published, but narrow.
 CONFIGS = {

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,7 +229,7 @@ def test_a_config_that_claims_an_enormous_network_costs_no_memory(tmp_path: Path
         {"block_out_channels": []},
     ],
 )
-def test_a_config_without_sense_is_refused(tmp_path: Path, change: dict) -> None:
+def test_a_config_without_sense_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     write_diffusers(small(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))

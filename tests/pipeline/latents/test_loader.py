@@ -160,7 +160,7 @@ def test_left_after_its_last_batch_an_epoch_is_over(store: LatentStore) -> None:
     # As an image loader's state of the last batch once was.
     resumed = LatentLoader(store, **options)
     resumed.load_state_dict(
-        LatentLoader(store, **options).state_dict() | {"batches": left.steps_per_epoch}
+        {**LatentLoader(store, **options).state_dict(), "batches": left.steps_per_epoch}
     )
     assert keys_of(resumed) == epochs[1]
 
@@ -220,6 +220,7 @@ def test_from_object_storage_within_little_memory_it_is_the_same(
 
 def test_moments_come_in_order_with_the_log_variance_beside_the_mean(store: LatentStore) -> None:
     for batch in LatentLoader(store, global_batch_size=8, moments=True):
+        assert batch.log_variance is not None
         for row in np.flatnonzero(batch.valid.numpy()):
             tensors = store.by_key(batch.keys[row]).tensors
             np.testing.assert_array_equal(batch.latents[row], tensors["mean"])
@@ -264,6 +265,7 @@ def test_moments_are_normalised_as_the_draws_that_are_made_of_them(store: Latent
     keys = [key for key, good in zip(batch.keys, batch.valid.tolist(), strict=True) if good]
     noise = torch.from_numpy(normal_noise(keys, 0, LATENT_SHAPE, "latent of epoch 0"))
     good = batch.valid
+    assert batch.log_variance is not None
     again = batch.latents[good] + torch.exp(batch.log_variance[good] / 2) * noise
     torch.testing.assert_close(again, drawn.latents[good], rtol=1e-4, atol=1e-5)
 
@@ -291,7 +293,7 @@ def test_batches_are_ready_before_they_are_asked_for_and_a_loop_that_ends_early_
     def threads() -> set[str]:
         return {thread.name for thread in threading.enumerate() if "latents" in thread.name}
 
-    loop = iter(LatentLoader(store, global_batch_size=8))
+    loop: Any = iter(LatentLoader(store, global_batch_size=8))
     next(loop)
     assert threads() == {"latents-ahead"}
     loop.close()

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_as_a_torch_dataset_it_feeds_a_dataloader(store: LatentStore) -> None:
     loader = DataLoader(store.to_torch(), batch_size=8, shuffle=True)
     seen = [key for batch in loader for key in batch["key"]]
     assert sorted(seen) == sorted(key for batch in store.batches() for key in batch.keys)
-    item = store.to_torch()[3]
+    item: Any = store.to_torch()[3]
     assert item["mean"].shape == LATENT_SHAPE
     assert item["mean"].dtype == torch.float16
     assert item["label"] == store[3].columns["label"]
@@ -77,9 +78,9 @@ def test_as_a_torch_dataset_it_feeds_a_dataloader(store: LatentStore) -> None:
 
 def test_a_torch_batch_is_read_at_once_and_in_workers_it_is_the_same(store: LatentStore) -> None:
     dataset = store.to_torch()
-    (first, *_) = items = dataset.__getitems__([5, 0, 5])
+    items: list[Any] = dataset.__getitems__([5, 0, 5])
     assert [item["key"] for item in items] == [store[n].key for n in (5, 0, 5)]
-    assert torch.equal(first["logvar"], torch.tensor(store[5].tensors["logvar"]))
+    assert torch.equal(items[0]["logvar"], torch.tensor(store[5].tensors["logvar"]))
     assert dataset[-1]["key"] == store[len(store) - 1].key
     with pytest.raises(IndexError, match="not number 56"):
         dataset[56]

@@ -11,7 +11,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import storage
-from pipeline.commands.encode import run_encoding
+from pipeline.commands.encode import Encoded, run_encoding
 from pipeline.config import EncodeConfig, EncodingTrackingConfig, ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
 from pipeline.errors import PipelineError
@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def encode(
     world: dict[str, str], store: Any, pushgateway: str | None = None,
     hours: float | None = None, **more: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> Encoded:  # fmt: skip
     tracking = EncodingTrackingConfig(pushgateway=pushgateway, expected_hours=hours)
     given = {**world, "actors": 0, **more}
     return run_encoding(EncodeConfig(output=str(store), tracking=tracking, **given))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -129,6 +131,6 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ({"kind": "conv", "layers": 3}, "layers is for autoencoder_kl"),
     ],
 )
-def test_what_makes_no_network_is_refused_by_the_config(given: dict, said: str) -> None:
+def test_what_makes_no_network_is_refused_by_the_config(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ModelConfig.model_validate(KL | given)

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from pipeline.config import ModelConfig, PreprocessConfig
+from pipeline.latent_scale import LatentScale
 from pipeline.vae import build_vae, bundle, save_bundle
 from tests.support.hostile import DEEP, pickled, refused_as_model
 
@@ -34,8 +35,10 @@ def forge(tmp_path: Path) -> Forge:
             (name,) = [name for name in receipt["files"] if name.startswith(f"{stem}.")]
             (folder / name).write_bytes(data)
             receipt["files"][name] = hashlib.sha256(data).hexdigest()
-        configs = [(folder / name).read_bytes() for name in ("config.json", "preprocess.json")]
-        receipt["digest"] = bundle._digest(bundle._weights(vae), *configs)
+        config, preprocess = (
+            (folder / name).read_bytes() for name in ("config.json", "preprocess.json")
+        )
+        receipt["digest"] = bundle._digest(bundle._weights(vae), config, preprocess, LatentScale())
         (folder / "bundle.json").write_bytes(bundle.BUNDLE.encode(receipt))
         return folder
 
