@@ -141,7 +141,8 @@ def test_columns_keep_their_types_through_store_loaders_and_exports(tmp_path: Pa
     loader = LatentLoader(store, global_batch_size=8)
     batches = list(loader)
     for batch in batches:
-        assert np.shape(batch.columns["clip"]) == (8, 3)
+        clip: Any = batch.columns["clip"]
+        assert clip.shape == (8, 3)
         for row in np.flatnonzero(batch.valid.numpy()):
             same(batch.keys[row], {name: values[row] for name, values in batch.columns.items()})
     for item in store.to_torch().__getitems__(range(40)):
