@@ -125,12 +125,14 @@ def _first_line(error: Exception) -> str:
 
 def _own_token() -> dict[str, str]:
     """A random token: without one Ray would write its own to the home folder, for all to read."""
-    if "RAY_AUTH_TOKEN_PATH" in os.environ:
+    imported = "ray" in sys.modules
+    if "RAY_AUTH_TOKEN_PATH" in os.environ or (imported and "RAY_AUTH_MODE" in os.environ):
+        # A cluster was started or joined before in this process, which remembers that one's token.
         return {}
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(24)}
     # Where Ray was imported before, its servers would see this mode and its clients would not;
     # unset, ray.init itself asks for the token on both sides.
-    return token if "ray" in sys.modules else {"RAY_AUTH_MODE": "token", **token}
+    return token if imported else {"RAY_AUTH_MODE": "token", **token}
 
 
 def cluster_resources() -> dict[str, float]:

@@ -118,7 +118,7 @@ def load_perception(path: str) -> Perception:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise ConfigError(
-            f"{path}: can't be read as weights ({str(error).splitlines()[0]}). Give torchvision's "
+            f"--lpips {path}: can't be read as weights ({str(error).splitlines()[0]}). Give torchvision's "
             f"ImageNet weights of AlexNet, {TRUNK_FILE}, from where you keep them: nothing is "
             "downloaded."
         ) from None
@@ -137,7 +137,7 @@ def load_perception(path: str) -> Perception:
     ]
     if wrong:
         raise ConfigError(
-            f"{path}: holds no AlexNet of torchvision: {wrong[0]} is not there or of another "
+            f"--lpips {path}: holds no AlexNet of torchvision: {wrong[0]} is not there or of another "
             f"shape. Give its ImageNet weights, {TRUNK_FILE}."
         )
     network.net.load_state_dict({own: known[name].float() for name, own in trunk.items()})

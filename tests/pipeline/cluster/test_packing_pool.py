@@ -18,8 +18,10 @@ from pipeline.packing.pack import pack
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    # As in a notebook whose user has imported Ray, with what it then reads of the environment.
-    importlib.import_module("ray")
+    # As in a notebook whose user had a cluster of their own before: Ray remembers its token.
+    ray = importlib.import_module("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.shutdown()
     with ray_cluster(2):
         yield
 
