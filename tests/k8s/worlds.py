@@ -242,7 +242,7 @@ SICK: dict[str, list[Sickness]] = {
     ],
     "VaeDivergence": [Sickness({'vae_train_nats{run="r",term="elbo"}': ill(
         lambda minute: -201 - 5 * (minute - 210), growing(0.01, -200), begin=210)})],
-    "VaeBadImages": [Sickness({"vae_train_bad_images_total": slower(0, 4, begin=HOUR)})],
+    "VaeBadImages": [Sickness({"vae_train_bad_images_total": slower(0, 8)})],
     "VaeTrackingBacklog": [Sickness({"vae_tracking_unsent_points": ill(
         lambda minute: 12 * (minute - FALLS_ILL), always(3))})],
     "VaeEncodeStalled": [_halts("vae_encode_last_shard_timestamp_seconds")],
