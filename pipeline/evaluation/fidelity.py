@@ -118,9 +118,9 @@ def load_perception(path: str) -> Perception:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise ConfigError(
-            f"--lpips {path}: can't be read as weights ({str(error).splitlines()[0]}). Give torchvision's "
-            f"ImageNet weights of AlexNet, {TRUNK_FILE}, from where you keep them: nothing is "
-            "downloaded."
+            f"--lpips {path}: can't be read as weights ({str(error).splitlines()[0]}). Give "
+            f"torchvision's ImageNet weights of AlexNet, {TRUNK_FILE}, from where you keep them: "
+            "nothing is downloaded."
         ) from None
     # The package's random trunk is overwritten; no draw of the caller's is spent on it.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -137,8 +137,8 @@ def load_perception(path: str) -> Perception:
     ]
     if wrong:
         raise ConfigError(
-            f"--lpips {path}: holds no AlexNet of torchvision: {wrong[0]} is not there or of another "
-            f"shape. Give its ImageNet weights, {TRUNK_FILE}."
+            f"--lpips {path}: holds no AlexNet of torchvision: {wrong[0]} is not there or of "
+            f"another shape. Give its ImageNet weights, {TRUNK_FILE}."
         )
     network.net.load_state_dict({own: known[name].float() for name, own in trunk.items()})
     told = f"{Path(path).name}, SHA-256 {hashlib.sha256(data).hexdigest()[:16]}"

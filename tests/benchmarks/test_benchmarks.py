@@ -62,7 +62,11 @@ def test_the_ladders_rows_are_kept_and_printed_in_its_order(
     found: Any = ladder.main(["ppca", "--work", str(tmp_path), "--table"])
     # Every importance weight is log p(x) itself here: a bound without a gap, up to rounding.
     assert found["ppca"]["value"] == pytest.approx(found["ppca"]["exact"], abs=1e-9)
-    order = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    order = [
+        line.split("|")[1].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if line[:1] == "|"
+    ]
     assert order[2:] == ["ppca", "digits-logistic"]
 
 

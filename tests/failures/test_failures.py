@@ -34,9 +34,16 @@ LONG = {
 }  # fmt: skip
 """Failures whose mended command trains, encodes or measures: each is of a kind that stays below."""
 
+OF_SERVERS = {
+    "output below a file",
+    "too much for memory",
+    *(failure.name for failure in servers.FAILURES),
+}
+"""What waits for servers that are not there, and two that need a machine of their own."""
+
 
 def marked(failure: Failure) -> object:
-    marks = [pytest.mark.chaos] if failure.name in LONG else []
+    marks = [pytest.mark.chaos] if failure.name in LONG | OF_SERVERS else []
     return pytest.param(failure, id=failure.name, marks=marks)
 
 
@@ -46,7 +53,7 @@ def test_what_the_message_prints_in_backticks_mends_it(failure: Failure, world: 
 
 
 @pytest.mark.parametrize("number", range(5))
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_what_is_said_of_an_object_storage_mends_it(
     number: int, world: World, s3_server: S3Server
 ) -> None:

@@ -124,9 +124,7 @@ def test_what_was_not_there_for_a_moment_is_read_by_the_next_append(
 def test_an_image_that_finds_no_memory_is_no_bad_image() -> None:
     """In a process of its own that may have 16 MiB more than it has."""
     large = io.BytesIO()
-    Image.fromarray(np.zeros((7000, 7000, 3), np.uint8)).save(large, "PNG")
-    jpeg = io.BytesIO()
-    Image.fromarray(np.zeros((7000, 7000, 3), np.uint8)).save(jpeg, "JPEG")
+    Image.fromarray(np.zeros((6000, 6000, 3), np.uint8)).save(large, "PNG")
     decode_image(png(1))  # plugins are loaded
     child = os.fork()
     if child == 0:
@@ -136,18 +134,17 @@ def test_an_image_that_finds_no_memory_is_no_bad_image() -> None:
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (size + 2**24, hard))
             found = 0
-            for data in (large.getvalue(), jpeg.getvalue()):
-                try:
-                    decode_image(data)
-                    found = 2
-                except ShortageError:
-                    pass
-                except SampleError:
-                    found = 3
+            try:
+                decode_image(large.getvalue())
+                found = 2
+            except ShortageError:
+                pass
+            except SampleError:
+                found = 3
         finally:
             os._exit(found)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert decode_image(large.getvalue()).shape == (7000, 7000, 3)
+    assert decode_image(large.getvalue()).shape == (6000, 6000, 3)
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_neither_skipped_nor_removed(

@@ -160,7 +160,7 @@ def test_a_fixed_port_is_free_again_when_a_recorder_has_finished(uri: str, recor
     """As when MLflow was away at a run's end, and a second recorder sends what it lacks."""
     first = recorder(uri)
     port = int(first.address().rpartition(":")[2])
-    with pytest.raises(ConfigError, match=f":{port}: Address already in use. Give --track"):
+    with pytest.raises(ConfigError, match=f":{port}: Address already in use. Give another"):
         recorder(uri, metrics=f"127.0.0.1:{port}")
     first.finish("FINISHED")
     second = recorder(uri, metrics=f"127.0.0.1:{port}")

@@ -113,7 +113,7 @@ def test_beta_is_the_variance_of_a_gaussian_decoder(beta: float) -> None:
     narrow = mlp(sigma=0.1)
     wide = mlp(sigma=0.1)
     deviation = sigma_of(narrow) * beta**0.5
-    wide.get_parameter("likelihood.scale").copy_((deviation - SMALLEST_SIGMA).log() / SIGMA_GAIN)
+    wide.likelihood.get_buffer("scale").copy_((deviation - SMALLEST_SIGMA).log() / SIGMA_GAIN)
     noise = draw_noise(narrow, 0, 1, range(5))
     for vae, weight in ((narrow, beta), (wide, 1.0)):
         terms = vae(images()[0][:5], noise)
