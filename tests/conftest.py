@@ -67,6 +67,16 @@ def _no_environment_of_the_users() -> Iterator[None]:
     os.environ.update(kept)
 
 
+@pytest.fixture(autouse=True)
+def _no_server_of_another_test() -> Iterator[None]:
+    """MLflow writes the server that it is told of into the environment, for all jobs to come."""
+    before = {name: os.environ[name] for name in os.environ if name.startswith("MLFLOW_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def _s3_process() -> Iterator[rgw.S3Server]:
     _need("Ceph's S3 gateway", rgw.missing_programs())

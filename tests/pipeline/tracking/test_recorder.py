@@ -3,6 +3,7 @@
 import json
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,20 @@ def uri(mlflow_file: str) -> str:
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Any:
-    """Makes recorders of one run whose folder has a quote in its name."""
-    return lambda uri, **knobs: RunRecorder(
-        RecorderSettings(
+def recorder(tmp_path: Path) -> Iterator[Any]:
+    """Makes recorders of one run whose folder has a quote in its name; their threads end here."""
+    made: list[RunRecorder] = []
+
+    def make(uri: str, **knobs: Any) -> RunRecorder:
+        settings = RecorderSettings(
             f"{tmp_path}/it's mine", "mine", TrackingConfig(**knobs), uri, {"seed": "0"}
         )
-    )
+        made.append(RunRecorder(settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.finish(None)
 
 
 def point(step: int, time_ms: int, series: Series = "elbo") -> Point:
