@@ -37,7 +37,7 @@ def locked(requirements: Iterable[str], without: Iterable[str] = ()) -> dict[str
 
 def _line(package: dict[str, object]) -> str:
     files = package.get("wheels") or [package["sdist"]]
-    hashes = sorted(f"--hash=sha256:{file['hashes']['sha256']}" for file in files)  # type: ignore[attr-defined,index]
+    hashes = sorted(f"--hash=sha256:{file['hashes']['sha256']}" for file in files)  # type: ignore[attr-defined]
     return " \\\n    ".join([f"{package['name']}=={package['version']}", *hashes])
 
 

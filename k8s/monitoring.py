@@ -12,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pipeline.tracking.metric_table import BUILD, ENCODING, OUTCOME, TRAINING, Metric
+from pipeline.tracking.metric import Metric
+from pipeline.tracking.metric_table import BUILD, ENCODING, OUTCOME, TRAINING
 
 FOLDER = Path(__file__).parent / "base/monitoring"
 BEGIN, END = "<!-- made by k8s/monitoring.py -->", "<!-- end -->"
