@@ -187,8 +187,10 @@ class CheckpointWriter:
         storage.publish(
             self._run.path("checkpoints", f"step-{step:08d}.json"), RECEIPT.encode(receipt)
         )
-        # Last: it only ever names what is there, and so what must not be missing later.
-        storage.publish(self._run.path("checkpoints", _NEWEST), NEWEST.encode({"step": step}))
+        # Last: it only ever names what is there, and so what must not be missing later. Each start
+        # has its own: one that slept in the middle of this would else set back a newer one's.
+        name = f"newest-{self._start.name}.json"
+        storage.publish(self._run.path("checkpoints", name), NEWEST.encode({"step": step}))
         self.stats = replace(
             self.stats,
             written=self.stats.written + 1,
@@ -257,14 +259,15 @@ def _copied(value: Any) -> Any:
 
 
 def _receipts(run: Run) -> list[str]:
+    return _listed(run, r"/step-\d{8,}\.json$")
+
+
+def _listed(run: Run, pattern: str) -> list[str]:
     try:
         urls = [item.url for item in storage.list_objects(run.path("checkpoints"))]
     except ObjectNotFoundError:
         return []
-    return [url for url in urls if re.search(r"/step-\d{8,}\.json$", url)]
-
-
-_NEWEST = "newest.json"
+    return [url for url in urls if re.search(pattern, url)]
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,7 @@ class _Receipt:
 
 @dataclass(frozen=True)
 class _Newest:
-    """checkpoints/newest.json."""
+    """checkpoints/newest-START.json."""
 
     step: int
 
@@ -290,22 +293,24 @@ def refuse_lost(run: Run, reached: int) -> None:
     `reached`: a step whose checkpoint was there for sure, by what else the run has left; 0 where
     nothing says so. Nothing falls back to an older one, or to the beginning, in silence.
     """
-    url, newest = run.path("checkpoints", _NEWEST), newest_step(run)
-    try:
-        found = NEWEST.typed(_Newest, storage.read_document(NEWEST, url), url).step
-    except ObjectNotFoundError:
-        found = 0
-    except (ShortageError, AccessDeniedError):
-        raise
-    except (RunError, StorageError) as error:
-        logger.warning("%s", error)
-        found = 0
+    newest = newest_step(run)
+    found = max(map(_newest_of, _listed(run, r"/newest-[\d.]+\.json$")), default=0)
     if max(found, reached) > newest:
         raise RunError(
             f"{run.path('checkpoints')}: the checkpoint of step {max(found, reached)} is gone; "
             + (f"the newest there is of step {newest}. " if newest else "there is none. ")
             + "Restore it, or begin anew on purpose: `--begin-anew`."
         )
+
+
+def _newest_of(url: str) -> int:
+    try:
+        return NEWEST.typed(_Newest, storage.read_document(NEWEST, url), url).step
+    except (ShortageError, AccessDeniedError):
+        raise
+    except (RunError, StorageError) as error:
+        logger.warning("%s", error)
+        return 0
 
 
 def _load(run: Run, receipt_url: str) -> Checkpoint:

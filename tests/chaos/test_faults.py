@@ -171,9 +171,13 @@ def test_a_driver_that_wakes_up_after_another_has_finished_its_run_writes_nothin
 
 
 def state_of(run: Path) -> dict[str, str]:
-    """Every file that says something about the run's state: not its logs, not Ray's own files."""
+    """Every file that says something about the run's state: not its logs, not Ray's own files.
+
+    Nor what the older start alone may finish writing: the step that it says of itself.
+    """
+    its_own = {str(path.relative_to(run)) for path in run.glob("checkpoints/*newest-000001.*")}
     return {
         name: digest
         for name, digest in tree(run).items()
-        if name.split("/")[0] not in ("logs", "ray", "metrics.json")
+        if name.split("/")[0] not in ("logs", "ray", "metrics.json") and name not in its_own
     }

@@ -15,6 +15,7 @@ from pipeline.runs.checkpoint import (
     Checkpoint,
     CheckpointWriter,
     newest_checkpoint,
+    refuse_lost,
 )
 from pipeline.runs.history import Validation
 from pipeline.runs.outbox import Point
@@ -67,6 +68,21 @@ def step_of(run: Run, step: int | None = None) -> int:
     found = newest_checkpoint(run, step=step)
     assert found is not None
     return found.step
+
+
+def test_a_start_that_slept_while_it_wrote_does_not_set_back_what_a_newer_one_reached(
+    tmp_path: Path,
+) -> None:
+    run = Run(str(tmp_path))
+    write(run, 4, start=Start(1))
+    (its_word,) = Path(run.path("checkpoints")).glob("newest-*.json")
+    kept = its_word.read_bytes()
+    write(run, 8, start=Start(2))
+    its_word.write_bytes(kept)  # what it was about to rename when it fell asleep
+    for file in Path(run.path("checkpoints")).glob("step-00000008*"):
+        file.unlink()
+    with pytest.raises(RunError, match="the checkpoint of step 8 is gone; the newest.* of step 4"):
+        refuse_lost(run, 0)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
