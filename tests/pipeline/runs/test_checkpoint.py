@@ -81,7 +81,7 @@ def test_a_start_that_slept_while_it_wrote_does_not_set_back_what_a_newer_one_re
     its_word.write_bytes(kept)  # what it was about to rename when it fell asleep
     for file in Path(run.path("checkpoints")).glob("step-00000008*"):
         file.unlink()
-    with pytest.raises(RunError, match="the checkpoint of step 8 is gone; the newest.* of step 4"):
+    with pytest.raises(RunError, match=r"the checkpoint of step 8 is gone; the newest.* of step 4"):
         refuse_lost(run, 0)
 
 
