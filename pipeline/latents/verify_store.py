@@ -77,9 +77,13 @@ def _verify_file(url: str, part: LatentPart, again: str) -> list[str]:
         return [
             f"{file}: is missing. `{storage.removal(storage.join(url, POINTER))}`, then {again}."
         ]
-    if digest.hexdigest() != part.sha256 or size != part.bytes:
+    found = digest.hexdigest()
+    if found != part.sha256 or size != part.bytes:
+        stated, differs = f"its receipt says {part.bytes}", f"holds {size} bytes"
+        if size == part.bytes:
+            stated, differs = f"its receipt says {part.sha256[:12]}", f"has sha256 {found[:12]}"
         return [
-            f"{file}: its {size} bytes are not the {part.bytes} of its receipt. "
+            f"{file}: {differs}, {stated}. "
             f"`{storage.removal(file)}`, `{storage.removal(storage.join(url, POINTER))}`, then "
             f"{again}."
         ]

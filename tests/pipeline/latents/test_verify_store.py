@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,23 @@ def test_a_file_that_is_missing_is_named_with_what_mends_it(store: LatentStore) 
     file.unlink()
     (problem,) = verify_store(store.url)
     assert f"{file.name}: is missing. `rm {store.url}/store.json`, then `python -m jobs" in problem
+
+
+def test_a_file_is_told_by_what_differs_its_length_or_its_content(store: LatentStore) -> None:
+    file = next(Path(store.url).glob("latents/*/*.arrow"))
+    data = file.read_bytes()
+    file.write_bytes(data[:-1])
+    assert any(
+        f"{file.name}: holds {len(data) - 1} bytes, its receipt says {len(data)}. " in problem
+        for problem in verify_store(store.url)
+    )
+    other = data[:2000] + bytes([data[2000] ^ 1]) + data[2001:]
+    file.write_bytes(other)
+    told, good = (hashlib.sha256(each).hexdigest()[:12] for each in (other, data))
+    assert any(
+        f"{file.name}: has sha256 {told}, its receipt says {good}. " in problem
+        for problem in verify_store(store.url)
+    )
 
 
 def test_totals_that_do_not_follow_from_the_shards_are_refused(store: LatentStore) -> None:
