@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from PIL import Image
 
@@ -82,12 +82,18 @@ class Dataset:
     def __len__(self) -> int:
         return self.manifest.samples
 
-    def __getitem__(self, number: int) -> Sample:
-        """The sample `number` in manifest order (negative ones count from the end), decoded.
+    @overload
+    def __getitem__(self, number: int) -> Sample: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Sample]: ...
+    def __getitem__(self, number: int | slice) -> Sample | list[Sample]:
+        """The sample `number` in manifest order (negative ones count from the end); or a list.
 
         To look at images one by one; training reads them by `Loader`. Raises `SampleError` for a
         damaged one, `IndexError` for a number that there is not.
         """
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.url}: holds {len(self)} samples, asked for number {number}")
         place = self._places.find(number % len(self))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +34,9 @@ def preprocess_digest(preprocess: PreprocessConfig) -> str:
     return hashlib.sha256(storage.canonical_json(parts)).hexdigest()
 
 
+_AS_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
 def picture_bytes(picture: Picture) -> bytes:
     """A picture as a file's bytes, no pixel changed; raises `SampleError` for what is none."""
     if isinstance(picture, bytes):
@@ -52,7 +55,14 @@ def picture_bytes(picture: Picture) -> bytes:
             f"a picture: found {type(picture).__name__}, need a PIL image, an array or bytes",
         )
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
+    try:
+        # PNG keeps what is transparent, TIFF every kind of pixels. Neither is told how a photograph
+        # was held, as its own file is: it is turned first.
+        upright = ImageOps.exif_transpose(picture)
+        kind = "PNG" if upright.mode in _AS_PNG else "TIFF"
+        upright.save(file, kind, **({"compress_level": 1} if kind == "PNG" else {}))
+    except (OSError, ValueError) as error:
+        raise SampleError("corrupt", f"a picture can't be read: {error}") from None
     return file.getvalue()
 
 

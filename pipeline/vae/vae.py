@@ -126,12 +126,14 @@ class VAE(nn.Module):
     def pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures as the model sees them: uint8 [B, C, H, W], cropped and resized as in training.
 
-        A picture is a PIL image, a NumPy array uint8 [H, W] or [H, W, 3], or a file's bytes. Raises
-        `SampleError` for one that is none.
+        A picture is a PIL image, a NumPy array uint8 [H, W] or [H, W, 3], or a file's bytes. Large
+        JPEGs are shrunk while they are decoded, so only their bytes give the very pixels of
+        training. Raises `SampleError` for one that is none.
         """
         settings = self.preprocess.held_out()
         ready = [preprocess_image(picture_bytes(each), settings) for each in pictures]
-        return torch.from_numpy(np.stack(ready)).to(self.device)
+        none = np.empty((0, *self.image_shape), np.uint8)
+        return torch.from_numpy(np.stack(ready) if ready else none).to(self.device)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images uint8 [B, C, H, W], decoded from the posterior's mean: as many in [0, 1]."""

@@ -3,6 +3,7 @@
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def test_each_sample_is_the_file_that_was_packed(folder: Path, dataset: Dataset)
             np.testing.assert_array_equal(np.asarray(image), np.asarray(file.convert("RGB")))
         assert label == columns["label"] == key.split("/")[0]
     assert dataset[-1].key == samples[-1].key
+    assert [one.key for one in dataset[3:-1:9]] == [one.key for one in samples[3:-1:9]]
     with pytest.raises(IndexError, match="holds 40 samples, asked for number 40"):
         dataset[40]
 
@@ -78,6 +80,40 @@ def test_a_picture_is_encoded_as_its_file_was(
     np.testing.assert_allclose(found, store.to_numpy(), atol=2e-3)
 
 
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_picture_of_any_kind_is_seen_as_its_file_is(vae: VAE) -> None:
+    """Held sideways, in inks, half transparent, in 16 bits: the decoder's own rules."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    plain = Image.fromarray(noise)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = [saved(plain, "PNG", exif=turned), saved(plain, "TIFF", exif=turned)]
+    alpha = plain.copy()
+    alpha.putalpha(Image.fromarray(noise[..., 0]))
+    palette = plain.quantize(16)
+    files += [saved(plain.convert("CMYK"), "TIFF"), saved(alpha, "PNG")]
+    files += [saved(palette, "PNG", transparency=3), saved(palette, "GIF")]
+    files += [saved(Image.fromarray(noise[..., 0].astype(np.uint16) * 257), "PNG")]
+    for number, data in enumerate(files):
+        picture = Image.open(io.BytesIO(data))
+        assert torch.equal(vae.pixels([picture]), vae.pixels([data])), (number, picture.mode)
+    assert not torch.equal(vae.pixels([plain]), vae.pixels(files[:1])), "it was turned"
+
+
+def test_a_picture_without_a_scale_or_cut_short_is_told(vae: VAE) -> None:
+    with pytest.raises(SampleError, match="pixels of type F have no agreed scale"):
+        vae.pixels([Image.new("F", (8, 8))])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    half = saved(Image.fromarray(noise), "PNG")[:6000]
+    with pytest.raises(SampleError, match=r"a picture can't be read: .*truncated"):
+        vae.pixels([Image.open(io.BytesIO(half))])
+
+
 def test_what_comes_out_is_an_image_of_the_models_shape(vae: VAE) -> None:
     sampled = vae.sample(5, seed=1)
     assert sampled.shape == (5, *vae.image_shape)
@@ -86,6 +122,7 @@ def test_what_comes_out_is_an_image_of_the_models_shape(vae: VAE) -> None:
     with torch.inference_mode():
         assert torch.equal(vae.reconstruct(pixels), vae.decode(vae.encode(pixels).mean))
     assert vae.device == torch.device("cpu")
+    assert vae.pixels([]).shape == (0, *vae.image_shape)
 
 
 def test_a_wrong_input_is_named_with_what_is_needed(vae: VAE) -> None:
