@@ -107,7 +107,7 @@ def bundle_of(model: RegisteredModel) -> Iterator[Path]:
     """
     import mlflow
 
-    where = mlflow.get_tracking_uri()
+    where = tracking_uri()
     _check_source(model, where)
     folder = Path(tempfile.mkdtemp(prefix="vae-model-"))
     try:
@@ -117,7 +117,9 @@ def bundle_of(model: RegisteredModel) -> Iterator[Path]:
                 (folder / name).write_bytes(_read_inside(url, model.source))
                 continue
             with tracking_errors(where):
-                mlflow.artifacts.download_artifacts(url, dst_path=str(folder))
+                mlflow.artifacts.download_artifacts(
+                    url, dst_path=str(folder), tracking_uri=where, registry_uri=where
+                )
         yield folder
     except ObjectNotFoundError as error:
         raise ModelError(f"{model.uri}: was not registered by this program: {error}") from None

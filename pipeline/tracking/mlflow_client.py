@@ -45,8 +45,7 @@ def mlflow_client(uri: str) -> Any:
     # Tables, look-ups, retries: nothing to act on; what fails in the end is raised.
     for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    # Not `set_tracking_uri`: it writes into the environment of whoever imports us, for good.
     with tracking_errors(uri), _alone(uri):
         return mlflow.MlflowClient(uri, uri)
 

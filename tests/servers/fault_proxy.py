@@ -205,16 +205,17 @@ async def _passed(
     if rule is not None and rule.fault == "flip" and 0 <= at < len(piece):
         piece = piece[:at] + bytes([piece[at] ^ 1]) + piece[at + 1 :]
     if rule is not None and rule.fault in ("reset", "truncate", "stall") and at < len(piece):
-        writer.write(piece[:at])
         request.sent += at
+        writer.write(piece[:at])
         await writer.drain()
         if rule.fault == "stall":
             await asyncio.Event().wait()
         if rule.fault == "reset":
             _reset(writer)
         return False
-    writer.write(piece)
+    # Counted first: whoever has read the bytes finds them counted.
     request.sent += len(piece)
+    writer.write(piece)
     await writer.drain()
     if rule is not None and rule.fault == "slow":
         await asyncio.sleep(len(piece) / rule.bytes_per_second)

@@ -4,6 +4,7 @@ Photographs are crops of those that come with scikit-image and scikit-learn.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -168,7 +169,7 @@ def head(
 def test_an_operator_packs_submits_encodes_and_watches(
     folder: Path, head: RayHead, prometheus: PrometheusServer
 ) -> None:
-    walk = Walk(folder, **head.environment)
+    walk = Walk(folder, MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"], **head.environment)
     walk.there = {
         "http://localhost:9090": prometheus.url, "http://localhost:9091": prometheus.pushgateway,
     }  # fmt: skip
