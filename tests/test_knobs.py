@@ -17,12 +17,46 @@ import pipeline.config
 from pipeline.config import Section
 
 ROOT = Path(__file__).parent.parent
-MOST_KNOBS = 187
-"""Only ever lowered; a later feature that needs a knob more says so here. It was 208, then 159, and
-9 more came with new kinds of sources (jobs.pack), jobs.stores and jobs.verify, 2 with what
-may be read and what is begun anew; 1 for the stores that alerts call overdue,
-5 for how a job is queued on Kubernetes, 1 for the file for support, 1 for LPIPS's weights, 8 for
-every network that diffusers' AutoencoderKL is, 7 for which images are encoded, in which sizes."""
+MOST_KNOBS = 150
+"""Without those of `NAMED`: the number never rises, and a feature that needs a knob more joins two
+others or makes one a constant."""
+
+NAMED = {
+    "shards_below": "proven or refused: shards elsewhere only below prefixes that are named",
+    "allow_custom": "proven or refused: how a class of one's own is allowed",
+    "TrainConfig.begin_anew": "proven or refused: how to begin anew on purpose",
+    "PackConfig.image_column": "nothing vanishes: tables with an image column",
+    "PackConfig.below": "nothing vanishes: prefixes below which a table may name inputs",
+    "PackConfig.ignore": "nothing vanishes: kinds that may be ignored",
+    "PackConfig.unmatched": "nothing vanishes: a budget for half-labelled datasets",
+    "PackConfig.deduplicate": "nothing vanishes: of exact duplicates one",
+    "PackConfig.retry_rejected": "nothing vanishes: failed ones again",
+    "IndexConfig.image_extension": "nothing vanishes: samples with several images",
+    "StoresConfig.keys": "nothing vanishes: keys are listed",
+    "SubmitConfig.pool": "in production: flags of the submission",
+    "SubmitConfig.queue": "in production: flags of the submission",
+    "SubmitConfig.priority": "in production: flags of the submission",
+    "SubmitConfig.deadline_hours": "in production: flags of the submission",
+    "SubmitConfig.retries": "in production: flags of the submission",
+    "DoctorConfig.support_file": "in production: one file for support",
+    "EncodingTrackingConfig.expected_hours": "in production: stores opt in to overdue alerts",
+    "EvaluateConfig.features": "numbers that hold up: a feature network that the user names",
+    "EvaluateConfig.lpips": "numbers that hold up: LPIPS with the user's weights",
+    "EncodeConfig.replace_model": "numbers that hold up: a store of another model, by a word",
+    "EncodeConfig.image_size": "latents: sizes at encode time",
+    "EncodeConfig.crop": "latents: sizes at encode time",
+    "EncodeConfig.resize": "latents: sizes at encode time",
+    "EncodeConfig.buckets": "latents: aspect-ratio buckets",
+    "EncodeConfig.where": "latents: filters at encode time",
+    "ModelConfig.widths": "latents: every AutoencoderKL that its class builds",
+    "ModelConfig.layers": "latents: every AutoencoderKL that its class builds",
+    "ModelConfig.groups": "latents: every AutoencoderKL that its class builds",
+    "ModelConfig.activation": "latents: every AutoencoderKL that its class builds",
+    "ModelConfig.attention": "latents: every AutoencoderKL that its class builds",
+    "ModelConfig.quant_convs": "latents: every AutoencoderKL that its class builds",
+}
+"""What a later issue of the round asks for by name: knob, by its section where others have its
+name, and the issue with its words. They come on top of `MOST_KNOBS`."""
 
 SECTIONS = {
     name: value
@@ -43,14 +77,27 @@ def knobs(section: type[Section]) -> list[str]:
     return [n for n, i in section.model_fields.items() if section_in(i.annotation) is None]
 
 
-def test_the_number_of_knobs_only_goes_down() -> None:
-    told = {
-        (name, section.model_fields[name].description)
-        for section in SECTIONS.values()
-        for name in knobs(section)
+def named_as(section: str, knob: str) -> str | None:
+    """The row of `NAMED` that a section's knob stands in."""
+    return next((n for n in (knob, f"{section}.{knob}") if n in NAMED), None)
+
+
+def test_the_number_of_knobs_that_no_issue_names_only_goes_down() -> None:
+    told = {(n, s.model_fields[n].description) for s in SECTIONS.values() for n in knobs(s)}
+    named = {
+        (n, s.model_fields[n].description)
+        for title, s in SECTIONS.items()
+        for n in knobs(s)
+        if named_as(title, n)
     }
-    assert len(told) <= MOST_KNOBS, "another knob? Let a constant with its reason do, or join two"
-    assert len(told) > MOST_KNOBS - 5, f"lower MOST_KNOBS to {len(told)}"
+    count = len(told - named)
+    assert count <= MOST_KNOBS, "another knob? Let a constant with its reason do, or join two"
+    assert count > MOST_KNOBS - 5, f"lower MOST_KNOBS to {count}"
+
+
+def test_each_row_of_the_table_is_still_a_knob() -> None:
+    rows = {named_as(title, name) for title, s in SECTIONS.items() for name in knobs(s)}
+    assert sorted(set(NAMED) - rows) == []
 
 
 def test_every_knob_says_what_it_is() -> None:

@@ -8,6 +8,7 @@ from pipeline.config.sections import (
     A_DATASET,
     A_STORE,
     REFUSED,
+    SEED,
     AllowCustom,
     EncodingTrackingConfig,
     PortionConfig,
@@ -52,7 +53,7 @@ class EncodeConfig(PortionConfig):
     content: Literal["moments", "mean", "sample"] = Field(
         "moments", description="Mean and log-variance, the mean alone, or one draw per image."
     )
-    seed: int = Field(0, ge=0, description="Seed of `--content sample`; part of the identity.")
+    seed: int = Field(0, ge=0, description=SEED)
     flip: bool = Field(False, description="Store the mirrored images' latents as well.")
     columns: tuple[str, ...] = Field(
         (),

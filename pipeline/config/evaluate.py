@@ -4,6 +4,7 @@ from pydantic import Field
 
 from pipeline.config.sections import (
     A_DATASET,
+    NAMED_MODEL,
     AllowCustom,
     MeasurementConfig,
     ShardsBelow,
@@ -14,9 +15,7 @@ from pipeline.config.sections import (
 class EvaluateConfig(MeasurementConfig):
     """`jobs.evaluate`: exact held-out numbers and pictures of a model."""
 
-    model: str = Field(
-        description="models:/NAME@ALIAS, models:/NAME/VERSION, a bundle's path or a finished run."
-    )
+    model: str = Field(description=NAMED_MODEL)
     data: Url = Field(description=A_DATASET)
     batch_size: int = Field(100, gt=0, description="Images per batch, over all workers.")
     workers: int = Field(0, ge=0, description="Ray tasks that share the images; 0: this process.")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.sections import (
     A_RUN,
+    NAMED_MODEL,
     AllowCustom,
     MeasurementConfig,
     ShardsBelow,
@@ -21,9 +22,7 @@ class ExplainConfig(MeasurementConfig):
     """`jobs.explain`: what each number means, with this run's own figures."""
 
     run: str | None = Field(None, description=A_RUN)
-    model: str | None = Field(
-        None, description="Instead of a run: models:/NAME@ALIAS, models:/NAME/VERSION or a bundle."
-    )
+    model: str | None = Field(None, description=NAMED_MODEL)
     data: Url | None = Field(None, description="Images to measure on; None: the run's hold-out.")
     mine: tuple[str, ...] = Field(
         (),

@@ -22,8 +22,6 @@ STARTING_SIGMA = {"gaussian": 0.25, "gaussian_fixed": 0.1, "laplace": 0.25}
 """Where the one scale of each likelihood that has one starts, or stays; 1 is the whole range.
 
 0.25 is the deviation of CIFAR-10's pixels: what a decoder needs that knows the mean alone."""
-NUM_MIXTURES = {"logistic_mixture": 5}
-"""Components per pixel of each likelihood that mixes."""
 
 
 def _listed(defaults: Mapping[str, float]) -> str:
@@ -95,9 +93,6 @@ class ModelConfig(Section):
         description="The one scale of all pixels, 1 is the whole range: where a learned one "
         f"starts or a fixed one stays; None: {_listed(STARTING_SIGMA)}.",
     )
-    mixtures: int | None = Field(
-        None, gt=0, description=f"Components per pixel; None: {_listed(NUM_MIXTURES)}."
-    )
     posterior: Literal["diagonal", "full"] = Field(
         "diagonal", description="Covariance of q(z|x); full: linear and mlp only."
     )
@@ -106,11 +101,6 @@ class ModelConfig(Section):
     def starting_sigma(self) -> float:
         """`sigma`, or its default for a likelihood that has one."""
         return STARTING_SIGMA[self.likelihood] if self.sigma is None else self.sigma
-
-    @property
-    def num_mixtures(self) -> int:
-        """`mixtures`, or its default for a likelihood that mixes."""
-        return NUM_MIXTURES[self.likelihood] if self.mixtures is None else self.mixtures
 
     @property
     def own_classes(self) -> tuple[str, ...]:
@@ -151,12 +141,11 @@ class ModelConfig(Section):
                 "kind custom is a class of your own (docs/extend.md): give `--model.custom "
                 "MODULE:CLASS`"
             )
-        for knob, known in (("sigma", [*STARTING_SIGMA]), ("mixtures", [*NUM_MIXTURES])):
-            if getattr(self, knob) is not None and self.likelihood not in known:
-                raise ValueError(
-                    f"{knob} means nothing for {self.likelihood}, only for {', '.join(known)}: "
-                    f"leave `--model.{knob}` out"
-                )
+        if self.sigma is not None and self.likelihood not in STARTING_SIGMA:
+            raise ValueError(
+                f"sigma means nothing for {self.likelihood}, only for {', '.join(STARTING_SIGMA)}: "
+                "leave `--model.sigma` out"
+            )
         return self
 
 

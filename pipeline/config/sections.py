@@ -72,10 +72,15 @@ A_STORE = "A latent store."
 A_RUN = "A run's name below --storage."
 MODEL_OF_STORE = "Where the store's model is; None: where it was when it encoded."
 SIZE = "Which images' size, of a store that has several; None: its only one."
+NAMED_MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, a bundle's path or a finished run."
 LIMIT = "Only the first images, this many (jobs.encode: whole shards); None: all."
 DRY_RUN = "Say images, bytes and time, from a short probe; write nothing."
 REFUSED = "Largest share of refused images that exits with 0; beyond it 3. 1: always 0."
 PRECISION = "Type of the network's arithmetic; auto: bf16 where the hardware has it, else fp32."
+SEED = (
+    "Seed of all that is drawn: a training's order, first weights and noise, a measurement's "
+    "noise, a store's draws (part of its identity)."
+)
 KEYS = "Also list the images: key and path."
 A_NEW_FOLDER = "A folder that is new, empty or holds the same already."
 CHECK = "How each image is checked: decoded, or by its header."
@@ -118,7 +123,7 @@ class MeasurementConfig(RunsConfig):
 
     output: Url | None = Field(None, description="Folder for page and pictures; None: none.")
     importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
-    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    seed: int = Field(0, ge=0, description=SEED)
 
 
 class LoaderConfig(Section):
@@ -136,7 +141,8 @@ class LoaderConfig(Section):
     cache_folder: str | None = Field(
         None, description="Local folder that keeps what was fetched, for the next epochs."
     )
-    cache_bytes: int = Field(64 * 2**30, gt=0, description="Limit on the chunks kept there.")
+    # 40 GiB: below the 50 GiB of disk that k8s/base/train.yaml gives a pod, which may not use more.
+    cache_bytes: int = Field(40 * 2**30, gt=0, description="Limit on the chunks kept there.")
     cache_decoded: bool = Field(
         False, description="Keep decoded images there too (uncompressed; not with random crops)."
     )

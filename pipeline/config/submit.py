@@ -32,7 +32,9 @@ class SubmitConfig(Section):
     """How long one answer is waited for: a head under load takes seconds to list its jobs."""
     stop_seconds: ClassVar[float] = 120.0
     """How long a stopped training may take: a step, and a checkpoint over a slow line."""
-
+    lost_seconds: ClassVar[float] = 300.0
+    """A job whose place does not answer for so long is lost: a head that KubeRay replaces is back
+    within a few minutes, and whoever gave up too early joins by the same command."""
     poll_seconds: ClassVar[float] = 2.0
     """Between two looks at the job: each costs its place some milliseconds."""
 
@@ -102,9 +104,6 @@ class SubmitConfig(Section):
     )
     resubmit_on_head_loss: int = Field(
         0, ge=0, description="Times that the job is submitted again to a head that replaced its."
-    )
-    lost_seconds: float = Field(
-        300, gt=0, description="A job whose head does not answer for so long is lost."
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pipeline.config.sections import (
     A_DATASET,
     DRY_RUN,
     PRECISION,
+    SEED,
     LoaderConfig,
     PreprocessConfig,
     RunsConfig,
@@ -79,7 +80,7 @@ class TrainConfig(PreprocessConfig, RunsConfig):
         description="A worker that does not answer the others for so long is replaced (by Ray; "
         "torchrun ends), and so long a wait for one sample is an error.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the order, the initial weights and the noise.")
+    seed: int = Field(0, ge=0, description=SEED)
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
         "auto",
         description=PRECISION,

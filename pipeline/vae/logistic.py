@@ -55,6 +55,11 @@ class DiscretisedLogistic(Likelihood):
         return to_levels(location + scale * uniform_like(location, generator).logit())
 
 
+COMPONENTS = 5
+"""Of a pixel's mixture, each 1 + 2 C channels of the decoder's output: a pixel given its latent has
+few modes, so more of them cost memory and say little more."""
+
+
 class LogisticMixture(Likelihood):
     """Mixture whose component is chosen per pixel and shared by its channels.
 

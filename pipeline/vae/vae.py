@@ -22,7 +22,7 @@ from pipeline.vae.likelihoods import (
     Laplace,
     Likelihood,
 )
-from pipeline.vae.logistic import DiscretisedLogistic, LogisticMixture
+from pipeline.vae.logistic import COMPONENTS, DiscretisedLogistic, LogisticMixture
 from pipeline.vae.mlp import Linear, Mlp
 from pipeline.vae.networks import Network, NetworkShape, custom_network
 from pipeline.vae.noise import Noise
@@ -265,4 +265,4 @@ def _likelihood(model: ModelConfig, channels: int) -> Likelihood:
         case "logistic":
             return DiscretisedLogistic(channels)
         case "logistic_mixture":
-            return LogisticMixture(channels, model.num_mixtures)
+            return LogisticMixture(channels, COMPONENTS)

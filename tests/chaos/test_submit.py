@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers.ray_head import RayHead
 from tests.support.packed_digits import write_digits
-from tests.support.submitting import ended, python, sleeping, submit, until
+from tests.support.submitting import ended, hasty_submit, python, sleeping, submit, until
 from tests.support.warm import ROOT
 
 pytestmark = pytest.mark.chaos
@@ -73,11 +73,11 @@ def test_a_head_that_is_lost_is_told_and_its_job_submitted_to_the_next_one_if_as
 ) -> None:
     marker = tmp_path / "marker"
     command = python(sleeping(marker))
-    patient = submit(tmp_path, "--resubmit-on-head-loss", "1", "--lost-seconds", "120", *command)
+    patient = submit(tmp_path, "--resubmit-on-head-loss", "1", *command)
     until(marker.exists, patient, tmp_path)
     other = tmp_path / "other"
     other.mkdir()
-    hasty = submit(other, "--lost-seconds", "3", *command)
+    hasty = hasty_submit(other, *command)
     until(lambda: "is followed" in (other / "log").read_text(), hasty, other)
     own_head.kill()
     code, told = ended(hasty)

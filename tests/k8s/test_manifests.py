@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.config import LoaderConfig
 from pipeline.errors import ConfigError
+from pipeline.submission.rayjob import base_template
 from tests.k8s import agreement, commands, schemas
 from tests.k8s.manifests import K8S, OVERLAYS, Object, build, example_secrets, find, of_kind
 
@@ -325,6 +327,15 @@ def test_every_policy_stands_in_the_readmes_table(overlay: str) -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (K8S / "README.md").read_text(), flags=re.M)
     for policy in of_kind(build(overlay), "NetworkPolicy"):
         assert policy["metadata"]["name"] in rows
+
+
+def test_a_cache_of_the_default_size_fits_into_a_training_pods_disk() -> None:
+    # Above its sizeLimit the kubelet evicts the pod.
+    (group,) = base_template("train")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (disk,) = [v for v in group["template"]["spec"]["volumes"] if v["name"] == "tmp"]
+    size = re.fullmatch(r"(\d+)Gi", disk["emptyDir"]["sizeLimit"])
+    assert size is not None
+    assert LoaderConfig().cache_bytes < int(size[1]) * 2**30
 
 
 def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested() -> None:

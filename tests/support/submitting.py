@@ -1,17 +1,33 @@
 """`jobs.submit` as a process, and jobs for it to run."""
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.support.killing import start_job
+from tests.support.warm import ROOT
 
 
 def submit(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return start_job(folder, "jobs.submit", *arguments)
+
+
+def hasty_submit(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A submission that calls a silent head lost after 3 seconds instead of minutes."""
+    source = (
+        "from jobs import submit; submit.SubmitConfig.lost_seconds = 3.0; "
+        "submit.run_job(submit.SubmitConfig, submit.main)"
+    )
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", source, *arguments], cwd=folder, stdout=subprocess.PIPE,
+            stderr=log, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:

@@ -58,7 +58,7 @@ def test_the_exit_code_is_the_jobs_fate(
 @pytest.mark.parametrize("how", ["it is busy", "it knows no rights yet", "its token is refused"])
 def test_an_api_server_that_restarts_ends_no_follower(server: Any, how: str) -> None:
     server.script["first"] = [RUNNING] * 20 + [SUCCEEDED]
-    thread, outcomes = followed(lost_seconds=60)
+    thread, outcomes = followed()
     until(lambda: "first" in server.objects)
     if how == "it is busy":
         server.refuse_with = "ServiceUnavailable"
@@ -72,9 +72,12 @@ def test_an_api_server_that_restarts_ends_no_follower(server: Any, how: str) -> 
     assert outcomes[0].exit_code == 0
 
 
-def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(server: Any) -> None:
+def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SubmitConfig, "lost_seconds", 0.5)
     server.script["first"] = [RUNNING] * 2000
-    thread, outcomes = followed(lost_seconds=0.5)
+    thread, outcomes = followed()
     until(lambda: "first" in server.objects)
     server.rights["rayjobs"] = []
     thread.join()

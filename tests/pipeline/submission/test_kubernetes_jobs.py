@@ -100,7 +100,7 @@ def test_submitting_waits_for_a_quota_and_a_webhook_as_following_does(
 ) -> None:
     server.refuse_creation = refusal
     server.lives = [[RUNNING, SUCCEEDED]]
-    thread, outcomes = followed(lost_seconds=60)
+    thread, outcomes = followed()
     until(lambda: server.refused >= 3)
     server.refuse_creation = None
     thread.join()
@@ -115,10 +115,13 @@ def test_a_job_that_is_there_is_joined_while_a_webhook_refuses_creations(server:
     assert server.refused == 0
 
 
-def test_a_quota_that_stays_full_is_a_failure_in_the_end(server: Any) -> None:
+def test_a_quota_that_stays_full_is_a_failure_in_the_end(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SubmitConfig, "lost_seconds", 0.3)
     server.refuse_creation = (403, "Forbidden", "exceeded quota: jobs")
     with pytest.raises(NotNowError, match="exceeded quota"):
-        submit(lost_seconds=0.3)
+        submit()
 
 
 def test_the_clusters_own_patches_are_kept(server: Any) -> None:

@@ -91,12 +91,12 @@ def test_a_bundle_from_before_a_knob_existed_still_loads_with_its_own_digest(
     whole = ModelConfig.model_dump
 
     def older(self: ModelConfig, **options: object) -> dict[str, object]:
-        return {k: v for k, v in whole(self, **options).items() if k != "mixtures"}  # type: ignore[arg-type]
+        return {k: v for k, v in whole(self, **options).items() if k != "posterior"}  # type: ignore[arg-type]
 
     monkeypatch.setattr(ModelConfig, "model_dump", older)
     digest = save_bundle(new_vae(), tmp_path)
     monkeypatch.undo()
-    assert "mixtures" not in json.loads((tmp_path / "config.json").read_text())
+    assert "posterior" not in json.loads((tmp_path / "config.json").read_text())
     assert load_bundle(tmp_path).digest == digest
 
 

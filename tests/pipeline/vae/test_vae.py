@@ -148,7 +148,6 @@ def test_drawn_images_are_uint8_and_follow_the_generator(likelihood: str) -> Non
         {"kind": "custom"},
         {"kind": "conv", "custom": "a:B"},
         {"likelihood": "bernoulli", "sigma": 0.1},
-        {"likelihood": "gaussian", "mixtures": 3},
     ],
 )
 def test_knobs_that_make_no_sense_together_fail_at_construction(knobs: dict[str, object]) -> None:
