@@ -1,13 +1,19 @@
 """What the documents point to exists: pages, headings, files, tests."""
 
 import ast
+import importlib
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from jobs.flags import common_flags
+from pipeline.config import Section, TrainConfig
+from pipeline.config.command_line import flag_name
+from pipeline.storage import DocumentKind
 from tests.docs.blocks import DOCUMENTS, ROOT
+from tests.test_knobs import SECTIONS, section_in
 
 
 def prose(page: Path) -> str:
@@ -53,6 +59,48 @@ def test_every_test_that_a_page_names_exists_in_the_file_it_names() -> None:
                 missing.append(f"{page.relative_to(ROOT)}: {file}::{test}")
     assert missing == []
     assert seen > 40  # docs/guarantees.md is a list of them
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in DOCUMENTS if ROOT / "tests" not in page.parents],  # scripts have their own
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_flag_that_a_page_names_is_one_of_ours(page: Path) -> None:
+    """In backticks, alone or behind our commands; other programs' flags stand behind theirs."""
+    known = {flag for section in SECTIONS.values() for flag in flags_of(section)}
+    known |= {flag.split()[0] for flag, _ in common_flags(TrainConfig)}
+    known |= {"--help", "--allowed-hosts"}  # the latter is MLflow's
+    named = [
+        flag
+        for span in re.findall(r"`((?:--|vae |python -m jobs\.|jobs\.)[^`]*)`", prose(page))
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", span.split(" -- ")[0])
+    ]
+    assert [flag for flag in named if flag.replace("_", "-") not in known] == []
+
+
+def flags_of(section: type[Section], above: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for name, info in section.model_fields.items():
+        inner = section_in(info.annotation)
+        found += flags_of(inner, (*above, name)) if inner else [flag_name((*above, name))]
+    return found
+
+
+def test_the_page_of_formats_names_each_kind_of_document_with_its_version() -> None:
+    modules = [
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for path in (ROOT / "pipeline").rglob("*.py")
+        if "DocumentKind(" in path.read_text()
+    ]
+    kinds = {
+        (kind.format, str(kind.version))
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, DocumentKind)
+    }
+    page = (ROOT / "docs/formats.md").read_text()
+    assert set(re.findall(r"`(vae-pipeline/[\w-]+)` (\d+)", page)) == kinds
 
 
 def test_the_architectures_table_has_a_row_for_each_room_and_for_no_other() -> None:
