@@ -108,6 +108,7 @@ class RayCrew:
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus,
             max_concurrency=self.resources.threads,
+            # The schedule charges a death to its shard, and hires anew: Ray would hide it.
             max_restarts=0,
             max_task_retries=0,
         ).remote(self._shared)

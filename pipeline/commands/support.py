@@ -23,10 +23,13 @@ from pipeline.masking import masked, printable
 from pipeline.web import ask, ray_token
 
 MOST_BYTES = 5_000_000
+"""What a mail or a ticket takes without asking."""
 _PART_BYTES = 200_000
 """Of a longer text the end is kept."""
 _RUNS = 20
+"""The newest ones: trouble is told of soon after it was met."""
 _LOGS = 4
+"""Of a run, the newest: 1 MB each at most, of which the ends are kept."""
 _OBJECTS = 20_000
 """So many names are looked at to find runs: a bucket may hold millions."""
 _SHOWN = re.compile(

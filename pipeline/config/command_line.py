@@ -13,6 +13,7 @@ from pipeline.nearest import nearest
 _OTHER_WORDS = {"epochs": "steps"}
 """What people ask for elsewhere, where no likeness of letters leads."""
 _MOST_NEAR = 3
+"""Of likely names in a message: more of them is a list to search."""
 
 
 def keys_of(

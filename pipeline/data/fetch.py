@@ -24,9 +24,11 @@ LARGE_BYTES = 32 * 1024
 FETCH_THREADS = 8
 """Ranged reads under way at once; they wait for the network, so they cost no core."""
 MOST_AHEAD = 16
-"""Batches beyond the queued ones whose chunks are fetched already, at most."""
+"""Batches beyond the queued ones whose chunks are fetched already, at most: a chunk is needed by
+many batches, so a few ahead hide the slowest request, and more would only hold memory."""
 MOST_BEGUN = 65_536
-"""Chunks of which it is remembered that their fetch has begun."""
+"""Chunks of which it is remembered that their fetch has begun: some MB, and far more than are
+under way; one that is forgotten is asked for once more."""
 
 
 class Transfers:

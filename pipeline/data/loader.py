@@ -27,7 +27,7 @@ from pipeline.json_value import Json, JsonValue
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 
 MAX_LISTED = 1000
-"""Bad samples that are kept by name; all are counted."""
+"""Bad samples that are kept by name, some 100 KB of a state; all are counted."""
 
 
 PREFETCH_BATCHES = 4

@@ -17,7 +17,9 @@ _SHOWN = 20
 _MOST_PIXELS = 8 * 2**20
 """Of the images on the map: a driver has no GPU, and nobody waits long for a picture."""
 _MOST_IMAGES = 500
+"""Points on a map: more of them hide each other."""
 _AT_ONCE = 20
+"""Images encoded together: memory stays at that of the pictures."""
 
 
 def glanced_at(dataset: Dataset, preprocess: PreprocessConfig) -> Batch:

@@ -33,6 +33,7 @@ _SIDE = 5.0  # inch
 _LEGEND = 0.4, 0.09
 """Of the legend: inches beside the names, and inches a character (of capitals)."""
 _LONGEST_NAME = 30
+"""Characters of a name in the legend: a longer one would push the map aside."""
 _LONGEST_INSIDE = 3
 """Characters of a name that stands among the points; a longer one would hide some of them."""
 

@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 _READ_THREADS = 16
+"""Ranged reads, which wait for the network."""
 _MOST_RECORDS = 65_536
 """Record batches of mapped memory that are remembered, about 1 KB each."""
 

@@ -21,7 +21,8 @@ from pipeline.latents.stored_shard import StoredPart
 from pipeline.storage.row_filter import RowFilter, parse_where
 
 _READ_AHEAD = 8
-"""Ranged reads under way at a time where the store is not local."""
+"""Ranged reads under way at a time where the store is not local: as many as the image reader has;
+they wait for the network, so they cost no core."""
 
 
 @dataclass(frozen=True)

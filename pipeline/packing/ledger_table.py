@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.packing.ledger import LedgerRow
 
 BATCH_ROWS = 10_000
+"""In one transaction: one for each row would take most of the time."""
 _ROW = [field.name for field in fields(LedgerRow)]
 _values_of = attrgetter(*_ROW)
 _WHOLE = {"size", "offset", "position", "width", "height"}

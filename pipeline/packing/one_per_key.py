@@ -10,6 +10,7 @@ from pipeline.sources.annotations import Annotation, join_captions
 from pipeline.sources.source_file import SourceFile
 
 _MOST_SHOWN = 5
+"""Pairs in a message: enough to see the pattern."""
 _FILE = [field.name for field in fields(SourceFile)]
 
 

@@ -14,8 +14,8 @@ from pipeline import storage
 from pipeline.sources.table_rows import Row, arrow_batches, is_parquet, open_arrow
 
 ARROW_ERRORS = (pa.ArrowException, OSError)
-_BATCH_BYTES = 16 * 2**20
-_MOST_ROWS = 256
+_BATCH_BYTES, _MOST_ROWS = 16 * 2**20, 256
+"""Of a group in memory at a time, by the mean size of its rows: a read each."""
 _BEHIND, _BEHIND_BYTES = 2048, 2**26
 """Rows before the furthest that was asked for are kept: threads do not ask quite in order."""
 _BUFFER_BYTES = 2**23

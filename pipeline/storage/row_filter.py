@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError
 
 _LONGEST = 2_000
+"""Characters: parsing what is longer costs more than anybody's condition is worth."""
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,

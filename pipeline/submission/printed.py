@@ -14,6 +14,7 @@ _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
 _CAUSE_CHARACTERS = 2000
 """An error of ours with all its lines fits; what a library prints of itself is cut."""
 _MARK_CHARACTERS = 5000
+"""At the end of what was printed, where the mark of a stopped job stands before its last lines."""
 
 
 class Printed(NamedTuple):

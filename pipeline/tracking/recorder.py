@@ -32,7 +32,8 @@ RETRY_SECONDS = 10.0
 _JOIN_SECONDS = 30.0
 """For a request that is under way at the end: MLflow's client tries three times, 10 s each."""
 _MOST_WARNINGS = 200
-"""Of the workers', that a terminal is told of; all of them stand in RUN/logs."""
+"""Of the workers', that a terminal is told of: by then a reader has seen the pattern, and a rank
+that warns at every step would bury the progress. All of them stand in RUN/logs."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pipeline.errors import ModelError
 from pipeline.vae.networks import Network, NetworkShape
 
 EPSILON = 1e-6
+"""Of the norms: diffusers' own, without which its weights would give other numbers."""
 ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
 MID = "mid"
 WIDTHS = {
