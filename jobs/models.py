@@ -9,7 +9,7 @@ from pipeline.config import ModelsConfig
 
 if TYPE_CHECKING:
     from pipeline.registry.catalogue import Model
-    from pipeline.registry.exchange import Exported
+    from pipeline.registry.model_export import Exported
 
 
 def main(config: ModelsConfig) -> Outcome:
@@ -22,7 +22,7 @@ def main(config: ModelsConfig) -> Outcome:
         found = asdict(lineage(config.lineage))
         return Outcome(found, summary=[f"{name:<24}{value}" for name, value in found.items()])
     if config.export is not None:
-        from pipeline.registry.exchange import export_model
+        from pipeline.registry.model_export import export_model
 
         return _exported(export_model(str(config.model), str(config.output), config.allow_custom))
     if config.register is not None:

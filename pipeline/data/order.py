@@ -58,7 +58,10 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Batches per epoch; the same for every rank."""
+        """Batches per epoch, n, the same for every rank.
+
+        Step s of a run (the first is 1) reads batch (s - 1) % n of epoch (s - 1) // n.
+        """
         if self.tail == "drop":
             return self.samples // self.batch_size
         return -(-self.samples // self.batch_size)

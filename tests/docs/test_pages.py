@@ -103,6 +103,21 @@ def test_the_page_of_formats_names_each_kind_of_document_with_its_version() -> N
     assert set(re.findall(r"`(vae-pipeline/[\w-]+)` (\d+)", page)) == kinds
 
 
+def test_each_place_that_the_architecture_names_is_defined_there() -> None:
+    """As `pipeline/ROOM/file.py::name`, a function, method or class."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    places = re.findall(r"`(pipeline/[\w/]+\.py)::(\w+)`", page)
+    missing = []
+    for file, name in places:
+        path = ROOT / file
+        tree = ast.parse(path.read_text() if path.exists() else "")
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        if name not in {node.name for node in ast.walk(tree) if isinstance(node, kinds)}:
+            missing.append(f"{file}::{name}")
+    assert missing == []
+    assert len(places) > 20
+
+
 def test_the_architectures_table_has_a_row_for_each_room_and_for_no_other() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     rooms = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
