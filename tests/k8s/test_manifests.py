@@ -331,7 +331,8 @@ def test_every_policy_stands_in_the_readmes_table(overlay: str) -> None:
 
 def test_a_cache_of_the_default_size_fits_into_a_training_pods_disk() -> None:
     # Above its sizeLimit the kubelet evicts the pod.
-    (group,) = base_template("train")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    template: Any = base_template("train")
+    (group,) = template["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (disk,) = [v for v in group["template"]["spec"]["volumes"] if v["name"] == "tmp"]
     size = re.fullmatch(r"(\d+)Gi", disk["emptyDir"]["sizeLimit"])
     assert size is not None
