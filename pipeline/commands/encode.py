@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -30,6 +30,7 @@ from pipeline.encoding.driver import (
     plan_encoding,
     publish,
 )
+from pipeline.encoding.precision import Rounding, Unmeasured, try_bf16
 from pipeline.encoding.report import reconstruct, report_folder, report_of, to_markdown
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
@@ -37,7 +38,7 @@ from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.exchange.model_folder import is_model_folder
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
-from pipeline.latents.identity import Identity
+from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.marks import begin, end
 from pipeline.latents.receipt import ATTEMPTS, Receipt
 from pipeline.latents.snapshot import LostShard, Pointer, read_pointer, read_snapshot
@@ -94,7 +95,8 @@ def run_encoding(config: EncodeConfig) -> Encoded:
     store, started = storage.absolute(config.output), time.time()
     storage.refuse_file_above(store, "--output")
     try:
-        result = _run_encoding(config, store)
+        with ExitStack() as held:
+            result = _run_encoding(config, store, held)
     except PipelineError:
         tell_outcome(store, config.tracking, started, None)
         raise
@@ -107,7 +109,7 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
     """What `run_encoding` would cost; nothing is written."""
     store = storage.absolute(config.output)
     storage.refuse_file_above(store, "--output")
-    asked = _asked(config, store)
+    asked = _asked(config, store, None)
     if not config.replace_model:
         refuse_another_model(store, asked)
     plan = plan_encoding(store, asked.dataset, asked.identity, config.limit)
@@ -115,7 +117,8 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
     return probe(config, asked.vae, asked.dataset, identity=asked.identity, plan=plan, lanes=lanes)
 
 
-def _asked(config: EncodeConfig, store: str) -> _Asked:
+def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
+    """What is asked for; `held` keeps what trying it opens, None: it is tried in this process."""
     dataset = Dataset.open(config.data, None, config.shards_below)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
@@ -124,12 +127,37 @@ def _asked(config: EncodeConfig, store: str) -> _Asked:
         raise nothing_called(model, DEFAULT_RUNS, "--model")
     vae = _on_device(load_model(model, config.allow_custom).eval())
     pointer = read_pointer(store)
-    identity = identity_of(vae, config, dataset, pointer)
+
+    def tried(options: EncodeOptions) -> Rounding | Unmeasured:
+        if held is None or config.actors == 0:
+            return try_bf16(vae, dataset, options)
+        return _try_on_ray(config, vae.to("cpu"), dataset, options, held)
+
+    identity = identity_of(vae, config, dataset, pointer, tried)
     return _Asked(dataset, registered, model, vae, identity=identity, pointer=pointer)
 
 
-def _run_encoding(config: EncodeConfig, store: str) -> Encoded:
-    asked = _asked(config, store)
+def _try_on_ray(
+    config: EncodeConfig, vae: VAE, dataset: Dataset, options: EncodeOptions, held: ExitStack
+) -> Rounding | Unmeasured:
+    """Where the actors will be; the cluster stays joined for them."""
+    held.enter_context(ray_cluster(config.actors))
+    from pipeline.cluster.encoding_crew import ActorResources
+    from pipeline.cluster.precision_task import try_bf16_on_ray
+
+    resources = ActorResources(config.cores, _gpus(config))
+    return try_bf16_on_ray(vae, dataset, options, resources)
+
+
+def _gpus(config: EncodeConfig) -> float:
+    """Of one actor, on the joined cluster."""
+    if config.gpus is not None:
+        return config.gpus
+    return 1.0 if cluster_resources().get("GPU", 0) else 0.0
+
+
+def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
+    asked = _asked(config, store, held)
     dataset, identity, vae = asked.dataset, asked.identity, asked.vae
     pointer = asked.pointer
     if pointer is not None and is_finished(store, pointer, dataset.digest, identity.digest):
@@ -212,11 +240,8 @@ def _encode(
         with ray_cluster(config.actors):
             from pipeline.cluster.encoding_crew import ActorResources, RayCrew
 
-            gpus = config.gpus
-            if gpus is None:
-                gpus = 1.0 if cluster_resources().get("GPU", 0) else 0.0
             actors = min(config.actors, len(plan.todo))
-            resources = ActorResources(config.cores, gpus, window)
+            resources = ActorResources(config.cores, _gpus(config), window)
             with closing(RayCrew(make, actors, resources)) as crew:
                 return drive(schedule, crew, on_done)
 

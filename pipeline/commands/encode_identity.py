@@ -1,18 +1,19 @@
 """What an encoding is asked for, as the identity of what it makes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
+from pipeline import storage
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
 from pipeline.data.column_types import is_kind, kept_kind
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.encoding.cutting import check_views, latent_shape_of, seen
-from pipeline.encoding.precision import measure_rounding
+from pipeline.encoding.precision import Rounding, Unmeasured
 from pipeline.errors import ConfigError
 from pipeline.latents.identity import EncodeOptions, Identity, Precision, View
+from pipeline.latents.receipt import receipts_present
 from pipeline.latents.snapshot import Pointer
 from pipeline.storage.row_filter import parse_where
 from pipeline.vae import VAE
@@ -20,15 +21,14 @@ from pipeline.vae import VAE
 logger = logging.getLogger(__name__)
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+Try = Callable[[EncodeOptions], Rounding | Unmeasured]
+"""Tries bf16 on some images, where they will be encoded."""
 
 
 def identity_of(
-    vae: VAE, config: EncodeConfig, dataset: Dataset, pointer: Pointer | None
+    vae: VAE, config: EncodeConfig, dataset: Dataset, pointer: Pointer | None, try_bf16: Try
 ) -> Identity:
-    """What the store's bytes depend on; `pointer` is the store's as it is.
-
-    `vae` lies on the device that it will encode on.
-    """
+    """What the store's bytes depend on; `pointer` is the store's as it is."""
     if vae.model_config.posterior == "full" and config.content == "moments":
         raise ConfigError(
             f"{config.model}: its posterior has a full covariance, of which moments keep only the "
@@ -62,28 +62,37 @@ def identity_of(
         side = options.views[0].size
         shape = latent_shape_of(vae, (side, side))
     identity = Identity(str(vae.digest), cut, shape, options, scale)
-    return _chosen(identity, vae, dataset, pointer) if config.precision == "auto" else identity
-
-
-def _chosen(identity: Identity, vae: VAE, dataset: Dataset, pointer: Pointer | None) -> Identity:
-    """The precision of `auto`: that of the store as it is, else bf16 if it changes nothing."""
-    if not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()):
+    if config.precision != "auto":
         return identity
     if vae.scale.force_upcast:
         logger.info("precision fp32: the model says that its networks need it (force_upcast)")
         return identity
-    each = [replace(identity, options=replace(identity.options, precision=p)) for p in _PRECISIONS]
+    each = [replace(identity, options=replace(options, precision=p)) for p in _PRECISIONS]
+    return _begun(each, storage.absolute(config.output), pointer) or _chosen(each, try_bf16)
+
+
+def _begun(each: list[Identity], store: str, pointer: Pointer | None) -> Identity | None:
+    """The one that the store is of, or that an encoding which never ended has begun."""
     for known in each:
         if pointer is not None and pointer.identity == known.digest:
             return known
-    found = measure_rounding(vae, dataset, identity.options)
+    begun = [known for known in each if receipts_present(store, known.digest)]
+    return begun[0] if begun else None
+
+
+def _chosen(each: list[Identity], try_bf16: Try) -> Identity:
+    """Fp32, unless bf16 changes nothing that is stored."""
+    options = each[0].options
+    found = try_bf16(options)
+    if isinstance(found, Unmeasured):
+        logger.info("precision fp32: %s. `--precision` says otherwise", found.reason)
+        return each[0]
     chosen = each[1] if found.is_within else each[0]
     if found.images:
         logger.info(
             "precision %s: bf16 moves the means of the first %d images by up to %.2g, %.3g times "
             "the rounding of %s. `--precision` says otherwise",
-            chosen.options.precision, found.images, found.largest, found.steps,
-            identity.options.dtype,
+            chosen.options.precision, found.images, found.largest, found.steps, options.dtype,
         )  # fmt: skip
     return chosen
 

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.commands.encode_identity import identity_of
 from pipeline.config import EncodeConfig, ModelConfig, PackConfig, PreprocessConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.keys import path_of
+from pipeline.encoding.precision import try_bf16
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import remove_garbage
@@ -352,7 +354,8 @@ def test_moments_of_a_full_covariance_are_refused_and_its_means_are_not(
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
     dataset = Dataset.open(str(tmp_path / "data"))
     asked = EncodeConfig(model="m", data=dataset.url, output="o")
+    tried = partial(try_bf16, vae, dataset)
     with pytest.raises(ConfigError, match="full covariance"):
-        identity_of(vae, asked, dataset, None)
+        identity_of(vae, asked, dataset, None, tried)
     means = asked.model_copy(update={"content": "mean"})
-    assert identity_of(vae, means, dataset, None).options.content == "mean"
+    assert identity_of(vae, means, dataset, None, tried).options.content == "mean"

@@ -1,5 +1,7 @@
 """bf16 is taken only where nobody could tell it from what is stored."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from pipeline.commands.encode_identity import identity_of
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
-from pipeline.encoding.precision import measure_rounding
+from pipeline.encoding.precision import Unmeasured, measure_rounding, try_bf16
+from pipeline.encoding.shard import encode_shard
+from pipeline.errors import StoreError
 from pipeline.latent_scale import LatentScale
 from pipeline.latents.snapshot import read_pointer
 from tests.support.small_store import encode, small_dataset, small_vae
@@ -64,7 +68,8 @@ def test_where_bf16_changes_nothing_it_is_within(dataset: Dataset) -> None:
 
 def chosen(dataset: Dataset, vae: Any, store: str, **more: Any) -> str:
     config = EncodeConfig(model="m", data="d", output=store, batch_size=4, **more)
-    return identity_of(vae, config, dataset, read_pointer(store)).options.precision
+    tried = partial(try_bf16, vae, dataset)
+    return identity_of(vae, config, dataset, read_pointer(store), tried).options.precision
 
 
 @BF16
@@ -92,3 +97,44 @@ def test_a_model_that_forces_fp32_is_believed_and_a_store_keeps_what_it_has(
     encode(plain, dataset, tmp_path / "s", precision="bf16")
     assert chosen(dataset, plain, str(tmp_path / "s")) == "bf16"
     assert chosen(dataset, plain, str(tmp_path / "s"), precision="fp32") == "fp32"
+
+
+def test_an_encoding_that_never_ended_goes_on_in_the_precision_it_began_with(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    vae, store = small_vae(), str(tmp_path / "s")
+    config = EncodeConfig(model="m", data="d", output=store, batch_size=4)
+
+    def asked_again(_: Any) -> Unmeasured:
+        raise AssertionError("what began says it")
+
+    wide = identity_of(vae, config, dataset, None, lambda _: Unmeasured("no matter"))
+    assert wide.options.precision == "fp32"
+    narrow = replace(wide, options=replace(wide.options, precision="bf16"))
+    encode_shard(vae, dataset, dataset.shards[1], narrow, store, threads=1)
+    assert read_pointer(store) is None
+    assert identity_of(vae, config, dataset, None, asked_again) == narrow
+
+
+def test_a_shard_that_cannot_be_read_is_passed_over_and_a_shortage_is_no_word_on_precision(
+    tmp_path: Path,
+) -> None:
+    vae, dataset = small_vae(), small_dataset(tmp_path, range(40))
+    gone = Path(dataset.shard_url(dataset.shards[0]))
+    gone.unlink()
+    assert measure_rounding(vae, dataset, asked(vae).options).images == 4
+    for shard in dataset.shards[1:]:
+        Path(dataset.shard_url(shard)).unlink()
+    assert measure_rounding(vae, dataset, asked(vae).options).images == 0
+
+
+@BF16
+def test_memory_that_runs_out_ends_it_in_one_line(dataset: Dataset) -> None:
+    short: Any = Coarse()
+
+    def encode(_: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    short.encode = encode
+    with pytest.raises(StoreError, match=r"can't allocate memory .*`--precision fp32`"):
+        try_bf16(short, dataset, asked(small_vae()).options)
