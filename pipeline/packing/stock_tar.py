@@ -1,7 +1,6 @@
 """A WebDataset tar, read once from its beginning to its end: samples, and what belongs to none."""
 
 import hashlib
-import io
 import json
 import tarfile
 import zlib
@@ -19,6 +18,7 @@ from pipeline.json_value import Json
 from pipeline.packing.shard_writer import SIDECARS, Extent
 from pipeline.sources.members import BLOCK, tar_headers
 from pipeline.sources.source_file import MAX_FILE_BYTES
+from pipeline.storage.ranged_file import RangedFile
 
 _PART_BYTES = 16 * 2**20
 """Of one request: a tar is read through once, and memory does not grow with it."""
@@ -76,39 +76,27 @@ _KEYLESS = {
 }
 
 
-class HashingStream(io.RawIOBase):
+class HashingStream(RangedFile):
     """An object read from its beginning to its end in ranged parts, hashed on the way.
 
     It can be moved forward, and back within the last two parts.
     """
 
     def __init__(self, url: str) -> None:
-        self._url, self._at, self._read_to = url, 0, 0
+        super().__init__(self._between, storage.stat(url).size)
+        self._url, self._read_to = url, 0
         self._parts: deque[tuple[int, memoryview]] = deque(maxlen=2)
-        self.size = storage.stat(url).size
         self._hash = hashlib.sha256()
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a byte; what lies between is read when it is asked for."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        """The next byte's position."""
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes from here on, as many as asked for unless the object ends."""
-        end = self.size if size < 0 else min(self._at + size, self.size)
+    def _between(self, at: int, end: int) -> bytes:
         pieces = []
-        while self._at < end:
-            while self._read_to <= self._at:
+        while at < end:
+            while self._read_to <= at:
                 self._read_part()
-            start, part = next(p for p in self._parts if p[0] <= self._at < p[0] + len(p[1]))
-            piece = part[self._at - start : end - start]
+            start, part = next(p for p in self._parts if p[0] <= at < p[0] + len(p[1]))
+            piece = part[at - start : end - start]
             pieces.append(piece)
-            self._at += len(piece)
+            at += len(piece)
         return b"".join(pieces)
 
     def _read_part(self) -> None:

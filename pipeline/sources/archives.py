@@ -38,12 +38,12 @@ from pipeline.sources.members import (
     SPARSE,
     ZIP_ERRORS,
     ArchiveMember,
-    RangedFile,
     section,
     tar_members,
     where_of,
     zip_members,
 )
+from pipeline.storage.ranged_file import RangedFile
 
 COMPRESSED_SUFFIXES = (
     ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.lzma", ".tar.zst",

@@ -1,6 +1,5 @@
 """What lies in a tar or zip: every member, links followed, tars joined by `cat` read on."""
 
-import io
 import itertools
 import posixpath
 import stat as file_modes
@@ -11,11 +10,12 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES
 from pipeline.errors import DatasetError
+from pipeline.storage.ranged_file import RangedFile
 
 BLOCK = tarfile.BLOCKSIZE
 SPARSE = "sparse"
@@ -55,44 +55,6 @@ class ArchiveMember:
     """Whether this is a link's name for a file that has a name of its own."""
     peek: Callable[[], bytes] = _nothing
     """Its first bytes; to be called before the next member is asked for."""
-
-
-class RangedFile(io.RawIOBase):
-    """What `read(start, stop)` gives, as a file of `size` bytes with a place of its own."""
-
-    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        self._read, self._size, self._at = read, size, 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a byte; nothing is read yet."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        """The next byte's position."""
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes from here on; fewer than asked for at the end."""
-        left = max(self._size - self._at, 0)
-        data = self._read(self._at, self._at + (left if size < 0 else min(size, left)))
-        self._at += len(data)
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills `buffer` from here on."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def section(file: BinaryIO, start: int, stop: int) -> RangedFile:

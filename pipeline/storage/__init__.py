@@ -5,11 +5,11 @@ Any other fsspec URL (`gs://`, `https://`, `memory://` ...) can be read and list
 The S3 endpoint comes from `AWS_ENDPOINT_URL` alone, credentials from the process's environment.
 """
 
-import io
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.json_value import Json
 from pipeline.storage import local, other, s3
 from pipeline.storage.beside import names_beside, near, refuse_file_above
 from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
+from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
 from pipeline.storage.temporary import temporary_folder
 from pipeline.storage.urls import (
@@ -232,36 +233,8 @@ def delete_empty_folder(url: str) -> None:
         local.delete_empty_folder(path)
 
 
-class StorageFile(io.RawIOBase):
+class StorageFile(RangedFile):
     """An object as a seekable file of ranged reads; wrap it in a `BufferedReader`."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._position = url, 0
-        self._size = stat(url).size
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a byte; nothing is read yet."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """The next byte's position."""
-        return self._position
-
-    def readinto(self, buffer: object) -> int:
-        """Fills `buffer` in one ranged read."""
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        end = min(self._position + len(view), self._size)
-        data = read(self._url, self._position, end)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        super().__init__(partial(read, url), stat(url).size)
