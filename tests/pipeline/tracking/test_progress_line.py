@@ -9,7 +9,7 @@ import pytest
 from pipeline.runs.run import Run
 from pipeline.tracking import progress_line
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.progress_line import live_view
+from pipeline.tracking.progress_line import live_view, numbers_of
 from pipeline.tracking.recorder import Latest
 
 
@@ -46,3 +46,19 @@ def test_until_the_first_step_it_says_what_is_waited_for(
     with live_view(run, "r", 10, lambda: Latest(MetricsReport(), None)):
         pass
     assert "makes the first step]" in capsys.readouterr().err
+
+
+def test_all_numbers_stand_in_one_line_and_those_that_are_missing_are_left_out() -> None:
+    report = MetricsReport(
+        terms={"elbo": -80.5, "log_likelihood": -70.25, "kl": 10.25, "objective": -80.5},
+        images_per_second=1234.0, step_seconds=8.0, data_wait_seconds=2.0, gpu_share=0.4,
+        run_seconds={"productive": 75.0, "start": 25.0, "idle": 900.0}, slowest_rank=3,
+        slowest_rank_ratio=1.8, memory_bytes=3 * 2**29,
+    )  # fmt: skip
+    assert numbers_of(report) == (
+        "elbo -80.50, log_likelihood -70.25, kl 10.25, 1,234 images/s, data wait 25%, "
+        "GPU 40% of peak, goodput 75%, rank 3 is slow (1.8 times the median), memory 1.5 GiB"
+    )
+    assert numbers_of(MetricsReport(step=1)) == ""
+    quick = MetricsReport(slowest_rank=3, slowest_rank_ratio=1.4, terms={"elbo": float("nan")})
+    assert numbers_of(quick) == ""
