@@ -18,8 +18,8 @@ from pipeline.errors import (
     UndeliveredError,
 )
 from pipeline.evaluation.alarms import last_word, read_looks
-from pipeline.figures.glance import draw_glance, glanced_at
 from pipeline.figures.history import draw_way
+from pipeline.figures.overview import draw_glance, glanced_at
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
 from pipeline.registry.models import register

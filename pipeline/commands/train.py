@@ -16,7 +16,7 @@ from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.runs.checkpoint import newest_step
 from pipeline.runs.goodput import furthest_step
-from pipeline.runs.lost import refuse_lost_work
+from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run, Start
 from pipeline.tracking.endpoint import refuse_taken

@@ -22,8 +22,8 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.json_value import JsonValue
 from pipeline.latents.gather import Found, Gather
 from pipeline.latents.latent_file import LatentRows
-from pipeline.latents.mending import encode_again
 from pipeline.latents.receipt import POINTER
+from pipeline.latents.repair_command import encode_again
 from pipeline.latents.selection import Selection
 from pipeline.latents.snapshot import Snapshot, last_published, read_pointer, read_snapshot
 from pipeline.latents.statistics import ChannelStatistics

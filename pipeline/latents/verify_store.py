@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, ShortageError
-from pipeline.latents.mending import encode_again
 from pipeline.latents.part_rows import PartRows, statistics_without
 from pipeline.latents.receipt import POINTER, LatentPart, Receipt, read_receipt
+from pipeline.latents.repair_command import encode_again
 from pipeline.latents.snapshot import (
     SNAPSHOT,
     Snapshot,

@@ -15,8 +15,8 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
+from pipeline.packing.key_clashes import settle
 from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, write_rows
-from pipeline.packing.one_per_key import settle
 from pipeline.sources.annotations import (
     Annotation,
     AnnotationRow,

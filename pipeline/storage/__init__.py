@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.errors import ObjectNotFoundError, StorageError
 from pipeline.json_value import Json
 from pipeline.storage import local, other, s3
-from pipeline.storage.beside import names_beside, near, refuse_file_above
 from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
+from pipeline.storage.neighbours import names_beside, near, refuse_file_above
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
 from pipeline.storage.temporary import temporary_folder

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.submission.job_output import printed
 from pipeline.submission.objects import Container, RayJob, RayJobTemplate
-from pipeline.submission.printed import printed
 
 logger = logging.getLogger(__name__)
 

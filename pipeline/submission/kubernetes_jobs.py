@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
 from pipeline.submission.api_server import ApiServer
+from pipeline.submission.job_output import said_and_printed
 from pipeline.submission.kept_log import Kept, KeptLog, LogReader, folder_of_logs
 from pipeline.submission.objects import (
     LOCAL_QUEUES,
@@ -21,7 +22,6 @@ from pipeline.submission.objects import (
     RayJobTemplate,
 )
 from pipeline.submission.place import Job, Output, Request
-from pipeline.submission.printed import said_and_printed
 from pipeline.submission.rayjob import (
     NAME_CHARACTERS,
     Wishes,
@@ -29,7 +29,7 @@ from pipeline.submission.rayjob import (
     pool_of,
     render_rayjob,
 )
-from pipeline.submission.waiting import why_waiting
+from pipeline.submission.wait_reasons import why_waiting
 
 logger = logging.getLogger(__name__)
 

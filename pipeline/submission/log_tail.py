@@ -5,8 +5,8 @@ import time
 
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
 from pipeline.masking import printable
+from pipeline.submission.job_output import Printed, printed
 from pipeline.submission.place import Job, Output, Place
-from pipeline.submission.printed import Printed, printed
 
 _BYTES_PER_SECOND = 500_000
 """Ray always sends the whole log: a longer one is asked for less often, to stay below this."""

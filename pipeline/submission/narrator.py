@@ -3,8 +3,8 @@
 import logging
 import time
 
+from pipeline.submission.job_output import cause_of
 from pipeline.submission.place import Job, Place
-from pipeline.submission.printed import cause_of
 
 logger = logging.getLogger(__name__)
 

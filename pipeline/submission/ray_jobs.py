@@ -10,8 +10,8 @@ from typing import Literal, NotRequired, TypedDict
 from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
+from pipeline.submission.job_output import said_and_printed
 from pipeline.submission.place import Job, Output, Request
-from pipeline.submission.printed import said_and_printed
 from pipeline.submission.working_tree import packed
 from pipeline.web import Answer, ask, ray_token
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pipeline.errors import StorageError
 from pipeline.json_value import Json
 from pipeline.runs.run import Run
+from pipeline.submission.job_output import Printed, cause_of
 from pipeline.submission.place import Job
-from pipeline.submission.printed import Printed, cause_of
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from pipeline.registry.named_models import finished_run
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.goodput import _newest
 from pipeline.runs.history import read_kl_per_dimension, read_moments, read_validations
-from pipeline.runs.lost import refuse_lost_work
+from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.run import Run, Start
 from pipeline.vae import load_bundle
 from tests.damage.damaged_world import World

@@ -24,7 +24,7 @@ from pipeline.packing import pack as packing
 from pipeline.packing.ledger import read_ledger, read_state
 from pipeline.packing.verify_dataset import verify_dataset
 from pipeline.runs.checkpoint import newest_checkpoint
-from pipeline.runs.lost import refuse_lost_work
+from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.run import Run
 from pipeline.storage import RetryPolicy, retry_policy
 from pipeline.storage.local import explain

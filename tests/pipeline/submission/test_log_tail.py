@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.errors import UnreachableError
+from pipeline.submission.job_output import result_in
 from pipeline.submission.log_tail import LogTail
 from pipeline.submission.place import Job, Output
-from pipeline.submission.printed import result_in
 from pipeline.submission.ray_jobs import RayJobs
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.runs.run import Run, Start
+from pipeline.submission.job_output import Printed, cause_of, printed, said_and_printed
 from pipeline.submission.own_job import NOT_REPEATED
 from pipeline.submission.place import Job
-from pipeline.submission.printed import Printed, cause_of, printed, said_and_printed
 from pipeline.submission.verdict import left_in, verdict
 from tests.support.rayjobs import result_of
 

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.runs.checkpoint import RECEIPT
-from pipeline.runs.lost import refuse_lost_work
+from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run
 from pipeline.vae import build_vae, save_bundle
@@ -73,7 +73,7 @@ def test_begin_anew_removes_what_is_left_and_keeps_the_claims(run: Run) -> None:
 def test_the_best_weights_are_missed_only_where_a_run_keeps_them(run: Run) -> None:
     with pytest.MonkeyPatch.context() as patched:
         # As after a look at the hold-out at step 4.
-        patched.setattr("pipeline.runs.lost.newest_validation", lambda _: 8)
+        patched.setattr("pipeline.runs.lost_files.newest_validation", lambda _: 8)
         check(run)
         with pytest.raises(RunError, match="best: the model in it is gone"):
             check(run, keeps_best=True)
