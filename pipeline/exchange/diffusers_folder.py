@@ -70,6 +70,7 @@ def write_diffusers(vae: VAE, folder: Path | str) -> None:
     config = config_of(vae)
     weights = {name: tensor.contiguous() for name, tensor in vae.network.state_dict().items()}
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
+    # The config last: only with it is a folder a model.
     storage.publish(storage.join(str(folder), WEIGHTS), data)
     text = json.dumps(config.to_json(), indent=2, sort_keys=True) + "\n"
     storage.publish(storage.join(str(folder), CONFIG), text.encode())

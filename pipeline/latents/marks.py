@@ -40,6 +40,7 @@ class Mark:
 def begin(store: str, identity: str, dataset: str) -> Mark:
     """Marks an encoding of this dataset digest as begun; `StoreError` beside a removal."""
     mark = Mark(store, identity, dataset, secrets.token_hex(6))
+    # The mark first, then the look; a removal does the same: of two at once one sees the other.
     storage.publish(mark.url, storage.canonical_json({"identity": identity, "dataset": dataset}))
     for url in _marks(storage.join(store, REMOVING)):
         storage.delete(mark.url)

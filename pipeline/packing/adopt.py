@@ -77,6 +77,7 @@ def _commit(output: str, adopted: Sequence[AdoptedShard], others: Sequence[Unuse
     current = read_current(output)  # Now: another jobs.index may have committed meanwhile.
     records = tuple(shard.record for shard in adopted)
     _check_current(output, current, records)
+    # Before the manifest, which names them: until then nobody looks for an index.
     for shard in adopted:
         storage.publish(storage.join(output, shard.record.index_path), shard.index)
     unused = [*others, *(each for shard in adopted for each in shard.unused)]

@@ -303,6 +303,7 @@ class _SplitWriter:
         index = self._writer.index.to_bytes()
         name = f"{self._name}-{self._writer.sha256[:12]}"
         path, index_path = f"shards/{name}.tar", f"index/{name}.arrow"
+        # In any order: nobody looks for either before the unit's receipt names both.
         try:
             storage.publish(storage.join(self._root, path), self._scratch)
         except ObjectNotFoundError:

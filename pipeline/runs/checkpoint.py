@@ -182,6 +182,7 @@ class CheckpointWriter:
         step, data = checkpoint.step, buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         name = f"step-{step:08d}-{digest[:12]}.pt"
+        # Data first: a receipt only ever names what is whole.
         storage.publish(self._run.path("checkpoints", name), data)
         receipt: Json = {"step": step, "file": name, "bytes": len(data), "sha256": digest}
         storage.publish(
@@ -207,6 +208,7 @@ class CheckpointWriter:
         receipts = _receipts(self._run)
         # What is newer is no rubbish: a start that took the run over may be about to receipt it.
         oldest = receipts[-self._keep :][0].rsplit("/", 1)[-1].removesuffix(".json")
+        # Receipts first: one whose file is gone would be a checkpoint that was damaged.
         for url in receipts[: -self._keep]:
             storage.delete(url)
         for item in storage.list_objects(self._run.path("checkpoints")):
