@@ -11,6 +11,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 _MOST = 127
+"""Steps to each side of the middle: a signed byte's, less -128, which has no counterpart."""
 
 
 @dataclass(frozen=True)

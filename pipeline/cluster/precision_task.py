@@ -22,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 _TRIES = 2
 """A first death may be the machine's fault; who dies twice is told."""
 _SAY_SECONDS = 30.0
+"""As often it is said what is waited for: a node takes minutes to come."""
 
 
 def try_bf16_on_ray(

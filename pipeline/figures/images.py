@@ -22,9 +22,10 @@ _WIDTH = 7.2  # inch: a page's text width
 _GAP = 0.035
 _LABELS = 1.05
 _HEADER = 0.2
-_MAX_CELL = 1.1
+_MAX_CELL = 1.1  # inch: larger ones show no more of a small image
 _CAPTION = 0.14
 _SHEET_COLUMNS, _LONGEST = 8, 18
+"""Of a sheet: images in a row, so that a page's width shows each; letters of a key below one."""
 
 
 def draw_reconstructions(

@@ -27,6 +27,7 @@ from pipeline.figures.latents import (
 from pipeline.vae import VAE, draw_noise
 
 _RECONSTRUCTED, _SAMPLES, _WALKS, _DIRECTIONS, _POSTERIORS = 20, 60, 6, 8, 16
+"""Images, rows or panels of a picture: what a page holds at a size that shows something."""
 _AXES_OF = 500
 """First images whose latent means give the axes."""
 _TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)

@@ -9,6 +9,7 @@ from pipeline.latents.statistics import ChannelStatistics
 
 _WIDTH, _HEIGHT = 7.2, 2.6
 _MAX_TICKS = 16
+"""Channels that are numbered below a bar each; more numbers would run into each other."""
 
 
 def draw_decoded(reconstructions: Reconstructions, target: Target) -> None:

@@ -58,6 +58,7 @@ class View:
 
 
 MOST_STRETCHED = 4
+"""Beyond it are panoramas, so few that each would be a bucket of its own."""
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,7 @@ class LatentStore:
 Item: TypeAlias = "dict[str, Tensor | JsonValue | npt.NDArray[np.float64]]"
 
 _GATHERED_BYTES = 512 * 2**20
+"""Of record batches that one process keeps: each of a DataLoader's has its own."""
 
 
 class LatentDataset(Dataset[Item]):

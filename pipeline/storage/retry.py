@@ -50,8 +50,11 @@ class RetryPolicy:
     """
 
     deadline_seconds: float = 120.0
+    """A gateway that restarts is back within two minutes; what lasts longer wants people."""
     base_seconds: float = 0.1
+    """Most faults are one lost connection, over at once."""
     cap_seconds: float = 10.0
+    """Between two tries late on: often enough to see soon that a server is back."""
 
 
 class _State:
