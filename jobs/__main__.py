@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-_NO_JOBS = {"command", "flags", "help", "refusals"}
+_NO_JOBS = {"command", "flags", "help", "interrupts", "refusals"}
 """Modules of this folder that no one starts."""
 
 

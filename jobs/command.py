@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from jobs.flags import RECIPES, read_flags, recipes
 from jobs.help import help_text
+from jobs.interrupts import ENDED, end_in_order
 from jobs.refusals import refusals
 from pipeline import storage
 from pipeline.config import Section
@@ -62,6 +63,7 @@ def run_job(
     try:
         values, output = parse_flags(config_type, arguments, program)
         log_to_stderr(output.log_format, quiet=output.quiet)
+        end_in_order()
         config = validate(config_type, values)
         if output.print_config:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
@@ -78,9 +80,9 @@ def run_job(
         print(safe(f"ShortageError: {_short_of(error)}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or "run the same command again to go on."
+        said = str(interrupt) or config_type.interrupted
         print(safe(f"Interrupted: {said}"), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(ENDED)
     _print(outcome, output)
     if outcome.exit_code == REFUSED_EXIT:
         _end_for_good(REFUSED_EXIT)

@@ -14,10 +14,10 @@ _SHELLS = ("bash", "zsh")
 
 _SCRIPT = """\
 _vae_complete() {{
-  local words
+  local offered
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    words="{jobs}"
+    offered="{jobs}"
   elif [[ "${{COMP_WORDS[COMP_CWORD]}}" == -* ]]; then
     case "${{COMP_WORDS[1]}}" in
 {cases}
@@ -28,7 +28,7 @@ _vae_complete() {{
       *) COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}")); return ;;
     esac
   fi
-  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+  COMPREPLY=($(compgen -W "$offered" -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
 complete -o filenames -F _vae_complete vae
 """
@@ -48,10 +48,10 @@ def script() -> str:
     """Completes the jobs, their flags, what a flag may be, and file names elsewhere."""
     flags = dict(jobs_and_flags())
     cases = "\n".join(
-        f'      {job}) words="{" ".join([*known, "--help"])}" ;;' for job, known in flags.items()
+        f'      {job}) offered="{" ".join([*known, "--help"])}" ;;' for job, known in flags.items()
     )
     choices = "\n".join(
-        f'      "{job} {name}") words="{" ".join(taken)}" ;;'
+        f'      "{job} {name}") offered="{" ".join(taken)}" ;;'
         for job, known in flags.items()
         for name, flag in known.items()
         if (taken := recipes() if name == "--recipe" else choices_of(flag.kind))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, MetricsConfig, SubmitConfig, TrainConfig
-from pipeline.errors import ClusterError, ConfigError
+from pipeline.errors import ClusterError, ConfigError, UnreachableError
 from pipeline.json_value import Json
 from pipeline.masking import printable
 
@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 
 def main(config: SubmitConfig) -> Outcome:
     """Does the one thing that was asked for, else submits and follows."""
+    place = _place(config)
+    try:
+        return _asked(config, place)
+    except UnreachableError as error:
+        raise UnreachableError(f"{str(error).rstrip('.')}. {place.elsewhere}.") from None
+
+
+def _asked(config: SubmitConfig, place: "Place") -> Outcome:
+    """What was asked of a place that answers."""
     from pipeline.submission import follower
 
-    place = _place(config)
     if config.list:
         jobs = place.jobs()
         rows = [f"{job.id:<48}{job.status:<12}{job.entrypoint}" for job in jobs]
@@ -118,7 +126,8 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
         return nameless  # Its log may be kept, all the same.
     if job is None:
         raise ClusterError(
-            f"{place.address} knows no job {config.id}. `--list` shows those it knows."
+            f"{place.address} knows no job {config.id}. `python -m jobs.submit --list` shows those "
+            "it knows."
         )
     command = tuple(shlex.split(job.entrypoint))
     try:

@@ -10,6 +10,27 @@ from pipeline.masking import safe
 
 def main(config: WatchConfig) -> Outcome:
     """Draws the picture anew every few seconds until what it shows has ended."""
+    from pipeline.tracking.terminal import ended_run
+
+    ended = ended_run(config)
+    if ended is not None:
+        more = f"It is over. `vae explain --run {ended.run}` says what its numbers mean."
+        if ended.reason != "done":
+            more = "It has stopped. The command that started it goes on from there."
+        return Outcome(ended.to_json(), summary=[*repr(ended).splitlines(), more])
+    try:
+        result = _watched(config)
+    except KeyboardInterrupt:
+        if config.once:
+            raise
+        # Who watches has seen enough: that is how it ends.
+        return Outcome({}, summary=["Watched no longer; what runs goes on."])
+    said = "One look; without `--once` there are more." if config.once else "It has ended."
+    return Outcome(result, summary=[said])
+
+
+def _watched(config: WatchConfig) -> Json:
+    """The last picture, once there is no further one."""
     from pipeline.tracking.terminal import watch
 
     result: Json = {"run": [], "store": []}
@@ -24,7 +45,7 @@ def main(config: WatchConfig) -> Outcome:
             ]
             for room in ("run", "store")
         }
-    return Outcome(result)
+    return result
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 from pipeline.masking import masked, safe
-from pipeline.progress import be_quiet
+from pipeline.progress import be_quiet, by_log_lines
 
 
 def log_to_stderr(log_format: Literal["text", "json"] = "text", *, quiet: bool = False) -> None:
@@ -16,6 +16,7 @@ def log_to_stderr(log_format: Literal["text", "json"] = "text", *, quiet: bool =
     handler = _Stderr()
     if log_format == "json":
         handler.setFormatter(_Json())
+        by_log_lines()
     elif sys.stderr.isatty():
         handler.setFormatter(_Short())
     else:

@@ -18,7 +18,8 @@ _NAMES = (
 )
 _KEYS = re.compile(
     rf"(?i)((?<![A-Za-z0-9_-])[A-Za-z0-9_-]*(?:{_NAMES})(?:[_-][A-Za-z0-9_-]*)?['\"]?\s*[=:]\s*"
-    r"['\"]?)[^\s'\"&;,]+"
+    # Not the backtick that ends a command: without it, nobody knows where that ends.
+    r"['\"]?)[^\s'\"&;,]+?(?=`[.:)]*(?:[\s'\"&;,]|$)|[\s'\"&;,]|$)"
 )
 _AUTHORIZATION = re.compile(
     r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|digest|token)\s+)?)[^\s'\",;]+"

@@ -5,6 +5,7 @@ stands in the middle of a bar; every line is cut to the width that there is. Els
 pod) a line is written a minute, and only when something has changed.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+
+logger = logging.getLogger(__name__)
 
 # A day of training is then 1,440 lines of log, not 17,000.
 _LOG_SECONDS = 60.0
@@ -81,8 +84,11 @@ class Progress:
             return
         self._shown = (self._done, self._note)
         note = f", {self._note}" if self._note else ""
-        text = f"{self._label}: {self._count()} {self._unit} [{self._times()}{note}]\n"
-        sys.stderr.write(text)
+        text = f"{self._label}: {self._count()} {self._unit} [{self._times()}{note}]"
+        if _screen.by_log_lines:
+            logger.info("%s", text)
+            return
+        sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     def _count(self) -> str:
@@ -128,11 +134,16 @@ def be_quiet() -> None:
     _screen.quiet = True
 
 
+def by_log_lines() -> None:
+    """From now on this process's progress is a log line a minute, a terminal's too."""
+    _screen.by_log_lines = True
+
+
 class _Screen:
     """What is shown at the moment, in one live area of rich's; used from several threads."""
 
     def __init__(self) -> None:
-        self.quiet = False
+        self.quiet = self.by_log_lines = False
         self._lock = threading.RLock()
         self._shown: list[Progress | _Phase] = []
         self._live: Live | None = None
@@ -144,7 +155,8 @@ class _Screen:
     def add(self, what: "Progress | _Phase") -> None:
         with self._lock:
             self._shown.append(what)
-            if self._live is None and not self.quiet and sys.stderr.isatty():
+            is_plain = self.quiet or self.by_log_lines or not sys.stderr.isatty()
+            if self._live is None and not is_plain:
                 self._live = Live(
                     console=Console(file=sys.stderr, highlight=False),
                     get_renderable=self._picture,

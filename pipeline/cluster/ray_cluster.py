@@ -3,8 +3,10 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +50,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         address = os.environ["RAY_ADDRESS"]
         with phase(f"joining the Ray cluster at {address}"), _told_as_ours(address):
             _refuse_closed(address)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            with _own_handler():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -57,7 +60,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     # A short path: the sockets inside may not exceed 107 characters.
     with storage.temporary_folder("vae-ray-") as folder:
         try:
-            with phase("starting Ray on this machine"), _told_as_ours(None):
+            with phase("starting Ray on this machine"), _told_as_ours(None), _own_handler():
                 ray.init(
                     address="local",
                     num_cpus=max(cpus, os.cpu_count() or 1),
@@ -70,6 +73,17 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """SIGTERM goes on to mean what it did: `ray.init` would have it end the process on the spot."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _refuse_closed(address: str) -> None:

@@ -21,6 +21,8 @@ from pipeline.config.sections import (
 class EncodeConfig(PortionConfig):
     """`jobs.encode`: a dataset becomes a latent store, exactly once."""
 
+    interrupted: ClassVar[str] = "encoded shards are kept; the same command encodes the rest."
+
     first: ClassVar[tuple[str, ...]] = (
         "model",
         "data",

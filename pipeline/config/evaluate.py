@@ -1,5 +1,7 @@
 """The knobs of `jobs.evaluate`."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from pipeline.config.sections import (
@@ -14,6 +16,8 @@ from pipeline.config.sections import (
 
 class EvaluateConfig(MeasurementConfig):
     """`jobs.evaluate`: exact held-out numbers and pictures of a model."""
+
+    interrupted: ClassVar[str] = "what was measured is not kept; the same command begins again."
 
     model: str = Field(description=NAMED_MODEL)
     data: Url = Field(description=A_DATASET)

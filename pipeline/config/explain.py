@@ -1,7 +1,7 @@
 """The knobs of `jobs.explain`."""
 
 import math
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,8 @@ QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 class ExplainConfig(MeasurementConfig):
     """`jobs.explain`: what each number means, with this run's own figures."""
+
+    interrupted: ClassVar[str] = "what was measured is not kept; the same command begins again."
 
     run: str | None = Field(None, description=A_RUN)
     model: str | None = Field(None, description=NAMED_MODEL)

@@ -17,6 +17,8 @@ QUALITY = 90
 class PackConfig(PortionConfig):
     """`jobs.pack`: folders, archives and tables of images become a sharded dataset."""
 
+    interrupted: ClassVar[str] = "finished shards are kept; the same command packs the rest."
+
     first: ClassVar[tuple[str, ...]] = (
         "source",
         "output",

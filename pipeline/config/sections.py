@@ -28,6 +28,8 @@ class Section(BaseModel):
 
     first: ClassVar[tuple[str, ...]] = ()
     """The keys that people use first: `--help` shows them above the others. Empty: all."""
+    interrupted: ClassVar[str] = "run the same command again."
+    """What is kept of a job that a signal ends, and how it goes on."""
 
     @field_validator("*")
     @classmethod

@@ -14,6 +14,10 @@ class SubmitConfig(Section):
     usage, 3 finished with quarantine, 4 lost, 5 stopped.
     """
 
+    interrupted: ClassVar[str] = (
+        "a job that was submitted goes on; the same command follows it again."
+    )
+
     first: ClassVar[tuple[str, ...]] = (
         "command",
         "id",

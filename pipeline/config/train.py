@@ -24,6 +24,10 @@ from pipeline.config.sections import (
 class TrainConfig(PreprocessConfig, RunsConfig):
     """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
 
+    interrupted: ClassVar[str] = (
+        "the same command goes on from the last checkpoint, if there is one."
+    )
+
     first: ClassVar[tuple[str, ...]] = (
         "data",
         "run",

@@ -1,6 +1,6 @@
 """The knobs of `jobs.verify`."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ The order asks nothing of a rank but which slots it owns."""
 
 class VerifyConfig(Section):
     """`jobs.verify`: prove a dataset or a latent store whole."""
+
+    interrupted: ClassVar[str] = "what was read so far is not kept; the same command begins again."
 
     dataset: Url | None = Field(None, description=A_DATASET)
     store: Url | None = Field(None, description=A_STORE)

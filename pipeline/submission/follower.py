@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 PASSING = (UnreachableError, NotNowError)
 
+_MEETING_SECONDS = 5.0
+"""A place that has never answered is misnamed, or down: nothing of ours runs there to wait for."""
+
 
 @dataclass
 class Silence:
@@ -50,6 +53,7 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
     """Starts the job, unless the same one runs already, and follows it to its end."""
     for advice in place.advice(request):
         logger.warning(advice)
+    _meet(config, place, request)
     before = end_of(request.run)
     if before.hidden:
         logger.warning(
@@ -193,6 +197,22 @@ def logs_in(run: Run, start: int) -> Iterator[str]:
             yield f"==> {name} <==\n{storage.read(item.url).decode(errors='replace')}"
 
 
+def _meet(config: SubmitConfig, place: Place, request: Request) -> None:
+    """Raises `UnreachableError` within seconds where nothing answers at first."""
+    deadline = time.monotonic() + min(_MEETING_SECONDS, config.lost_seconds)
+    while True:
+        try:
+            place.find(request)
+        except NotNowError:
+            return  # It is there, and starts.
+        except UnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(min(config.poll_seconds, 1))
+        else:
+            return
+
+
 def _start_or_join(config: SubmitConfig, place: Place, request: Request) -> str:
     """The id of the job that runs this: one that does already, or a new one.
 
@@ -286,8 +306,8 @@ def _found(place: Place, request: Request) -> Job:
     job = place.find(request)
     if job is None:
         raise ClusterError(
-            f"{place.address} knows no job {request.id or request.base}. `--list` shows those it "
-            "knows."
+            f"{place.address} knows no job {request.id or request.base}. `python -m jobs.submit "
+            "--list` shows those it knows."
         )
     return job
 

@@ -44,6 +44,9 @@ class KubernetesJobs:
 
     # Only a deletion removes a RayJob that has not ended.
     gone: Literal["LOST", "STOPPED"] = "STOPPED"
+    elsewhere = (
+        "Is the cluster up? Name another by `--context NAME`, or by `export KUBECONFIG=PATH`"
+    )
 
     def __init__(self, server: ApiServer, config: SubmitConfig) -> None:
         self._server, self._config = server, config

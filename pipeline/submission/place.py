@@ -89,6 +89,8 @@ class Place(Protocol):
     """As messages name it."""
     gone: Literal["LOST", "STOPPED"]
     """What has become of a job that this place no longer knows."""
+    elsewhere: str
+    """What to do where nothing answers: how another place is named."""
 
     def find(self, request: Request) -> Job | None:
         """The newest job that is meant; None: there is none."""

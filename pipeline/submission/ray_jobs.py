@@ -30,6 +30,10 @@ class RayJobs:
 
     # Nobody deletes what runs: another head has taken the address.
     gone: Literal["LOST", "STOPPED"] = "LOST"
+    elsewhere = (
+        "Is Ray's dashboard there? Start a head, or name its dashboard by "
+        "`export RAY_API_SERVER_ADDRESS=URL` or `--address URL`, as http://HOST:8265"
+    )
 
     def __init__(
         self, address: str, seconds: float = SubmitConfig.timeout_seconds, ship: str | None = None
@@ -119,7 +123,8 @@ class RayJobs:
         if answer.status in (401, 403):
             raise ConfigError(
                 f"{storage.shown(self.address)} refuses the token ({answer.status}: {answer.text})."
-                " Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own."
+                " Give the cluster's own: `export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=TOKEN`, or a "
+                "file of it by RAY_AUTH_TOKEN_PATH."
             )
         # A dashboard whose head is gone answers 500 to what it is asked: that says nothing of a
         # job. To a job that is sent, 500 may be a verdict on it.

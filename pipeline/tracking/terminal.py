@@ -15,6 +15,8 @@ from pipeline.config import WatchConfig
 from pipeline.errors import ObjectNotFoundError, RunError, UnreachableError
 from pipeline.nearest import did_you_mean
 from pipeline.runs.goodput import STATES, productive_share
+from pipeline.runs.result import TrainingResult
+from pipeline.runs.run import Run
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
 from pipeline.web import ask
 
@@ -94,6 +96,13 @@ def watch(
         if config.once:
             return
         before = now
+
+
+def ended_run(config: WatchConfig) -> TrainingResult | None:
+    """How the run that is asked for ended; None while it goes on, or for anything else."""
+    if config.run is None or not _has_ended(config):
+        return None
+    return Run(_folder(config)[0]).ended()
 
 
 def lines_of(
@@ -239,7 +248,7 @@ def _folder(config: WatchConfig) -> tuple[str, str]:
         return storage.join(config.store, "attempts"), f"{outcome} says how it ended."
     folder = storage.absolute(storage.join(config.storage, str(config.run)))
     if storage.exists(storage.join(folder, "run.json")):
-        return folder, f"`python -m jobs.explain --run {config.run}` tells of a finished run."
+        return folder, "Its last start died, or has only begun: the same command goes on."
     name = (storage.near(folder) or "").rpartition("/")[2]
     return folder, f"No run has this name.{did_you_mean(name and f'--run {name}')}"
 

@@ -137,6 +137,10 @@ class Reader:
 
     def _with_flags(self, words: tuple[str, ...], item: str) -> tuple[str, ...] | None:
         """`words` with the flags of `item` in them; None where nobody knows a value."""
+        if "--" in words:  # What stands behind it is another job's.
+            at = words.index("--")
+            own = self._with_flags(words[:at], item)
+            return None if own is None else (*own, *words[at:])
         known = FLAGS.get(words[0], set())
         for flag, values in _flags(shlex.split(item)):
             if flag not in known:
@@ -144,7 +148,7 @@ class Reader:
             filled = self._values(flag, values)
             if filled is None:
                 return None
-            wrong = [w for w in words if w.startswith("--") and w != "--" and w not in known]
+            wrong = [w for w in words if w.startswith("--") and w not in known]
             at = len(words) - 1 - words[::-1].index(flag) if flag in words else None
             if wrong:
                 at = words.index(wrong[0])

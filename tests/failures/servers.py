@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tests.failures.flags import NEW
 from tests.failures.mending import Failure
+from tests.servers.api_server import ApiServer
+from tests.servers.ray_head import RayHead
 from tests.servers.rgw import S3Server
 
 CLOSED = "http://127.0.0.1:9"
@@ -29,10 +31,41 @@ FAILURES = (
     Failure("experiment deleted", NEW, _deleted_experiment, {"--tracking.experiment": "mine"}),
     Failure("ray gone", "vae encode --model models:/first@candidate --data runs/photos/train "
             "--output runs/more", environment={"RAY_ADDRESS": "127.0.0.1:9"}),
-    Failure("no dashboard", SUBMIT, environment={"RAY_API_SERVER_ADDRESS": CLOSED}),
-    Failure("kubernetes without a cluster", SUBMIT.replace("--detach", "--kubernetes --detach")),
     Failure("watch frist", "vae watch --run frist --once"),
 )  # fmt: skip
+
+
+def on_ray(head: RayHead) -> tuple[Failure, ...]:
+    """A dashboard that is somewhere else, or lets others in."""
+    right = head.environment
+    return (
+        Failure("no dashboard", SUBMIT, environment=right | {"RAY_API_SERVER_ADDRESS": CLOSED},
+                knows={"RAY_API_SERVER_ADDRESS": head.address, "--address": head.address}),
+        Failure("no dashboard's address", SUBMIT,
+                environment=right | {"RAY_API_SERVER_ADDRESS": "head:8265"},
+                knows={"RAY_API_SERVER_ADDRESS": head.address, "--address": head.address}),
+        Failure("wrong token", SUBMIT, environment=right | {"RAY_AUTH_TOKEN": "0" * 48},
+                knows=right),
+        Failure("no such submission", "vae submit --status --id train-r-9",
+                plant=lambda home: _done(home, SUBMIT, right), environment=right,
+                knows={"--id": "train-r-1"}),
+    )  # fmt: skip
+
+
+def on_kubernetes(server: ApiServer) -> tuple[Failure, ...]:
+    """A cluster that nobody named, that is away, or that allows less."""
+    right = str(server.kubeconfig())
+    other = Path(right).with_name("away")
+    other.write_text(Path(right).read_text().replace(server.url, "https://127.0.0.1:9"))
+    submit = SUBMIT.replace("--detach", "--kubernetes --detach").replace("d --run r", "d --run k")
+    return (
+        Failure("kubernetes without a cluster", submit, environment={"KUBECONFIG": "/nowhere"},
+                knows={"KUBECONFIG": right}),
+        Failure("kubernetes away", submit, environment={"KUBECONFIG": str(other)},
+                knows={"KUBECONFIG": right}),
+        Failure("another namespace", submit.replace("--detach", "--namespace vea --detach"),
+                environment={"KUBECONFIG": right}, knows={"--namespace": "vae"}),
+    )  # fmt: skip
 
 
 def on_s3(server: S3Server) -> tuple[Failure, ...]:
@@ -50,12 +83,12 @@ def on_s3(server: S3Server) -> tuple[Failure, ...]:
         Failure("no such bucket", pack.replace(bucket, f"{bucket}x"), environment=right,
                 knows={"--output": f"{bucket}/photos"}),
         Failure("another prefix", f"vae verify --dataset {bucket}/phtos", environment=right,
-                plant=lambda home: _packed(home, pack, right),
+                plant=lambda home: _done(home, pack, right),
                 knows={"--dataset": f"{bucket}/photos"}),
     )  # fmt: skip
 
 
-def _packed(home: Path, command: str, environment: dict[str, str]) -> None:
+def _done(home: Path, command: str, environment: dict[str, str]) -> None:
     from tests.failures.mending import attempt, words_of
 
     done = attempt(home, words_of(command), environment)

@@ -1,12 +1,16 @@
 """What fails is mended by what its message prints in backticks, and by nothing else."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pipeline.submission.rayjob import base_template
 from tests.failures import files, flags, servers
 from tests.failures.mending import Failure, Reader
 from tests.failures.world import World
+from tests.servers.api_server import ApiServer
+from tests.servers.ray_head import RayHead
 from tests.servers.rgw import S3Server
 
 ALL = (*flags.FAILURES, *files.FAILURES, *servers.FAILURES)
@@ -58,6 +62,31 @@ def test_what_is_said_of_an_object_storage_mends_it(
     number: int, world: World, s3_server: S3Server
 ) -> None:
     mended(servers.on_s3(s3_server)[number], world)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    found = RayHead()
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.chaos
+def test_what_is_said_of_a_ray_cluster_mends_it(number: int, world: World, head: RayHead) -> None:
+    mended(servers.on_ray(head)[number], world)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_what_is_said_of_kubernetes_mends_it(
+    number: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    with ApiServer(tmp_path).running() as server:
+        for name in ("train", "encode", "cpu"):
+            server.put(dict(base_template(name)))
+        mended(servers.on_kubernetes(server)[number], world)
 
 
 def mended(failure: Failure, world: World) -> None:

@@ -92,6 +92,19 @@ def test_ctrl_c_without_ray_reaches_every_process_and_leaves_one_checkpoint(
         assert "Traceback" not in text
 
 
+def test_sigterm_under_ray_which_has_a_handler_of_its_own_leaves_a_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    command = ("jobs.train", "--data", str(data), *COMMAND, "--workers", "1")
+    process = start_job(tmp_path, *command)
+    wait_for_steps(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=600)
+    text = (tmp_path / "log").read_text()
+    assert process.returncode == 0, text
+    assert saved_steps(tmp_path) == [told_step(text)]
+
+
 def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data: Path, tmp_path: Path) -> None:
     command = ("jobs.train", "--data", str(data), *COMMAND, "--workers", "0")
     process = start_job(tmp_path, *command)

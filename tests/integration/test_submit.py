@@ -229,7 +229,7 @@ def test_a_job_that_nobody_knows_is_named_with_where_to_look(
 ) -> None:
     assert ended(submit(tmp_path, flag, "--id", "nobody")) == (1, {})
     (line,) = (tmp_path / "log").read_text().strip().splitlines()
-    assert "knows no job nobody. `--list` shows" in line
+    assert "knows no job nobody. `python -m jobs.submit --list` shows" in line
 
 
 def test_a_given_id_that_has_been_used_gets_a_number(to_head: RayHead, tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def test_a_name_opens_no_tag_no_cell_and_no_picture_of_a_page() -> None:
         ("https://h/x?page=2", "https://h/x?page=2"),
         ("http://127.0.0.1:8265/api", "http://127.0.0.1:8265/api"),
         ("AWS_SECRET_ACCESS_KEY=abc/d and more", "AWS_SECRET_ACCESS_KEY=... and more"),
+        ("`export RAY_AUTH_TOKEN=abc`.", "`export RAY_AUTH_TOKEN=...`."),
+        ("password=a`b and more", "password=... and more"),
         ("Authorization: Bearer abc", "Authorization: Bearer ..."),
         ("{'Authorization': 'Basic abc=='}", "{'Authorization': 'Basic ...'}"),
         ("refused Bearer abcdefgh.i", "refused Bearer ..."),
