@@ -49,11 +49,21 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
     return [
         *lines,
         f"model: {result.model} (version {result.model_version}), the same in {result.bundle}",
-        f"pictures: with MLflow's run {result.run_id} in experiment {config.tracking.experiment}",
+        f"curves and pictures: {_where_to_look()}, experiment {config.tracking.experiment}",
         f"What its numbers mean: `vae explain --run {config.run}{storage}`",
         f"Latents: `vae encode --model {result.model} --data {shlex.quote(config.data)} "
         "--output runs/latents`",
     ]
+
+
+def _where_to_look() -> str:
+    """MLflow's pages; of a file whole, since `mlflow ui` shows an empty one elsewhere."""
+    from pipeline.tracking.mlflow_client import tracking_uri
+
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return uri
+    return f"`mlflow ui --backend-store-uri {shlex.quote(uri)}`"
 
 
 def _elbo(result: "TrainingResult") -> list[str]:

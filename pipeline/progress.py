@@ -6,6 +6,8 @@ pod) a line is written a minute, and only when something has changed.
 """
 
 import logging
+import os
+import stat
 import sys
 import threading
 import time
@@ -134,6 +136,14 @@ def be_quiet() -> None:
     _screen.quiet = True
 
 
+def leave_terminal() -> None:
+    """After its window was closed: what is written goes nowhere, where it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):  # No file, no pipe: those are still read.
+            os.dup2(nowhere, stream)
+
+
 def by_log_lines() -> None:
     """From now on this process's progress is a log line a minute, a terminal's too."""
     _screen.by_log_lines = True
@@ -155,10 +165,12 @@ class _Screen:
     def add(self, what: "Progress | _Phase") -> None:
         with self._lock:
             self._shown.append(what)
-            is_plain = self.quiet or self.by_log_lines or not sys.stderr.isatty()
-            if self._live is None and not is_plain:
+            console = Console(file=sys.stderr, highlight=False)
+            # A dumb terminal, as CI's and Emacs's, can't draw over what it has shown.
+            is_live = sys.stderr.isatty() and not console.is_dumb_terminal
+            if self._live is None and is_live and not (self.quiet or self.by_log_lines):
                 self._live = Live(
-                    console=Console(file=sys.stderr, highlight=False),
+                    console=console,
                     get_renderable=self._picture,
                     refresh_per_second=_REFRESHES_PER_SECOND,
                     transient=True,

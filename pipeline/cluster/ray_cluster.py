@@ -77,13 +77,20 @@ def ray_cluster(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def _own_handler() -> Iterator[None]:
-    """SIGTERM goes on to mean what it did: `ray.init` would have it end the process on the spot."""
+    """SIGTERM goes on to mean what it did: `ray.init` would have it end the process on the spot.
+
+    What Ray starts here ignores that a window is closed, as it does Ctrl-C: it ends with us.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.getsignal(signal.SIGTERM)
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, hung_up or signal.SIG_DFL)
 
 
 def _refuse_closed(address: str) -> None:

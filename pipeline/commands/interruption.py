@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training: the first after a checkpoint, the second at once."""
+"""Ctrl-C, SIGTERM and a closed window end a training: the first after a checkpoint."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from types import FrameType
 
 from pipeline import storage
 from pipeline.errors import StorageError
+from pipeline.progress import leave_terminal
 from pipeline.runs.checkpoint import newest_step
 from pipeline.runs.run import Run, Start
 
@@ -34,13 +35,15 @@ class Interruption:
     def take(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler; raises `KeyboardInterrupt` at the second one."""
         now, first = time.monotonic(), self._came_at
+        if number == signal.SIGHUP:
+            leave_terminal()
         self.by_keyboard |= number == signal.SIGINT
         if first is None:
             self._came_at = now
             # A thread: this may interrupt the main one in the middle of a call into storage.
             threading.Thread(target=self._stop, args=(number,), name="interruption").start()
             return
-        is_passed_on = number == signal.SIGTERM or "TORCHELASTIC_RUN_ID" in os.environ
+        is_passed_on = number != signal.SIGINT or "TORCHELASTIC_RUN_ID" in os.environ
         if self._nothing_runs or not is_passed_on or now - first > _ECHO_SECONDS:
             raise KeyboardInterrupt
 
@@ -68,7 +71,9 @@ def ended_by_signals(run: Run, attempt: Start) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield interruption  # Only the main thread may handle signals.
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As `nohup` has it.
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, interruption.take) for number in numbers]
     try:
         yield interruption

@@ -20,6 +20,7 @@ from pipeline.config import (
     VerifyConfig,
 )
 from tests.support.killing import start_job
+from tests.support.packed_digits import write_digits
 from tests.support.terminal import ROOT, terminal
 from tests.walks.test_walks import crop
 
@@ -109,3 +110,20 @@ def test_ctrl_c_in_a_terminal_ends_a_packing_that_then_goes_on_where_it_was(
     job = start_job(tmp_path, "jobs.pack", *flags)
     out, _ = job.communicate(timeout=120)
     assert "800 seen = 800 packed" in out
+
+
+def test_a_window_that_is_closed_ends_a_training_after_a_checkpoint(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "data")
+    flags = ["--steps", "100000", "--global-batch-size", "64", "--image-size", "8"]
+    flags += ["--channels", "1", "--checkpoint-every", "100000", "--evaluate-every", "100000"]
+    command = ["-m", "jobs.train", "--data", str(data), "--run", "r", *flags, "--workers", "1"]
+    with terminal(tmp_path, command) as window:
+        window.wait_for("elbo", 300)
+    # The window is gone; the job ends in its own time, which its run's folder tells.
+    ended = tmp_path / "runs/r/ended.json"
+    end = time.monotonic() + 180
+    while not ended.exists():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert '"reason":"stopped"' in ended.read_text().replace(" ", "")
+    assert list((tmp_path / "runs/r/checkpoints").glob("step*.json"))

@@ -42,6 +42,19 @@ def test_a_terminal_of_any_width_scrolls_no_line_but_the_last_state_and_the_warn
     assert note.startswith("  elbo -4533.14")
 
 
+def test_a_dumb_terminal_gets_lines_as_a_log_does(
+    monkeypatch: pytest.MonkeyPatch, clock: "_Clock"
+) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(log, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress("r", 400, "steps") as progress:
+        clock.now += 61
+        progress.advance(10)
+        assert log.getvalue() == "r: 10/400 steps [1:01]\n"
+
+
 class _Clock:
     def __init__(self) -> None:
         self.now = 1000.0
