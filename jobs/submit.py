@@ -102,6 +102,10 @@ def _place(config: SubmitConfig) -> "Place":
     from pipeline.submission.ray_jobs import RayJobs
 
     address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    if "://" not in address:
+        raise ConfigError(
+            f"{address}: is no URL of a Ray dashboard. Give `--address http://{address}`."
+        )
     return RayJobs(address, config.timeout_seconds, config.ship)
 
 

@@ -155,8 +155,8 @@ def _credentials(verdict: Verdict, said: str) -> str:
     """What to do about a refusal: keys that are wrong, none, or keys that may not."""
     both = "`export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET`"
     if verdict == "signature" or "NoCredentials" in said or "PartialCredentials" in said:
-        return f"Give the right credentials: {both}."
-    return f"Ask for the right to do that, or give credentials that have it: {both}."
+        return f"Give the right ones by {both}."
+    return f"Ask for the right to do that, or give keys that have it, by {both}."
 
 
 def _described(error: BaseException) -> str:

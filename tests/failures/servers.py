@@ -81,11 +81,16 @@ def on_s3(server: S3Server) -> tuple[Failure, ...]:
         Failure("no credentials", pack, knows=right,
                 environment=right | {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}),
         Failure("no such bucket", pack.replace(bucket, f"{bucket}x"), environment=right,
-                knows={"--output": f"{bucket}/photos"}),
+                knows={f"aws s3 mb {bucket}x": lambda _: _make(server, f"{bucket}x")}),
         Failure("another prefix", f"vae verify --dataset {bucket}/phtos", environment=right,
                 plant=lambda home: _done(home, pack, right),
                 knows={"--dataset": f"{bucket}/photos"}),
     )  # fmt: skip
+
+
+def _make(server: S3Server, bucket: str) -> None:
+    """As `aws s3 mb` does."""
+    server.client().create_bucket(Bucket=bucket.removeprefix("s3://"))
 
 
 def _done(home: Path, command: str, environment: dict[str, str]) -> None:
