@@ -138,9 +138,9 @@ class Reader:
     def _with_flags(self, words: tuple[str, ...], item: str) -> tuple[str, ...] | None:
         """`words` with the flags of `item` in them; None where nobody knows a value."""
         if "--" in words:  # What stands behind it is another job's.
-            at = words.index("--")
-            own = self._with_flags(words[:at], item)
-            return None if own is None else (*own, *words[at:])
+            end = words.index("--")
+            own = self._with_flags(words[:end], item)
+            return None if own is None else (*own, *words[end:])
         known = FLAGS.get(words[0], set())
         for flag, values in _flags(shlex.split(item)):
             if flag not in known:
