@@ -9,11 +9,13 @@ def main(config: IndexConfig) -> Outcome:
     from pipeline.packing.adopt import adopt
 
     result = adopt(config)
-    over = result.counts.lost() > config.bad_fraction * result.counts.seen
+    over = result.counts.is_over(config.bad_fraction)
     summary = [f"{result.dataset}: {result.samples} images in {result.shards} adopted tars."]
     summary += result.counts.summary()
     if result.rejects_url:
         summary.append(f"Rejected samples, with reasons: {result.rejects_url}")
+    if over:
+        summary += result.counts.over_lines(config.bad_fraction)
     return Outcome(result.to_json(), REFUSED_EXIT if over else 0, summary)
 
 

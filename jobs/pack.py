@@ -1,6 +1,5 @@
 """Pack folders, archives and prefixes of images into a sharded dataset; append what is new."""
 
-import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -22,15 +21,11 @@ def main(config: PackConfig) -> Outcome:
         estimate = probe(config)
         return Outcome(asdict(estimate), summary=[estimate.summary])
     result = _pack(config)
-    over = result.counts.lost(config.ignore) > config.bad_fraction * result.counts.seen
-    code, lines = REFUSED_EXIT if over else 0, _summary(config, result)
+    budget, lines = (config.bad_fraction, config.ignore), _summary(config, result)
+    over = result.counts.is_over(*budget)
     if over:
-        share = math.ceil(100 * result.counts.lost(config.ignore) / result.counts.seen) / 100
-        lines.append(
-            f"More than {config.bad_fraction:.1%} of the inputs are lost, so the exit code is "
-            f"{code}. To take that for success: `--bad-fraction {share:g}`."
-        )
-    return Outcome(result.to_json(), code, lines)
+        lines += result.counts.over_lines(*budget)
+    return Outcome(result.to_json(), REFUSED_EXIT if over else 0, lines)
 
 
 def _summary(config: PackConfig, result: "PackResult") -> list[str]:
@@ -49,6 +44,11 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
         more = ", ..." if found.num_labels > len(shown) else ""
         lines.append(f"{found.num_labels:,} labels: {', '.join(shown)}{more}.")
+        if found.num_labels == 1 and result.samples > 1 and not table.rows:
+            lines.append(
+                f"All have the label {shown[0].rpartition(' ')[0]!r}, the first part of their path "
+                "below the source: to take what lies in it for labels, name that as `--source`."
+            )
     if table.rows:
         lines.append(
             f"{table.images:,} of {result.seen:,} inputs found their row; "
@@ -56,7 +56,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             + (f" (e.g. {table.example!r})." if table.example else ".")
         )
     elif config.annotations is None:
-        lines += _tables_beside(result.counts.others)
+        lines += _beside(result.counts.others)
     if result.copies:
         lines.append(
             f"{result.copies:,} samples are exact copies of others; `--deduplicate` keeps one."
@@ -69,15 +69,28 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
     return lines
 
 
-def _tables_beside(others: Mapping[str, int]) -> list[str]:
+def _beside(others: Mapping[str, int]) -> list[str]:
     """Labels and captions that lie there, but were not asked for."""
+    from pipeline.packing.shard_writer import SIDECARS
     from pipeline.sources.table_rows import is_list
 
-    tables = {suffix: number for suffix, number in others.items() if is_list(suffix)}
-    if not tables:
-        return []
-    shown = ", ".join(f"{number:,} {suffix}" for suffix, number in tables.items())
-    return [f"Tables that were not read: {shown}. `--annotations FILE` takes labels from one."]
+    def shown(suffixes: list[str]) -> str:
+        return ", ".join(f"{others[suffix]:,} {suffix}" for suffix in suffixes)
+
+    tables = [suffix for suffix in others if is_list(suffix)]
+    sidecars = [suffix for suffix in others if suffix.lstrip(".") in SIDECARS]
+    lines = []
+    if tables:
+        lines.append(
+            f"Tables that were not read: {shown(tables)}. `--annotations FILE` takes labels from "
+            "one."
+        )
+    if sidecars:
+        lines.append(
+            f"Files beside the images that were not read: {shown(sidecars)}. Captions and labels "
+            "go in by a table (`--annotations FILE`); jobs.index takes WebDataset tars with theirs."
+        )
+    return lines
 
 
 def _pack(config: PackConfig) -> "PackResult":

@@ -45,6 +45,10 @@ class DatasetError(PipelineError):
     """A dataset, its shards, its index or its manifest are not what they should be."""
 
 
+class UnreadableError(DatasetError):
+    """An archive or table that people brought can't be read to its end: damaged, or cut short."""
+
+
 class SampleError(PipelineError):
     """One sample can't be used; `reason` is a short stable word for counters."""
 

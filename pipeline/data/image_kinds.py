@@ -53,6 +53,8 @@ _PART_OF_ARCHIVE = re.compile(
     r"(\.(tar|tgz|zip|7z|rar)(\.(gz|bz2|xz|zst))?\.?(part[-_.]?\w{1,4}|\d{2,4}|[a-c][a-z])|\.[rz]\d\d)$"
 )
 SPLIT, UNNAMED = "split archive", "unnamed archive"
+UNREADABLE = "unreadable"
+"""The reason of an archive or table that can't be read to its end: nobody knows what it holds."""
 """Kinds of ignored files that have no suffix of their own."""
 
 TRANSPOSED = frozenset((5, 6, 7, 8))
@@ -209,17 +211,19 @@ _CURES = {
     "hidden": "rename them, or `--ignore hidden`",
     "missing": "copy them again",
     "link": "jobs.pack follows links",
-    "name": "rename them in UTF-8 (convmv)",
+    "name": "rename them in UTF-8 (convmv; in an archive: unpack it, rename, pack the folder)",
     "no plain tar": "jobs.pack reads them",
     "no-key": "jobs.pack gives them keys",
     "nested": "unpack the archives inside archives inside archives",
     "not-an-image": "see what they are, or copy them again",
     "outside": "name their prefix with `--below`",
+    "scattered": "sort the members by name, so that those of a sample follow one another",
     "small": "lower `--min-side`",
     "sparse": "jobs.pack reads them",
     SPLIT: "join their parts with cat",
     "truncated": "copy them again",
     UNNAMED: "name them as what they are: .tar, .tar.gz or .zip",
+    UNREADABLE: "copy those archives and tables again",
     "unsupported": "convert them to PNG or JPEG",
 }
 

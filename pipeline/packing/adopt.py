@@ -19,8 +19,9 @@ from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data.column_types import note_columns
 from pipeline.data.decode import PIXEL_LIMIT
+from pipeline.data.image_kinds import UNREADABLE
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
-from pipeline.errors import DatasetError, SampleError
+from pipeline.errors import DatasetError, SampleError, UnreadableError
 from pipeline.packing.commit import REJECTS, PackResult
 from pipeline.packing.counts import counted
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
@@ -29,7 +30,8 @@ from pipeline.packing.stock_tar import Beside, HashingStream, Unused, stock_samp
 from pipeline.progress import Progress
 from pipeline.sources.archives import is_archive
 
-_NO_IMAGE = "no-image"
+_NO_IMAGE = ("no-image", "no image member")
+_SCATTERED = ("scattered", "other members lie between it and the rest of its sample")
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,42 @@ class AdoptedShard:
 def adopt(config: IndexConfig) -> PackResult:
     """Indexes all tars and commits a manifest that names them where they lie.
 
-    Raises `DatasetError` for a tar that was cut short, a key that occurs twice, and an output that
-    holds another dataset.
+    Raises `DatasetError` for a key that occurs twice, an output that holds another dataset, and
+    where the only tar was cut short.
     """
     output = storage.absolute(config.output)
     read_current(output)  # What can't be read is said before hours of indexing.
     found = list(_archives(config.source))
     urls = [url for url in found if _is_tar(url)]
     if not urls:
-        others = f" among {len(found)} archives, which jobs.pack reads" if found else ""
+        more = f" among {len(found)} archives, which jobs.pack reads" if found else ""
         raise DatasetError(
-            f"{', '.join(config.source)}: holds no .tar{others}. Name tars or their folder."
+            f"{', '.join(config.source)}: holds no .tar{more}. Name tars or their folder."
         )
     threads = len(os.sched_getaffinity(0))
     adopted: list[AdoptedShard] = []
+    others = [_not_looked_into(url) for url in found if not _is_tar(url)]
     with ThreadPoolExecutor(threads) as pool, Progress("indexing", len(urls), "tars") as progress:
-        extension = config.image_extension
-        for shard in pool.map(lambda url: adopt_tar(url, config.verify, extension), urls):
-            adopted.append(shard)
+        for shard in pool.map(lambda url: _adopted(url, config, alone=len(urls) == 1), urls):
+            if isinstance(shard, AdoptedShard):
+                adopted.append(shard)
+            else:
+                others.append(shard)
             progress.advance()
     if not any(shard.seen for shard in adopted):
         raise DatasetError(f"{', '.join(config.source)}: holds no samples in {len(urls)} tars.")
     _check_keys(adopted)
-    return _commit(output, adopted, [_not_looked_into(url) for url in found if not _is_tar(url)])
+    return _commit(output, adopted, others)
+
+
+def _adopted(url: str, config: IndexConfig, *, alone: bool) -> AdoptedShard | Unused:
+    """One of the tars; what can't be read to its end is left out, unless it is the only one."""
+    try:
+        return adopt_tar(url, config.verify, config.image_extension)
+    except UnreadableError as error:
+        if alone:
+            raise
+        return Unused("rejected", PurePosixPath(url).name, url, UNREADABLE, str(error))
 
 
 def _commit(output: str, adopted: Sequence[AdoptedShard], others: Sequence[Unused]) -> PackResult:
@@ -128,6 +143,7 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
     where = storage.shown(url)
     rows: list[IndexRow] = []
     removed: list[int] = []
+    keys: set[str] = set()
     beside = Beside(url)
     columns: dict[str, str] = {}
     seen = 0
@@ -136,8 +152,11 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
         fault = sample.fault
         image = None if fault else sample.chosen(extension, where)
         if image is None:
-            beside.refuse("rejected", sample.key, *(fault or (_NO_IMAGE, "no image member")))
+            absent = _SCATTERED if sample.key in keys else _NO_IMAGE
+            keys.add(sample.key)
+            beside.refuse("rejected", sample.key, *(fault or absent))
             continue
+        keys.add(sample.key)
         beside.others.update(other.extension for other in sample.images if other is not image)
         try:
             found = _inspect(image.data, verify)
@@ -161,9 +180,11 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
         index_path=f"index/{name}.arrow", index_sha256=hashlib.sha256(index).hexdigest(),
         removed=tuple(removed),
     )  # fmt: skip
-    keys = [row.key for row in rows]
     seen += beside.alone
-    return AdoptedShard(record, index, keys, seen=seen, unused=beside.unused, others=beside.others)
+    found_keys = [row.key for row in rows]
+    return AdoptedShard(
+        record, index, found_keys, seen=seen, unused=beside.unused, others=beside.others
+    )
 
 
 def _inspect(image: bytes, verify: str) -> PackedImage:

@@ -1,7 +1,7 @@
 """The end of a pack: receipts become manifests, then the ledger, then the pointer to it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from pipeline import storage
@@ -32,6 +32,7 @@ from pipeline.packing.ledger import (
 from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable
 from pipeline.packing.plan import Plan, remove_plans
 from pipeline.packing.unit import UnitReceipt, UnitRow
+from pipeline.packing.workers import Receipts
 from pipeline.sources.source_file import SourceFile
 
 REJECTS = "rejects.jsonl"
@@ -108,7 +109,7 @@ class PackResult:
 def commit_generation(
     output: str,
     plan: Plan,
-    receipts: Sequence[UnitReceipt],
+    receipts: Receipts,
     state: PackState | None,
     inventory: Inventory,
 ) -> PackResult:
@@ -158,7 +159,7 @@ class _Merger:
     """Makes the ledger's rows of a generation, and finds the samples that no longer count."""
 
     def __init__(
-        self, plan: Plan, receipts: Sequence[UnitReceipt], inventory: Inventory, *, first: bool
+        self, plan: Plan, receipts: Receipts, inventory: Inventory, *, first: bool
     ) -> None:
         """`first`: no key is known yet, and none is looked for."""
         self._plan, self._receipts, self._inventory = plan, receipts, inventory
@@ -171,7 +172,7 @@ class _Merger:
         """Positions that no longer count, by split and shard."""
         self.statuses: Counter[str] = Counter()
         """What became of the inputs that were read, by "STATUS:REASON"."""
-        self.added = 0
+        self.added = self.removed = 0
 
     def rows(self) -> Iterator[LedgerRow]:
         """In the plan's order, then what is removed; all are in the inventory when they end."""
@@ -191,6 +192,7 @@ class _Merger:
         for key in self._plan.removals:
             old = self._inventory.ledger.row(key)
             assert old is not None, "only what is there is removed"
+            self.removed += bool(old.shard)
             row = replace(
                 old, split="", shard="", position=-1, status="removed", reason="", message=""
             )
@@ -273,7 +275,7 @@ def present_result(
         bytes=sum(shard.bytes for shard in manifest.shards),
         counts=counted(statuses + Counter(plan.known), plan.seen, plan.others),
         added=merger.added if merger is not None else 0,
-        removed=len(plan.removals),
+        removed=merger.removed if merger is not None else 0,
         rejects_url=storage.join(output, REJECTS)
         if inventory.ledger.number("COUNT(*)", _LOST)
         else None,
@@ -351,7 +353,7 @@ def rejects_of(rows: Iterable[LedgerRow]) -> bytes:
 
 
 def _write_split(
-    output: str, split: Split, receipts: Sequence[UnitReceipt],
+    output: str, split: Split, receipts: Receipts,
     dead: Mapping[str, Iterable[int]], state: PackState | None,
 ) -> str:  # fmt: skip
     """The manifest that follows on the one of `state`; its digest. Nothing names it yet."""
@@ -359,7 +361,7 @@ def _write_split(
     before = read_generation(url, state.manifests[split]) if state else None
     old = before.shards if before else ()
     present = {shard.path for shard in old}
-    new = [r.shards[split] for r in receipts if split in r.shards]
+    new = receipts.shards(split)
     shards = without((*old, *(shard for shard in new if shard.path not in present)), dead)
     if before is not None and shards == before.shards:
         return before.digest

@@ -60,7 +60,10 @@ def _probe(config: PackConfig, plan: Plan, probe_seconds: float) -> Estimate:
         if file.status:
             continue
         try:
-            data = read_table_row(file, config.image_column).data if file.row_group else file.read()
+            if file.row_group:
+                data = read_table_row(file, config.image_column, config.below).data
+            else:
+                data = file.read()
             hashlib.sha256(data).hexdigest()
             inspect_image(data, options_of(config))
         except SampleError as error:

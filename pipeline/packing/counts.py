@@ -1,10 +1,11 @@
 """The law of packing: every input that the sources hold ends in exactly one of four ways."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.data.image_kinds import cure_of
+from pipeline.data.image_kinds import UNREADABLE, cure_of
 
 # Nothing of these is lost: a later member of the same name, `--remove`, `--limit`, an input that
 # `--retry-rejected` leaves for the next append.
@@ -45,6 +46,29 @@ class Counts:
         """Rejected inputs, and ignored ones that look like images, but for the kinds `allowed`."""
         fine = {kind.lower() for kind in allowed} | _NO_LOSS
         return self.rejected + sum(n for kind, n in self.ignored.items() if kind not in fine)
+
+    def is_over(self, bad_fraction: float, allowed: Collection[str] = ()) -> bool:
+        """Whether more is lost than that share of `seen`.
+
+        What lies in an archive that can't be read to its end was not seen: no share bounds it but
+        that of all.
+        """
+        unknown = bool(self.reasons.get(UNREADABLE)) and bad_fraction < 1
+        return unknown or self.lost(allowed) > bad_fraction * self.seen
+
+    def over_lines(self, bad_fraction: float, allowed: Collection[str] = ()) -> list[str]:
+        """For people: why the exit code is not 0, and how to take that for success."""
+        lost, number = self.lost(allowed), self.reasons.get(UNREADABLE)
+        if number:
+            return [
+                f"What else {number:,} of the archives and tables hold is not known: the exit code "
+                "is 3. To take that for success: `--bad-fraction 1`."
+            ]
+        share = math.ceil(100 * lost / self.seen) / 100
+        return [
+            f"More than {bad_fraction:.1%} of the inputs are lost, so the exit code is 3. To take "
+            f"that for success: `--bad-fraction {share:g}`."
+        ]
 
     def summary(self) -> list[str]:
         """For people: the law in one line, then the largest losses, each with its cure."""

@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.data.image_kinds import UNREADABLE
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
 from pipeline.packing.key_clashes import settle
@@ -44,6 +45,7 @@ class Choice:
     repack: tuple[str, ...] = ()
     """Also those whose samples lie in these shards."""
     image_column: str | None = None
+    below: tuple[str, ...] = ()
 
 
 class Inventory:
@@ -206,6 +208,14 @@ class Inventory:
         )
         for *file, content in self._db.execute(query, (*more, *values)):
             yield SourceFile(*file), "" if choice.retry else content
+
+    def mended(self) -> list[str]:
+        """Keys of archives that could not be read to their end when they were listed before."""
+        query = (
+            "SELECT key FROM ledger d WHERE status='rejected' AND reason=? AND EXISTS "
+            "(SELECT 1 FROM listed l WHERE l.url=d.url) AND key NOT IN (SELECT key FROM listed)"
+        )
+        return [key for (key,) in self._db.execute(query, (UNREADABLE,))]
 
     def gone(self) -> list[str]:
         """Keys of the ledger that no listed input has."""

@@ -1,21 +1,18 @@
 """Packing: sources are listed and planned, units run in parallel, the manifest comes last."""
 
 import hashlib
-import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from itertools import islice
-from multiprocessing import get_context
 
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.keys import find_key
 from pipeline.data.manifest import POINTER
-from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.errors import DatasetError, SampleError
 from pipeline.packing.commit import (
     PackResult,
     commit_generation,
@@ -37,28 +34,13 @@ from pipeline.packing.plan import (
     remove_plans,
     write_inputs,
 )
-from pipeline.packing.unit import (
-    RECEIPT,
-    UnitJob,
-    UnitReceipt,
-    pack_unit,
-    read_receipt,
-    receipt_url,
-)
+from pipeline.packing.workers import Jobs, run_units
 from pipeline.progress import Progress
 from pipeline.sources.annotations import read_annotations
 from pipeline.sources.archives import forget_unpacked
 from pipeline.sources.listing import Listing, is_matching, list_sources
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.tables import read_table_row
-
-# Measured on 2 cores: threads of one process check photographs at 0.92 of bare decoding, processes
-# at 0.77, with half a second to start. Above some 4 cores Python's lock would bind the threads.
-_THREADS_SUFFICE = 4
-_WORTH_PROCESSES = 128 * 2**20
-"""Of images to check: below, starting processes takes longer than they save."""
-_MOST_SUBMITTED = 2048
-"""Units handed to an executor at once: their inputs are in memory until they are done."""
 
 
 def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
@@ -106,7 +88,7 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
             remove_plans(output, generation)
             return _pack(config, executor)
         check_request(plan, request_of(config), output)
-    receipts = _run_units(_Jobs(config, output, plan, executor), config, executor)
+    receipts = run_units(Jobs(config, output, plan, executor), inventory.folder)
     result = commit_generation(output, plan, receipts, state, inventory)
     remove_leftovers(leftovers)
     return result
@@ -176,13 +158,14 @@ def make_plan(
     config: PackConfig, state: PackState | None, inventory: Inventory, generation: int
 ) -> Plan:
     """Lists the sources and plans what the dataset has not seen; nothing is stored yet."""
-    listing = Listing(image_column=config.image_column, below=config.below)
+    listing = Listing(config.image_column, config.below, alone=len(config.source) == 1)
     with Progress("listing", None, "inputs") as progress:
         for source in config.source:
             inventory.list_inputs(source, _shown(list_sources((source,), listing), progress))
     known = Counter({("ignored", "replaced"): inventory.settle()})
     told = _tell(config, inventory)
-    choice = Choice(config.checksum, config.retry_rejected, config.repack, config.image_column)
+    choice = Choice(config.checksum, config.retry_rejected, config.repack, config.image_column,
+                    config.below)  # fmt: skip
     if state is not None and not (config.append or config.remove):
         _check_unchanged(inventory, choice, storage.absolute(config.output))
         inputs = PlannedInputs(0, 0, 0, "")
@@ -235,7 +218,7 @@ def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
 
 
 def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
-    """The keys to remove, from keys or paths as people write them."""
+    """The keys to remove, from keys or paths as people write them; rejects that are none now."""
     keys = _Keys(inventory)
     found = []
     for asked in config.remove:
@@ -249,7 +232,7 @@ def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
         # Asked for once more after it was done, it is done.
         if row is not None and row.status != "removed" and key not in found:
             found.append(key)
-    return tuple(found)
+    return (*found, *(key for key in inventory.mended() if key not in found))
 
 
 class _Keys:
@@ -285,9 +268,15 @@ def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
 
 
 def _content_of(file: SourceFile, choice: Choice) -> str:
-    if file.status:
+    try:
+        if file.status:
+            return ""
+        if file.row_group:
+            data = read_table_row(file, choice.image_column, choice.below).data
+        else:
+            data = file.read()
+    except SampleError:  # as a reject that could not be read
         return ""
-    data = read_table_row(file, choice.image_column).data if file.row_group else file.read()
     return hashlib.sha256(data).hexdigest()
 
 
@@ -302,94 +291,3 @@ def _classes(state: PackState | None, inventory: Inventory) -> dict[str, int]:
         return {**classes, **{label: int(label) for label in new}}
     following = max(classes.values(), default=-1) + 1
     return {**classes, **{label: following + n for n, label in enumerate(new)}}
-
-
-class _Jobs:
-    """The units of a plan as jobs, each made when it is asked for."""
-
-    def __init__(
-        self, config: PackConfig, output: str, plan: Plan, executor: Executor | None
-    ) -> None:
-        self.plan = plan
-        self._config, self._output = config, output
-        cores = config.workers or len(os.sched_getaffinity(0))
-        # Two threads per core: units differ in length, and the last must not leave cores idle.
-        self._threads = min(cores, -(-2 * cores // _processes(config, plan.units, plan.size)))
-        if executor is not None:
-            self._threads = 2  # its cores are others', one for each unit
-
-    def __getitem__(self, number: int) -> UnitJob:
-        unit, config, plan = self.plan.unit(number), self._config, self.plan
-        return UnitJob(
-            output=self._output,
-            generation=plan.generation,
-            plan=plan.digest,
-            number=number,
-            files=unit.files,
-            known=unit.known,
-            classes=plan.classes,
-            options=options_of(config),
-            threads=self._threads,
-            image_column=config.image_column,
-        )
-
-
-def _processes(config: PackConfig, units: int, size: int) -> int:
-    """How many processes to run units in; 1: in this one, one after the other, by threads."""
-    cores = config.workers or len(os.sched_getaffinity(0))
-    return 1 if size < _WORTH_PROCESSES or cores <= _THREADS_SUFFICE else max(1, min(cores, units))
-
-
-def _run_units(jobs: _Jobs, config: PackConfig, executor: Executor | None) -> list[UnitReceipt]:
-    """All receipts in order; units that have one are not run again."""
-    plan, output = jobs.plan, storage.absolute(config.output)
-    receipts: dict[int, UnitReceipt] = {}
-    for number in range(plan.units):
-        url = receipt_url(output, plan.generation, plan.digest, number)
-        try:
-            receipts[number] = read_receipt(url)
-            if len(receipts[number].rows) != len(plan.unit(number).files):
-                raise RECEIPT.damaged(url, "it is the receipt of other files")
-        except ObjectNotFoundError:
-            continue
-    left = [number for number in range(plan.units) if number not in receipts]
-    size = plan.size * len(left) // max(plan.units, 1)
-    processes = _processes(config, len(left), size)
-    done = sum(len(receipt.rows) for receipt in receipts.values())
-    with Progress("packing", plan.files, "images", done) as progress:
-        if executor is not None:
-            receipts |= _run_on(executor, jobs, left, progress)
-        elif processes == 1:
-            receipts |= {number: pack_unit(jobs[number], progress) for number in left}
-        else:
-            # spawn: forking a process that has threads (s3fs, torch) can hang the child.
-            context = get_context("spawn")
-            with ProcessPoolExecutor(processes, mp_context=context) as pool:
-                receipts |= _run_on(pool, jobs, left, progress)
-    return [receipts[number] for number in range(plan.units)]
-
-
-def _run_on(
-    executor: Executor, jobs: _Jobs, numbers: Sequence[int], progress: Progress
-) -> dict[int, UnitReceipt]:
-    running: dict[Future[UnitReceipt], int] = {}
-    receipts: dict[int, UnitReceipt] = {}
-    waiting = iter(numbers)
-    try:
-        while True:
-            for number in islice(waiting, _MOST_SUBMITTED - len(running)):
-                running[executor.submit(pack_unit, jobs[number])] = number
-            if not running:
-                return receipts
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number = running.pop(future)
-                receipts[number] = future.result()
-                progress.advance(len(receipts[number].rows))
-    except BrokenProcessPool:
-        raise DatasetError(
-            "a packing process died (killed, or out of memory: fewer `--workers N` need less). Run "
-            "the same command again: finished shards are kept."
-        ) from None
-    finally:
-        for future in running:
-            future.cancel()

@@ -48,6 +48,8 @@ class UnitJob:
     options: PackOptions
     threads: int
     image_column: str | None = None
+    below: tuple[str, ...] = ()
+    """Prefixes of what tables may name."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def _read(job: UnitJob, file: SourceFile) -> TableRow:
     beside = Annotation.from_text(file.annotation)
     if not file.row_group:
         return TableRow(file.read(), beside)
-    row = read_table_row(file, job.image_column)
+    row = read_table_row(file, job.image_column, job.below)
     if not file.annotation:
         return row
     within = row.annotation

@@ -32,6 +32,7 @@ from pipeline.errors import (
     ObjectNotFoundError,
     SampleError,
     StorageShortageError,
+    UnreadableError,
     is_shortage,
 )
 from pipeline.sources.members import (
@@ -85,7 +86,7 @@ def is_unnamed_archive(url: str) -> bool:
 def members_of(url: str, etag: str, inner: str = "") -> Iterator[ArchiveMember]:
     """All members of an archive, or of the archive `inner` in it, which `inner_of` names.
 
-    Raises `DatasetError` for an archive that is not whole.
+    Raises `UnreadableError` for an archive that is not whole.
     """
     where = where_of(url, _name_of(inner))
     if _container(url, etag, inner) == "zip":
@@ -198,7 +199,7 @@ def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
     except zipfile.BadZipFile as error:
         where = where_of(url, _name_of(inner))
-        raise DatasetError(f"{where}: can't be read ({error}). Is it whole?") from None
+        raise UnreadableError(f"{where}: can't be read ({error}). Is it whole?") from None
 
 
 @lru_cache(maxsize=4096)
@@ -210,7 +211,7 @@ def _container(url: str, etag: str, inner: str) -> str:
     except (*ZIP_ERRORS, KeyError, SampleError) as error:
         if is_shortage(error):
             raise
-        raise DatasetError(
+        raise UnreadableError(
             f"{where_of(url, _name_of(inner))}: can't be read ({error}). Is it whole?"
         ) from None
     name = (_name_of(inner) or url).lower()
@@ -273,7 +274,7 @@ def _unpacked(url: str, etag: str, inner: str) -> BinaryIO:
                     where = where_of(url, _name_of(inner))
                     if is_shortage(error):
                         raise StorageShortageError(f"{where}: unpacking failed: {error}.") from None
-                    raise DatasetError(
+                    raise UnreadableError(
                         f"{where}: can't be unpacked ({error}). Is it whole?"
                     ) from None
                 finally:

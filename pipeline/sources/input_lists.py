@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from pipeline import storage
-from pipeline.errors import AccessDeniedError, ObjectNotFoundError
+from pipeline.errors import AccessDeniedError, ObjectNotFoundError, SampleError
 from pipeline.masking import secret_in
 from pipeline.sources.annotations import AnnotationRow, read_annotations
-from pipeline.sources.source_file import SourceFile
+from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
 
 _STAT_THREADS = 32
 """Each waits for storage to say a size."""
@@ -26,7 +26,7 @@ def listed_inputs(url: str, below: Sequence[str]) -> Iterator[SourceFile]:
     in `below` is looked at.
     """
     folder = url.rpartition("/")[0]
-    prefixes = [storage.absolute(prefix).rstrip("/") for prefix in (*below, folder)]
+    prefixes = _prefixes(below, folder)
     rows = read_annotations(url)
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as pool:
         while batch := list(islice(rows, _STAT_ROWS)):
@@ -42,33 +42,65 @@ def _listed(row: AnnotationRow, url: str, prefixes: Sequence[str]) -> SourceFile
             message="its row names nothing",
         )  # fmt: skip
     target = _target(path, folder)
-    secret = secret_in(target, by_name=True)
-    if secret is not None:
-        # The ledger would keep it for ever.
-        said = storage.shown(target)
-        return SourceFile(
-            said, said, 0, "", status="rejected", reason="secret",
-            message=f"its address holds {secret}: list it without, or copy the images",
-        )  # fmt: skip
-    prefix = next((p for p in prefixes if target.startswith(f"{p}/")), None)
-    if prefix is None:
-        return SourceFile(
-            path, target, 0, "", status="rejected", reason="outside",
-            message=f"{path!r} lies below none of {', '.join(map(storage.shown, prefixes))}",
-        )  # fmt: skip
-    relative = target.removeprefix(f"{prefix}/")
+    relative = path
     try:
+        relative = target.removeprefix(f"{_prefix_of(path, target, prefixes)}/")
         info = _stat(target)
-    except (ObjectNotFoundError, AccessDeniedError) as error:
-        return SourceFile(
-            relative, target, 0, "", status="rejected", reason="missing", message=str(error)
-        )
+    except SampleError as error:
+        said = storage.shown(target)
+        # The ledger would keep a secret for ever.
+        names = (said, said) if error.reason == "secret" else (relative, target)
+        return SourceFile(*names, 0, "", status="rejected", reason=error.reason, message=str(error))
     return SourceFile(
         relative, target, info.size, info.etag or "", given_label=annotation.label, annotation=text
     )
 
 
+def read_named(path: str, table: str, below: Sequence[str]) -> bytes:
+    """The bytes of what a row of the table at the URL `table` names, under the rules of lists.
+
+    Raises `SampleError` for what is not there, not a file, or below none of the prefixes.
+    """
+    folder = table.rpartition("/")[0]
+    target = _target(path, folder)
+    _prefix_of(path, target, _prefixes(below, folder))
+    info = _stat(target)
+    if info.size > MAX_FILE_BYTES:
+        raise SampleError("bomb", f"{info.size} bytes, over {MAX_FILE_BYTES}")
+    try:
+        return storage.read(target, 0, info.size)
+    except (ObjectNotFoundError, AccessDeniedError) as error:
+        raise SampleError("missing", str(error)) from None
+
+
+def _prefixes(below: Sequence[str], folder: str) -> list[str]:
+    return [storage.absolute(prefix).rstrip("/") for prefix in (*below, folder)]
+
+
+def _prefix_of(path: str, target: str, prefixes: Sequence[str]) -> str:
+    """The prefix that the target lies below. Raises `SampleError` for none, and for a secret."""
+    secret = secret_in(target, by_name=True)
+    if secret is not None:
+        raise SampleError(
+            "secret", f"its address holds {secret}: list it without, or copy the images"
+        )
+    found = next((prefix for prefix in prefixes if target.startswith(f"{prefix}/")), None)
+    if found is None:
+        raise SampleError(
+            "outside", f"{path!r} lies below none of {', '.join(map(storage.shown, prefixes))}"
+        )
+    return found
+
+
 def _stat(target: str) -> storage.ObjectInfo:
+    """Raises `SampleError` where there is no such file."""
+    try:
+        return _found(target)
+    except (ObjectNotFoundError, AccessDeniedError) as error:
+        raise SampleError("missing", str(error)) from None
+
+
+def _found(target: str) -> storage.ObjectInfo:
     long = any(len(part.encode()) > _PART_BYTES for part in target.split("/"))
     long = long or len(target.encode()) >= _PATH_BYTES
     if "\0" in target or (long and storage.local_path(target) is not None):

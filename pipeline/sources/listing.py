@@ -14,8 +14,14 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.data.image_kinds import HEAD_BYTES, is_apple_double, judge, needs_head
-from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.data.image_kinds import (
+    HEAD_BYTES,
+    UNREADABLE,
+    is_apple_double,
+    judge,
+    needs_head,
+)
+from pipeline.errors import DatasetError, ObjectNotFoundError, UnreadableError
 from pipeline.nearest import did_you_mean
 from pipeline.sources.archives import (
     is_archive,
@@ -45,6 +51,8 @@ class Listing:
     """The one that holds the images of tables, where the user names it."""
     below: tuple[str, ...] = ()
     """What the rows of lists may name, besides what lies below a list's own folder."""
+    alone: bool = True
+    """Whether there is one source: an archive that can't be read is then an error, not a reject."""
     seen: int = 0
     others: Counter[str] = field(default_factory=Counter)
     """By suffix, and `folders`, `links` (followed, so that their targets count by other names)."""
@@ -67,12 +75,25 @@ def list_sources(urls: Iterable[str], listing: Listing | None = None) -> Iterato
     listing = Listing() if listing is None else listing
     for url in urls:
         empty, others = True, listing.others.total()
-        for file in _list_source(storage.absolute(url), listing):
+        found = _list_source(storage.absolute(url), listing)
+        if not listing.alone:
+            found = _to_its_end(found, url.rpartition("/")[2], storage.absolute(url))
+        for file in found:
             empty = False
             listing.seen += 1
             yield file
         if empty:
             raise DatasetError(_emptiness(url, listing, listing.others.total() - others))
+
+
+def _to_its_end(files: Iterator[SourceFile], path: str, url: str) -> Iterator[SourceFile]:
+    """What an archive or table holds; where it can't be read any further, itself as a reject."""
+    try:
+        yield from files
+    except UnreadableError as error:
+        info = storage.stat(url)
+        file = SourceFile(path, url, info.size, info.etag or "")
+        yield _refused(file, "rejected", UNREADABLE, f"can't be read to its end: {error}")
 
 
 def _emptiness(url: str, listing: Listing, others: int) -> str:
@@ -131,7 +152,7 @@ def _list_source(url: str, listing: Listing) -> Iterator[SourceFile]:
     elif is_list(url) and storage.exists(url) and not holds_images(url, listing.image_column):
         yield from listed_inputs(url, listing.below)
     elif is_table(url) and storage.exists(url):
-        yield from _files(url.rpartition("/")[0], [storage.stat(url)], listing)
+        yield from _rows(storage.stat(url), url.rpartition("/")[2], listing)
     elif storage.exists(url) and (is_archive(url) or is_unnamed_archive(url)):
         info = storage.stat(url)
         yield from _members(info.url, info.etag or "", "", listing)
@@ -166,9 +187,10 @@ def _files(
                     yield from _dangling(path, item.url, listing)
                 elif is_archive(path) and not _is_hidden(path):
                     prefix = without_archive_suffix(path)
-                    yield from _members(item.url, item.etag or "", prefix, listing)
+                    inside = _members(item.url, item.etag or "", prefix, listing)
+                    yield from _to_its_end(inside, path, item.url)
                 elif is_table(path) and not _is_hidden(path):
-                    yield from _rows(item, path, listing)
+                    yield from _to_its_end(_rows(item, path, listing), path, item.url)
                 else:
                     file = SourceFile(path, item.url, item.size, item.etag or "")
                     yield from _judged(file, partial(heads.__getitem__, item), listing)
@@ -281,7 +303,7 @@ def _inside(
                 yield from _member(_Found(inside, url, member), listing)
     except DatasetError as error:
         file = _file_of(path, url, archive)
-        yield _refused(file, "rejected", "archive", f"an archive that can't be read: {error}")
+        yield _refused(file, "rejected", UNREADABLE, f"an archive that can't be read: {error}")
 
 
 def _path_in(prefix: str, name: str) -> str:
@@ -292,6 +314,8 @@ def _member(found: _Found, listing: Listing) -> Iterator[SourceFile]:
     member = found.member
     if member.linked:
         listing.others["links"] += 1
+    if member.guessed:
+        listing.others["names in no UTF-8, read as CP437"] += 1
     if member.kind == "dangling":
         yield from _dangling(found.path, found.url, listing)
     elif member.kind != "file":

@@ -2,6 +2,7 @@
 
 import itertools
 import posixpath
+import re
 import stat as file_modes
 import struct
 import tarfile
@@ -14,7 +15,7 @@ from typing import BinaryIO, Literal
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, UnreadableError
 from pipeline.storage.ranged_file import RangedFile
 
 BLOCK = tarfile.BLOCKSIZE
@@ -53,6 +54,8 @@ class ArchiveMember:
     kind: Literal["file", "folder", "dangling", "other"] = "file"
     linked: bool = False
     """Whether this is a link's name for a file that has a name of its own."""
+    guessed: bool = False
+    """Whether its name is in no encoding that is told, and was read as CP437."""
     peek: Callable[[], bytes] = _nothing
     """Its first bytes; to be called before the next member is asked for."""
 
@@ -72,7 +75,7 @@ def tar_members(
 ) -> Iterator[ArchiveMember]:
     """Every member of the tars in bytes [start, stop) of `file`; links come last.
 
-    Raises `DatasetError` naming `where` for a tar that is not whole.
+    Raises `UnreadableError` naming `where` for a tar that is not whole.
     """
     links = False
     for base, info in tar_headers(file, start, stop, where):
@@ -122,11 +125,11 @@ def tar_headers(
                 end = base + tar.offset
         except tarfile.TarError as error:
             if base > start:
-                raise DatasetError(
+                raise UnreadableError(
                     f"{where}: {stop - base:,} bytes follow its end mark, and are no tar ({error})."
                     " Cut them off, or copy it again."
                 ) from None
-            raise DatasetError(
+            raise UnreadableError(
                 f"{where}: can't be read as a tar ({error}): it was cut short, or is none. Copy it "
                 "again."
             ) from None
@@ -137,7 +140,7 @@ def tar_headers(
 
 def _check_whole(end: int, stop: int, name: str, where: str) -> None:
     if end > stop:
-        raise DatasetError(
+        raise UnreadableError(
             f"{where}: ends inside {name}: it was cut short. Copy it "
             "again, or give another `--source URL`."
         )
@@ -146,12 +149,12 @@ def _check_whole(end: int, stop: int, name: str, where: str) -> None:
 def check_tar_end(tail: bytes, end: int, where: str) -> None:
     """A tar ends with two blocks of zeros, here at `end`, where its reader found no header.
 
-    One is enough where the file ends with it: no member lay behind. Raises `DatasetError`: every
+    One is enough where the file ends with it: no member lay behind. Raises `UnreadableError`: every
     reader takes a tar that was cut at a header for a shorter one.
     """
     if len(tail) < BLOCK or any(tail):
         written = "" if tail else f" Was it written so, end it: head -c 1024 /dev/zero >> {where}"
-        raise DatasetError(
+        raise UnreadableError(
             f"{where}: has no end mark after byte {end:,}: it was cut short at a "
             f"member's border, or damaged there. Copy it again.{written}"
         )
@@ -268,7 +271,7 @@ def zip_members(archive: zipfile.ZipFile) -> Iterator[ArchiveMember]:
     """
     names = [_zip_name(info) for info in archive.infolist()]
     if not any("/" in name for name in names):
-        names = [name.replace("\\", "/") for name in names]
+        names = [_slashed(*each) for each in zip(archive.infolist(), names, strict=True)]
     files: dict[str, ArchiveMember] = {}
     links: dict[str, str] = {}
     for info, name in zip(archive.infolist(), names, strict=True):
@@ -305,6 +308,17 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         return info.filename
 
 
+def _is_guessed(info: zipfile.ZipInfo, name: str) -> bool:
+    """Whether a name is in no encoding that is told: read as CP437, as the format says."""
+    return name == info.filename and not (info.flag_bits & _UTF8_FLAG or name.isascii())
+
+
+def _slashed(info: zipfile.ZipInfo, name: str) -> str:
+    """With `/` for `\\`, but for one that may be the second half of a Shift-JIS or GBK letter."""
+    sign = r"(?<![^\0-\x7f])\\" if _is_guessed(info, name) else r"\\"
+    return re.sub(sign, "/", name)
+
+
 # PKWARE's APPNOTE.TXT, 4.4.4 (bit 11) and 4.6.9.
 _UTF8_FLAG, _UNICODE_PATH = 0x800, 0x7075
 
@@ -323,7 +337,10 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> A
         except ZIP_ERRORS:
             return b""
 
-    return ArchiveMember(name, info.file_size, etag, member=info.filename, peek=peek)
+    return ArchiveMember(
+        name, info.file_size, etag, member=info.filename,
+        guessed=_is_guessed(info, _zip_name(info)), peek=peek,
+    )  # fmt: skip
 
 
 def where_of(url: str, inner: str = "") -> str:

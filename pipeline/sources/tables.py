@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, kind_of
-from pipeline.errors import DatasetError, SampleError, is_shortage
+from pipeline.errors import DatasetError, SampleError, UnreadableError, is_shortage
 from pipeline.sources.annotations import (
     LABEL_COLUMNS,
     Annotation,
@@ -22,6 +22,7 @@ from pipeline.sources.annotations import (
     text_of,
 )
 from pipeline.sources.group_rows import ARROW_ERRORS, GroupRows
+from pipeline.sources.input_lists import read_named
 from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
 from pipeline.sources.table_rows import arrow_batches, is_parquet, is_table, open_arrow
 
@@ -69,7 +70,9 @@ def image_rows(
     except ARROW_ERRORS as error:
         if is_shortage(error):
             raise
-        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
+        raise UnreadableError(
+            f"{storage.shown(url)}: can't be read ({error}). Is it whole?"
+        ) from None
     if layout is None:
         return None
     return ImageRows(_readable(url, _image_rows(info, prefix, layout)), layout.dropped)
@@ -81,7 +84,9 @@ def _readable(url: str, rows: Iterator[SourceFile]) -> Iterator[SourceFile]:
     except (*ARROW_ERRORS, UnicodeDecodeError) as error:
         if is_shortage(error):
             raise
-        raise DatasetError(f"{storage.shown(url)}: can't be read ({error}). Is it whole?") from None
+        raise UnreadableError(
+            f"{storage.shown(url)}: can't be read ({error}). Is it whole?"
+        ) from None
 
 
 def _image_rows(info: storage.ObjectInfo, prefix: str, layout: _Layout) -> Iterator[SourceFile]:
@@ -245,8 +250,11 @@ def _classes(schema: Any, label: str | None) -> tuple[str, ...]:
         return ()
 
 
-def read_table_row(file: SourceFile, named: str | None) -> TableRow:
+def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = ()) -> TableRow:
     """Bytes and annotation of a row that `image_rows` listed.
+
+    A row that holds a path in place of bytes is read from there, if that is below one of `below`
+    or the table's folder.
 
     Raises `SampleError` for one that has no bytes, or whose table is another one by now.
     """
@@ -269,11 +277,12 @@ def read_table_row(file: SourceFile, named: str | None) -> TableRow:
     data = image.get(_BYTES) if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         path = image.get(_PATH) if isinstance(image, dict) else image
-        raise SampleError(
-            "missing",
-            f"its row holds no bytes, but {path!r}: write the images into the table, or list their "
-            "paths in a column `path`",
-        )
+        if not isinstance(path, str) or not path:
+            raise SampleError("missing", "its row holds neither bytes nor a path")
+        try:
+            data = read_named(path, file.url, below)
+        except SampleError as error:
+            raise SampleError(error.reason, f"its row holds no bytes, but {error}") from None
     if len(data) > MAX_FILE_BYTES:
         raise SampleError("bomb", f"{len(data)} bytes, over {MAX_FILE_BYTES}")
     if layout.label:

@@ -13,9 +13,10 @@ from pipeline.encoding.driver import finish, plan_encoding, publish
 from pipeline.encoding.shard import encode_shard
 from pipeline.packing.inventory import open_inventory
 from pipeline.packing.ledger import ledger_rows, read_state
-from pipeline.packing.pack import _Jobs, make_plan, pack
+from pipeline.packing.pack import make_plan, pack
 from pipeline.packing.plan import claim
 from pipeline.packing.unit import pack_unit
+from pipeline.packing.workers import Jobs
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
@@ -125,7 +126,7 @@ def _leave_unfinished(world: World) -> None:
     with open_inventory() as inventory:
         inventory.ledger.put(ledger_rows(output, state))
         plan = claim(output, make_plan(config, state, inventory, state.generation + 1))
-        pack_unit(_Jobs(config, output, plan, None)[0])
+        pack_unit(Jobs(config, output, plan, None)[0])
 
 
 def copy_world(world: World, folder: Path) -> World:

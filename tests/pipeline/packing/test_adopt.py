@@ -142,8 +142,10 @@ def test_tars_on_object_storage_are_adopted_where_they_lie(
     assert verify_dataset(result.dataset, [bucket]) == []
     storage.publish(f"{bucket}/tars/1.tar", data.rstrip(b"\0"))
     assert any("cut short" in problem for problem in verify_dataset(result.dataset, [bucket]))
+    left = adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/e"))
+    assert (left.samples, left.reasons) == (10, {"unreadable": 1})
     with pytest.raises(DatasetError, match=r"1\.tar.*cut short|1\.tar.*no end mark"):
-        adopt(IndexConfig(source=(f"{bucket}/tars",), output=f"{bucket}/e"))
+        adopt(IndexConfig(source=(f"{bucket}/tars/1.tar",), output=f"{bucket}/f"))
 
 
 def test_a_dataset_of_adopted_tars_grows_by_one_more_and_keeps_its_own(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_three_archives_deep_and_a_damaged_inner_one_are_counted(tmp_path: Path)
     result = pack_file(tmp_path, "t.tar", data)
     assert packed(result) == {"ok.png": (png(4), None)}
     assert result.ignored == {"nested": 1}
-    assert result.reasons == {"archive": 2}
+    assert result.reasons == {"unreadable": 2}
 
 
 def test_zips_of_windows_have_folders_and_labels(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def test_processes_make_the_same_bytes_as_threads(
 ) -> None:
     source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(60)})
     threads = pack(config(source, tmp_path / "out"))
-    monkeypatch.setattr("pipeline.packing.pack._WORTH_PROCESSES", 0)
-    monkeypatch.setattr("pipeline.packing.pack._THREADS_SUFFICE", 1)
+    monkeypatch.setattr("pipeline.packing.workers._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("pipeline.packing.workers._THREADS_SUFFICE", 1)
     assert pack(config(source, tmp_path / "again", workers=2)).digest == threads.digest
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.pack import main
+from pipeline.config import PackConfig
 from pipeline.data import Dataset, image_kinds
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
@@ -91,3 +93,19 @@ def test_one_image_is_a_source_and_another_file_is_none(tmp_path: Path) -> None:
     assert set(packed(pack(config(str(tmp_path / "a.png"), tmp_path / "out")))) == {"a.png"}
     with pytest.raises(DatasetError, match="holds no images among 1 other files"):
         pack(config(str(tmp_path / "urls.txt"), tmp_path / "no"))
+
+
+def test_captions_beside_images_and_one_label_for_all_are_told_with_what_to_do(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "in/all", {f"{n}.png": png(n) for n in range(3)})
+    write(tmp_path / "in/all", {f"{n}.txt": b"a caption" for n in range(3)} | {"t.csv": b"path"})
+    asked = PackConfig(source=(str(tmp_path / "in"),), output=str(tmp_path / "out"), workers=1)
+    said = "\n".join(main(asked).summary)
+    assert "Files beside the images that were not read: 3 .txt. Captions and labels go in" in said
+    assert "Tables that were not read: 1 .csv." in said
+    assert "All have the label 'all', the first part of their path" in said
+    nearer = asked.model_copy(
+        update={"source": (str(tmp_path / "in/all"),), "output": str(tmp_path / "o")}
+    )
+    assert "All have the label" not in "\n".join(main(nearer).summary)

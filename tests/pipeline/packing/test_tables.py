@@ -136,15 +136,17 @@ def test_rows_without_bytes_and_broken_ones_are_rejected_and_counted(tmp_path: P
     assert (result.samples, result.reasons) == (1, {"missing": 2, "not-an-image": 1})
 
 
-def test_tables_without_images_are_no_inputs_and_a_cut_one_is_refused(tmp_path: Path) -> None:
+def test_tables_without_images_are_no_inputs_and_a_cut_one_is_a_reject(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"a.png": png(1)})
     parquet.write_table(pa.table({"x": [1]}), tmp_path / "in/t.parquet")
     result = pack(config(folder, tmp_path / "out"))
     assert (result.seen, result.counts.others) == (1, {".parquet": 1})
     data = (tmp_path / "in/t.parquet").read_bytes()
     (tmp_path / "in/u.parquet").write_bytes(data[:-4])
+    result = pack(config(folder, tmp_path / "again"))
+    assert (result.samples, result.reasons) == (1, {"unreadable": 1})
     with pytest.raises(DatasetError, match=r"u\.parquet: can't be read"):
-        pack(config(folder, tmp_path / "again"))
+        pack(config(str(tmp_path / "in/u.parquet"), tmp_path / "alone"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
