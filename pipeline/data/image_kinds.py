@@ -59,7 +59,7 @@ UNREADABLE = "unreadable"
 
 TRANSPOSED = frozenset((5, 6, 7, 8))
 """EXIF orientations that exchange width and height."""
-_JPEG_MAGIC = b"\xff\xd8\xff"
+JPEG_MAGIC = b"\xff\xd8\xff"
 ORIENTATION_TAG = 0x0112
 # A lossless JPEG has no DCT to shrink in: libjpeg-turbo 3 writes it in full size into the buffer of
 # the smaller one, which ends the process (seen with simplejpeg 1.9.0).
@@ -251,7 +251,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 
     Four times faster than opening it with Pillow, which costs as much as a tenth of a decode.
     """
-    if data[:3] != _JPEG_MAGIC:
+    if data[:3] != JPEG_MAGIC:
         return None
     position, orientation = 2, 1
     while position + 9 < len(data):

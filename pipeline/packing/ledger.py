@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,6 +182,7 @@ def write_ledger(output: str, generation: int, rows: Iterable[LedgerRow], folder
 
 
 _NAMES = [field.name for field in fields(LedgerRow)]
+_values_of = attrgetter(*_NAMES)
 _WHOLE = {"size", "position", "width", "height"}
 _SCHEMA = pa.schema([(name, pa.int64() if name in _WHOLE else pa.string()) for name in _NAMES])
 _BATCH_ROWS = 50_000
@@ -191,8 +193,8 @@ def _write_rows(sink: Any, rows: Iterable[LedgerRow]) -> None:
     rows = iter(rows)
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
         while batch := list(islice(rows, _BATCH_ROWS)):
-            columns = [[getattr(row, name) for row in batch] for name in _NAMES]
-            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            columns = zip(*map(_values_of, batch), strict=True)
+            writer.write_batch(pa.record_batch(list(columns), schema=_SCHEMA))
 
 
 def rows_from_bytes(data: bytes, url: str) -> Iterator[LedgerRow]:

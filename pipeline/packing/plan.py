@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -167,6 +168,7 @@ def write_inputs(
 
 
 _NAMES = [field.name for field in fields(SourceFile)]
+_values_of = attrgetter(*_NAMES)
 _SCHEMA = pa.schema(
     [
         (name, pa.int64() if name in ("size", "offset") else pa.string())
@@ -176,7 +178,7 @@ _SCHEMA = pa.schema(
 
 
 def _record(batch: list[tuple[SourceFile, str]]) -> pa.RecordBatch:
-    columns = [[getattr(file, name) for file, _ in batch] for name in _NAMES]
+    columns = zip(*(_values_of(file) for file, _ in batch), strict=True)
     return pa.record_batch([*columns, [known for _, known in batch]], schema=_SCHEMA)
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
@@ -133,8 +133,29 @@ def receipt_url(output: str, generation: int, plan: str, number: int) -> str:
 
 def pack_unit(job: UnitJob, progress: Progress | None = None) -> UnitReceipt:
     """Reads each file once, checks it, writes the shards and the receipt."""
+    return write_unit(job, progress).finish()
+
+
+def write_unit(job: UnitJob, progress: Progress | None = None) -> "WrittenUnit":
+    """The first part: all is read, checked, and written to scratch files."""
+    unit = WrittenUnit(job)
     try:
-        return _pack_unit(job, progress)
+        with _told(job):
+            for file, found in zip(job.files, _inspected(job), strict=True):
+                unit.add(file, found)
+                if progress is not None:
+                    progress.advance()
+    except BaseException:
+        unit.close()
+        raise
+    return unit
+
+
+@contextmanager
+def _told(job: UnitJob) -> Iterator[None]:
+    """The disk's errors as one that a user can act on."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"{storage.shown(job.output)}: writing a shard failed: {error.strerror or error}. See "
@@ -142,22 +163,35 @@ def pack_unit(job: UnitJob, progress: Progress | None = None) -> UnitReceipt:
         ) from None
 
 
-def _pack_unit(job: UnitJob, progress: Progress | None) -> UnitReceipt:
-    rows: list[UnitRow] = []
-    with ExitStack() as cleanup:
-        writers: dict[str, _SplitWriter] = {}
-        for file, found in zip(job.files, _inspected(job), strict=True):
-            row = found.row
-            if found.image is not None:
-                if row.split not in writers:
-                    writers[row.split] = cleanup.enter_context(_SplitWriter(job, row.split))
-                position = writers[row.split].add(_sample(job, file, found))
-                row = replace(row, position=position)
-            rows.append(row)
-            if progress is not None:
-                progress.advance()
-        shards = {split: writers[split].finish() for split in sorted(writers)}
-    return _agreed(UnitReceipt(shards, tuple(rows)), job)
+class WrittenUnit:
+    """A unit whose shards wait in scratch files for `finish`, or for `close`, which drops them."""
+
+    def __init__(self, job: UnitJob) -> None:
+        self._job = job
+        self._rows: list[UnitRow] = []
+        self._writers: dict[str, _SplitWriter] = {}
+        self._cleanup = ExitStack()
+
+    def add(self, file: SourceFile, found: _Inspected) -> None:
+        """The next of the job's files."""
+        row = found.row
+        if found.image is not None:
+            if row.split not in self._writers:
+                writer = self._cleanup.enter_context(_SplitWriter(self._job, row.split))
+                self._writers[row.split] = writer
+            position = self._writers[row.split].add(_sample(self._job, file, found))
+            row = replace(row, position=position)
+        self._rows.append(row)
+
+    def finish(self) -> UnitReceipt:
+        """The second part: shards, then the receipt go to storage; the disk works, not a core."""
+        with self._cleanup, _told(self._job):
+            shards = {split: self._writers[split].finish() for split in sorted(self._writers)}
+            return _agreed(UnitReceipt(shards, tuple(self._rows)), self._job)
+
+    def close(self) -> None:
+        """Removes what was written, unless it is finished."""
+        self._cleanup.close()
 
 
 def _agreed(receipt: UnitReceipt, job: UnitJob) -> UnitReceipt:

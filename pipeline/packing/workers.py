@@ -2,7 +2,14 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
@@ -19,6 +26,7 @@ from pipeline.packing.unit import (
     pack_unit,
     read_receipt,
     receipt_url,
+    write_unit,
 )
 from pipeline.progress import Progress
 
@@ -126,14 +134,30 @@ def run_units(jobs: Jobs, folder: Path) -> Receipts:
         if jobs.executor is not None:
             _run_on(jobs.executor, jobs, left, receipts, progress)
         elif processes == 1:
-            for number in left:
-                receipts.put(number, pack_unit(jobs[number], progress))
+            _run_here(jobs, left, receipts, progress)
         else:
             # spawn: forking a process that has threads (s3fs, torch) can hang the child.
             context = get_context("spawn")
             with ProcessPoolExecutor(processes, mp_context=context) as pool:
                 _run_on(pool, jobs, left, receipts, progress)
     return receipts
+
+
+def _run_here(jobs: Jobs, numbers: Sequence[int], receipts: Receipts, progress: Progress) -> None:
+    """One unit after the other; while one goes to storage, the next is read and checked."""
+    before: tuple[int, Future[UnitReceipt]] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="finish") as pool:
+        for number in numbers:
+            unit = write_unit(jobs[number], progress)
+            if before is not None:
+                try:
+                    receipts.put(before[0], before[1].result())
+                except BaseException:
+                    unit.close()
+                    raise
+            before = number, pool.submit(unit.finish)
+        if before is not None:
+            receipts.put(before[0], before[1].result())
 
 
 def _run_on(

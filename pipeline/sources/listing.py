@@ -179,11 +179,12 @@ def _files(
     with ThreadPoolExecutor(_PEEK_THREADS, thread_name_prefix="peek") as pool:
         while batch := list(islice(items, _PEEKED)):
             unclear = [item for item in batch if _is_unclear(item)]
-            heads = dict.fromkeys(batch, b"")
-            heads |= zip(unclear, pool.map(_head_of, unclear), strict=True)
+            heads = dict(zip(unclear, pool.map(_head_of, unclear), strict=True))
             for item in batch:
                 path = item.url.removeprefix(root).lstrip("/")
-                if item.etag is None and item.size < 0:
+                if item.size >= 0 and _is_plain(path):
+                    yield SourceFile(path, item.url, item.size, item.etag or "")
+                elif item.etag is None and item.size < 0:
                     yield from _dangling(path, item.url, listing)
                 elif is_archive(path) and not _is_hidden(path):
                     prefix = without_archive_suffix(path)
@@ -193,7 +194,7 @@ def _files(
                     yield from _to_its_end(_rows(item, path, listing), path, item.url)
                 else:
                     file = SourceFile(path, item.url, item.size, item.etag or "")
-                    yield from _judged(file, partial(heads.__getitem__, item), listing)
+                    yield from _judged(file, partial(heads.get, item, b""), listing)
 
 
 def _rows(item: storage.ObjectInfo, path: str, listing: Listing) -> Iterator[SourceFile]:
@@ -208,10 +209,16 @@ def _rows(item: storage.ObjectInfo, path: str, listing: Listing) -> Iterator[Sou
         yield row
 
 
+def _is_plain(path: str) -> bool:
+    """Surely an image to be packed: most of 10^7, in a quarter of the time."""
+    return path.isascii() and not (needs_head(path) or path.startswith(".") or "/." in path)
+
+
 def _is_unclear(item: storage.ObjectInfo) -> bool:
     name = item.url.rpartition("/")[2]
-    clear = item.size <= 0 or is_archive(name) or is_table(name)
-    return not clear and (needs_head(name) or name.startswith("._"))
+    if item.size <= 0 or not (needs_head(name) or name.startswith("._")):
+        return False
+    return not (is_archive(name) or is_table(name))
 
 
 def _head_of(item: storage.ObjectInfo) -> bytes:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -41,11 +42,21 @@ def grow(packing: PackConfig) -> None:
     assert pack(packing.model_copy(update={"remove": ("1",)})).removed == 1
 
 
+class AtOnce(ThreadPoolExecutor):
+    """Each unit goes to storage before the next one is read: the writes have one order."""
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_result(work(*args, **kwargs))
+        return done
+
+
 class Sleeper:
     """Before its write number `sleeps_at`, or one to that URL, `meanwhile` runs to its end."""
 
     def __init__(self, patch: pytest.MonkeyPatch, sleeps_at: int | str, meanwhile: Any) -> None:
         self.slept, writes, owner = False, count(1), threading.get_ident()
+        patch.setattr("pipeline.packing.workers.ThreadPoolExecutor", AtOnce)
         for name in WRITES:
             real = getattr(storage, name)
 
