@@ -7,23 +7,26 @@ import random
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings, strategies
 from pyarrow import parquet
 
 from pipeline.packing.counts import Counts, counted
 from pipeline.packing.pack import pack
-from tests.pipeline.packing.test_odd_inputs import file, jpeg, link, packed, tar
+from tests.pipeline.packing.test_odd_inputs import file, jpeg, link, packed, tar, zipped
 from tests.pipeline.packing.test_pack import config, png
+
+ALWAYS = png(424_242)
+"""An image that lies in every tree."""
 
 
 class Tree:
     """A folder that is filled by chance, and what packing it must come to."""
 
-    def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.rng, self.made = root, random.Random(seed), 0
+    def __init__(self, root: Path, rng: random.Random) -> None:
+        self.root, self.rng, self.made = root, rng, 0
         self.good: dict[str, str] = {}
         """SHA-256 of the bytes of every good input, by path."""
         self.rejected: Counter[str] = Counter()
@@ -106,15 +109,19 @@ class Tree:
     def table(self, prefix: str) -> bytes:
         rows = []
         for row in range(self.rng.randrange(1, 9)):
-            data = self.rng.choice([png(row + 7000 * self.made), None, b"nothing"])
+            data = self.rng.choice([png(row + 7000 * self.made), None, b"nothing", ALWAYS])
             self.made += 1
+            path = None
             if data is None:
                 self.rejected["missing"] += 1
+            elif data == ALWAYS:  # beside the table, which names it
+                self.good[f"{prefix}{row:08d}"] = hashlib.sha256(ALWAYS).hexdigest()
+                data, path = None, "always.png"
             elif data == b"nothing":
                 self.rejected["not-an-image"] += 1
             else:
                 self.good[f"{prefix}{row:08d}"] = hashlib.sha256(data).hexdigest()
-            rows.append({"bytes": data, "path": None})
+            rows.append({"bytes": data, "path": path})
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         sink = io.BytesIO()
         parquet.write_table(pa.table({"img": pa.array(rows, kind)}), sink, row_group_size=3)
@@ -124,8 +131,15 @@ class Tree:
         self.folder()
         for number in range(self.rng.randrange(1, 4)):
             name = f"archive{number}"
-            make = self.rng.choice(["tar", "tar.gz", "zip", "parquet"])
-            if make == "zip":
+            make = self.rng.choice(["tar", "tar.gz", "zip", "parquet", "cut.zip", "cut.tar"])
+            if make == "cut.zip":
+                data = zipped({"a.png": png(1)})[:-30]
+                self.rejected["unreadable"] += 1
+            elif make == "cut.tar":  # in its second member
+                data = tar(file("a.png", ALWAYS), file("b.png", bytes(9000)))[:4096]
+                self.good[f"{name}.cut/a.png"] = hashlib.sha256(ALWAYS).hexdigest()
+                self.rejected["unreadable"] += 1
+            elif make == "zip":
                 data = self.zip(f"{name}/")
             elif make == "parquet":
                 data = self.table(f"{name}/")
@@ -135,15 +149,17 @@ class Tree:
             (self.root / f"{name}.{make}").write_bytes(data)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@given(rng=strategies.randoms(use_true_random=False))
+@settings(max_examples=25, deadline=None)
 def test_every_input_is_accounted_for_and_the_packed_bytes_are_the_sources(
-    tmp_path: Path, seed: Any
+    tmp_path_factory: pytest.TempPathFactory, rng: random.Random
 ) -> None:
-    tree = Tree(tmp_path / "in", seed)
+    folder = tmp_path_factory.mktemp("law")
+    tree = Tree(folder / "in", rng)
     tree.fill()
-    (tmp_path / "in/always.png").write_bytes(png(seed))
-    tree.good["always.png"] = hashlib.sha256(png(seed)).hexdigest()
-    result = pack(config(str(tmp_path / "in"), tmp_path / "out"))
+    (folder / "in/always.png").write_bytes(ALWAYS)
+    tree.good["always.png"] = hashlib.sha256(ALWAYS).hexdigest()
+    result = pack(config(str(folder / "in"), folder / "out"))
     found = {path: hashlib.sha256(image).hexdigest() for path, (image, _) in packed(result).items()}
     assert found == tree.good
     assert result.reasons == dict(tree.rejected)

@@ -4,6 +4,7 @@ import io
 import json
 import random
 from contextlib import closing
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyarrow import parquet
 from pipeline import storage
 from pipeline.data import Dataset, Loader
 from pipeline.errors import DatasetError
+from pipeline.packing.ledger import read_ledger, read_state
 from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_odd_inputs import packed
 from tests.pipeline.packing.test_pack import config, png, write
@@ -191,6 +193,10 @@ def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_pa
         write(tmp_path / "in", {f"f{night % 3}/{night}.png": png(night)})
         write(tmp_path / "in", {f"bad{night}.png": b"no image"} if night % 7 == 0 else {})
         members.append(file(f"m{night}.png", png(100 + night)))
+        if night % 5 == 4:  # what was packed before is another image now
+            write(tmp_path / "in", {"f0/0.png": png(1000 + night)})
+            members[1] = file("m1.png", png(1100 + night))
+            rows[2] = 1200 + night
         (tmp_path / "in/t.tar").write_bytes(tar(*members))
         rows.append(200 + night)
         table = image_table(
@@ -215,6 +221,10 @@ def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_pa
         )
         assert sorted(both[0].keys()) == sorted(both[1].keys())
     assert packed(grown) == packed(once)
+    outputs = [str(tmp_path / name) for name in ("grown", "once")]
+    ledgers = [read_ledger(output, read_state(output)) for output in outputs]
+    kept = attrgetter("path", "key", "split", "status", "reason", "sha256", "label")
+    assert sorted(map(kept, ledgers[0].values())) == sorted(map(kept, ledgers[1].values()))
     assert (once.samples + once.holdout_samples, once.rejected) == (90, 5)
 
 
