@@ -5,7 +5,7 @@ is escaped, so that `../x` or `/x` can't lead anywhere.
 """
 
 import fnmatch
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -179,7 +179,7 @@ def _files(
     with ThreadPoolExecutor(_PEEK_THREADS, thread_name_prefix="peek") as pool:
         while batch := list(islice(items, _PEEKED)):
             unclear = [item for item in batch if _is_unclear(item)]
-            heads = dict(zip(unclear, pool.map(_head_of, unclear), strict=True))
+            heads = defaultdict(bytes, zip(unclear, pool.map(_head_of, unclear), strict=True))
             for item in batch:
                 path = item.url.removeprefix(root).lstrip("/")
                 if item.size >= 0 and _is_plain(path):
@@ -194,7 +194,7 @@ def _files(
                     yield from _to_its_end(_rows(item, path, listing), path, item.url)
                 else:
                     file = SourceFile(path, item.url, item.size, item.etag or "")
-                    yield from _judged(file, partial(heads.get, item, b""), listing)
+                    yield from _judged(file, partial(heads.__getitem__, item), listing)
 
 
 def _rows(item: storage.ObjectInfo, path: str, listing: Listing) -> Iterator[SourceFile]:

@@ -186,7 +186,8 @@ def test_a_table_of_paths_is_the_list_of_inputs(tmp_path: Path, suffix: Any) -> 
 def test_thirty_nightly_appends_of_tables_tars_and_folders_equal_one_pack(tmp_path: Path) -> None:
     from tests.pipeline.packing.test_odd_inputs import file, tar
 
-    rng, members, rows = random.Random(1), [], []
+    rng, members = random.Random(1), []
+    rows: list[int] = []
     sources = [str(tmp_path / "in")]
     options = {"holdout": 0.3, "shard_bytes": 20_000}
     for night in range(30):

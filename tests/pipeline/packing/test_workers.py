@@ -7,6 +7,7 @@ import pytest
 from pipeline import storage
 from pipeline.packing import workers
 from pipeline.packing.pack import pack
+from pipeline.packing.unit import UnitReceipt, read_receipt
 from tests.pipeline.packing.test_pack import config, png, write
 
 
@@ -16,14 +17,12 @@ def test_a_pack_whose_receipts_do_not_fit_into_memory_is_the_same(
     files = {f"{n % 3}/{n}.png": png(n) for n in range(12)} | {"bad.png": b"no image"}
     folder = write(tmp_path / "in", files)
     usual = pack(config(folder, tmp_path / "usual", shard_bytes=9000, holdout=0.3))
-    read: list[str] = []
+    read = []
     monkeypatch.setattr(workers, "_MOST_ROWS", 3)
-    original = workers.read_receipt
 
-    def told(url: str) -> workers.UnitReceipt:
-        found = original(url)
+    def told(url: str) -> UnitReceipt:
         read.append(url)
-        return found
+        return read_receipt(url)
 
     monkeypatch.setattr(workers, "read_receipt", told)
     result = pack(config(folder, tmp_path / "out", shard_bytes=9000, holdout=0.3))
