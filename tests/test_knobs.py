@@ -54,6 +54,8 @@ NAMED = {
     "ModelConfig.activation": "latents: every AutoencoderKL that its class builds",
     "ModelConfig.attention": "latents: every AutoencoderKL that its class builds",
     "ModelConfig.quant_convs": "latents: every AutoencoderKL that its class builds",
+    "ReportConfig.compare": "to call and look at: what changed against another run",
+    "ReportConfig.output": "to call and look at: a self-contained HTML file",
 }
 """What a later issue of the round asks for by name: knob, by its section where others have its
 name, and the issue with its words. They come on top of `MOST_KNOBS`."""

@@ -17,6 +17,7 @@ from pipeline.config.network import Likelihood, ModelConfig
 from pipeline.config.optimisation import ObjectiveConfig, OptimizerConfig
 from pipeline.config.pack import PackConfig
 from pipeline.config.pull import PullConfig
+from pipeline.config.report import ReportConfig
 from pipeline.config.sections import (
     Crop,
     EncodingTrackingConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "PackConfig",
     "PreprocessConfig",
     "PullConfig",
+    "ReportConfig",
     "Resize",
     "Section",
     "StoresConfig",

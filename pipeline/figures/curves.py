@@ -18,7 +18,7 @@ from pipeline.figures.canvas import (
 )
 
 _WIDTH = 7.2
-_NAMES = {
+NAMES = {
     "elbo": "ELBO",
     "log_likelihood": "E log p(x|z)",
     "log_likelihood_at_mean": "log p(x|z) at the mean",
@@ -84,7 +84,7 @@ def draw_training_curves(
         value = validation["elbo"].at(chosen_step)
         headline += f": held-out ELBO {signed(value, ',.2f')} {unit}"
         if chosen_step is not None:
-            headline += f" at step {chosen_step:,.0f}, whose weights are kept"
+            headline += f" at step {chosen_step:,.0f}"
     with Canvas(
         _WIDTH, rows * tall, headline, note or f"{unit};  light: training batches, dark: hold-out"
     ) as canvas:
@@ -105,7 +105,7 @@ def draw_training_curves(
             shown = curves[-1].at(chosen_step)
             form = {"active_units": ",.0f", "learning_rate": ".2e", "beta": ".3g"}.get(name, ",.2f")
             axes.set_title(
-                f"{_NAMES.get(name, name.replace('_', ' '))}   {signed(shown, form)}",
+                f"{NAMES.get(name, name.replace('_', ' '))}   {signed(shown, form)}",
                 fontsize=8.5,
             )
             axes.set_ylim(*_robust_limits([value for curve in curves for value in curve.values]))
@@ -258,7 +258,7 @@ def draw_comparison(
             axes.invert_yaxis()
             axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
-            axes.set_title(_NAMES.get(name, name.replace("_", " ")), fontsize=8)
+            axes.set_title(NAMES.get(name, name.replace("_", " ")), fontsize=8)
             axes.spines["bottom"].set_visible(False)
         canvas.save(target)
 

@@ -46,7 +46,7 @@ def draw_latent_means(
     With more than two dimensions they are projected on their two principal axes, and the axes say
     so with the variance each explains.
     """
-    points, axis_names, share = _plane(to_array(means).reshape(len(means), -1).astype(np.float64))
+    points, axis_names, share = to_plane(to_array(means).reshape(len(means), -1).astype(np.float64))
     if len(points) > 20_000:
         kept = np.linspace(0, len(points) - 1, 20_000).astype(int)
         points, labels = points[kept], None if labels is None else [labels[i] for i in kept]
@@ -160,7 +160,7 @@ def draw_kl_per_dimension(
         canvas.save(target)
 
 
-def _plane(points: Floats) -> tuple[Floats, tuple[str, str], float | None]:
+def to_plane(points: Floats) -> tuple[Floats, tuple[str, str], float | None]:
     """Points in a plane, the axes' names, the share of variance (None: not projected)."""
     if points.shape[1] == 1:
         return np.concatenate([points, np.zeros_like(points)], axis=1), ("z0", ""), None

@@ -1,0 +1,37 @@
+"""The knobs of `jobs.report`."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.sections import (
+    A_RUN,
+    A_STORE,
+    MODEL_OF_STORE,
+    AllowCustom,
+    RunsConfig,
+    ShardsBelow,
+    Url,
+)
+
+
+class ReportConfig(RunsConfig):
+    """`jobs.report`: one page of a run or a store, to be opened anywhere."""
+
+    run: str | None = Field(None, description=A_RUN)
+    store: Url | None = Field(None, description=A_STORE)
+    compare: str | None = Field(
+        None, description="Another run, or with --store another store: what changed against it."
+    )
+    output: Url | None = Field(None, description="The HTML file; None: report-NAME.html, here.")
+    model: str | None = Field(None, description=MODEL_OF_STORE)
+    shards_below: ShardsBelow = ()
+    allow_custom: AllowCustom = ()
+
+    @model_validator(mode="after")
+    def _run_or_store(self) -> Self:
+        if (self.run is None) == (self.store is None):
+            raise ValueError("give `--run NAME` or `--store URL`, and not both")
+        if self.run is not None and self.model is not None:
+            raise ValueError("a run has its own model: leave out `--model`")
+        return self
