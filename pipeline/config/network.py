@@ -62,11 +62,12 @@ class ModelConfig(Section):
     )
     widths: tuple[int, ...] | None = Field(
         None,
+        max_length=16,
         description="autoencoder_kl: channels of each level, of which each halves the image but "
         "the last; None: by factor and width.",
     )
     layers: int | None = Field(
-        None, gt=0, description="autoencoder_kl: residual blocks of a level; None: 2."
+        None, gt=0, le=100, description="autoencoder_kl: residual blocks of a level; None: 2."
     )
     groups: int | None = Field(
         None, gt=0, description="autoencoder_kl: groups of its norms; None: 32."

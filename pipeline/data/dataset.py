@@ -196,7 +196,13 @@ class Dataset:
         """The index of shard `number`, whose bytes `read` gives, checked against the manifest."""
         shard = self.shards[number]
         url = storage.join(self.url, shard.index_path)
-        return ShardIndex.from_bytes(read(url), shard.index_sha256, url)
+        index = ShardIndex.from_bytes(read(url), shard.index_sha256, url)
+        if len(index) != shard.samples:
+            raise DatasetError(
+                f"{url}: is the index of {len(index)} samples, its shard has {shard.samples}. "
+                "Restore the dataset from a copy, or pack the images again."
+            )
+        return index
 
 
 def _instead(url: str, flag: str) -> str:

@@ -113,17 +113,15 @@ class ShardIndex:
         """Raises `ValueError` for places that no tar can have: they would be read from."""
         if len(self) == 0:
             return
-        inside = [
-            np.where(sizes < 0, self.starts, offsets) >= self.starts
-            for offsets, sizes in self._members()
-        ]
-        inside += [
-            np.where(sizes < 0, self.ends, offsets + sizes) <= self.ends
-            for offsets, sizes in self._members()
-        ]
         ordered = (self.starts >= 0).all() and (self.ends[:-1] <= self.starts[1:]).all()
-        if not ordered or (self.sizes < 0).any() or not np.logical_and.reduce(inside).all():
+        if not ordered or (self.starts > self.ends).any() or (self.sizes < 0).any():
             raise ValueError("a sample's place lies outside of it")
+        for offsets, sizes in self._members():
+            inside = (self.starts <= offsets) & (offsets <= self.ends)
+            # Not `offsets + sizes`, which may pass the largest number and come out negative.
+            inside &= sizes <= self.ends - np.where(inside, offsets, self.ends)
+            if not (inside | (sizes < 0)).all():
+                raise ValueError("a sample's place lies outside of it")
 
     def _members(self) -> list[tuple[Int64, Int64]]:
         return [

@@ -22,6 +22,8 @@ OWN_COLUMNS = {"original_size": "list<int64>[2]", "crop_box": "list<int64>[4]"}
 what was cut from it, in pixels of the image itself."""
 RESERVED_COLUMNS = (*OWN_COLUMNS, "key", "position", "mean", "logvar", "sample")
 _FORMAT_VERSION = 2
+_MOST = 2**20
+"""Of a latent's channels and sides, of a batch, of a view's pixels a side: there are no larger."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,14 @@ class Identity:
     """What the model says of its latents: no byte of them follows from it, but what they mean."""
 
     def __post_init__(self) -> None:
-        if min(self.latent_shape) < 1 or self.options.batch_size < 1:
+        sizes = (*self.latent_shape, self.options.batch_size)
+        if min(sizes) < 1 or max(sizes) > _MOST:
             raise ValueError(
                 f"latents of the shape {self.latent_shape} in batches of {self.options.batch_size}"
             )
+        views = self.options.views
+        if any(not 0 < view.size <= _MOST or not 0 <= view.step <= view.size for view in views):
+            raise ValueError(f"images of more than {_MOST:,} pixels a side, or of none")
 
     @property
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.data.manifest import Count
 from pipeline.errors import StoreError
 
 Ids = npt.NDArray[np.int64]
-Bits = Annotated[str, Field(max_length=2**30)]
+Bits = Annotated[str, Field(max_length=2**25)]
+Samples = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+"""Of a shard: a latent file's positions are int32."""
 
 
 @dataclass(frozen=True)
 class Positions:
     """Ascending positions of a shard of `samples`; `bits` in base64, one each, None: all."""
 
-    samples: Count
+    samples: Samples
     bits: Bits | None = None
 
     @staticmethod
@@ -62,6 +63,12 @@ class Positions:
     def __len__(self) -> int:
         return self._length
 
+    def holds(self, positions: Sequence[int]) -> bool:
+        """Whether each of these is among them; costs nothing where all are."""
+        if self.bits is None:
+            return all(0 <= position < self.samples for position in positions)
+        return bool(np.isin(positions, self.array).all())
+
     def rank(self, positions: Any) -> Any:
         """How many of them lie before each of these positions, which it holds."""
         if self.bits is None:
@@ -71,6 +78,24 @@ class Positions:
     def without(self, gone: Ids | list[int]) -> "Kept":
         """What is left when some of them are gone."""
         return Kept(self, np.sort(self.rank(np.asarray(gone, dtype=np.int64))))
+
+
+def together(parts: Sequence[Positions]) -> Positions | None:
+    """What parts of one shard hold, one or more of them; None where two hold the same position.
+
+    A part that holds all is never spelled out: it may claim any number.
+    """
+    if sum(map(len, parts)) > parts[0].samples:
+        return None
+    whole = [part for part in parts if part.bits is None]
+    if whole:
+        return whole[0]
+    mask = np.zeros(parts[0].samples, dtype=np.bool_)
+    for part in parts:
+        if mask[part.array].any():
+            return None
+        mask[part.array] = True
+    return Positions.of(len(mask), np.flatnonzero(mask))
 
 
 @dataclass(frozen=True, eq=False)

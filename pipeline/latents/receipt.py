@@ -16,17 +16,16 @@ honest runs. Layout below the store's URL:
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.data.manifest import Count
 from pipeline.errors import ObjectNotFoundError, PipelineError, StoreError
 from pipeline.json_value import Json
 from pipeline.latents.latent_file import RecordBatchPlace
-from pipeline.latents.positions import Positions
+from pipeline.latents.positions import Positions, Samples, together
 from pipeline.latents.statistics import ChannelStatistics
 
 POINTER = "store.json"
@@ -36,6 +35,9 @@ REPORTS, ATTEMPTS = "reports", "attempts"
 RECEIPT = storage.DocumentKind(
     "vae-pipeline/latent-receipt", 3, StoreError, "Delete it, and run the same jobs.encode again."
 )
+
+
+Side = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
 
 
 class FailedSample(NamedTuple):
@@ -71,7 +73,7 @@ class LatentPart:
 
     size: Count
     """Pixels of a side of the view's square; parts of other sizes hold the same samples again."""
-    shape: tuple[Count, Count, Count]
+    shape: tuple[Side, Side, Side]
     held: Positions
     path: str
     bytes: Count
@@ -96,8 +98,12 @@ class LatentPart:
                 f"{where}: {len(self.held)} samples in, but {self.rows} rows out and {len(lost)} "
                 "failed."
             )
-        if not np.isin(lost, self.held.array).all() or lost != sorted(set(lost)):
+        if not self.held.holds(lost) or lost != sorted(set(lost)):
             raise StoreError(f"{where}: it lost samples that it never held")
+        for place in self.record_batches:
+            # A row has an int32 for its position and one for the length of its key.
+            if place.offset + place.bytes > self.bytes or 8 * place.rows > place.bytes:
+                raise StoreError(f"{where}: a record batch is larger than what holds it")
         counted = self.statistics.rows, self.statistics.count, len(self.statistics.mean)
         if counted != (self.rows, self.rows * self.shape[1] * self.shape[2], self.shape[0]):
             raise StoreError(f"{where}: the statistics are of another shape")
@@ -128,7 +134,7 @@ class Receipt:
     identity: str
     shard: str
     source_sha256: str
-    samples: Count
+    samples: Samples
     parts: tuple[LatentPart, ...]
     redone_batches: Count
 
@@ -155,16 +161,16 @@ class Receipt:
 
     def check(self, where: str) -> "Receipt":
         """Itself; raises `StoreError` naming `where` unless all that it says agrees."""
-        held: dict[int, npt.NDArray[np.int64]] = {}
+        held: dict[int, list[Positions]] = {}
         for part in self.parts:
             if part.held.samples != self.samples:
                 raise StoreError(f"{where}: a part is of {part.held.samples} samples")
             part.check(where)
-            held.setdefault(part.size, np.zeros(self.samples, np.int64))[part.held.array] += 1
-        counts = list(held.values())
-        if any((count > 1).any() for count in counts):
+            held.setdefault(part.size, []).append(part.held)
+        of_size = [together(parts) for parts in held.values()]
+        if None in of_size:
             raise StoreError(f"{where}: two of its parts hold the same sample")
-        if any((count != counts[0]).any() for count in counts):
+        if any(each != of_size[0] for each in of_size):
             raise StoreError(f"{where}: its sizes do not hold the same samples")
         return self
 

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter
 from pipeline.json_value import Json
 
 Array = npt.NDArray[Any]
+_MOST_MEAN, _MOST_SUM = 1e39, 1e300
+"""No float32 is 1e39; beyond these sums of squares can't be merged in float64."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class ChannelStatistics:
         lengths |= {len(self.posterior_variance)} if self.posterior_variance else set()
         if len(lengths) != 1 or min(self.rows, self.count) < 0:
             raise ValueError("the statistics are not of one number of channels")
+        sums = (*self.squares, *(self.posterior_variance or ()))
+        if not all(abs(mean) < _MOST_MEAN for mean in self.mean) or not all(
+            0 <= value < _MOST_SUM for value in sums
+        ):
+            raise ValueError("the statistics are of no numbers that float32 has")
 
     @property
     def std(self) -> tuple[float, ...]:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.data.manifest import ShardRecord
@@ -29,6 +31,7 @@ from pipeline.sources.annotations import Annotation
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.tables import TableRow, read_table_row
 
+Side = Annotated[int, Field(ge=0, lt=2**31)]
 Status = Literal["packed", "same", "rejected", "ignored"]
 
 
@@ -59,12 +62,12 @@ class UnitRow:
     status: Status
     sha256: str = ""
     split: str = ""
-    position: int = -1
+    position: Annotated[int, Field(ge=-1, lt=2**31)] = -1
     reason: str = ""
     message: str = ""
     label: str = ""
-    width: int = 0
-    height: int = 0
+    width: Side = 0
+    height: Side = 0
     mode: str = ""
 
 

@@ -18,7 +18,6 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,8 +35,8 @@ from pipeline.errors import (
     is_shortage,
 )
 from pipeline.sources.members import (
+    ARCHIVE_ERRORS,
     SPARSE,
-    ZIP_ERRORS,
     ArchiveMember,
     section,
     tar_members,
@@ -147,7 +146,9 @@ def _read_sparse(url: str, etag: str, place: MemberPlace) -> bytes:
                 info = tar.next()
                 found = tar.extractfile(info) if info is not None else None
                 return found.read() if found is not None else b""
-    except tarfile.TarError as error:
+    except ARCHIVE_ERRORS as error:
+        if is_shortage(error):
+            raise
         raise SampleError("archive", f"sparse member: {error}") from None
 
 
@@ -160,7 +161,7 @@ def _read_zip_member(url: str, etag: str, place: MemberPlace) -> bytes:
             data = file.read(place.size + 1)  # no more than it says: a bomb may lie about its size
     except (KeyError, ObjectNotFoundError) as error:
         raise SampleError("missing", str(error)) from None
-    except ZIP_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         if is_shortage(error):
             raise
         raise SampleError("archive", f"{type(error).__name__}: {error}") from None
@@ -197,7 +198,9 @@ def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
         if inner:
             return zipfile.ZipFile(_reader(_unpacked(url, etag, inner)))
         return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
-    except zipfile.BadZipFile as error:
+    except ARCHIVE_ERRORS as error:
+        if is_shortage(error):
+            raise
         where = where_of(url, _name_of(inner))
         raise UnreadableError(f"{where}: can't be read ({error}). Is it whole?") from None
 
@@ -208,7 +211,7 @@ def _container(url: str, etag: str, inner: str) -> str:
     try:
         with _raw_stream(url, etag, inner) as file:
             found = container_of(file.read(HEAD_BYTES))
-    except (*ZIP_ERRORS, KeyError, SampleError) as error:
+    except (*ARCHIVE_ERRORS, SampleError) as error:
         if is_shortage(error):
             raise
         raise UnreadableError(
@@ -270,7 +273,7 @@ def _unpacked(url: str, etag: str, inner: str) -> BinaryIO:
                 try:
                     _unpack(url, etag, inner, part)
                     part.replace(path)
-                except (OSError, EOFError, lzma.LZMAError, zlib.error, SampleError) as error:
+                except (*ARCHIVE_ERRORS, SampleError) as error:
                     where = where_of(url, _name_of(inner))
                     if is_shortage(error):
                         raise StorageShortageError(f"{where}: unpacking failed: {error}.") from None

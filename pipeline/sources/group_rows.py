@@ -8,12 +8,10 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-from pyarrow import parquet
 
 from pipeline import storage
-from pipeline.sources.table_rows import Row, arrow_batches, is_parquet, open_arrow
+from pipeline.sources.table_rows import Row, arrow_batches, is_parquet, open_parquet
 
-ARROW_ERRORS = (pa.ArrowException, OSError)
 _BATCH_BYTES, _MOST_ROWS = 16 * 2**20, 256
 """Of a group in memory at a time, by the mean size of its rows: a read each."""
 _BEHIND, _BEHIND_BYTES = 2048, 2**26
@@ -67,7 +65,7 @@ def _batches(url: str, group: int, dropped: Sequence[str]) -> Iterator[pa.Record
             yield found.select([name for name in found.schema.names if name not in dropped])
         return
     local = storage.local_path(url) is not None
-    with parquet.ParquetFile(open_arrow(url), buffer_size=0 if local else _BUFFER_BYTES) as file:
+    with open_parquet(url, 0 if local else _BUFFER_BYTES) as file:
         if group >= file.metadata.num_row_groups:
             return
         about = file.metadata.row_group(group)

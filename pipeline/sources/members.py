@@ -1,6 +1,7 @@
 """What lies in a tar or zip: every member, links followed, tars joined by `cat` read on."""
 
 import itertools
+import lzma
 import posixpath
 import re
 import stat as file_modes
@@ -15,7 +16,7 @@ from typing import BinaryIO, Literal
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES
-from pipeline.errors import DatasetError, UnreadableError
+from pipeline.errors import DatasetError, UnreadableError, is_shortage
 from pipeline.storage.ranged_file import RangedFile
 
 BLOCK = tarfile.BLOCKSIZE
@@ -28,8 +29,13 @@ _MOST_LINKED = 10**6
 """Names that links to folders may make: links in folders of links double with each level."""
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _LISTING_OF_A_FOLDER = b"D"
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
-"""What reading one member raises: damaged, encrypted, packed in a way that Python can't undo."""
+ARCHIVE_ERRORS = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+    NotImplementedError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError,
+    AttributeError,
+)  # fmt: skip
+"""What Python's readers are seen to raise on archives that are damaged, encrypted, packed in a way
+that they can't undo, or say what makes no sense: numbers that are none, names in no encoding."""
 
 
 def _nothing() -> bytes:
@@ -118,12 +124,16 @@ def tar_headers(
         try:
             with tarfile.open(fileobj=section(file, base, stop), mode="r:") as tar:
                 for info in tar:
+                    if info.size < 0:
+                        raise tarfile.ReadError(f"{info.name!r} has a size below zero")
                     if _has_bytes(info) and not info.issparse():
                         _check_whole(base + info.offset_data + info.size, stop, info.name, where)
                     yield base, info
                     tar.members = []  # type: ignore[attr-defined]  # it keeps all headers otherwise
                 end = base + tar.offset
-        except tarfile.TarError as error:
+        except ARCHIVE_ERRORS as error:
+            if is_shortage(error):
+                raise
             if base > start:
                 raise UnreadableError(
                     f"{where}: {stop - base:,} bytes follow its end mark, and are no tar ({error})."
@@ -334,7 +344,7 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> A
                 # A link's target may be as long as a path.
                 link = file_modes.S_ISLNK(info.external_attr >> 16)
                 return file.read(4096 if link else HEAD_BYTES)
-        except ZIP_ERRORS:
+        except ARCHIVE_ERRORS:
             return b""
 
     return ArchiveMember(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DatasetError, is_shortage
-from pipeline.storage.tables import FAULTS
+from pipeline.storage.tables import FAULTS, refuse_bombs
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -18,6 +18,9 @@ _BATCH_ROWS = 4096
 """Of a table at a time in memory: rows are few bytes, but images stand in some."""
 _MOST_FIELD_BYTES = 2**24
 """Of one cell: a caption or an embedding written as text."""
+
+_MOST_LEVELS = 100
+"""Of lists and objects inside of each other in a cell."""
 
 Row = Mapping[str, Any]
 
@@ -136,7 +139,7 @@ def _column_kinds(
 
 
 def _is_int(text: str) -> bool:
-    return text.removeprefix("-").isdecimal() and str(int(text)) == text and len(text) < 19
+    return len(text) < 19 and text.removeprefix("-").isdecimal() and str(int(text)) == text
 
 
 def _is_float(text: str) -> bool:
@@ -153,6 +156,8 @@ def _read_jsonl(url: str) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
+                if line.count("[") + line.count("{") > _MOST_LEVELS:
+                    _refuse_deep(row)
                 if "\\ud" in line.lower():
                     json.dumps(row, ensure_ascii=False).encode()  # raises for half a character
             except (ValueError, RecursionError) as error:
@@ -166,11 +171,24 @@ def _read_jsonl(url: str) -> Iterator[Row]:
             yield {name.strip(): value for name, value in row.items()}
 
 
-def _arrow_batches(url: str) -> Iterator[Any]:
-    from pyarrow import parquet
+def _refuse_deep(value: Any) -> None:
+    """Raises `ValueError` for what is nested so deeply that no writer of JSON could spell it."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            inside
+            for each in level
+            if isinstance(each, list | dict)
+            for inside in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_MOST_LEVELS} levels deep")
 
+
+def _arrow_batches(url: str) -> Iterator[Any]:
     if is_parquet(url):
-        with parquet.ParquetFile(open_arrow(url)) as file:
+        with open_parquet(url) as file:
             yield from file.iter_batches(_BATCH_ROWS)
         return
     for _, batch in arrow_batches(url):
@@ -187,16 +205,49 @@ def open_arrow(url: str) -> Any:
     return pa.PythonFile(io.BufferedReader(storage.StorageFile(url), 2**20), "r")
 
 
+def open_parquet(url: str, buffer_size: int = 0) -> Any:
+    """A Parquet file whose columns unpack to what a table may hold, as its footer tells.
+
+    Raises `ValueError` for a column of a row group that is a bomb.
+    """
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(open_arrow(url), buffer_size=buffer_size)
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        if group.total_byte_size <= _BOMB_BYTES:
+            continue
+        for column in (group.column(at) for at in range(group.num_columns)):
+            packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+            if unpacked > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+                file.close()
+                raise ValueError(
+                    f"the column {column.path_in_schema} of its row group {number} unpacks from "
+                    f"{packed:,} to {unpacked:,} bytes, as no table of images or texts does"
+                )
+    return file
+
+
+_BOMB_BYTES, _BOMB_RATIO = 2**29, 200
+"""Zeros pack by a thousand and more; the same text over and over is a dictionary, and small."""
+
+
 def arrow_batches(url: str) -> Iterator[tuple[int, Any]]:
     """Each record batch of an Arrow file or stream, with its number."""
     import pyarrow as pa
 
     with open_arrow(url) as file:
+        refuse_bombs(file, file.size())
+        file.seek(0)
         try:
             reader = pa.ipc.open_file(file)
         except pa.ArrowInvalid:
             file.seek(0)
-            yield from enumerate(pa.ipc.open_stream(file))
+            for number, batch in enumerate(pa.ipc.open_stream(file)):
+                batch.validate(full=True)  # an offset that lies reads foreign memory
+                yield number, batch
             return
         for number in range(reader.num_record_batches):
-            yield number, reader.get_batch(number)
+            batch = reader.get_batch(number)
+            batch.validate(full=True)
+            yield number, batch

@@ -21,10 +21,11 @@ from pipeline.sources.annotations import (
     annotation_of,
     text_of,
 )
-from pipeline.sources.group_rows import ARROW_ERRORS, GroupRows
+from pipeline.sources.group_rows import GroupRows
 from pipeline.sources.input_lists import read_named
 from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
-from pipeline.sources.table_rows import arrow_batches, is_parquet, is_table, open_arrow
+from pipeline.sources.table_rows import arrow_batches, is_parquet, is_table, open_parquet
+from pipeline.storage.tables import FAULTS
 
 _GROUPS_KEPT = 2
 """Row groups in memory, which may be large: rows are read in order, so two are enough."""
@@ -67,7 +68,7 @@ def image_rows(
     """
     try:
         layout = _layout(url, info.etag or "", named)
-    except ARROW_ERRORS as error:
+    except FAULTS as error:
         if is_shortage(error):
             raise
         raise UnreadableError(
@@ -81,7 +82,7 @@ def image_rows(
 def _readable(url: str, rows: Iterator[SourceFile]) -> Iterator[SourceFile]:
     try:
         yield from rows
-    except (*ARROW_ERRORS, UnicodeDecodeError) as error:
+    except FAULTS as error:
         if is_shortage(error):
             raise
         raise UnreadableError(
@@ -111,7 +112,6 @@ def _groups(
     info: storage.ObjectInfo, layout: _Layout
 ) -> Iterator[tuple[int, int, list[str | None]]]:
     """Each row group: its number, the mean size of its rows in bytes, the label of each."""
-    from pyarrow import parquet
 
     def named(values: list[Any]) -> list[str | None]:
         return [_label_of(value, layout.classes) for value in values]
@@ -122,7 +122,7 @@ def _groups(
             labels = batch[layout.label].to_pylist() if layout.label else [None] * batch.num_rows
             yield number, size, named(labels)
         return
-    with parquet.ParquetFile(open_arrow(info.url)) as file:
+    with open_parquet(info.url) as file:
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
             size = group.total_byte_size // max(group.num_rows, 1)
@@ -170,10 +170,8 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
 
 def _schema(url: str) -> Any:
     """None for a stream without a single batch."""
-    from pyarrow import parquet
-
     if is_parquet(url):
-        with parquet.ParquetFile(open_arrow(url)) as file:
+        with open_parquet(url) as file:
             return file.schema_arrow
     return next((batch.schema for _, batch in arrow_batches(url)), None)
 
@@ -195,13 +193,11 @@ def _image_columns(url: str, schema: Any) -> list[str]:
 
 def _with_images(url: str, columns: list[str]) -> set[str]:
     """Which of these columns of bytes hold an image among their first values."""
-    from pyarrow import parquet
-
     if not columns:
         return set()
     with ExitStack() as cleanup:
         if is_parquet(url):
-            file = cleanup.enter_context(parquet.ParquetFile(open_arrow(url)))
+            file = cleanup.enter_context(open_parquet(url))
             batches = file.iter_batches(_LOOKED_AT_ONCE, columns=columns)
         else:
             batches = (batch.slice(0, _MOST_LOOKED_AT) for _, batch in arrow_batches(url))
@@ -264,12 +260,12 @@ def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = (
         if layout is None:
             raise SampleError("changed", "its table holds no images any more")
         found = _rows_of(file.url, file.etag, group, layout).take(file.offset)
-    except ARROW_ERRORS as error:
+    except UnicodeDecodeError as error:
+        raise SampleError("corrupt", f"a text of its row is not UTF-8: {error}") from None
+    except FAULTS as error:
         if is_shortage(error):
             raise
         raise SampleError("archive", f"row group {group} can't be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise SampleError("corrupt", f"a text of its row is not UTF-8: {error}") from None
     if found is None:
         raise SampleError("changed", f"its row group has no row {file.offset} any more")
     row = dict(found)

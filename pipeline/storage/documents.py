@@ -24,6 +24,9 @@ Value = TypeVar("Value")
 MOST_DIGITS = 19
 """Of an integer: 2^63 has as many. Longer ones cost their square to read, and are nobody's."""
 
+_MOST_SAID = 300
+"""Characters of what a damaged document is told to say: it may say anything."""
+
 _HEAD = b'{"checksum":"'
 _SEALED = re.compile(rb'\{"checksum":"([0-9a-f]{64})",(?=")')
 _LONG = re.compile(rb"\d{%d}" % (MOST_DIGITS + 1))
@@ -42,11 +45,12 @@ def parse_json(data: bytes, url: str) -> Any:
     """The value of JSON that was read at `url`.
 
     Refused: nesting of a thousand levels, a key that occurs twice, NaN and infinity, integers of
-    more than 19 digits, halves of a character.
+    more than 19 digits, halves of a character, any encoding but UTF-8.
     """
     try:
+        # Given bytes, `json` takes UTF-16 too, and halves of a character in any of them.
         value = json.loads(
-            data,
+            data.decode("utf-8-sig"),
             object_pairs_hook=_unique,
             parse_int=_integer if _LONG.search(data) else None,
             parse_float=_finite,
@@ -65,7 +69,7 @@ def _unique(pairs: list[tuple[str, JsonValue]]) -> Json:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice[:100]!r} is there twice")
     return found
 
 
@@ -114,9 +118,9 @@ class DocumentKind:
             raise self.error(f"{error} {self._advice(url)}") from None
         here = (found.get("format"), found.get("version")) if isinstance(found, dict) else None
         if here != (self.format, self.version) or isinstance(here[1], bool):
-            is_what = f"no {self.format}" if here is None else f"{here[0]!r} version {here[1]!r}"
+            said = "{} version {}".format(*map(_shown, here)) if here else f"no {self.format}"
             raise self.error(
-                f"{one_line(url)}: is {is_what}; this program reads {self.format} version "
+                f"{one_line(url)}: is {said}; this program reads {self.format} version "
                 f"{self.version}. Use the program version that wrote it, or another place."
             )
         head = _SEALED.match(data)
@@ -141,10 +145,18 @@ class DocumentKind:
         if isinstance(cause, ValidationError):
             first = cause.errors(include_url=False, include_input=False)[0]
             cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        cause = " ".join(str(cause).split())[:_MOST_SAID]
         return self.error(f"{one_line(url)}: makes no sense ({cause}). {self._advice(url)}")
 
     def _advice(self, url: str) -> str:
         return self.advice.replace("Delete it", f"Delete it (`{removal(url)}`)", 1)
+
+
+def _shown(value: JsonValue) -> str:
+    """What a stranger's document says, in a few words: it may be nested a thousand deep."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__}"
+    return repr(value[:50] if isinstance(value, str) else value)
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}

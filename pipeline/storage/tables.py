@@ -65,10 +65,86 @@ def _refuse_compressed(data: Any, blocks: Iterable[int]) -> None:
 
 
 def _blocks(data: bytes) -> Iterator[int]:
-    """Where the messages of a file begin, as its footer says."""
+    """Where the record batches of a file begin, as its footer says."""
     length = struct.unpack_from("<i", data, len(data) - 10)[0]
     footer = _Flat(memoryview(data)[len(data) - 10 - length :])
-    yield from footer.structs(3, 24)
+    yield from (at for at, _ in footer.structs(3, 24))
+
+
+UNPACKED_BYTES = 2**31
+"""Of one record batch that is compressed: as much as Arrow puts into one column of bytes."""
+
+
+def refuse_bombs(file: Any, size: int) -> None:
+    """Raises `ValueError` for compressed batches that would unpack to more than `UNPACKED_BYTES`.
+
+    Of somebody else's Arrow file or stream of `size` bytes: what each buffer unpacks to stands
+    before it, and Arrow takes that much memory before it looks further.
+    """
+    try:
+        for at in _places(file, size):
+            unpacked = _unpacked(file, at)
+            if unpacked > UNPACKED_BYTES:
+                raise ValueError(
+                    f"a record batch unpacks to {unpacked / 2**30:,.1f} GiB, over "
+                    f"{UNPACKED_BYTES / 2**30:,.0f}: write it in smaller ones, or uncompressed"
+                )
+    except (struct.error, IndexError, OverflowError) as error:
+        raise ValueError(f"its metadata makes no sense: {error}") from None
+
+
+def _places(file: Any, size: int) -> Iterator[int]:
+    """Where batches and dictionaries lie, by a file's footer or one after the other in a stream."""
+    file.seek(0)
+    if file.read(6) == b"ARROW1":
+        file.seek(max(0, size - 10))
+        length = struct.unpack_from("<i", file.read(4))[0]
+        file.seek(max(0, size - 10 - max(0, length)))
+        footer = _Flat(memoryview(file.read(max(0, length))))
+        for field in (2, 3):
+            yield from (at for at, _ in footer.structs(field, 24))
+        return
+    at = 0
+    while at + 8 <= size:
+        begin, message = _message(file, at)
+        if message is None:
+            return
+        yield at
+        at = begin + max(0, message.long(3))
+
+
+def _message(file: Any, at: int) -> tuple[int, "_Flat | None"]:
+    """Where the body of a message at byte `at` begins, and what the message says; None at the end.
+
+    Before its length stand four bytes of ones, but in files of old.
+    """
+    file.seek(max(0, at))
+    mark, length = struct.unpack("<ii", file.read(8))
+    begin = at + 8
+    if mark != -1:
+        length, begin = mark, at + 4
+    if length <= 0:
+        return begin, None
+    file.seek(max(0, begin))
+    return begin + length, _Flat(memoryview(file.read(length)))
+
+
+def _unpacked(file: Any, at: int) -> int:
+    """Bytes that the compressed buffers of a batch at byte `at` claim to hold; 0 if it has none."""
+    begin, message = _message(file, at)
+    if message is None or message.number(1) not in _BATCHES:
+        return 0
+    batch = message.table(2)
+    if message.number(1) == _DICTIONARY:
+        batch = batch.table(1)
+    if not batch.has(3):
+        return 0
+    total = 0
+    for offset, length in batch.structs(2, 16):
+        if length >= 8:
+            file.seek(max(0, begin + offset))
+            total += max(0, *struct.unpack("<q", file.read(8)), 0)
+    return total
 
 
 class _Flat:
@@ -98,17 +174,22 @@ class _Flat:
         place = self._place(field)
         return _Flat(self._data, place + struct.unpack_from("<I", self._data, place)[0])
 
-    def structs(self, field: int, size: int) -> Iterator[int]:
-        """The first eight bytes of each struct of a vector, as a number."""
+    def long(self, field: int) -> int:
+        place = self._place(field)
+        return int(struct.unpack_from("<q", self._data, place)[0]) if place else 0
+
+    def structs(self, field: int, size: int) -> Iterator[tuple[int, int]]:
+        """The first sixteen bytes of each struct of a vector, as two numbers."""
         place = self._place(field)
         if not place:
             return
         vector = place + struct.unpack_from("<I", self._data, place)[0]
         for number in range(struct.unpack_from("<I", self._data, vector)[0]):
-            yield struct.unpack_from("<q", self._data, vector + 4 + number * size)[0]
+            yield struct.unpack_from("<qq", self._data, vector + 4 + number * size)
 
 
-_BATCHES = (2, 3)
+_DICTIONARY = 2
+_BATCHES = (_DICTIONARY, 3)
 """Arrow's numbers for messages that hold a dictionary's batch, or a table's."""
 
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pipeline.errors import StorageError
 from pipeline.masking import is_control, masked, one_line
@@ -16,6 +16,8 @@ _LONGEST_NAME = 4096
 _PLAIN_NAME = re.compile(
     r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,9}"
 )
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Of a character in UTF-16; those left out stand for bytes of names that are no UTF-8."""
 _NAME = re.compile(r"(?!.*://)[^\x00-\x1f\x7f-\x9f\\]+")
 
 
@@ -40,6 +42,8 @@ def local_path(url: str) -> Path | None:
         return None
     if "\0" in url:
         raise StorageError(f"{shown(url)}: no file's name holds a NUL. Name another.")
+    if not url.isascii() and _HALF.search(url):
+        raise StorageError(f"{shown(url)}: no file's name holds half a character. Name another.")
     return Path(_SCHEME.sub("", url))
 
 
@@ -90,8 +94,8 @@ def check_address(address: str, prefixes: Sequence[str], where: str, flag: str) 
     Only `file://`, `s3://` and `https://` can be named at all, and never a chain (`::`).
     """
     scheme, _, path = address.partition("://")
-    plain = urlsplit(address)
-    bad = scheme not in ("file", "s3", "https") or "::" in address or "@" in plain.netloc
+    bad = scheme not in ("file", "s3", "https") or "::" in address
+    bad = bad or "@" in re.split("[/?#]", path, maxsplit=1)[0]
     bad = bad or any(part in (".", "..") for part in unquote(path).split("/"))
     if bad or _has_control(address):
         raise StorageError(

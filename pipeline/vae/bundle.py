@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.errors import ModelError, StorageError
+from pipeline.errors import ModelError, StorageError, is_shortage
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.vae.vae import VAE, build_vae
@@ -26,6 +26,12 @@ from pipeline.vae.vae import VAE, build_vae
 BUNDLE = storage.DocumentKind("vae-pipeline/model", 3, ModelError, "Pull or save the bundle again.")
 FILES = ("config.json", "preprocess.json", "model.safetensors")
 RECEIPT = "bundle.json"
+_WEIGHTS_FAULTS = (
+    safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError,
+)  # fmt: skip
+"""What safetensors and torch are seen to raise on a header that makes no sense."""
+_MOST_SAID = 1000
+"""Characters of what is wrong with a config: it may be wrong in as many places as it likes."""
 
 
 def save_bundle(vae: VAE, folder: Path | str, metadata: Json | None = None) -> str:
@@ -103,9 +109,12 @@ def _contents(
         parsed = storage.parse_json(contents["preprocess.json"], url)
         preprocess = PreprocessConfig.model_validate(parsed)
         weights = safetensors.torch.load(contents["model.safetensors"])
-    except (ValidationError, StorageError, safetensors.SafetensorError) as error:
+    except (ValidationError, StorageError, *_WEIGHTS_FAULTS) as error:
+        if is_shortage(error):
+            raise
+        said = str(error)[:_MOST_SAID]
         raise ModelError(
-            f"{url}: this version can't read the bundle: {error}\nIt was made by another version: "
+            f"{url}: this version can't read the bundle: {said}\nIt was made by another version: "
             "install that one, or train again."
         ) from None
     config, parts = contents["config.json"], contents["preprocess.json"]
@@ -172,7 +181,7 @@ def claimed_vae(model: ModelConfig, preprocess: PreprocessConfig, url: str) -> V
     try:
         with torch.device("meta"):
             return build_vae(model, preprocess)
-    except (RuntimeError, OverflowError, MemoryError) as error:
+    except (RuntimeError, ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise ModelError(f"{url}: its config.json claims an impossible network: {error}") from None
 
 
