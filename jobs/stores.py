@@ -1,17 +1,45 @@
-"""List a latent store's snapshots; find and remove what none of them names."""
+"""List what a store or a dataset holds; remove what nothing needs; take images out for good."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import StoresConfig
 from pipeline.json_value import Json
 
+if TYPE_CHECKING:
+    from pipeline.retention.images import ErasedImages
+    from pipeline.retention.latents import ErasedLatents
+
+BEYOND_REACH = (
+    "Beyond our reach: the archive that was packed, copies and backups, a bucket's older versions "
+    "of objects, caches of nodes (--loader.cache-folder), other stores, exports and decoded "
+    "images; of runs that read it their history and pictures, in MLflow too; and weights that "
+    "learnt from it (jobs.models --lineage tells which): train those again."
+)
+KEPT = (
+    "The key, its path and its checksum stay in the dataset's ledger, so that no pack brings it "
+    "back, and in indexes of older generations."
+)
+
 
 def main(config: StoresConfig) -> Outcome:
-    """`--gc` alone is the dry run of `--gc --delete`."""
+    """`--gc` and `--erase` alone are the dry runs of the same with `--delete`."""
+    if config.erase:
+        return _erase(config)
+    result: Json = {}
+    lines: list[str] = []
+    for found in (_dataset(config), _store(config)):
+        result, lines = {**result, **found.result}, [*lines, *found.summary]
+    return Outcome({**result, "deleted": config.delete} if config.gc else result, summary=lines)
+
+
+def _store(config: StoresConfig) -> Outcome:
     from pipeline import storage
     from pipeline.latents.garbage import describe, find_garbage, remove_garbage
 
+    if config.store is None:
+        return Outcome({})
     url = storage.absolute(config.store)
     rows = describe(url)
     result: Json = {"stores": [asdict(row) for row in rows]}
@@ -30,8 +58,7 @@ def main(config: StoresConfig) -> Outcome:
     if config.gc:
         collect = remove_garbage if config.delete else find_garbage
         garbage = collect(url, unfinished=config.unfinished)
-        done = "removed" if config.delete else "would go (`--gc --delete` removes it)"
-        lines += [f"  {path}: {size} bytes {done}" for path, size in garbage.files.items()]
+        lines += _gone(garbage.files, config)
         lines += [
             f"identity {identity}: left alone, an encoding of it has begun and not ended"
             for identity in garbage.busy
@@ -41,9 +68,84 @@ def main(config: StoresConfig) -> Outcome:
             "garbage": list(garbage.files),
             "garbage_bytes": garbage.bytes,
             "busy": list(garbage.busy),
-            "deleted": config.delete,
         }
     return Outcome(result, summary=lines)
+
+
+def _dataset(config: StoresConfig) -> Outcome:
+    from pipeline import storage
+    from pipeline.retention.generations import describe, find_unnamed, remove_unnamed, splits_at
+
+    if config.dataset is None:
+        return Outcome({})
+    places = splits_at(config.dataset).values()
+    rows = [row for url in places for row in describe(url)]
+    result: Json = {"generations": [asdict(row) for row in rows]}
+    lines = [
+        f"{'*' if row.current else ' '} {row.dataset} generation {row.generation}, "
+        f"{row.digest[:12]}: {row.samples} images in {row.shards} shards, "
+        f"{row.bytes / 2**20:.1f} MiB"
+        for row in rows
+    ]
+    if config.gc:
+        collect = remove_unnamed if config.delete else find_unnamed
+        files = {
+            storage.join(url, path): size
+            for url in places
+            for path, size in collect(url, config.keep_last).items()
+        }
+        lines += _gone(files, config)
+        result = {**result, "unnamed": list(files), "unnamed_bytes": sum(files.values())}
+    return Outcome(result, summary=lines)
+
+
+def _gone(files: dict[str, int], config: StoresConfig) -> list[str]:
+    done = "removed" if config.delete else "would go (`--gc --delete` removes it)"
+    return [f"  {path}: {size} bytes {done}" for path, size in files.items()]
+
+
+def _erase(config: StoresConfig) -> Outcome:
+    """The dataset first: an encoding that began in between makes no new latents of it."""
+    from pipeline import storage
+    from pipeline.retention.images import erase_images
+    from pipeline.retention.latents import erase_latents
+
+    result: Json = {"deleted": config.delete}
+    lines: list[str] = []
+    keys = config.erase
+    if config.dataset is not None:
+        images = erase_images(config.dataset, keys, delete=config.delete)
+        keys, result = images.keys, {**result, "dataset": asdict(images)}
+        lines += _of_images(images, config)
+    if config.store is not None:
+        url = storage.absolute(config.store)
+        latents = erase_latents(url, keys, delete=config.delete, unfinished=config.unfinished)
+        result = {**result, "store": asdict(latents)}
+        lines += _of_latents(latents, config)
+    if not config.delete:
+        lines += ["Nothing has been changed; the same command with `--delete` does it."]
+    return Outcome({**result, "beyond_reach": BEYOND_REACH}, summary=[*lines, BEYOND_REACH, KEPT])
+
+
+def _of_images(found: "ErasedImages", config: StoresConfig) -> list[str]:
+    done = "are taken out of" if config.delete else "would be taken out of"
+    lines = [
+        f"{found.dataset}: {len(found.keys)} images, {found.bytes} bytes {done} "
+        f"{len(found.shards)} shards: {', '.join(found.shards) or 'none'}."
+    ]
+    lines += [f"  {key}: has the same bytes, and stays: erase it too" for key in found.copies]
+    lines += [f"  {path}: no generation names it; it goes" for path in found.strays]
+    return lines
+
+
+def _of_latents(found: "ErasedLatents", config: StoresConfig) -> list[str]:
+    done = "are taken out of" if config.delete else "would be taken out of"
+    lines = [
+        f"{found.store}: {found.rows} latents {done} {len(found.files)} files: "
+        f"{', '.join(found.files) or 'none'}."
+    ]
+    lines += [f"  {key}: no latents of it are here" for key in found.missing]
+    return lines + [f"  {path}: no snapshot names it; it goes" for path in found.garbage]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from pipeline.json_value import Json
 def main(config: VerifyConfig) -> Outcome:
     """Reads everything once; problems go to stdout and make the exit code 1."""
     more: Json = {}
-    if config.dataset is not None:
+    if config.store is None:
         from pipeline.data import Dataset
         from pipeline.packing.verify_dataset import prove_order, verify_dataset
 
+        assert config.dataset is not None, "the config demands one of both"
         url, problems = config.dataset, verify_dataset(config.dataset, config.shards_below)
         if not problems:
             dataset = Dataset.open(config.dataset, None, config.shards_below, flag="--dataset")
@@ -20,7 +21,6 @@ def main(config: VerifyConfig) -> Outcome:
     else:
         from pipeline.latents import verify_store
 
-        assert config.store is not None, "the config demands one of both"
         url, problems = config.store, verify_store(config.store)
         if config.sample:
             from pipeline.commands.decode import run_sample

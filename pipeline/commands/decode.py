@@ -17,7 +17,7 @@ from pipeline.config import DecodeConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.keys import file_name_of
 from pipeline.encoding.reencode import Reencoded, reencode
-from pipeline.errors import ConfigError, ModelError, StoreError
+from pipeline.errors import ConfigError, DatasetError, ModelError, StoreError
 from pipeline.evaluation.walks import label_direction, principal_axes
 from pipeline.figures import draw_sheet, to_png
 from pipeline.latents import LatentStore
@@ -83,13 +83,22 @@ def run_sample(config: VerifyConfig) -> Reencoded:
     """`jobs.verify --store --sample N`: N random images encoded again and compared."""
     assert config.store is not None, "the config demands it"
     store = LatentStore.open_all(config.store)
-    data = _pointer(store).data
-    if storage.protocol(data) not in ("file", "s3"):
+    data = config.dataset or _pointer(store).data
+    if config.dataset is None and storage.protocol(data) not in ("file", "s3"):
         raise ConfigError(
             f"{store.url}: says that its dataset is at {storage.shown(data)}, which is neither a "
-            "path nor an s3:// URL. It was not asked for."
+            "path nor an s3:// URL. It was not asked for: give `--dataset URL`."
         )
-    dataset = Dataset.open(data, store.snapshot.dataset, config.shards_below)
+    try:
+        dataset = Dataset.open(data, store.snapshot.dataset, config.shards_below, flag="--dataset")
+    except DatasetError as error:
+        if config.dataset is not None:
+            raise
+        raise DatasetError(
+            f"{error} That is where it was when the store was made; if it has moved, say where it "
+            f"is: `python -m jobs.verify --store {storage.shown(store.url)} --sample "
+            f"{config.sample} --dataset URL`."
+        ) from None
     vae = model_of(store, config)
     return reencode(vae, dataset, store, config.sample, _SAMPLE_SEED)
 

@@ -19,6 +19,7 @@ from pipeline.runs.goodput import furthest_step
 from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run, Start
+from pipeline.runs.versions import changes, versions_here
 from pipeline.tracking.endpoint import refuse_taken
 from pipeline.tracking.progress_line import live_view
 from pipeline.tracking.recorder import (
@@ -47,6 +48,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
     if is_first:
         refuse_lost_work(
             run,
+            steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             keeps_best=config.holdout is not None and config.objective.aims_at_elbo,
             begin_anew=config.begin_anew,
@@ -66,6 +68,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     start = run.claim()
     _tell_continued(run)
+    _tell_versions(run, start)
     with ended_by_signals(run, start) as interruption:
         parts = parts_of(config)
         if config.max_workers:
@@ -113,6 +116,17 @@ def _tell_continued(run: Run) -> None:
         "continues run %s from step %d (%s%s)", run.url, step, when,
         f"lost {lost} step{'s' * (lost > 1)}, made again" if lost else "lost no step",
     )  # fmt: skip
+
+
+def _tell_versions(run: Run, start: Start) -> None:
+    """What has changed under the run since its last start."""
+    changed = changes(run.versions_before(start), versions_here())
+    if changed and newest_step(run):
+        logger.warning(
+            "run %s goes on with other software (%s). The same bits are promised for one release "
+            "alone: to compare runs to the last digit, finish this one with what it began with.",
+            run.url, "; ".join(changed),
+        )  # fmt: skip
 
 
 def _pins(config: TrainConfig, run: Run) -> Pins:

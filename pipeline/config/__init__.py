@@ -18,6 +18,7 @@ from pipeline.config.optimisation import ObjectiveConfig, OptimizerConfig
 from pipeline.config.pack import PackConfig
 from pipeline.config.pull import PullConfig
 from pipeline.config.report import ReportConfig
+from pipeline.config.runs import RunsConfig
 from pipeline.config.sections import (
     Crop,
     EncodingTrackingConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "PullConfig",
     "ReportConfig",
     "Resize",
+    "RunsConfig",
     "Section",
     "StoresConfig",
     "SubmitConfig",

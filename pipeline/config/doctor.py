@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from pipeline.config.sections import RunsConfig
+from pipeline.config.sections import StorageConfig
 
 
-class DoctorConfig(RunsConfig):
+class DoctorConfig(StorageConfig):
     """`jobs.doctor`: probe what the jobs need; say what is wrong and which command mends it.
 
     The Ray cluster is that of RAY_API_SERVER_ADDRESS, MLflow that of MLFLOW_TRACKING_URI.

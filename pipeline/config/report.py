@@ -9,13 +9,13 @@ from pipeline.config.sections import (
     A_STORE,
     MODEL_OF_STORE,
     AllowCustom,
-    RunsConfig,
     ShardsBelow,
+    StorageConfig,
     Url,
 )
 
 
-class ReportConfig(RunsConfig):
+class ReportConfig(StorageConfig):
     """`jobs.report`: one page of a run or a store, to be opened anywhere."""
 
     run: str | None = Field(None, description=A_RUN)

@@ -84,6 +84,9 @@ SEED = (
     "noise, a store's draws (part of its identity)."
 )
 KEYS = "Also list the images: key and path."
+KEEP_LAST = "What may go: all but the newest, this many; 0: none is kept for being new."
+DELETE = "Remove it; without this it is said what would go, and nothing is changed."
+ERASE = "Images, by key or path, to take out for good: all bytes and latents of theirs."
 A_NEW_FOLDER = "A folder that is new, empty or holds the same already."
 CHECK = "How each image is checked: decoded, or by its header."
 
@@ -101,7 +104,7 @@ class PreprocessConfig(Section):
         return self.model_copy(update={"crop": "center"}) if self.crop == "random" else self
 
 
-class RunsConfig(Section):
+class StorageConfig(Section):
     """Where a job finds runs by their names."""
 
     storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
@@ -120,7 +123,7 @@ class PortionConfig(BudgetConfig):
     dry_run: bool = Field(False, description=DRY_RUN)
 
 
-class MeasurementConfig(RunsConfig):
+class MeasurementConfig(StorageConfig):
     """What measuring a model takes."""
 
     output: Url | None = Field(None, description="Folder for page and pictures; None: none.")

@@ -4,24 +4,47 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import A_STORE, KEYS, Section, Url
+from pipeline.config.sections import (
+    A_DATASET,
+    A_STORE,
+    DELETE,
+    ERASE,
+    KEEP_LAST,
+    KEYS,
+    Section,
+    Url,
+)
 
 
 class StoresConfig(Section):
-    """`jobs.stores`: what a latent store holds, and what of it nothing names."""
+    """`jobs.stores`: what a dataset or a store holds; remove what nothing needs, or images."""
 
-    store: Url = Field(description=A_STORE)
+    dataset: Url | None = Field(None, description=A_DATASET)
+    store: Url | None = Field(None, description=A_STORE)
     keys: bool = Field(False, description=KEYS)
-    gc: bool = Field(False, description="Look for what no snapshot names; nothing is removed.")
-    delete: bool = Field(False, description="With --gc: remove it.")
+    gc: bool = Field(
+        False, description="Look for what no snapshot of a store, no generation of a dataset names."
+    )
+    keep_last: int = Field(0, ge=0, description=KEEP_LAST)
+    erase: tuple[str, ...] = Field((), description=ERASE)
+    delete: bool = Field(False, description=DELETE)
     unfinished: bool = Field(
-        False, description="With --gc: also what encodings that never ended made; none may run."
+        False, description="Also what encodings that never ended made; none may run."
     )
 
     @model_validator(mode="after")
-    def _delete_after_gc(self) -> Self:
-        if (self.delete or self.unfinished) and not self.gc:
+    def _makes_sense(self) -> Self:
+        if self.dataset is None and self.store is None:
+            raise ValueError("give `--store URL`, `--dataset URL`, or both")
+        if self.gc and self.erase:
+            raise ValueError("do one thing at a time: `--gc`, or `--erase KEYS`")
+        if (self.delete or self.unfinished) and not (self.gc or self.erase):
             raise ValueError(
-                "--delete and --unfinished belong to `--gc`; look at `--gc` alone first"
+                "--delete and --unfinished belong to `--gc` or `--erase KEYS`; look at those alone "
+                "first"
             )
+        if self.keep_last and not (self.gc and self.dataset is not None):
+            raise ValueError("keep_last counts a dataset's generations: give `--dataset URL --gc`")
+        if self.keys and self.store is None:
+            raise ValueError("keys of a dataset are listed by `python -m jobs.verify --keys`")
         return self

@@ -14,14 +14,14 @@ from pipeline.config.sections import (
     SEED,
     LoaderConfig,
     PreprocessConfig,
-    RunsConfig,
     ShardsBelow,
+    StorageConfig,
     TrackingConfig,
     Url,
 )
 
 
-class TrainConfig(PreprocessConfig, RunsConfig):
+class TrainConfig(PreprocessConfig, StorageConfig):
     """`jobs.train`: train a VAE on a dataset, track it, register it; run again, it continues."""
 
     interrupted: ClassVar[str] = (

@@ -40,8 +40,12 @@ class VerifyConfig(Section):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if (self.dataset is None) == (self.store is None):
-            raise ValueError("give `--dataset URL` or `--store URL`, and not both")
         if self.sample and self.store is None:
             raise ValueError("--sample compares latents with images: give `--store URL`")
+        both = self.dataset is not None and self.store is not None
+        if (self.dataset is None and self.store is None) or (both and not self.sample):
+            raise ValueError(
+                "give `--dataset URL` or `--store URL`; both only with `--sample N`, for a dataset "
+                "that has moved since it was encoded"
+            )
         return self

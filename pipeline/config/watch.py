@@ -4,10 +4,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import A_RUN, A_STORE, RunsConfig, Url
+from pipeline.config.sections import A_RUN, A_STORE, StorageConfig, Url
 
 
-class WatchConfig(RunsConfig):
+class WatchConfig(StorageConfig):
     """`jobs.watch`: live numbers in the terminal, of a run, of an encoding or of all there are."""
 
     run: str | None = Field(None, description=A_RUN)

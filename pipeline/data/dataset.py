@@ -18,6 +18,7 @@ from pipeline.data.manifest import (
     Manifest,
     Places,
     ShardRecord,
+    oldest_kept,
     read_current,
     read_generation,
 )
@@ -240,6 +241,8 @@ def _read_pinned(url: str, digest: str) -> Manifest:
     except ObjectNotFoundError:
         current = read_current(url)
         there = f"its current generation is {current.digest}" if current else "no dataset is there"
+        if (oldest := oldest_kept(url)) > 1:
+            there += f"; those before number {oldest} were removed on purpose (jobs.stores)"
         raise DatasetError(
             f"{url}: has no generation {digest} ({there}). Give the dataset that has it, or start "
             "anew with what is there now."

@@ -32,6 +32,12 @@ _AGAIN = (
 )
 CURRENT = DocumentKind("vae-pipeline/dataset", 2, DatasetError, _AGAIN)
 MANIFEST = DocumentKind("vae-pipeline/manifest", 2, DatasetError, _RESTORE)
+OLDEST = DocumentKind(
+    "vae-pipeline/oldest-generation",
+    1,
+    DatasetError,
+    "Delete it: then generations that were removed on purpose are called missing.",
+)
 PACK_STATE = DocumentKind("vae-pipeline/pack", 2, DatasetError, _RESTORE)
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -214,6 +220,30 @@ def read_generation(url: str, digest: str) -> Manifest:
     if manifest.digest != digest:
         raise MANIFEST.damaged(manifest_url, f"it holds the generation {manifest.digest[:12]}")
     return manifest
+
+
+def oldest_kept(url: str) -> int:
+    """The first generation of the dataset that nobody removed on purpose; 1 where none was."""
+    oldest_url = storage.join(url, "oldest.json")
+    try:
+        found = storage.read_document(OLDEST, oldest_url)
+    except ObjectNotFoundError:
+        return 1
+    return OLDEST.typed(_Oldest, found, oldest_url).generation
+
+
+def keep_from(url: str, generation: int) -> None:
+    """Says that the generations before this one are removed on purpose; it never goes back."""
+    if generation > oldest_kept(url):
+        data = OLDEST.encode({"generation": generation})
+        storage.publish(storage.join(url, "oldest.json"), data)
+
+
+@dataclass(frozen=True)
+class _Oldest:
+    """oldest.json."""
+
+    generation: Count
 
 
 MOST_BYTES = 2**28

@@ -23,6 +23,16 @@ Int32 = npt.NDArray[np.int32]
 UInt32 = npt.NDArray[np.uint32]
 
 
+ERASED = "__erased__"
+"""The member of a tar that stands where an image was taken out for good: webdataset's readers pass
+over names in such underscores."""
+
+
+def erased_key(position: int) -> str:
+    """What stands in place of the key of the erased sample at a position of its shard."""
+    return f"{ERASED}{position}"
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """Columns of n samples in tar order; one Arrow IPC file per shard.
@@ -171,6 +181,8 @@ def cut_sample(
 
     key, crc32 = index.keys[position], int(index.crc32[position])
     values: Json = dict.fromkeys(columns)
+    if int(index.sizes[position]) == 0 and key == erased_key(position):
+        return RawSample(key, b"", crc32, values, SampleError("erased", f"{key}: was taken out"))
     if index.span(position, whole=bool(columns))[1] > begin + len(data):
         fault = SampleError("truncated", f"{key}: its shard was cut short before its end")
         return RawSample(key, b"", crc32, values, fault)

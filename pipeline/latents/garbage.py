@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError
 from pipeline.json_value import Json
-from pipeline.latents.marks import begun, removing
-from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
+from pipeline.latents.marks import begun
+from pipeline.latents.receipt import (
+    LATENTS,
+    RECEIPTS,
+    REPORTS,
+    SNAPSHOTS,
+    receipt_path,
+)
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
 from pipeline.latents.store import no_store
+from pipeline.storage.marks import removing
 
 _PARTIAL = ".partial-"
 
@@ -47,7 +54,7 @@ class ListedSnapshot:
 
 def list_snapshots(store: str) -> dict[str, Snapshot]:
     """Every snapshot of a store by its path, each read whole."""
-    return {path: read_snapshot(store, path) for path in _paths(store, SNAPSHOTS)}
+    return {path: read_snapshot(store, path) for path in paths_in(store, SNAPSHOTS)}
 
 
 def describe(store: str) -> list[ListedSnapshot]:
@@ -101,10 +108,10 @@ def find_garbage(store: str, *, unfinished: bool = False) -> Garbage:
     files = {
         path: size
         for folder in (SNAPSHOTS, REPORTS, RECEIPTS, LATENTS)
-        for path, size in _paths(store, folder).items()
+        for path, size in paths_in(store, folder).items()
         if path.split("/")[1] not in busy
         and path not in named
-        and not (folder == REPORTS and _stem(path) in stems)
+        and not (folder == REPORTS and stem_of(path) in stems)
     }
     return Garbage(files, tuple(sorted(busy)))
 
@@ -122,12 +129,14 @@ def remove_garbage(store: str, *, unfinished: bool = False) -> Garbage:
     return found
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
     """IDENTITY/DATASET of a report's file: reports/IDENTITY/DATASET/NAME."""
     return "/".join(path.split("/")[1:-1])
 
 
-def _paths(store: str, folder: str) -> dict[str, int]:
+def paths_in(store: str, folder: str) -> dict[str, int]:
+    """Each file below a folder of a store, with its bytes."""
+
     def below() -> Iterator[tuple[str, int]]:
         root = storage.join(store, folder)
         for info in storage.list_objects(root):

@@ -164,12 +164,16 @@ class LatentFileWriter:
             arrow_array(list(columns[name]), kind)
             for name, kind in self.identity.options.column_kinds.items()
         ]
-        batch = pa.record_batch(arrays, schema=self._schema)
+        self.write_record(pa.record_batch(arrays, schema=self._schema))
+
+    def write_record(self, batch: pa.RecordBatch) -> None:
+        """Appends a record batch of this file's schema as it is."""
         self._writer.write_batch(batch)
         # Counted from the end: the first call writes the schema before the batch.
         size = pa.ipc.get_record_batch_size(batch)
         digest = record_digest(batch.serialize())
-        self.places.append(RecordBatchPlace(self._file.tell() - size, size, len(keys), digest))
+        place = RecordBatchPlace(self._file.tell() - size, size, batch.num_rows, digest)
+        self.places.append(place)
 
 
 def stored_columns(options: EncodeOptions) -> tuple[str, ...]:

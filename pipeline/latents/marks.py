@@ -11,15 +11,14 @@ encoded, and no encoding begins beside a removal, whose list may name what it wo
 """
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError, StoreError
+from pipeline.errors import StoreError
+from pipeline.storage.marks import marks_in, removals
 
-BEGUN, REMOVING = "begun", "removing"
+BEGUN = "begun"
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ def begin(store: str, identity: str, dataset: str) -> Mark:
     mark = Mark(store, identity, dataset, secrets.token_hex(6))
     # The mark first, then the look; a removal does the same: of two at once one sees the other.
     storage.publish(mark.url, storage.canonical_json({"identity": identity, "dataset": dataset}))
-    for url in _marks(storage.join(store, REMOVING)):
+    for url in removals(store):
         storage.delete(mark.url)
         raise StoreError(
-            f"{storage.shown(store)}: garbage is being removed here (jobs.stores --gc --delete). "
+            f"{storage.shown(store)}: garbage is being removed here (jobs.stores --delete). "
             "Run this again when that has ended. If it was killed, no such job runs any more: "
             f"then delete {storage.shown(url)}."
         )
@@ -55,29 +54,11 @@ def begin(store: str, identity: str, dataset: str) -> Mark:
 def end(mark: Mark, *, whole: bool) -> None:
     """Removes the mark: a snapshot now names what was made; a `whole` one, what others make too."""
     storage.delete(mark.url)
-    for url in _marks(storage.join(mark.store, BEGUN, mark.identity)) if whole else ():
+    for url in marks_in(storage.join(mark.store, BEGUN, mark.identity)) if whole else ():
         if PurePosixPath(url).name.startswith(f"{mark.dataset}."):
             storage.delete(url)
 
 
-@contextmanager
-def removing(store: str) -> Iterator[None]:
-    """Marks garbage as being removed, for as long as the block runs."""
-    url = storage.join(store, REMOVING, f"{secrets.token_hex(6)}.json")
-    storage.publish(url, storage.canonical_json({}))
-    try:
-        yield
-    finally:
-        storage.delete(url)
-
-
 def begun(store: str) -> set[str]:
     """The identities of encodings that have begun and not ended."""
-    return {PurePosixPath(url).parent.name for url in _marks(storage.join(store, BEGUN))}
-
-
-def _marks(folder: str) -> list[str]:
-    try:
-        return [mark.url for mark in storage.list_objects(folder)]
-    except ObjectNotFoundError:
-        return []
+    return {PurePosixPath(url).parent.name for url in marks_in(storage.join(store, BEGUN))}

@@ -1,8 +1,8 @@
 """Rows of one stored part: mapped memory from local files, ranged reads from elsewhere."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.data.shard_index import erased_key
 from pipeline.errors import StorageError, StoreError
 from pipeline.latents.identity import Identity
 from pipeline.latents.latent_file import (
+    LatentFileWriter,
     LatentRows,
     RecordBatchPlace,
+    file_digest,
     record_digest,
     rows_of,
     schema_of,
 )
-from pipeline.latents.receipt import LatentPart, Receipt
+from pipeline.latents.receipt import FailedSample, LatentPart, Receipt, latent_path
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.stored_shard import StoredPart, StoredShard, removed_of
 from pipeline.storage.tables import parse_batch
@@ -135,6 +138,46 @@ def statistics_without(rows: PartRows, removed: Sequence[int]) -> ChannelStatist
             )
         )
     return part.statistics.without(counted) if subtract else counted
+
+
+def part_without(rows: PartRows, keys: Container[str]) -> LatentPart:
+    """The part without the rows of these keys, in a file of its own, which is stored.
+
+    They count as failed from then on, as an encoding of the dataset without them would have it.
+    """
+    part, options = rows.part, rows.identity.options
+    failed, statistics = list(part.failed), empty(part.shape[0], options.content == "moments")
+    with storage.temporary_folder("vae-erase-") as folder:
+        with LatentFileWriter(folder / "part", rows.identity, part.shape) as writer:
+            for number in range(len(part.record_batches)):
+                batch = rows.read(number)
+                kept = np.array([key not in keys for key in batch.keys], dtype=np.bool_)
+                writer.write_record(batch.record.take(pa.array(np.flatnonzero(kept))))
+                failed += [
+                    FailedSample(position, erased_key(position), "erased")
+                    for position in batch.positions[~kept].tolist()
+                ]
+                if kept.any():
+                    log_variance = batch.tensors.get("logvar")
+                    statistics = statistics.merge(
+                        measure(
+                            batch.tensors[options.tensors[0]][kept],
+                            None if log_variance is None else log_variance[kept],
+                        )
+                    )
+        digest = file_digest(writer.path)
+        name = part.path.rsplit("/", 1)[-1].removesuffix(".arrow").rpartition(".")[0]
+        new = replace(
+            part,
+            path=latent_path(rows.identity.digest, name, digest),
+            bytes=writer.path.stat().st_size,
+            sha256=digest,
+            record_batches=tuple(writer.places),
+            failed=tuple(sorted(failed)),
+            statistics=statistics,
+        )
+        storage.publish(storage.join(rows.store, new.path), writer.path)
+    return new
 
 
 def stored_shard(

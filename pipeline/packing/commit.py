@@ -233,7 +233,7 @@ def publish_newest(output: str, state: PackState | None, inventory: Inventory) -
             inventory.ledger.put(ledger_rows(output, newest))
         write_rejects(output, inventory)
         for split, digest in newest.manifests.items():
-            url = _split_url(output, split)
+            url = split_url(output, split)
             pointer = pointer_to(read_generation(url, digest), newest.generation, split)
             _replace(storage.join(url, POINTER), pointer.to_bytes())
         _replace(storage.join(output, STATE), state_to_bytes(newest))
@@ -252,7 +252,8 @@ def _replace(url: str, data: bytes) -> None:
     storage.publish(url, data)
 
 
-def _split_url(output: str, split: str) -> str:
+def split_url(output: str, split: str) -> str:
+    """Where a split of the dataset in `output` lies."""
     return storage.join(output, split) if split else output
 
 
@@ -357,7 +358,7 @@ def _write_split(
     dead: Mapping[str, Iterable[int]], state: PackState | None,
 ) -> str:  # fmt: skip
     """The manifest that follows on the one of `state`; its digest. Nothing names it yet."""
-    url = _split_url(output, split)
+    url = split_url(output, split)
     before = read_generation(url, state.manifests[split]) if state else None
     old = before.shards if before else ()
     present = {shard.path for shard in old}

@@ -17,6 +17,7 @@ from pipeline.data.image_kinds import UNREADABLE
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
 from pipeline.packing.key_clashes import settle
+from pipeline.packing.ledger import ERASED
 from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, write_rows
 from pipeline.sources.annotations import (
     Annotation,
@@ -241,7 +242,15 @@ def _among(column: str, values: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _fresh(choice: Choice) -> tuple[str, tuple[str, ...]]:
-    """The condition on (l)isted and le(d)ger under which an input is read, and its values."""
+    """The condition on (l)isted and le(d)ger under which an input is read, and its values.
+
+    What was erased is never read again, whatever lies there now.
+    """
+    asked, values = _asked(choice)
+    return f"(COALESCE(d.status || ':' || d.reason, '')<>'removed:{ERASED}' AND {asked})", values
+
+
+def _asked(choice: Choice) -> tuple[str, tuple[str, ...]]:
     if choice.retry:
         return "(COALESCE(d.status, '') IN ('rejected', 'ignored') AND l.status='')", ()
     if choice.checksum:

@@ -25,6 +25,8 @@ from pipeline.packing.inspect_image import PackOptions
 from pipeline.storage.tables import parse_table
 
 STATE = "pack.json"
+ERASED = "erased"
+"""Why a key was removed whose image no pack may bring back."""
 
 Split = Literal["", "train", "holdout"]
 
@@ -45,7 +47,7 @@ class LedgerRow:
     status: str
     """packed, rejected, ignored, duplicate, removed: what counts is `packed`."""
     reason: str
-    """Why it was rejected, or under which kind it was ignored."""
+    """Why it was rejected, or under which kind it was ignored; of a removed one "" or `ERASED`."""
     message: str
     label: str
     width: int

@@ -8,6 +8,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
+from pipeline.data.keys import find_key
+from pipeline.errors import DatasetError
 from pipeline.packing.ledger import LedgerRow
 
 BATCH_ROWS = 10_000
@@ -55,6 +57,13 @@ class LedgerTable:
         for (key,) in self._db.execute("SELECT key FROM ledger WHERE status='packed' ORDER BY key"):
             yield key
 
+    def find(self, asked: str, output: str, flag: str) -> str:
+        """The key that a key or a path means, as people write it; `DatasetError` naming `flag`."""
+        try:
+            return find_key(asked, _Keys(self))
+        except KeyError as error:
+            raise DatasetError(f"{output}: `{flag}`: {error.args[0]}") from None
+
     def tally(self, column: str) -> dict[str, int]:
         """How many samples that count have each value of `column`."""
         query = f"SELECT {column}, COUNT(*) FROM ledger WHERE status='packed' GROUP BY 1"  # noqa: S608
@@ -79,6 +88,22 @@ class LedgerTable:
             yield
         finally:
             self._db.execute("COMMIT")
+
+
+class _Keys:
+    """The ledger's keys, as a collection that is not in memory."""
+
+    def __init__(self, ledger: LedgerTable) -> None:
+        self._ledger = ledger
+
+    def __contains__(self, key: object) -> bool:
+        return self._ledger.row(str(key)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return self._ledger.keys()
+
+    def __len__(self) -> int:
+        return self._ledger.number("COUNT(*)")
 
 
 def write_rows(db: sqlite3.Connection, statement: str, rows: Iterable[Sequence[Any]]) -> None:

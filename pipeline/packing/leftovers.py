@@ -7,7 +7,8 @@ as it was when that pack has committed, belongs to no pack that could still comm
 from collections.abc import Iterable
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError
+from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.storage.marks import removals
 
 _FOLDERS = ("shards", "index", "manifests", "ledger", "plans")
 
@@ -35,3 +36,19 @@ def remove_leftovers(found: Iterable[storage.ObjectInfo]) -> None:
                 storage.delete(info.url)
         except ObjectNotFoundError:
             continue
+
+
+def root_of(url: str) -> tuple[str, str]:
+    """The folder that was packed into, and which split of it this is."""
+    root, _, split = url.rstrip("/").rpartition("/")
+    return (root, split) if split in ("train", "holdout") else (url.rstrip("/"), "")
+
+
+def refuse_beside_removal(root: str) -> None:
+    """Raises `DatasetError` while something is removed below a dataset, for a pack that begins."""
+    for url in removals(root):
+        raise DatasetError(
+            f"{root}: something is being removed here (jobs.stores --delete). Run this again when "
+            "that has ended. If it was killed, run it again; or, if no such job runs any more, "
+            f"delete {storage.shown(url)}."
+        )

@@ -10,7 +10,6 @@ from itertools import islice
 from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data.decode import PIXEL_LIMIT
-from pipeline.data.keys import find_key
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, SampleError
 from pipeline.packing.commit import (
@@ -23,7 +22,11 @@ from pipeline.packing.counts import TableCounts
 from pipeline.packing.inspect_image import PackOptions
 from pipeline.packing.inventory import Choice, Inventory, open_inventory
 from pipeline.packing.ledger import PackState, ledger_rows, read_state
-from pipeline.packing.leftovers import find_leftovers, remove_leftovers
+from pipeline.packing.leftovers import (
+    find_leftovers,
+    refuse_beside_removal,
+    remove_leftovers,
+)
 from pipeline.packing.plan import (
     Plan,
     PlannedInputs,
@@ -63,6 +66,7 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
 def _pack_with(config: PackConfig, executor: Executor | None, inventory: Inventory) -> PackResult:
     output = storage.absolute(config.output)
     storage.refuse_file_above(output, "--output")
+    refuse_beside_removal(output)
     leftovers = find_leftovers(output)
     # Asked for in this order: whoever packs creates the state first.
     is_dataset = any(
@@ -83,6 +87,7 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
             remove_plans(output, state.generation)
             return present_result(output, publish_newest(output, state, inventory), inventory, plan)
         plan = claim(output, plan)
+        refuse_beside_removal(output)  # one that began meanwhile has seen no plan
         if read_state(output) != state:
             # Another pack committed the generation, and removed its plan, while this one listed.
             remove_plans(output, generation)
@@ -219,36 +224,14 @@ def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
 
 def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
     """The keys to remove, from keys or paths as people write them; rejects that are none now."""
-    keys = _Keys(inventory)
     found = []
     for asked in config.remove:
-        try:
-            key = find_key(asked, keys)
-        except KeyError as error:
-            raise DatasetError(
-                f"{storage.absolute(config.output)}: `--remove`: {error.args[0]}"
-            ) from None
+        key = inventory.ledger.find(asked, storage.absolute(config.output), "--remove")
         row = inventory.ledger.row(key)
         # Asked for once more after it was done, it is done.
         if row is not None and row.status != "removed" and key not in found:
             found.append(key)
     return (*found, *(key for key in inventory.mended() if key not in found))
-
-
-class _Keys:
-    """The ledger's keys, as a collection that is not in memory."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        self._inventory = inventory
-
-    def __contains__(self, key: object) -> bool:
-        return self._inventory.ledger.row(str(key)) is not None
-
-    def __iter__(self) -> Iterator[str]:
-        return self._inventory.ledger.keys()
-
-    def __len__(self) -> int:
-        return self._inventory.ledger.number("COUNT(*)")
 
 
 def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:

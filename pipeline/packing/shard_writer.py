@@ -116,7 +116,7 @@ class ShardWriter:
         beside: dict[str, Extent] = {}
         for extension, data in sample.members():
             size = len(data)
-            self._put(_header(f"{sample.key}.{extension}", size))
+            self._put(header(f"{sample.key}.{extension}", size))
             if extension in SIDECARS:
                 beside[extension] = Extent(self.bytes, size, zlib.crc32(data))
             else:
@@ -199,7 +199,7 @@ class ShardWriter:
 _PADDING = [bytes(size) for size in range(BLOCK)]
 
 
-def _header(name: str, size: int) -> bytes:
+def header(name: str, size: int) -> bytes:
     """A member's header as `tarfile` makes it; a plain one from a form, in a tenth of the time."""
     plain = name.encode()
     if len(plain) > _NAME_BYTES or not name.isascii() or size >= _PLAIN_SIZE:

@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import (
     POINTER,
+    oldest_kept,
     read_generation,
     read_pointer,
 )
@@ -27,6 +28,7 @@ from pipeline.packing.ledger import (
     read_state,
     state_to_bytes,
 )
+from pipeline.packing.leftovers import root_of
 from pipeline.progress import Progress
 
 _PART_BYTES = 32 * 2**20
@@ -68,7 +70,8 @@ def verify_dataset(url: str, shards_below: Sequence[str] = (), threads: int = 4)
 def _check_generations(dataset: Dataset) -> list[str]:
     """What is wrong with the generations before the current one, each named by the one after."""
     after, digest = dataset.manifest, dataset.manifest.parent
-    while digest is not None:
+    oldest = oldest_kept(dataset.url)
+    while digest is not None and after.generation > oldest:
         url = f"{storage.join(dataset.url, 'manifests', digest)}.json"
         try:
             before = read_generation(dataset.url, digest)
@@ -99,7 +102,7 @@ def _check_pointer(dataset: Dataset) -> list[str]:
 
 def _check_state(dataset: Dataset) -> list[str]:
     """What is wrong with what packing keeps beside the shards, for the next pack."""
-    root, split = _root_of(dataset.url)
+    root, split = root_of(dataset.url)
     pointer = read_pointer(dataset.url)
     if pointer is None or pointer.ledger is None or pointer.split != split:
         return []
@@ -136,12 +139,6 @@ def _read_rejects(root: str) -> bytes:
         return storage.read(storage.join(root, REJECTS))
     except ObjectNotFoundError:
         return b""
-
-
-def _root_of(url: str) -> tuple[str, str]:
-    """The folder that was packed into, and which split of it this is."""
-    root, _, split = url.rstrip("/").rpartition("/")
-    return (root, split) if split in ("train", "holdout") else (url.rstrip("/"), "")
 
 
 def prove_order(dataset: Dataset, worlds: Sequence[int], global_batch_size: int) -> list[str]:
@@ -259,7 +256,7 @@ def _member_checksums(
 
 def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
     """Which sources hold the samples of a damaged shard, where the ledger knows."""
-    root, split = _root_of(dataset.url)
+    root, split = root_of(dataset.url)
     try:
         state = read_state(root)
         rows = read_ledger(root, state).values()

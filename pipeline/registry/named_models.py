@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.config.command_line import training_command
-from pipeline.config.sections import RunsConfig
+from pipeline.config.sections import StorageConfig
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError, RunError
 from pipeline.exchange.model_folder import is_model_folder
 from pipeline.nearest import nearest
@@ -16,7 +16,7 @@ from pipeline.runs.run import Run
 from pipeline.vae import VAE, load_bundle
 from pipeline.vae.bundle import RECEIPT
 
-DEFAULT_RUNS = RunsConfig().storage
+DEFAULT_RUNS = StorageConfig().storage
 """Where runs are looked for by jobs that take none but say what a name may mean."""
 
 

@@ -43,6 +43,9 @@ RECEIPT = storage.DocumentKind(
 NEWEST = storage.DocumentKind(
     "vae-pipeline/newest-checkpoint", VERSION, RunError, "Delete it: checkpoints are found without."
 )
+REMOVED = storage.DocumentKind(
+    "vae-pipeline/removed-checkpoints", VERSION, RunError, "Delete it, if the run may go on."
+)
 
 MOST_FAILURES = 3
 """Checkpoints in a row that storage may refuse before the run fails."""
@@ -303,6 +306,32 @@ def refuse_lost(run: Run, reached: int) -> None:
             + (f"the newest there is of step {newest}. " if newest else "there is none. ")
             + "Restore it, or begin anew on purpose: `--begin-anew`."
         )
+
+
+def refuse_other_format(run: Run) -> None:
+    """Raises `RunError` where another program version wrote the newest checkpoint.
+
+    A damaged one is skipped for the one before it; one that this program can't read is not.
+    """
+    for url in _receipts(run)[-1:]:
+        RECEIPT.refuse_other_version(storage.read(url), url)
+
+
+def note_removed(run: Run, step: int) -> None:
+    """Says that the checkpoints of a finished run were removed on purpose, up to this step."""
+    storage.publish(_removed(run), REMOVED.encode({"step": step}))
+
+
+def removed_up_to(run: Run) -> int | None:
+    """The step whose checkpoint somebody removed on purpose, where none has been written since."""
+    url = _removed(run)
+    if newest_step(run) or not storage.exists(url):
+        return None
+    return REMOVED.typed(_Newest, storage.read_document(REMOVED, url), url).step
+
+
+def _removed(run: Run) -> str:
+    return run.path("checkpoints", "removed.json")
 
 
 def _newest_of(url: str) -> int:

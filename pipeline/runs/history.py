@@ -117,6 +117,12 @@ def newest_validation(run: Run) -> int:
     return max((int(_step_of(url)) for url in _listed(run)), default=0)
 
 
+def refuse_other_validations(run: Run) -> None:
+    """Raises `RunError` where another program version wrote the newest validation."""
+    for url in _listed(run)[-1:]:
+        VALIDATION.refuse_other_version(storage.read(url), url)
+
+
 def _listed(run: Run) -> list[str]:
     try:
         urls = [item.url for item in storage.list_objects(run.path("history"))]

@@ -25,7 +25,7 @@ RUN/result.json           written last: the run is finished
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from pipeline import storage
 from pipeline.config import TrainConfig
@@ -33,6 +33,7 @@ from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
 from pipeline.json_value import Json, flat
 from pipeline.runs.outbox import Point
 from pipeline.runs.result import TrainingResult
+from pipeline.runs.versions import versions_here
 
 _LOST = "Restore it, or begin anew on purpose: `--begin-anew`."
 RUN = storage.DocumentKind("vae-pipeline/run", 3, RunError, _LOST)
@@ -200,6 +201,22 @@ class Run:
         claim = _read_or_none(CLAIM, url)
         return CLAIM.typed(_Claim, claim, url).began if claim else None
 
+    def refuse_other_claims(self) -> None:
+        """Raises `RunError` where another program version claimed the run last."""
+        newest = self.newest_start().number
+        for start in (each for each in self._starts() if each.number == newest):
+            url = self.path("attempts", f"{start.name}.json")
+            CLAIM.refuse_other_version(storage.read(url), url)
+
+    def versions_before(self, start: Start) -> dict[str, str]:
+        """With what the last driver before this start ran, as far as that is known."""
+        for number in range(start.number - 1, 0, -1):
+            url = self.path("attempts", f"{Start(number).name}.json")
+            claim = _read_or_none(CLAIM, url)
+            if claim is not None:
+                return CLAIM.typed(_Claim, claim, url).versions
+        return {}
+
     def result(self) -> TrainingResult | None:
         """What the finished run ended with; None while it is not finished."""
         url = self.path("result.json")
@@ -251,7 +268,7 @@ class Run:
         return [Start(int(each[1]), int(each[2])) for each in found if each]
 
     def _create(self, start: Start) -> bool:
-        claim = CLAIM.encode({"began": time.time()})
+        claim = CLAIM.encode({"began": time.time(), "versions": dict(versions_here())})
         return storage.create_if_absent(self.path("attempts", f"{start.name}.json"), claim)
 
 
@@ -269,6 +286,7 @@ class _Claim:
     """attempts/NAME.json."""
 
     began: float
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The S3 endpoint comes from `AWS_ENDPOINT_URL` alone, credentials from the proces
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,13 @@ class ObjectInfo:
     """One object: its URL, its size in bytes, and a tag that changes when it is written again.
 
     The tag is S3's ETag; of a local file it is the time of its last change and its size.
+    `modified`: that time in seconds since 1970, as a listing tells it; 0 where nobody does.
     """
 
     url: str
     size: int
     etag: str | None
+    modified: float = field(default=0.0, compare=False)
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -167,10 +169,12 @@ def _list(url: str) -> Iterator[ObjectInfo]:
             if status is None:
                 yield ObjectInfo(name, -1, None)
             else:
-                yield ObjectInfo(name, status.st_size, local.version(status))
+                yield ObjectInfo(
+                    name, status.st_size, local.version(status), modified=status.st_mtime
+                )
     elif protocol(url) in ("s3", "s3a"):
-        for name, size, etag, _ in s3.list_keys(url):
-            yield ObjectInfo(name, size, etag)
+        for name, size, etag, modified in s3.list_keys(url):
+            yield ObjectInfo(name, size, etag, modified=modified)
     else:
         for name, size, tag in other.walk(url):
             yield ObjectInfo(name, size, tag)

@@ -117,12 +117,7 @@ class DocumentKind:
         except StorageError as error:
             raise self.error(f"{error} {self._advice(url)}") from None
         here = (found.get("format"), found.get("version")) if isinstance(found, dict) else None
-        if here != (self.format, self.version) or isinstance(here[1], bool):
-            said = "{} version {}".format(*map(_shown, here)) if here else f"no {self.format}"
-            raise self.error(
-                f"{one_line(url)}: is {said}; this program reads {self.format} version "
-                f"{self.version}. Use the program version that wrote it, or another place."
-            )
+        self._check_version(here, url)
         head = _SEALED.match(data)
         if head is None or hashlib.sha256(data[head.end() :]).digest() != bytes.fromhex(
             head.group(1).decode()
@@ -132,6 +127,27 @@ class DocumentKind:
                 f"changed by hand. {self._advice(url)}"
             )
         return {k: v for k, v in found.items() if k not in ("checksum", "format", "version")}
+
+    def refuse_other_version(self, data: bytes, url: str) -> None:
+        """Raises this kind's error for a document of it that another program version wrote.
+
+        Damage is not told here: whoever reads it says what becomes of it.
+        """
+        try:
+            found = parse_json(data, url)
+        except StorageError:
+            return
+        if isinstance(found, dict) and found.get("format") == self.format:
+            self._check_version((self.format, found.get("version")), url)
+
+    def _check_version(self, here: tuple[Any, Any] | None, url: str) -> None:
+        if here == (self.format, self.version) and not isinstance(here[1], bool):
+            return
+        said = "{} version {}".format(*map(_shown, here)) if here else f"no {self.format}"
+        raise self.error(
+            f"{one_line(url)}: is {said}; this program reads {self.format} version "
+            f"{self.version}. Use the program version that wrote it, or another place."
+        )
 
     def typed(self, kind: type[Value], value: Any, url: str) -> Value:
         """`value` as the record `kind`, whose annotations it must meet."""

@@ -213,8 +213,8 @@ def delete(url: str) -> None:
     call(url, "deleting", "delete_object", Bucket=bucket, Key=key)
 
 
-def list_keys(url: str) -> Iterator[tuple[str, int, str, str]]:
-    """Below a prefix, in key order: URL, size in bytes, ETag, and the time of the last change."""
+def list_keys(url: str) -> Iterator[tuple[str, int, str, float]]:
+    """Below a prefix, in key order: URL, bytes, ETag, and the last change in seconds since 1970."""
     bucket, prefix = bucket_and_key(url)
     prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
     token: dict[str, str] = {}
@@ -226,7 +226,7 @@ def list_keys(url: str) -> Iterator[tuple[str, int, str, str]]:
                     f"s3://{bucket}/{item['Key']}",
                     int(item["Size"]),
                     str(item["ETag"]).strip('"'),
-                    str(item["LastModified"]),
+                    float(item["LastModified"].timestamp()),
                 )
         if not page.get("IsTruncated"):
             return

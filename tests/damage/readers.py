@@ -129,7 +129,7 @@ def continue_run(world: World) -> dict[str, Any]:
     config = _config(world)
     run = Run.at(config)
     every = config.checkpoint_every
-    refuse_lost_work(run, checkpoint_every=every, keeps_best=True, begin_anew=False)
+    refuse_lost_work(run, steps=1, checkpoint_every=every, keeps_best=True, begin_anew=False)
     pins = run.pins()
     assert pins is not None
     run.open(config, pins)

@@ -156,7 +156,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_neither_skipped_nor_removed(
     with no_handles_left(), pytest.raises(ShortageError, match="Too many open files"):
         newest_checkpoint(run)
     with no_handles_left(), pytest.raises(ShortageError, match="Too many open files"):
-        refuse_lost_work(run, checkpoint_every=1, keeps_best=False, begin_anew=True)
+        refuse_lost_work(run, steps=1, checkpoint_every=1, keeps_best=False, begin_anew=True)
     assert checkpoints.files(run) == before
     found = newest_checkpoint(run)
     assert found is not None

@@ -43,7 +43,7 @@ def small_dataset(folder: Path, numbers: range, **options: Any) -> Dataset:
     write_images(folder / "images", numbers)
     given = {"source": (str(folder / "images"),), "output": str(folder / "data"), **options}
     pack(PackConfig(shard_bytes=60_000, workers=1, **given))
-    return Dataset.open(str(folder / "data"))
+    return Dataset.open(given["output"])
 
 
 def identity_of(vae: VAE, **options: Any) -> Identity:

@@ -9,7 +9,8 @@ from pipeline.encoding.shard import encode_shard
 from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.garbage import describe, find_garbage, remove_garbage
-from pipeline.latents.marks import begin, removing
+from pipeline.latents.marks import begin
+from pipeline.storage.marks import removing
 from tests.servers import rgw
 from tests.support.killing import tree
 from tests.support.small_store import encode, identity_of, small_dataset, small_vae

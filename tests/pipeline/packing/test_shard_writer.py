@@ -56,7 +56,7 @@ def test_the_index_says_where_each_member_lies(tmp_path: Path) -> None:
 def test_a_header_is_the_one_that_tarfile_makes(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o444
-    assert shard_module._header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8")
+    assert shard_module.header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8")
 
 
 def test_a_shard_that_goes_to_the_disk_meanwhile_is_the_same_and_a_disk_s_error_is_told(

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def check(run: Run, *, keeps_best: bool = False, begin_anew: bool = False) -> None:
-    refuse_lost_work(run, checkpoint_every=4, keeps_best=keeps_best, begin_anew=begin_anew)
+    refuse_lost_work(run, steps=8, checkpoint_every=4, keeps_best=keeps_best, begin_anew=begin_anew)
 
 
 def test_a_whole_run_and_one_that_never_began_pass(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What there is of runs and generations, what of it may go, and images taken out for good."""

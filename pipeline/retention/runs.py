@@ -1,0 +1,208 @@
+"""What runs there are below a storage, what they take, and what of it may go."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, ShortageError
+from pipeline.masking import one_line
+from pipeline.runs.checkpoint import newest_step, note_removed
+from pipeline.runs.run import Run
+
+ALIVE_SECONDS = 15 * 60.0
+"""A run that makes steps writes its tally every 5 seconds; storage may refuse that for a while."""
+
+_CHECKPOINTS = "checkpoints"
+_LAST = ("run.json", "attempts", "result.json")
+"""What a run is known by. Goes last, in this order: a removal that was killed can be repeated."""
+
+State = Literal["finished", "stopped", "drained", "superseded", "alive", "silent", "damaged"]
+"""How a run stands: `alive`, not ended and written to lately; `silent`, not ended, and not written
+to: killed, or waiting for its cluster; `damaged`: `ListedRun.problem` says what can't be read."""
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run: bytes of all it has and of its checkpoints, seconds since 1970 of its last change.
+
+    `model` is the registered version that it ended with, `step` its newest checkpoint's.
+    """
+
+    run: str
+    state: State
+    step: int
+    model: str | None
+    bytes: int
+    checkpoint_bytes: int
+    changed: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What may go of one run: bytes and objects; `refused`: why nothing of it does."""
+
+    run: str
+    bytes: int
+    objects: int
+    refused: str = ""
+
+
+@dataclass
+class _Folder:
+    """What a listing finds below one name."""
+
+    bytes: Counter[str] = field(default_factory=Counter)
+    """By the first name below the run."""
+    names: set[str] = field(default_factory=set)
+    changed: float = 0.0
+
+
+def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
+    """Every run below `place`, by one listing of it; raises `RunError` for a name without a run."""
+    runs = []
+    for name, folder in sorted(_folders(place, only).items()):
+        if folder.names.intersection(_LAST):
+            runs.append(_listed(Run(storage.join(place, name)), name, folder))
+    missing = [name for name in only if name not in {run.run for run in runs}]
+    if missing:
+        raise RunError(
+            f"{storage.join(place, missing[0])}: there is no run here. `python -m jobs.runs "
+            f"--storage {storage.shown(place)}` lists those that there are."
+        )
+    return runs
+
+
+def _folders(place: str, only: Sequence[str]) -> dict[str, _Folder]:
+    found: dict[str, _Folder] = {}
+    for root in [storage.join(place, name) for name in only] or [place]:
+        for info in _objects(root):
+            parts = info.url.removeprefix(place.rstrip("/")).lstrip("/").split("/")
+            if len(parts) < 2:
+                continue
+            folder = found.setdefault(parts[0], _Folder())
+            folder.bytes[parts[1]] += info.size
+            folder.names.add(parts[1])
+            folder.changed = max(folder.changed, info.modified)
+    return found
+
+
+def _objects(url: str) -> Iterable[storage.ObjectInfo]:
+    try:
+        yield from storage.list_objects(url)
+    except ObjectNotFoundError:
+        return
+
+
+def _listed(run: Run, name: str, folder: _Folder) -> ListedRun:
+    state: State = "silent"
+    step, model, problem = 0, None, ""
+    try:
+        step = newest_step(run)
+        ended = run.ended()
+        if ended is not None:
+            state = "finished" if ended.reason == "done" else ended.reason
+            model, step = ended.model, max(step, ended.steps)
+        elif time.time() - folder.changed < ALIVE_SECONDS:
+            state = "alive"
+    except ShortageError:
+        raise
+    except PipelineError as error:
+        state, problem = "damaged", str(error)
+    return ListedRun(
+        run=name,
+        state=state,
+        step=step,
+        model=model,
+        bytes=folder.bytes.total(),
+        checkpoint_bytes=folder.bytes[_CHECKPOINTS],
+        changed=folder.changed,
+        problem=problem,
+    )
+
+
+def choose(
+    runs: Sequence[ListedRun], *, older_days: float, keep_last: int, named: bool
+) -> list[ListedRun]:
+    """Those that something may go of: the finished ones, all but the newest, and old enough.
+
+    `named`: the user named each run, so that stopped, silent and damaged ones are meant, too.
+    """
+    newest = sorted(runs, key=lambda run: run.changed, reverse=True)
+    before = time.time() - older_days * 86_400
+    kept = {run.run for run in newest[:keep_last]}
+    return [
+        run
+        for run in runs
+        if run.run not in kept and run.changed <= before and (named or run.state == "finished")
+    ]
+
+
+def removal(
+    place: str, run: ListedRun, what: Literal["checkpoints", "runs"], *, named: bool, delete: bool
+) -> Removal:
+    """What goes of a run; with `delete` it does, and the objects without which it is none go last.
+
+    Refused: a run that is alive; checkpoints of one that is not finished, since they are all it
+    has; a whole one whose model nothing else holds, unless the user `named` it.
+    """
+    refused = _refusal(place, run, what, named=named)
+    if refused:
+        return Removal(run.run, 0, 0, refused)
+    url = storage.join(place, run.run)
+    if delete and what == "runs":
+        # Looked at once more: somebody may have begun to continue it since it was listed.
+        again = list_runs(place, [run.run])[0]
+        if again.state == "alive" and again != run:
+            return removal(place, again, what, named=named, delete=delete)
+    found = list(_objects(storage.join(url, _CHECKPOINTS) if what == _CHECKPOINTS else url))
+    if what == _CHECKPOINTS:
+        found = [info for info in found if not info.url.endswith("/removed.json")]
+    size = sum(info.size for info in found)
+    if delete:
+        if what == _CHECKPOINTS:
+            note_removed(Run(url), run.step)
+        for info in sorted(found, key=lambda info: _order(info.url.removeprefix(url))):
+            storage.delete(info.url)
+        for folder in sorted({info.url.rpartition("/")[0] for info in found}, reverse=True):
+            _delete_folders(folder, url)
+    return Removal(run.run, size, len(found))
+
+
+def _order(name: str) -> tuple[int, str]:
+    first = PurePosixPath(name.lstrip("/")).parts[0]
+    return _LAST.index(first) if first in _LAST else -1, name
+
+
+def _delete_folders(folder: str, run: str) -> None:
+    """Local folders that hold nothing any more, up to the run's own."""
+    while folder.startswith(run):
+        storage.delete_empty_folder(folder)
+        folder = folder.rpartition("/")[0]
+
+
+def _refusal(
+    place: str, run: ListedRun, what: Literal["checkpoints", "runs"], *, named: bool
+) -> str:
+    where = one_line(storage.shown(storage.join(place, run.run)))
+    if run.state == "alive":
+        return (
+            f"{where}: is alive: it was written to {time.time() - run.changed:.0f} seconds ago and "
+            f"has not ended. Stop it first (a file {where}/STOP does), or wait for its end."
+        )
+    if what == "checkpoints" and run.state != "finished":
+        return (
+            f"{where}: is {run.state}, and its checkpoints are what it goes on from. Finish it, or "
+            f"remove all of it: `--run {run.run} --remove runs`."
+        )
+    if what == "runs" and run.model is None and not named:
+        return (
+            f"{where}: its model is not in the registry, so nothing else holds it. Register it "
+            f"(`python -m jobs.models --register {where}/bundle`), or name the run: "
+            f"`--run {run.run}`."
+        )
+    return ""

@@ -1,0 +1,42 @@
+"""Marks of removals that are under way, for those who must not begin beside one.
+
+Whoever removes makes a mark and then looks for those who write; whoever writes makes a mark of its
+own (a plan, a `begun`) and then looks for removals. At least one of the two sees the other, however
+long either sleeps.
+"""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline import storage
+from pipeline.errors import ObjectNotFoundError
+
+_FOLDER = "removing"
+
+
+@contextmanager
+def removing(place: str, name: str = "") -> Iterator[None]:
+    """Marks that something is removed below `place`, for as long as the block runs.
+
+    `name`: of a removal that is to be run again when it was killed, so that the mark goes then.
+    """
+    url = storage.join(place, _FOLDER, f"{name or secrets.token_hex(6)}.json")
+    storage.publish(url, storage.canonical_json({}))
+    try:
+        yield
+    finally:
+        storage.delete(url)
+
+
+def removals(place: str) -> list[str]:
+    """The marks of removals below `place` that have not ended, or were killed."""
+    return marks_in(storage.join(place, _FOLDER))
+
+
+def marks_in(folder: str) -> list[str]:
+    """Every mark in a folder; none where there is no folder."""
+    try:
+        return [mark.url for mark in storage.list_objects(folder)]
+    except ObjectNotFoundError:
+        return []

@@ -1,0 +1,189 @@
+"""Day 2 for real: a dump and copies of the buckets bring everything back; MLflow's upgrade."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psycopg2
+import pytest
+import sqlalchemy
+
+from jobs.models import main as models
+from jobs.verify import main as verify
+from pipeline.commands.train import run_training
+from pipeline.config import ModelConfig, ModelsConfig, TrainConfig, VerifyConfig
+from pipeline.registry.named_models import load_named
+from tests.servers import postgres as postgresql
+from tests.servers.mlflow import MlflowServer
+from tests.servers.postgres import NAME, PASSWORD
+from tests.support.digit_models import pack_digits
+
+pytestmark = pytest.mark.chaos
+
+
+def program(name: str) -> str:
+    found = postgresql._program(name)
+    if found is None:
+        pytest.skip(f"PostgreSQL's {name} is not installed: `make servers` installs it")
+    return found
+
+
+def database(server: postgresql.PostgresServer, name: str) -> str:
+    """A new, empty database of that name; its URI."""
+    connection = psycopg2.connect(
+        host="127.0.0.1", port=server.port, user=NAME, password=PASSWORD, dbname="postgres"
+    )
+    connection.autocommit = True
+    connection.cursor().execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    connection.cursor().execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{server.uri.rpartition('/')[0]}/{name}"
+
+
+def on_database(server: postgresql.PostgresServer, *command: str) -> None:
+    """One of PostgreSQL's own commands, with its connection in the environment as in the docs."""
+    environment = {
+        **os.environ, "PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGUSER": NAME,
+        "PGPASSWORD": PASSWORD,
+    }  # fmt: skip
+    done = subprocess.run(
+        [program(command[0]), *command[1:]], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def servers() -> Iterator[list[MlflowServer]]:
+    started: list[MlflowServer] = []
+    yield started
+    for server in started:
+        server.stop()
+
+
+def train(folder: Path, steps: int) -> str:
+    """The registered version that a run in this folder ends with."""
+    done = run_training(TrainConfig(
+        data=str(folder / "data"), holdout=str(folder / "data"), run="kept",
+        storage=str(folder / "runs"), steps=steps, global_batch_size=20, image_size=8, channels=1,
+        workers=0, model=ModelConfig(kind="mlp", latent_channels=2, width=8),
+    ))  # fmt: skip
+    assert done.steps == steps
+    assert done.model is not None
+    return done.model
+
+
+def test_a_dump_and_copies_of_the_buckets_bring_back_models_runs_and_datasets(
+    postgres: postgresql.PostgresServer,
+    servers: list[MlflowServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack_digits(tmp_path / "site")
+    (tmp_path / "mlflow").mkdir()
+    servers.append(MlflowServer(tmp_path / "mlflow", database(postgres, "before")))
+    servers[0].start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[0].uri)
+    first = train(tmp_path / "site", 3)
+    digest = load_named(first, "", ())[0].digest
+
+    dump = str(tmp_path / "mlflow.dump")
+    on_database(postgres, "pg_dump", "--format=custom", "--file", dump, "before")
+    shutil.copytree(tmp_path / "mlflow/artifacts", tmp_path / "backup/artifacts")
+    shutil.copytree(tmp_path / "site", tmp_path / "backup/site")
+
+    train(tmp_path / "site", 4)  # what comes after the backup is lost
+    servers[0].stop()
+    for folder in ("mlflow", "site"):
+        shutil.rmtree(tmp_path / folder)
+    database(postgres, "before")
+
+    (tmp_path / "again").mkdir()
+    uri = database(postgres, "restored")
+    on_database(
+        postgres, "pg_restore", "--no-owner", "--exit-on-error", "--dbname", "restored", dump
+    )
+    shutil.copytree(tmp_path / "backup/artifacts", tmp_path / "again/artifacts")
+    shutil.copytree(tmp_path / "backup/site", tmp_path / "site")
+    servers.append(MlflowServer(tmp_path / "again", uri))
+    servers[1].start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[1].uri)
+
+    assert load_named("models:/kept@candidate", "", ())[0].digest == digest
+    every: Any = models(ModelsConfig()).result["models"]
+    (listed,) = [model for model in every if model["name"] == "kept"]
+    assert [row["digest"] for row in listed["versions"]] == [digest]
+    assert verify(VerifyConfig(dataset=str(tmp_path / "site/data"))).exit_code == 0
+    client = mlflow.MlflowClient(servers[1].uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    points = [point.step for point in client.get_metric_history(run.info.run_id, "train/elbo")]
+    assert max(points) <= 3
+    second = train(tmp_path / "site", 6)
+    assert second != first, "the run goes on, and its next version is registered"
+
+
+def older_schema(uri: str, revisions: int) -> str:
+    """A database with the tables of an older MLflow, so many migrations ago, and a run in it."""
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base as Initial
+
+    engine, config = sqlalchemy.create_engine(uri), _get_alembic_config(uri)
+    Initial.metadata.create_all(engine)
+    history = list(ScriptDirectory.from_config(config).walk_revisions())
+    old = history[revisions].revision
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, old)
+    with engine.begin() as connection:
+        for row in (
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
+            "VALUES (7, 'old', 'mlflow-artifacts:/7', 'active')",
+            "INSERT INTO runs (run_uuid, name, user_id, status, start_time, end_time, "
+            "lifecycle_stage, artifact_uri, experiment_id, source_type, source_name, "
+            "entry_point_name, source_version) VALUES ('a1b2', 'r', 'u', 'FINISHED', 1, 2, "
+            "'active', 'mlflow-artifacts:/7/a1b2/artifacts', 7, 'LOCAL', 's', '', '')",
+            "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) "
+            "VALUES ('train/elbo', -336.75, 1, 'a1b2', 400, false)",
+            "INSERT INTO registered_models (name, creation_time, last_updated_time, description) "
+            "VALUES ('vae', 1, 1, '')",
+            "INSERT INTO registered_model_aliases (name, alias, version) "
+            "VALUES ('vae', 'champion', 1)",
+            "INSERT INTO model_versions (name, version, creation_time, last_updated_time, "
+            "current_stage, source, run_id, status) "
+            "VALUES ('vae', 1, 1, 1, 'None', 'mlflow-artifacts:/7/a1b2/artifacts/bundle', "
+            "'a1b2', 'READY')",
+        ):
+            connection.execute(sqlalchemy.text(row))
+    engine.dispose()
+    return str(old)
+
+
+@pytest.mark.parametrize("revisions", [1, 26, 44])
+def test_mlflow_db_upgrade_keeps_runs_numbers_and_aliases_of_an_older_schema(
+    postgres: postgresql.PostgresServer,
+    servers: list[MlflowServer],
+    tmp_path: Path,
+    revisions: int,
+) -> None:
+    uri = database(postgres, "older")
+    old = older_schema(uri, revisions)
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    engine = sqlalchemy.create_engine(uri)
+    with engine.connect() as connection:
+        now = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+        assert now.scalar() != old
+    engine.dispose()
+    servers.append(MlflowServer(tmp_path, uri))
+    servers[0].start()
+    client = mlflow.MlflowClient(servers[0].uri)
+    assert client.get_experiment_by_name("old").experiment_id == "7"
+    assert [p.value for p in client.get_metric_history("a1b2", "train/elbo")] == [-336.75]
+    assert client.get_model_version_by_alias("vae", "champion").run_id == "a1b2"

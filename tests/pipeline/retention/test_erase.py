@@ -1,0 +1,380 @@
+"""Images taken out for good: their bytes are nowhere, everything else is as it was, and it holds.
+
+Looked for as anybody would: by the bytes of the files, below all that a dataset or a store has.
+"""
+
+import io
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from jobs.command import Outcome
+from jobs.stores import main
+from pipeline import storage
+from pipeline.config import IndexConfig, LoaderConfig, PackConfig, PreprocessConfig, StoresConfig
+from pipeline.data import Dataset, Loader
+from pipeline.errors import DatasetError, StoreError
+from pipeline.latents import LatentStore, verify_store
+from pipeline.latents.marks import begin
+from pipeline.packing.adopt import adopt
+from pipeline.packing.pack import pack
+from pipeline.packing.verify_dataset import verify_dataset
+from pipeline.retention.images import erase_images
+from tests.servers import rgw
+from tests.support.small_store import encode, small_dataset, small_vae, write_images
+
+GONE = "label1/0007.png"
+KEY = "label1/0007%2Epng"
+
+
+def files_below(place: str) -> dict[str, bytes]:
+    return {
+        info.url.removeprefix(place): storage.read(info.url) for info in storage.list_objects(place)
+    }
+
+
+def told(outcome: Outcome) -> Any:
+    """What a job says of the dataset."""
+    return outcome.result["dataset"]
+
+
+def holding(place: str, needle: bytes) -> list[str]:
+    """The files below a place that hold these bytes."""
+    return [name for name, data in files_below(place).items() if needle in data]
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "place")
+    server: rgw.S3Server = request.getfixturevalue("s3_server")
+    return f"{server.bucket()}/place"
+
+
+def grown_dataset(folder: Path, output: str) -> Dataset:
+    """40 images in two generations, of which GONE is in both; one was removed before."""
+    small_dataset(folder, range(30), output=output)
+    write_images(folder / "images", range(40))
+    append = PackConfig(
+        source=(str(folder / "images"),), output=output, append=True, shard_bytes=60_000, workers=1,
+        remove=("label0/0003.png",),
+    )  # fmt: skip
+    pack(append)
+    return Dataset.open(output)
+
+
+def image_of(folder: Path, name: str = GONE) -> bytes:
+    return (folder / "images" / name).read_bytes()
+
+
+def test_an_erased_images_bytes_are_nowhere_and_the_rest_is_what_it_was(
+    place: str, tmp_path: Path
+) -> None:
+    before = grown_dataset(tmp_path, place)
+    image, others = image_of(tmp_path), {}
+    for number, key in enumerate(before.keys()):
+        others[key] = np.asarray(before[number].image).copy()
+    assert len(holding(place, image)) == 1, "the test looks for what is there"
+    found = main(StoresConfig(dataset=place, erase=(GONE,)))
+    assert len(holding(place, image)) == 1, "a dry run"
+    assert told(found)["bytes"] >= len(image)
+    done = main(StoresConfig(dataset=place, erase=(GONE,), delete=True))
+    assert told(done)["bytes"] == told(found)["bytes"]
+    assert holding(place, image) == []
+    assert holding(place, image[60:120]) == [], "nor a part of it"
+    assert verify_dataset(place) == []
+    after = Dataset.open(place)
+    assert list(after.keys()) == [key for key in others if key != KEY]
+    for number, key in enumerate(after.keys()):
+        np.testing.assert_array_equal(np.asarray(after[number].image), others[key])
+    loader = Loader(
+        after, PreprocessConfig(image_size=8, channels=1), global_batch_size=8,
+        settings=LoaderConfig(threads=1),
+    )  # fmt: skip
+    assert sorted(key for batch in loader for key in batch.keys if key) == sorted(after.keys())
+
+
+def test_what_lies_beside_it_goes_with_it_and_stock_readers_pass_over_the_place(
+    tmp_path: Path,
+) -> None:
+    write_images(tmp_path / "images", range(20))
+    table = tmp_path / "table.csv"
+    rows = [f"label{n % 3}/{n:04d}.png,a caption of number {n:04d}" for n in range(20)]
+    table.write_text("path,caption\n" + "\n".join(rows) + "\n")
+    place = str(tmp_path / "data")
+    pack(PackConfig(
+        source=(str(tmp_path / "images"),), output=place, annotations=str(table), workers=1,
+    ))  # fmt: skip
+    assert holding(place, b"number 0007") != []
+    erase_images(place, [GONE], delete=True)
+    assert holding(place, b"number 0007") == []
+    assert verify_dataset(place) == []
+    (shard,) = (tmp_path / "data/shards").iterdir()
+    with tarfile.open(shard) as tar:
+        names = tar.getnames()
+    assert len(names) == len(set(names))
+    assert "__erased__" in names
+    assert not any("0007" in name for name in names)
+    stock = webdataset.WebDataset(str(shard), shardshuffle=False)
+    assert sorted(sample["__key__"] for sample in stock) == sorted(Dataset.open(place).keys())
+
+
+def test_no_later_pack_brings_it_back_even_where_the_file_has_changed(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    small_dataset(tmp_path, range(20), output=place)
+    erase_images(place, [GONE], delete=True)
+    path = tmp_path / "images" / GONE
+    write_images(tmp_path / "more", range(50, 51))
+    path.write_bytes(next((tmp_path / "more").rglob("*.png")).read_bytes())
+    for checksum in (False, True):
+        again = pack(PackConfig(
+            source=(str(tmp_path / "images"),), output=place, append=True, workers=1,
+            shard_bytes=60_000, checksum=checksum,
+        ))  # fmt: skip
+        assert (again.added, again.samples) == (0, 19)
+        assert again.ignored == {"removed": 1}
+    assert KEY not in set(Dataset.open(place).keys())
+
+
+def test_copies_under_another_name_are_told_and_stay(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    write_images(tmp_path / "images", range(20))
+    (tmp_path / "images/label1/copy.png").write_bytes(image_of(tmp_path))
+    small_dataset(tmp_path, range(20), output=place)
+    found = main(StoresConfig(dataset=place, erase=(GONE,), delete=True))
+    assert any("label1/copy%2Epng: has the same bytes" in line for line in found.summary)
+    assert len(holding(place, image_of(tmp_path))) == 1
+    main(StoresConfig(dataset=place, erase=(GONE, "label1/copy.png"), delete=True))
+    assert holding(place, image_of(tmp_path)) == []
+
+
+def test_an_erasure_that_is_killed_at_any_write_ends_the_same_when_it_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = {name: getattr(storage, name) for name in ("publish", "delete", "create_if_absent")}
+    trees, survives, died = set(), 0, True
+    while died:
+        folder = tmp_path / str(survives)
+        place, died, left = str(folder / "data"), False, survives
+        grown_dataset(folder, place)
+
+        def counted(name: str) -> object:
+            def call(*arguments: object) -> object:
+                nonlocal left
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+                return real[name](*arguments)
+
+            return call
+
+        for name in real:
+            monkeypatch.setattr(storage, name, counted(name))
+        try:
+            erase_images(place, [GONE], delete=True)
+        except KeyboardInterrupt:
+            died = True
+        for name, function in real.items():
+            monkeypatch.setattr(storage, name, function)
+        erase_images(place, [GONE], delete=True)
+        assert verify_dataset(place) == []
+        assert holding(place, image_of(folder)) == []
+        left_over = {n: d for n, d in files_below(place).items() if not n.startswith("/removing")}
+        # Paths and times of the sources are in the ledger: each round has its own.
+        trees.add(tuple(sorted(n for n in left_over if not n.startswith("/ledger"))))
+        survives += 1
+    assert survives > 6, "it died at some of its writes"
+    assert len(trees) == 1
+
+
+def test_an_erasure_that_is_killed_by_the_kernel_leaves_a_mark_that_its_next_run_takes_away(
+    tmp_path: Path,
+) -> None:
+    place = str(tmp_path / "data")
+    grown_dataset(tmp_path, place)
+    code = (
+        "import os, signal\nfrom pipeline.retention import images as erase\n"
+        "erase._blank = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"erase.erase_images({place!r}, [{GONE!r}], delete=True)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    with pytest.raises(DatasetError, match=r"something is being removed here.*run it again"):
+        pack(PackConfig(
+            source=(str(tmp_path / "images"),), output=place, append=True, remove=(GONE,),
+            shard_bytes=60_000, workers=1,
+        ))  # fmt: skip
+    erase_images(place, [GONE], delete=True)
+    assert holding(place, image_of(tmp_path)) == []
+    assert not any(name.startswith("/removing") for name in files_below(place))
+
+
+def test_a_run_on_an_older_generation_reads_on_with_that_image_masked(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    before = grown_dataset(tmp_path, place)
+    order = list(before.keys())
+    erase_images(place, [GONE], delete=True)
+    pinned = Dataset.open(place, before.digest)
+    loader = Loader(
+        pinned, PreprocessConfig(image_size=8, channels=1), global_batch_size=len(order),
+        settings=LoaderConfig(threads=1),
+    )  # fmt: skip
+    (batch,) = loader
+    assert sorted(batch.keys) == sorted(order)
+    bad = [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if not valid]
+    assert bad == [KEY]
+
+
+def test_strays_of_killed_packs_that_hold_it_go_too(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    grown_dataset(tmp_path, place)
+    (tmp_path / "data/shards/000-stray.tar").write_bytes(b"x" + image_of(tmp_path) + b"y")
+    found = main(StoresConfig(dataset=place, erase=(GONE,)))
+    assert any("shards/000-stray.tar: no generation names it" in line for line in found.summary)
+    main(StoresConfig(dataset=place, erase=(GONE,), delete=True))
+    assert holding(place, image_of(tmp_path)) == []
+
+
+def test_what_can_not_be_erased_is_refused_in_one_line(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    grown_dataset(tmp_path, place)
+    with pytest.raises(DatasetError, match=r"--erase`: there is no 'label1/0107.png'. Near: "):
+        erase_images(place, ["label1/0107.png"], delete=True)
+    storage.publish(f"{place}/plans/000003.json", b"{}")
+    with pytest.raises(DatasetError, match="a pack has begun and not ended"):
+        erase_images(place, [GONE], delete=True)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size = len(image_of(tmp_path))
+        tar.addfile(info, io.BytesIO(image_of(tmp_path)))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/0.tar").write_bytes(buffer.getvalue())
+    adopted = str(tmp_path / "adopted")
+    adopt(IndexConfig(source=(str(tmp_path / "foreign"),), output=adopted))
+    with pytest.raises(DatasetError, match="its tars are not ours to change"):
+        erase_images(adopted, ["a"], delete=True)
+
+
+def test_a_split_dataset_is_erased_on_both_sides(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    write_images(tmp_path / "images", range(40))
+    pack(PackConfig(
+        source=(str(tmp_path / "images"),), output=place, holdout=0.3, shard_bytes=60_000,
+        workers=1,
+    ))  # fmt: skip
+    held = next(iter(Dataset.open(f"{place}/holdout").keys()))
+    trained = next(iter(Dataset.open(f"{place}/train").keys()))
+    erase_images(f"{place}/train", [held, trained], delete=True)
+    for split, key in (("holdout", held), ("train", trained)):
+        assert key not in set(Dataset.open(f"{place}/{split}").keys())
+        assert verify_dataset(f"{place}/{split}") == []
+        assert holding(place, image_of(tmp_path, key.replace("%2E", "."))) == []
+
+
+def test_a_store_loses_the_latents_and_keeps_all_others_bit_by_bit(
+    place: str, tmp_path: Path
+) -> None:
+    dataset = grown_dataset(tmp_path, f"{place}/data")
+    url, vae = f"{place}/store", small_vae()
+    store = encode(vae, dataset, url)
+    rows = {latent.key: latent for latent in store}
+    gone = rows[KEY].tensors["mean"].tobytes()
+    assert len(holding(url, gone)) == 1
+    assert len(holding(url, KEY.encode())) == 1
+    main(StoresConfig(store=url, erase=(GONE,)))
+    assert len(holding(url, gone)) == 1, "a dry run"
+    main(StoresConfig(store=url, erase=(GONE,), delete=True))
+    assert (holding(url, gone), holding(url, KEY.encode())) == ([], [])
+    assert verify_store(url) == []
+    after = LatentStore.open(url)
+    assert [latent.key for latent in after] == [key for key in rows if key != KEY]
+    for latent in after:
+        for name, values in latent.tensors.items():
+            np.testing.assert_array_equal(values, rows[latent.key].tensors[name])
+    assert after.snapshot.failed == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "int8"}, {"content": "mean", "flip": True}])
+def test_an_erased_store_is_the_one_that_the_erased_dataset_is_encoded_to(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    """The latent files byte for byte: what erasing makes is what an encoding would."""
+    data, vae = str(tmp_path / "data"), small_vae()
+    dataset = grown_dataset(tmp_path, data)
+    encode(vae, dataset, tmp_path / "store", **options)
+    main(StoresConfig(store=str(tmp_path / "store"), dataset=data, erase=(GONE,), delete=True))
+    encode(vae, Dataset.open(data), tmp_path / "fresh", **options)
+    erased, fresh = (
+        {name.rsplit("/")[-1]: data for name, data in files_below(str(tmp_path / name)).items()
+         if name and "/latents/" in name}
+        for name in ("store", "fresh")
+    )  # fmt: skip
+    assert erased == fresh
+    encode(vae, Dataset.open(data), tmp_path / "store", **options)
+    assert verify_store(str(tmp_path / "store")) == []
+
+
+def test_erasing_latents_that_is_killed_at_any_write_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, vae = small_dataset(tmp_path, range(40)), small_vae()
+    real = {name: getattr(storage, name) for name in ("publish", "delete", "create_if_absent")}
+    ends, survives, died = set(), 0, True
+    while died:
+        url, died, left = str(tmp_path / f"store{survives}"), False, survives
+        encode(vae, dataset, url)
+
+        def counted(name: str) -> object:
+            def call(*arguments: object) -> object:
+                nonlocal left
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+                return real[name](*arguments)
+
+            return call
+
+        for name in real:
+            monkeypatch.setattr(storage, name, counted(name))
+        try:
+            main(StoresConfig(store=url, erase=(GONE,), delete=True))
+        except KeyboardInterrupt:
+            died = True
+        for name, function in real.items():
+            monkeypatch.setattr(storage, name, function)
+        main(StoresConfig(store=url, erase=(GONE,), delete=True))
+        assert verify_store(url) == []
+        assert holding(url, KEY.encode()) == []
+        kept = ("/latents", "/receipts", "/snapshots")
+        ends.add(tuple(sorted(n for n in files_below(url) if n.startswith(kept))))
+        survives += 1
+    assert survives > 4
+    assert len(ends) == 1
+
+
+def test_no_latents_are_erased_beside_an_encoding_that_has_not_ended(tmp_path: Path) -> None:
+    dataset, url = small_dataset(tmp_path, range(40)), str(tmp_path / "store")
+    store = encode(small_vae(), dataset, url)
+    begin(url, store.snapshot.identity.digest, dataset.digest)
+    with pytest.raises(StoreError, match=r"an encoding has begun here and not ended"):
+        main(StoresConfig(store=url, erase=(GONE,), delete=True))
+    main(StoresConfig(store=url, erase=(GONE,), delete=True, unfinished=True))
+    assert holding(url, KEY.encode()) == []
+    again = main(StoresConfig(store=url, erase=(GONE,), delete=True, unfinished=True))
+    assert any("no latents of it are here" in line for line in again.summary)
+
+
+def test_what_is_beyond_reach_is_said(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    grown_dataset(tmp_path, place)
+    said = " ".join(main(StoresConfig(dataset=place, erase=(GONE,))).summary)
+    for word in ("backups", "older versions", "weights that learnt from it", "ledger", "--delete"):
+        assert word in said
