@@ -13,6 +13,7 @@ from pipeline.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from pipeline.runs.goodput import State, WallClock
 from pipeline.runs.run import Run
 from pipeline.training import stepper
+from pipeline.training.holdout import HoldOut
 from pipeline.vae import load_bundle
 from tests.support.digit_models import pack_digits
 from tests.support.worlds import train, train_config
@@ -232,11 +233,17 @@ def test_each_part_of_the_loop_is_booked_under_its_own_state(
 
     for owner, name in (
         (Loader, "_collect"), (stepper, "train_step"), (CheckpointWriter, "save"),
-        (CheckpointWriter, "finish"),
+        (CheckpointWriter, "finish"), (HoldOut, "save_final"),
     ):  # fmt: skip
         watch(owner, name)
-    train(train_config(data, tmp_path, "booked"))
+    config = train_config(data, tmp_path, "booked")
+    train(config)
     assert seen == {
         ("_collect", "data_wait"), ("train_step", "productive"), ("save", "checkpoint"),
-        ("finish", "checkpoint"),
+        ("finish", "checkpoint"), ("save_final", "checkpoint"),
     }  # fmt: skip
+    # A start that finds all steps made, and only the model to be written.
+    entered[:] = ["start"]
+    seen.clear()
+    train(config)
+    assert seen == {("finish", "checkpoint"), ("save_final", "checkpoint")}
