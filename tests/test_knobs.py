@@ -62,6 +62,9 @@ NAMED = {
     "ModelConfig.activation": "latents: every AutoencoderKL that its class builds",
     "ModelConfig.attention": "latents: every AutoencoderKL that its class builds",
     "ModelConfig.quant_convs": "latents: every AutoencoderKL that its class builds",
+    "TrainConfig.no_register": "to call and look at: a trial stays out of the registry",
+    "BenchConfig.model": "to call and look at: jobs.bench --model URI",
+    "BenchConfig.compare": "to call and look at: stock webdataset beside it",
     "ReportConfig.compare": "to call and look at: what changed against another run",
     "ReportConfig.output": "to call and look at: a self-contained HTML file",
 }

@@ -1,5 +1,6 @@
 """`jobs.encode --dry-run`: what an encoding would cost, from encoding for a short time."""
 
+import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,14 +8,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from pipeline.config import EncodeConfig
-from pipeline.data import Dataset
+from pipeline.data import Dataset, preprocess_digest
 from pipeline.encoding.cutting import Place, latent_shape_of
 from pipeline.encoding.determinism import exact_numerics
 from pipeline.encoding.driver import EncodePlan
 from pipeline.encoding.shard import PartWriter
 from pipeline.encoding.shard_batches import shard_batches
-from pipeline.latents.identity import Identity
+from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.vae import VAE
 
 PROBE_SECONDS = 30.0
@@ -87,6 +90,33 @@ def probe(
         hours=round(hours, 4),
         gpu_hours=round(hours * max(1, config.actors), 4) if on_gpu else 0.0,
     )
+
+
+def pace_of_encoding(vae: VAE, dataset: Dataset, seconds: float) -> float:
+    """Images per second of an encoding by this process, a shard for each core at a time.
+
+    It stands beside other paces and writes nothing that stays: the model may be untrained.
+    """
+    cores = len(os.sched_getaffinity(0))
+    seen = preprocess_digest(vae.preprocess)
+    options = EncodeOptions(precision="fp32")
+    identity = Identity("0" * 64, seen, vae.latent_shape, options, vae.scale)
+    vae = vae.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    shards = range(min(cores, len(dataset.shards)))
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="probe-") as folder,
+        ThreadPoolExecutor(len(shards)) as pool,
+    ):
+
+        def lane(number: int) -> _Probed:
+            return _encode_until(
+                vae, dataset, identity, number,
+                threads=cores, folder=Path(folder), deadline=started + seconds,
+            )  # fmt: skip
+
+        images = sum(each.images for each in pool.map(lane, shards))
+    return images / (time.monotonic() - started)
 
 
 def _encode_until(

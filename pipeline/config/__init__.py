@@ -4,6 +4,7 @@ A field's description gives its unit and the meaning of None; flags, YAML keys a
 made from these models (`jobs/command.py`). Impossible combinations fail here, at construction.
 """
 
+from pipeline.config.bench import BenchConfig
 from pipeline.config.decode import DecodeConfig
 from pipeline.config.demo import DemoConfig
 from pipeline.config.doctor import DoctorConfig
@@ -38,6 +39,7 @@ from pipeline.config.verify import VerifyConfig
 from pipeline.config.watch import WatchConfig
 
 __all__ = [
+    "BenchConfig",
     "Crop",
     "DecodeConfig",
     "DemoConfig",
