@@ -30,7 +30,7 @@ from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run, Start
 from pipeline.tracking.metric_table import MetricsReport
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
-from pipeline.tracking.mlflow_facts import ReadDataset, describe
+from pipeline.tracking.mlflow_facts import About, ReadDataset, describe
 from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder
 from pipeline.vae import load_bundle
 
@@ -125,6 +125,8 @@ def _delivered(config: TrainConfig, run: Run, result: TrainingResult) -> Trainin
         assert result.run_id is not None, "MLflow was reached"
         assert result.bundle is not None, "a run that is done has one"
         _tell(config, run, result, result.run_id)
+        if config.no_register:
+            return result
         elbo = result.holdout_after["elbo"] if result.holdout_after else None
         versions = parts_of(config).versions
         tags = registration_tags(versions, result.bundle, elbo)
@@ -156,6 +158,7 @@ def _tell(config: TrainConfig, run: Run, result: TrainingResult, run_id: str) ->
     pins = run.pins()
     assert pins is not None, "a run that is done was opened"
     assert result.bundle is not None, "and has a bundle"
+    about = About(_about(config, result), config.model_dump(mode="json"))
     named = [("training", config.data, pins.dataset), ("evaluation", config.holdout, pins.holdout)]
     try:
         opened = [
@@ -169,11 +172,11 @@ def _tell(config: TrainConfig, run: Run, result: TrainingResult, run_id: str) ->
     except (DatasetError, StorageError) as error:
         # The model is trained: data that are gone since keep nobody from registering it.
         logger.warning("run %s: MLflow gets no pictures of the model: %s", run.url, error)
-        describe(run_id, _about(config, result), result.chosen_step, ())
+        describe(run_id, about, result.chosen_step, ())
         _log_figures(run, run_id, ())
         return
     read = [ReadDataset(context, d.url, d.digest, len(d)) for context, d in opened]
-    describe(run_id, _about(config, result), result.chosen_step, read)
+    describe(run_id, about, result.chosen_step, read)
     of = "held-out images" if context == "evaluation" else "images that were trained on"
     _log_figures(run, run_id, draw_glance(vae, batch, of))
 

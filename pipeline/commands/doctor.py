@@ -16,9 +16,10 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.config import DoctorConfig
-from pipeline.errors import PipelineError, UnreachableError
+from pipeline.errors import PipelineError, TrackingError, UnreachableError
 from pipeline.machine import memory_limit_bytes
 from pipeline.tracking.mlflow_client import tracking_uri
+from pipeline.tracking.mlflow_closing import close_dead_runs
 from pipeline.tracking.mlflow_probe import probe_mlflow
 from pipeline.web import ask, ray_token
 
@@ -50,7 +51,8 @@ class Check:
 
 
 def examine(config: DoctorConfig) -> Iterator[Check]:
-    """Every check, one after the other; all that stays is MLflow's experiment `doctor`."""
+    """Every check, one after the other; all that stays is MLflow's experiment `doctor`,
+    and what it ends there: runs that died and say RUNNING still."""
     yield _versions()
     yield from _storage(config)
     yield from _mlflow(config)
@@ -182,6 +184,17 @@ def _mlflow(config: DoctorConfig) -> Iterator[Check]:
         f"{shown}: {wrong or 'a run and an artifact came back'}", why,
         "check the user's rights, and the server's --artifacts-destination and its credentials",
     )  # fmt: skip
+    if not wrong:
+        yield _dead_runs(uri)
+
+
+def _dead_runs(uri: str) -> Check:
+    try:
+        closed = close_dead_runs(uri)
+    except TrackingError as error:
+        return Check("mlflow: dead runs", "warning", str(error), "They say RUNNING.", "try again")
+    said = f"{len(closed)} that had died said RUNNING, and were ended: {', '.join(closed[:20])}"
+    return Check("mlflow: dead runs", "ok", said if closed else "none says RUNNING that has died")
 
 
 def _ray() -> Iterator[Check]:

@@ -16,6 +16,15 @@ _PARAMETER_CHARACTERS = 500
 """MLflow's own limit for a parameter's value; it refuses longer ones."""
 
 
+_ALWAYS = frozenset(
+    {
+        "steps", "global_batch_size", "image_size", "seed", "workers", "precision", "model.kind",
+        "model.likelihood", "objective.kind", "objective.beta", "optimizer.learning_rate",
+    }
+)  # fmt: skip
+"""What runs are compared by, also where it is as by default."""
+
+
 @dataclass(frozen=True)
 class TrainParts:
     """A run, by who reads what of it."""
@@ -29,7 +38,6 @@ class TrainParts:
 def parts_of(config: TrainConfig) -> TrainParts:
     """A run's parts; of a config with absolute URLs, and with its hold-out (see `resolve`)."""
     run, (name, alias) = Run.at(config), config.tracking.registered_as(config.run)
-    params = flat(config.model_dump(mode="json", exclude={"tracking"}))
     return TrainParts(
         rank=RankSettings(run, settings_of(config), config.tracking.every_steps),
         group=GroupSettings(
@@ -44,7 +52,7 @@ def parts_of(config: TrainConfig) -> TrainParts:
             name=config.run,
             tracking=config.tracking,
             mlflow_uri=tracking_uri(),
-            params={key: str(value)[:_PARAMETER_CHARACTERS] for key, value in params.items()},
+            params=parameters(config),
         ),
         versions=VersionSettings(
             run=run,
@@ -59,3 +67,20 @@ def parts_of(config: TrainConfig) -> TrainParts:
             every=config.tracking.register_every,
         ),
     )
+
+
+def parameters(config: TrainConfig) -> dict[str, str]:
+    """What MLflow shows of a run's settings: those that somebody chose, and a few of `_ALWAYS`.
+
+    Sixty more would say what everybody's run has; they lie beside the run, in config.json.
+    """
+    default, given = (
+        flat(each.model_dump(mode="json", exclude={"tracking", "no_register"}))
+        for each in (TrainConfig(data=config.data, run=config.run), config)
+    )
+    named = {"data", "run"}
+    return {
+        key: str(value)[:_PARAMETER_CHARACTERS]
+        for key, value in given.items()
+        if key in _ALWAYS or key in named or value != default[key]
+    }

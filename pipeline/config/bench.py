@@ -12,8 +12,8 @@ from pipeline.config.sections import (
     AllowCustom,
     LoaderConfig,
     PreprocessConfig,
-    RunsConfig,
     ShardsBelow,
+    StorageConfig,
     Url,
 )
 from pipeline.config.train import TrainConfig
@@ -25,7 +25,7 @@ def _as_in_training(name: str, default: Any) -> Any:
     return Field(default, description=told.description)
 
 
-class BenchConfig(PreprocessConfig, RunsConfig):
+class BenchConfig(PreprocessConfig, StorageConfig):
     """`jobs.bench`: what limits training on this data and machine, and which knob helps most."""
 
     data: Url = Field(description=A_DATASET)

@@ -119,6 +119,11 @@ class TrainConfig(PreprocessConfig, StorageConfig):
         None, description="Held-out dataset; None: the `holdout` beside DATA when there is one."
     )
     evaluate_every: int = Field(500, gt=0, description="Steps between evaluations on the hold-out.")
+    no_register: bool = Field(
+        False,
+        description="Keep the model out of MLflow's registry, as for a trial; the same command "
+        "without it registers it.",
+    )
     patience: int | None = Field(
         None, gt=0, description="Evaluations without a better ELBO after which training ends."
     )
@@ -149,6 +154,15 @@ class TrainConfig(PreprocessConfig, StorageConfig):
                 f"workers {self.workers} is more than global_batch_size {self.global_batch_size}: "
                 "each worker needs an image per step; give fewer `--workers N`, or a larger "
                 "`--global-batch-size`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _registered_or_not(self) -> Self:
+        if self.no_register and self.tracking.register_every is not None:
+            raise ValueError(
+                "no_register and tracking.register_every exclude each other: leave out "
+                "`--tracking.register-every` or `--no-register`"
             )
         return self
 

@@ -103,8 +103,9 @@ def _interpolations(
     path = findings.numbers.interpolation
     assert path is not None, "there are pairs to walk between"
     note = (
-        f"mean path {path.length:.3f} for a direct distance of {path.direct:.3f}; twice the "
-        f"steps leave {path.jump_ratio:.0%} of the largest jump (50%: continuous)"
+        f"between two images pixels change by {path.length:.3f} on the way, by {path.direct:.3f} "
+        "straight (root mean square)\n"
+        f"in half as long steps the largest is {path.jump_ratio:.0%} as large (50%: smooth)"
     )
     ends = (first[:walks], first[walks : 2 * walks])
     return to_png(draw_interpolations, paths, ends=ends, note=note)

@@ -32,7 +32,9 @@ _SIDE = 64
 _AT_ONCE = 16
 _ATLAS_BYTES = {"images": 1_200_000, "ways": 2_600_000}
 """Of which a third more stands in the page: it stays well below 8 MB, whatever the images."""
-_QUALITIES = (90, 80, 65, 45, 25, 10)
+_QUALITIES = (90, 80, 65, 45, 25, 10, 4)
+_HOPELESS = 8
+"""Times its bytes: no PNG of pixels so many becomes small enough, and trying takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,15 @@ def _atlas(pictures: npt.NDArray[np.uint8], columns: int, most_bytes: int) -> At
     whole[:count] = pictures
     sheet = whole.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
     image = Image.fromarray(sheet.reshape(rows * side, columns * side, 3))
-    data, media = _saved(image, "PNG", optimize=True), "image/png"
+    if sheet.nbytes <= _HOPELESS * most_bytes:
+        data = _saved(image, "PNG")
+        if len(data) <= most_bytes:
+            return Atlas("image/png", data, side, columns)
     for quality in _QUALITIES:
+        data = _saved(image, "JPEG", quality=quality)
         if len(data) <= most_bytes:
             break
-        data, media = _saved(image, "JPEG", quality=quality), "image/jpeg"
-    return Atlas(media, data, side, columns)
+    return Atlas("image/jpeg", data, side, columns)
 
 
 def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:

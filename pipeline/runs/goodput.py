@@ -152,6 +152,16 @@ def furthest_step(run: Run) -> int:
     return tally.step if tally else 0
 
 
+def last_seen(run: Run) -> float | None:
+    """When the newest start of a run was last known to live, in seconds since 1970.
+
+    It says so every few seconds. None where no start is known.
+    """
+    tally, newest = _newest(run, Start(10**9)), run.newest_start()
+    known = [tally.until if tally else None, run.claimed_at(newest)]
+    return max((seconds for seconds in known if seconds is not None), default=None)
+
+
 def _newest(run: Run, start: Start) -> Tally | None:
     """The last whole tally of the claims before `start`.
 

@@ -52,7 +52,7 @@ CHANGEABLE = frozenset(
     {
         "workers", "steps", "checkpoint_every", "evaluate_every", "loader",
         "tracking", "storage", "max_failures", "stall_seconds", "data", "holdout", "patience",
-        "dry_run", "profile", "cpus_per_worker", "shards_below", "begin_anew",
+        "dry_run", "profile", "cpus_per_worker", "shards_below", "begin_anew", "no_register",
     }
 )  # fmt: skip
 

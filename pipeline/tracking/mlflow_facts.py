@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pipeline import storage
+from pipeline.json_value import Json
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
 from pipeline.tracking.version import git_revision
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow 3 opens the experiment in its view of traces and judges."""
+CONFIG_FILE = "config.json"
+"""Its parameters are those that somebody chose; this artifact holds every other one, too."""
 _DIGEST_LETTERS = 36
 """Of a dataset's digest, MLflow's own limit."""
 
@@ -24,6 +27,14 @@ class ReadDataset:
     url: str
     digest: str
     samples: int
+
+
+@dataclass(frozen=True)
+class About:
+    """What a finished run is, in words, and its whole configuration, defaults too."""
+
+    text: str
+    config: Json
 
 
 def source_tags() -> dict[str, str]:
@@ -40,8 +51,8 @@ def source_tags() -> dict[str, str]:
     }
 
 
-def describe(run_id: str, text: str, chosen_step: int, datasets: Sequence[ReadDataset]) -> None:
-    """Adds a finished run's description, the step that its model is of, and what it read.
+def describe(run_id: str, about: About, chosen_step: int, datasets: Sequence[ReadDataset]) -> None:
+    """Adds a finished run's description, its configuration, the step of its model, what it read.
 
     Doing it again changes nothing. Raises `TrackingError` if MLflow can't be reached.
     """
@@ -64,5 +75,6 @@ def describe(run_id: str, text: str, chosen_step: int, datasets: Sequence[ReadDa
     with tracking_errors(where):
         client = mlflow_client(where)
         client.set_tag(run_id, "vae.chosen_step", str(chosen_step))
-        client.set_tag(run_id, "mlflow.note.content", text)
+        client.set_tag(run_id, "mlflow.note.content", about.text)
+        client.log_dict(run_id, about.config, CONFIG_FILE)
         client.log_inputs(run_id, datasets=inputs)

@@ -63,6 +63,26 @@ def test_mlflow_knows_what_a_run_read_who_started_it_and_what_came_out(
     assert "weights of step" in client.get_model_version("told", "1").description
 
 
+def test_a_trial_stays_out_of_the_registry_until_it_is_asked_for_without(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run = pipeline.train(str(data), run="trial", no_register=True, **SETTINGS)
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    assert (run.reason, run.model, run.model_version) == ("done", None, None)
+    assert "trial" not in {model.name for model in client.search_registered_models()}
+    assert run.run_id is not None
+    assert client.list_artifacts(run.run_id, "figures")
+    path = client.download_artifacts(run.run_id, "config.json")
+    assert json.loads(Path(path).read_text())["loader"]["bad_fraction"] == 0.001
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert run.bundle is not None
+    assert pipeline.load_model(run.bundle).digest == run.digest
+    again = pipeline.train(str(data), run="trial", **SETTINGS)
+    assert again.model == "models:/trial@candidate"
+    assert client.get_model_version("trial", "1").run_id == run.run_id
+
+
 def test_a_model_whose_data_are_gone_is_registered_all_the_same(
     folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

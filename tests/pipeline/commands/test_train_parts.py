@@ -8,10 +8,15 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"data": "/d", "run": "r", "storage": "/runs", **changes})
 
 
-def test_mlflow_gets_every_knob_by_its_whole_name_and_none_of_where_it_is_itself() -> None:
-    params = parts_of(config(steps=7, objective={"beta": 4})).recording.params
-    assert (params["steps"], params["objective.beta"], params["holdout"]) == ("7", "4.0", "None")
-    assert not [name for name in params if name.startswith("tracking")]
+def test_mlflow_gets_what_was_chosen_and_what_runs_are_compared_by_and_no_noise() -> None:
+    asked = config(objective={"beta": 4}, loader={"threads": 3}, tracking={"every_steps": 7})
+    params = parts_of(asked).recording.params
+    assert params == {
+        "data": "/d", "run": "r", "storage": "/runs", "objective.beta": "4.0", "steps": "1000",
+        "loader.threads": "3", "global_batch_size": "256", "image_size": "32", "seed": "0",
+        "workers": "1", "precision": "auto", "model.kind": "conv", "model.likelihood": "gaussian",
+        "objective.kind": "beta", "optimizer.learning_rate": "0.001",
+    }  # fmt: skip
 
 
 def test_a_value_that_mlflow_would_refuse_is_cut() -> None:

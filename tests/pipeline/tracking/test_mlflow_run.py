@@ -1,12 +1,18 @@
 import hashlib
 import math
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from pipeline import storage
+from pipeline.runs.goodput import STATES, TALLY, Tally
 from pipeline.runs.outbox import Point
+from pipeline.runs.run import CLAIM, Run
+from pipeline.tracking.mlflow_closing import close_dead_runs
 from pipeline.tracking.mlflow_run import DIGEST_TAG, RUN_TAG, TrackedRun
 
 
@@ -24,6 +30,31 @@ def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(
     found = TrackedRun(uri, "own", "r", url, {"steps": "20", "seed": "4"})
     assert found.run_id == run_id
     assert client.get_run(run_id).data.params == {"steps": "10", "seed": "4"}
+
+
+def test_a_run_that_died_says_running_no_more_and_one_that_lives_does(
+    mlflow_file: str, tmp_path: Path
+) -> None:
+    runs = {name: Run(str(tmp_path / name)) for name in ("dead", "lives", "unknown")}
+    tracked = {name: TrackedRun(mlflow_file, "vae", name, r.url, {}) for name, r in runs.items()}
+    now = time.time()
+    for name, age in (("dead", 3600.0), ("lives", 30.0)):
+        claim = CLAIM.encode({"began": now - 7200})
+        storage.publish(runs[name].path("attempts", "000001.000.json"), claim)
+        tally = Tally(dict.fromkeys(STATES, 1.0), now - age)
+        at = runs[name].path("time", "000001.001.json")
+        storage.publish(at, TALLY.encode(asdict(tally)))
+    assert close_dead_runs(mlflow_file) == ["dead"]
+    assert close_dead_runs(mlflow_file) == []
+    client = MlflowClient(mlflow_file)
+    found = {name: client.get_run(one.run_id).info for name, one in tracked.items()}
+    assert {name: info.status for name, info in found.items()} == {
+        "dead": "KILLED", "lives": "RUNNING", "unknown": "RUNNING",
+    }  # fmt: skip
+    assert abs(found["dead"].end_time / 1000 - (now - 3600)) < 1
+    # Its next start is the same run, and runs.
+    TrackedRun(mlflow_file, "vae", "dead", runs["dead"].url, {})
+    assert client.get_run(tracked["dead"].run_id).info.status == "RUNNING"
 
 
 def test_a_start_finds_the_last_step_without_a_metrics_whole_history(

@@ -1,0 +1,40 @@
+"""Runs that died say RUNNING in MLflow for ever, unless somebody closes them."""
+
+import time
+
+from pipeline.errors import PipelineError
+from pipeline.runs.goodput import last_seen
+from pipeline.runs.result import TrainingResult
+from pipeline.runs.run import Run
+from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors
+from pipeline.tracking.mlflow_run import RUN_TAG
+
+DEAD_SECONDS = 900.0
+"""A start writes every few seconds that it lives; a stall of storage takes minutes at most."""
+
+
+def close_dead_runs(uri: str) -> list[str]:
+    """Ends those runs in MLflow that say RUNNING and whose folder says that nobody works on them.
+
+    The names of those that were ended, as KILLED at the time when they were last seen, or as
+    FINISHED where only MLflow was not told. One whose folder can't be read is left alone. Raises
+    `TrackingError` if MLflow can't be reached.
+    """
+    closed = []
+    with tracking_errors(uri):
+        client = mlflow_client(uri)
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        for each in client.search_runs(
+            experiments, f"attributes.status = 'RUNNING' and tags.`{RUN_TAG}` != ''"
+        ):
+            run = Run(each.data.tags[RUN_TAG])
+            try:
+                seen, result = last_seen(run), run.result()
+            except PipelineError:
+                continue
+            if seen is None or time.time() - seen < DEAD_SECONDS:
+                continue
+            status = "FINISHED" if isinstance(result, TrainingResult) else "KILLED"
+            client.set_terminated(each.info.run_id, status, int(seen * 1000))
+            closed.append(each.info.run_name)
+    return closed
