@@ -29,7 +29,7 @@ def main(config: StoresConfig) -> Outcome:
         return _erase(config)
     result: Json = {}
     lines: list[str] = []
-    for found in (_dataset(config), _store(config)):
+    for found in (_dataset(config), _store(config), _pushed(config)):
         result, lines = {**result, **found.result}, [*lines, *found.summary]
     return Outcome({**result, "deleted": config.delete} if config.gc else result, summary=lines)
 
@@ -97,6 +97,23 @@ def _dataset(config: StoresConfig) -> Outcome:
         lines += _gone(files, config)
         result = {**result, "unnamed": list(files), "unnamed_bytes": sum(files.values())}
     return Outcome(result, summary=lines)
+
+
+def _pushed(config: StoresConfig) -> Outcome:
+    """Groups of stores that are gone; nothing else ever removes them."""
+    from pipeline.retention.pushed import pushed_groups, remove_pushed
+
+    if config.pushgateway is None:
+        return Outcome({})
+    groups = pushed_groups(config.pushgateway)
+    lines = [f"{config.pushgateway}: {len(groups)} groups of encodings"]
+    for group in groups:
+        goes = group.gone and config.gc
+        if goes and config.delete:
+            remove_pushed(config.pushgateway, group)
+        done = "removed" if config.delete else "would go (`--gc --delete` removes it)"
+        lines.append(f"  {group.store}: {done if goes else 'gone' if group.gone else 'kept'}")
+    return Outcome({"pushed": [asdict(group) for group in groups]}, summary=lines)
 
 
 def _gone(files: dict[str, int], config: StoresConfig) -> list[str]:

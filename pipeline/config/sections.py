@@ -68,6 +68,14 @@ ShardsBelow = Annotated[
 ]
 
 
+Pushgateway = Annotated[
+    str | None,
+    Field(
+        pattern=r"^https?://[^/]",
+        description="http://HOST:9091 of a Prometheus Pushgateway, which hears how encodings end.",
+    ),
+]
+
 # What several jobs are asked for in the same words.
 A_DATASET = "A dataset, as jobs.pack or jobs.index made it."
 A_STORE = "A latent store."
@@ -232,11 +240,7 @@ class TrackingConfig(MetricsConfig):
 class EncodingTrackingConfig(MetricsConfig):
     """What an encoding tells Prometheus."""
 
-    pushgateway: str | None = Field(
-        None,
-        pattern=r"^https?://[^/]",
-        description="http://HOST:9091 of a Prometheus Pushgateway: hears how the encoding ended.",
-    )
+    pushgateway: Pushgateway = None
     expected_hours: float | None = Field(
         None,
         gt=0,

@@ -11,6 +11,7 @@ from pipeline.config.sections import (
     ERASE,
     KEEP_LAST,
     KEYS,
+    Pushgateway,
     Section,
     Url,
 )
@@ -21,6 +22,7 @@ class StoresConfig(Section):
 
     dataset: Url | None = Field(None, description=A_DATASET)
     store: Url | None = Field(None, description=A_STORE)
+    pushgateway: Pushgateway = None
     keys: bool = Field(False, description=KEYS)
     gc: bool = Field(
         False, description="Look for what no snapshot of a store, no generation of a dataset names."
@@ -34,8 +36,12 @@ class StoresConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.dataset is None and self.store is None:
-            raise ValueError("give `--store URL`, `--dataset URL`, or both")
+        if self.dataset is None and self.store is None and self.pushgateway is None:
+            raise ValueError(
+                "give `--store URL`, `--dataset URL` (or both), or `--pushgateway URL`"
+            )
+        if self.erase and self.dataset is None and self.store is None:
+            raise ValueError("an image is erased from `--dataset URL`, `--store URL` or both")
         if self.gc and self.erase:
             raise ValueError("do one thing at a time: `--gc`, or `--erase KEYS`")
         if (self.delete or self.unfinished) and not (self.gc or self.erase):
