@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import simplejpeg
@@ -96,12 +97,19 @@ def run_pack(source: Path, folder: Path, verify: str) -> None:
     assert result.rejected == 0
 
 
-def seconds(work: Callable[[], None], folder: Path) -> float:
+class Took(NamedTuple):
+    """Seconds on the clock, and of the cores: the second says what it costs on a loaded machine."""
+
+    wall: float
+    cpu: float
+
+
+def seconds(work: Callable[[], None], folder: Path) -> Took:
     shutil.rmtree(folder, ignore_errors=True)
     os.sync()  # what the one before has written must not be paid by this one
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), sum(os.times()[:4])
     work()
-    return time.perf_counter() - start
+    return Took(time.perf_counter() - wall, sum(os.times()[:4]) - cpu)
 
 
 def measure(photos: Path, form: str, copies: int, rounds: int) -> dict[str, str | float]:
@@ -117,15 +125,21 @@ def measure(photos: Path, form: str, copies: int, rounds: int) -> dict[str, str 
             "shard_writer": lambda: stock_write(source, out),
             "pack_header": lambda: run_pack(source, out, "header"),
         }
-        took: dict[str, list[float]] = {what: [] for what in works}
+        took: dict[str, list[Took]] = {what: [] for what in works}
         for _ in range(rounds):
             for what, work in works.items():
                 took[what].append(seconds(work, out))
     count = len(images)
-    result = {f"{what}_images_per_second": count / min(times) for what, times in took.items()}
+    result = {
+        f"{what}_images_per_second": count / min(each.wall for each in times)
+        for what, times in took.items()
+    }
     for mine, theirs in (("pack_full", "bare_decode"), ("pack_header", "shard_writer")):
-        ratios = [b / a for a, b in zip(took[mine], took[theirs], strict=True)]
+        pairs = list(zip(took[mine], took[theirs], strict=True))
+        ratios = [their.wall / my.wall for my, their in pairs]
         result[f"{mine}_of_{theirs}"] = statistics.median(ratios)
+        result[f"{mine}_of_{theirs}_best"] = max(ratios)
+        result[f"{mine}_of_{theirs}_cpu"] = statistics.median(t.cpu / m.cpu for m, t in pairs)
     return {
         "form": form,
         "images": count,

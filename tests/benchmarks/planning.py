@@ -1,7 +1,8 @@
 """The memory and time of planning N listed inputs: `python -m tests.benchmarks.planning 1000000`.
 
-The listing is made up, so that no disk holds N files; everything after it is the real thing: names
-become keys, are sorted by their hash, joined with the ledger, cut into units, and written down.
+The files are made up, so that no disk holds N of them; everything after that is the real thing:
+names become keys, are sorted by their hash, joined with the ledger, cut into units, and written
+down. With `table` after N, a real CSV of N paths with labels is what lists them.
 """
 
 import json
@@ -13,19 +14,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.packing import pack as packing
 from pipeline.packing.inventory import open_inventory
+from pipeline.sources import input_lists
 from pipeline.sources.listing import Listing
 from pipeline.sources.source_file import SourceFile
 
 
-def listed(count: int, listing: Listing) -> Iterator[SourceFile]:
-    """N objects of a bucket in the order of their names, as a listing gives them."""
+def paths(count: int) -> Iterator[str]:
+    """Names as a sorted listing gives them, a thousand to a folder."""
     for number in range(count):
-        path = f"class{number // 1000:05d}/photo-{number:09d}.jpg"
+        yield f"class{number // 1000:05d}/photo-{number:09d}.jpg"
+
+
+def listed(count: int, listing: Listing) -> Iterator[SourceFile]:
+    """N objects of a bucket."""
+    for path in paths(count):
         listing.seen += 1
-        yield SourceFile(path, f"s3://bucket/photos/{path}", 100_000, f"{number:032x}")
+        yield SourceFile(path, f"s3://bucket/photos/{path}", 100_000, path[-14:])
+
+
+def made_up(target: str) -> storage.ObjectInfo:
+    """What storage would tell of a file that a row names."""
+    return storage.ObjectInfo(target, 100_000, target[-14:])
 
 
 def most_memory() -> float:
@@ -35,17 +48,29 @@ def most_memory() -> float:
     return round(int(found[1]) / 1024, 1)
 
 
-def measure(count: int) -> dict[str, float]:
+def write_table(count: int, folder: str) -> str:
+    """A list of N paths, each with a label and a number."""
+    path = Path(folder) / "list.csv"
+    with path.open("w") as file:
+        file.write("path,label,number\n")
+        file.writelines(f"{name},{name[:10]},{at}\n" for at, name in enumerate(paths(count)))
+    return str(path)
+
+
+def measure(count: int, form: str = "listing") -> dict[str, float]:
     """Seconds, and the most memory that this process had, in MB."""
-    with (
-        patch.object(packing, "list_sources", lambda urls, listing: listed(count, listing)),
-        tempfile.TemporaryDirectory() as folder,
-        open_inventory() as inventory,
-    ):
-        config = PackConfig(source=("s3://bucket/photos",), output=folder)
+    with tempfile.TemporaryDirectory() as folder, open_inventory() as inventory:
+        if form == "table":
+            source = write_table(count, folder)
+            made = patch.object(input_lists, "_found", made_up)
+        else:
+            source = "s3://bucket/photos"
+            made = patch.object(packing, "list_sources", lambda urls, found: listed(count, found))
+        config = PackConfig(source=(source,), output=f"{folder}/out")
         before = most_memory()
         start = time.monotonic()
-        plan = packing.make_plan(config, None, inventory, 1)
+        with made:
+            plan = packing.make_plan(config, None, inventory, 1)
         seconds = time.monotonic() - start
         assert (plan.seen, plan.files) == (count, count)
         table = plan.path.stat().st_size
@@ -57,4 +82,4 @@ def measure(count: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]))))
+    print(json.dumps(measure(int(sys.argv[1]), *sys.argv[2:])))
