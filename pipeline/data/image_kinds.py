@@ -206,6 +206,7 @@ _CURES = {
     "archive": "unpack those archives anew",
     "bomb": "scale them down first",
     "changed": "run the same command again",
+    "corrupt": "copy them again",
     "dangling": "restore what those links lead to",
     "encrypted": "unpack them with their password",
     "hidden": "rename them, or `--ignore hidden`",

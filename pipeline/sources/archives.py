@@ -62,6 +62,8 @@ class MemberPlace:
     size: int
 
 
+_BLOCKS = 2**13
+"""Of a local tar, read at a time: some headers of small members, one of a large one."""
 _SPARE_BYTES = 2**30
 """Unpacking leaves that much of the disk free: a small archive may claim to hold terabytes."""
 
@@ -224,7 +226,9 @@ def _container(url: str, etag: str, inner: str) -> str:
 
 def _tar_file(url: str, etag: str, inner: str) -> BinaryIO:
     if not inner and _container(url, etag, "") == "tar":
-        return io.BufferedReader(storage.StorageFile(url), 2**20)
+        # A local read costs little, and headers are all that is read of most tars.
+        local = storage.local_path(url) is not None
+        return io.BufferedReader(storage.StorageFile(url), _BLOCKS if local else 2**20)
     return _reader(_unpacked(url, etag, inner))
 
 
@@ -232,7 +236,7 @@ def _reader(file: BinaryIO) -> BinaryIO:
     """The same file with a place of its own: threads share the one that is cached."""
     size = os.fstat(file.fileno()).st_size
     return io.BufferedReader(
-        RangedFile(lambda start, stop: os.pread(file.fileno(), stop - start, start), size), 2**20
+        RangedFile(lambda start, stop: os.pread(file.fileno(), stop - start, start), size), _BLOCKS
     )
 
 

@@ -289,7 +289,9 @@ def _dangling(path: str, url: str, listing: Listing) -> Iterator[SourceFile]:
 def _members(url: str, etag: str, prefix: str, listing: Listing) -> Iterator[SourceFile]:
     for member in members_of(url, etag):
         path = _path_in(prefix, member.name)
-        if member.kind == "file" and is_archive(path) and not _is_hidden(path):
+        if member.kind == "file" and not member.linked and _is_plain(path):
+            yield _file_of(path, url, member)
+        elif member.kind == "file" and is_archive(path) and not _is_hidden(path):
             yield from _inside(url, etag, path, member, listing)
         else:
             yield from _member(_Found(path, url, member), listing)
@@ -314,6 +316,8 @@ def _inside(
 
 
 def _path_in(prefix: str, name: str) -> str:
+    if name[:1].isalnum() and not ("//" in name or "/." in name or name.endswith("/")):
+        return f"{prefix}/{name}" if prefix else name  # as below, in a tenth of the time
     return (PurePosixPath(prefix) / PurePosixPath(name.lstrip("/"))).as_posix()
 
 

@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES
 from pipeline.errors import DatasetError, UnreadableError, is_shortage
+from pipeline.sources.tar_header import QuickHeader
 from pipeline.storage.ranged_file import RangedFile
 
 BLOCK = tarfile.BLOCKSIZE
@@ -122,7 +123,8 @@ def tar_headers(
     while following is not None:
         base = following
         try:
-            with tarfile.open(fileobj=section(file, base, stop), mode="r:") as tar:
+            whole = section(file, base, stop)
+            with tarfile.open(fileobj=whole, mode="r:", tarinfo=QuickHeader) as tar:
                 for info in tar:
                     if info.size < 0:
                         raise tarfile.ReadError(f"{info.name!r} has a size below zero")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
@@ -284,7 +283,7 @@ def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = (
     if layout.label:
         row[layout.label] = _label_of(row[layout.label], layout.classes)
     if isinstance(image, dict) and image.get(_PATH) and "file_name" not in row:
-        row["file_name"] = PurePosixPath(image[_PATH]).name
+        row["file_name"] = image[_PATH].rpartition("/")[2]
     return TableRow(data, annotation_of(row))
 
 

@@ -1,0 +1,56 @@
+import io
+import tarfile
+from typing import Any
+
+import pytest
+
+from pipeline.sources.tar_header import QuickHeader
+
+NAMES = [
+    "a.png", "folder/b c.png", "ünï/図.png", "x" * 99, "x" * 100, "x" * 101, "d/" * 60 + "deep.png",
+    "y" * 300 + ".png", "caf\udce9.png",
+]  # fmt: skip
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+
+
+def archive(kind: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind, errors="surrogateescape") as tar:
+        for number, name in enumerate(NAMES):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.uname = 700 * number, 1.5 * number, "who"
+            try:
+                tar.addfile(info, io.BytesIO(bytes(info.size)))
+            except ValueError:  # USTAR has no room for it
+                continue
+        for kind_of_it, target in ((tarfile.DIRTYPE, ""), (tarfile.SYMTYPE, "a.png")):
+            info = tarfile.TarInfo(f"other{target}")
+            info.type, info.linkname = kind_of_it, target
+            tar.addfile(info)
+    return buffer.getvalue()
+
+
+def members(data: bytes, header: Any) -> list[tuple[Any, ...]]:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=header) as tar:
+        return [(m.name, m.size, m.type, m.linkname, m.offset, m.offset_data) for m in tar]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_members_are_those_that_tarfile_finds(kind: int) -> None:
+    data = archive(kind)
+    assert members(data, QuickHeader) == members(data, tarfile.TarInfo)
+    assert len(members(data, QuickHeader)) >= 8
+
+
+@pytest.mark.parametrize("at", [0, 130, 150, 156, 257, 400, 511])
+@pytest.mark.parametrize("byte", [0, 56, 255])
+def test_a_header_with_a_wrong_byte_ends_as_in_tarfile(at: int, byte: int) -> None:
+    data = bytearray(archive(tarfile.GNU_FORMAT))
+    data[at] = byte
+    endings = []
+    for header in (QuickHeader, tarfile.TarInfo):
+        try:
+            endings.append(members(bytes(data), header))
+        except tarfile.TarError as error:
+            endings.append([(type(error), str(error))])
+    assert endings[0] == endings[1]
