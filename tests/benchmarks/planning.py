@@ -10,7 +10,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,7 +31,7 @@ def paths(count: int) -> Iterator[str]:
         yield f"class{number // 1000:05d}/photo-{number:09d}.jpg"
 
 
-def listed(count: int, listing: Listing) -> Iterator[SourceFile]:
+def listed(count: int, _urls: Iterable[str], listing: Listing) -> Iterator[SourceFile]:
     """N objects of a bucket."""
     for path in paths(count):
         listing.seen += 1
@@ -60,16 +62,16 @@ def write_table(count: int, folder: str) -> str:
 def measure(count: int, form: str = "listing") -> dict[str, float]:
     """Seconds, and the most memory that this process had, in MB."""
     with tempfile.TemporaryDirectory() as folder, open_inventory() as inventory:
-        if form == "table":
-            source = write_table(count, folder)
-            made = patch.object(input_lists, "_found", made_up)
-        else:
-            source = "s3://bucket/photos"
-            made = patch.object(packing, "list_sources", lambda urls, found: listed(count, found))
+        is_table = form == "table"
+        source = write_table(count, folder) if is_table else "s3://bucket/photos"
         config = PackConfig(source=(source,), output=f"{folder}/out")
         before = most_memory()
         start = time.monotonic()
-        with made:
+        with ExitStack() as made:
+            if is_table:
+                made.enter_context(patch.object(input_lists, "_found", made_up))
+            else:
+                made.enter_context(patch.object(packing, "list_sources", partial(listed, count)))
             plan = packing.make_plan(config, None, inventory, 1)
         seconds = time.monotonic() - start
         assert (plan.seen, plan.files) == (count, count)
