@@ -1,7 +1,7 @@
 """What this machine has left: memory that can be had, compared with what a job surely needs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,20 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
     return min([whole, *(limit for _, limit in _limits(root))])
 
 
+def cores_here(root: Path = Path("/")) -> float:
+    """Cores that this process may use: those it may run on, or fewer where its group is limited."""
+    limits = [_cores_of(folder) for folder in _folders(root, "cpu")]
+    return min([float(len(os.sched_getaffinity(0))), *(each for each in limits if each)])
+
+
+def _cores_of(folder: Path) -> float | None:
+    words = " ".join(_lines(folder / "cpu.max")[:1]).split()
+    if not words:
+        words = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+    whole = len(words) == 2 and all(word.isdigit() for word in words)  # "max", -1: none
+    return int(words[0]) / int(words[1]) if whole else None
+
+
 def _machine_free(root: Path) -> int | None:
     for line in _lines(root / "proc/meminfo"):
         name, _, value = line.partition(":")
@@ -73,25 +87,31 @@ def _group_free(root: Path) -> list[int]:
 
 
 def _limits(root: Path) -> list[tuple[Path, int]]:
-    """The control groups that this process is in, from its own to the outermost, with their limits.
+    """The control groups with a limit of memory, each with it, from the own to the outermost."""
+    found: dict[Path, int] = {}
+    for folder in _folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _number(folder / name)
+            if limit is not None:
+                found.setdefault(folder, limit)
+    return list(found.items())
+
+
+def _folders(root: Path, kind: str) -> Iterator[Path]:
+    """The control groups that this process is in, from its own to the outermost.
 
     In a container the own one is mounted as the root.
     """
-    found = []
     for line in _lines(root / "proc/self/cgroup"):
         _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
+        if kinds and kind not in kinds.split(","):
             continue
-        top = root / "sys/fs/cgroup" / ("memory" if kinds else "")
-        name = "memory.limit_in_bytes" if kinds else "memory.max"
+        top = root / "sys/fs/cgroup" / (kind if kinds else "")
         own = top / path.lstrip("/")
         for folder in (own, *own.parents):
-            limit = _number(folder / name)
-            if limit is not None and (folder, limit) not in found:
-                found.append((folder, limit))
+            yield folder
             if folder == top:
                 break
-    return found
 
 
 def _number(path: Path) -> int | None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pipeline import storage
 from pipeline.config import DoctorConfig
 from pipeline.errors import PipelineError, TrackingError, UnreachableError
-from pipeline.machine import memory_limit_bytes
+from pipeline.machine import cores_here, memory_limit_bytes
 from pipeline.tracking.mlflow_client import tracking_uri
 from pipeline.tracking.mlflow_closing import close_dead_runs
 from pipeline.tracking.mlflow_probe import probe_mlflow
@@ -58,7 +59,8 @@ def examine(config: DoctorConfig) -> Iterator[Check]:
     yield from _mlflow(config)
     yield from _ray()
     yield _gpu()
-    yield _room("shared memory", Path("/dev/shm"), 1.0, *_SHARED_MEMORY)  # noqa: S108
+    # A volume of 1 GiB, as the manifests give a head, has a little less free.
+    yield _room("shared memory", Path("/dev/shm"), 0.9, *_SHARED_MEMORY)  # noqa: S108
     yield _room("disk", Path(tempfile.gettempdir()), 5.0, *_DISK)
     yield _memory()
     yield _clock(config)
@@ -198,10 +200,10 @@ def _dead_runs(uri: str) -> Check:
 
 
 def _ray() -> Iterator[Check]:
-    address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    address = os.environ.get("RAY_API_SERVER_ADDRESS") or _dashboard_here()
     if not address:
-        cores = len(os.sched_getaffinity(0))
-        yield Check("ray", "skipped", f"no dashboard is named: jobs start Ray here ({cores} cores)")
+        said = f"no dashboard is named: jobs start Ray here ({cores_here():g} cores)"
+        yield Check("ray", "skipped", said)
         return
     why = "jobs.submit talks to the cluster there."
     token = ray_token()
@@ -239,8 +241,19 @@ def _ray() -> Iterator[Check]:
     for node in alive:
         for name, amount in (node["raylet"].get("resourcesTotal") or {}).items():
             totals[name] = totals.get(name, 0.0) + amount
-    found = f"{len(alive)} nodes, {totals.get('CPU', 0):g} CPUs, {totals.get('GPU', 0):g} GPUs"
+    found = f"{len(alive)} nodes, {totals.get('CPU', 0):g} CPUs, {totals.get('GPU', 0):g} GPUs now"
+    if len(alive) == 1:
+        found += "; where an autoscaler is, workers come while there is work"
     yield Check("ray: resources", "ok" if alive else "failed", found, why, "start workers")
+
+
+def _dashboard_here() -> str | None:
+    """Of the cluster that this process is part of: a head serves it where it takes drivers."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address or address == "local":
+        return None
+    host = urlsplit(address if "://" in address else f"//{address}").hostname
+    return f"http://{'127.0.0.1' if host in (None, 'auto') else host}:8265"
 
 
 def _gpu() -> Check:
@@ -272,9 +285,9 @@ def _room(name: str, folder: Path, gib: float, why: str, mend: str) -> Check:
 
 
 def _memory() -> Check:
-    memory, cores = memory_limit_bytes() / GIB, len(os.sched_getaffinity(0))
+    memory, cores = memory_limit_bytes() / GIB, cores_here()
     return Check(
-        "memory", "ok" if memory >= 2 else "warning", f"{memory:.1f} GiB for {cores} cores",
+        "memory", "ok" if memory >= 2 else "warning", f"{memory:.1f} GiB for {cores:g} cores",
         "One worker needs about 1 GiB, and 0.5 GiB for its loader.", "ask for more memory",
     )  # fmt: skip
 

@@ -1,11 +1,18 @@
 """Memory that is free: of the machine, and of control groups of both versions."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.machine import Need, free_memory_bytes, memory_limit_bytes, refuse_beyond_memory
+from pipeline.machine import (
+    Need,
+    cores_here,
+    free_memory_bytes,
+    memory_limit_bytes,
+    refuse_beyond_memory,
+)
 
 MIB = 2**20
 
@@ -47,6 +54,22 @@ def test_a_group_of_version_1_that_is_mounted_as_the_root(tmp_path: Path) -> Non
     }  # fmt: skip
     root = machine(tmp_path, "4:cpu,cpuacct:/\n3:memory:/docker/abc\n0::/", files)
     assert free_memory_bytes(root) == 74 * MIB
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
+        ("0::/pod/c", {"sys/fs/cgroup/pod/cpu.max": "25000 100000"}, 0.25),
+        ("4:cpu,cpuacct:/\n0::/", {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": 50000,
+                                   "sys/fs/cgroup/cpu/cpu.cfs_period_us": 100000}, 0.5),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+    ],
+)  # fmt: skip
+def test_a_containers_limit_of_cores_counts_and_not_its_nodes(
+    tmp_path: Path, groups: str, files: dict[str, int | str], cores: float | None
+) -> None:
+    assert cores_here(machine(tmp_path, groups, files)) == (cores or len(os.sched_getaffinity(0)))
 
 
 def test_nobody_says_how_much_is_free(tmp_path: Path) -> None:

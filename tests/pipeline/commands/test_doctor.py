@@ -79,3 +79,22 @@ def test_servers_that_are_not_there_are_named_with_what_to_do(tmp_path: Path) ->
     assert checks["mlflow"].level == checks["ray"].level == "failed"
     assert "127.0.0.1:9" in checks["mlflow"].found
     assert "RAY_API_SERVER_ADDRESS" in checks["ray"].mend
+
+
+@pytest.mark.parametrize(
+    ("address", "dashboard"),
+    [
+        ("auto", "127.0.0.1:8265"), ("127.0.0.1:6379", "127.0.0.1:8265"),
+        ("ray://127.0.0.2:10001", "127.0.0.2:8265"), ("local", None), ("", None),
+    ],
+)  # fmt: skip
+def test_on_a_cluster_its_own_dashboard_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, dashboard: str | None
+) -> None:
+    """KubeRay names a head's address, and no dashboard."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    check = found(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")["ray"]
+    if dashboard is None:
+        assert check.level == "skipped"
+    else:
+        assert (check.level, dashboard in check.found) == ("failed", True)
