@@ -18,11 +18,13 @@ _LIST = re.compile(r"list<(.*)>(?:\[(\d+)\])?")
 
 def kind_of_value(value: Any) -> str:
     """The kind of one value that JSON can hold; "" for None."""
+    if isinstance(value, str):  # most of them
+        return "string"
     if value is None:
         return ""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "json"
-    for python, kind in ((bool, "bool"), (int, "int64"), (float, "double"), (str, "string")):
+    for python, kind in ((bool, "bool"), (int, "int64"), (float, "double")):
         if isinstance(value, python):
             return kind
     if isinstance(value, list):

@@ -15,6 +15,8 @@ _STAT_THREADS = 32
 """Each waits for storage to say a size."""
 _STAT_ROWS = 4096
 """Asked for together, and told in the table's order."""
+_TASK_ROWS = 32
+"""Handed to a thread at once: a future for each row would cost more than a local file's size."""
 _PART_BYTES, _PATH_BYTES = 255, 4096
 """NAME_MAX and PATH_MAX."""
 
@@ -30,7 +32,9 @@ def listed_inputs(url: str, below: Sequence[str]) -> Iterator[SourceFile]:
     rows = read_annotations(url)
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as pool:
         while batch := list(islice(rows, _STAT_ROWS)):
-            yield from pool.map(lambda row: _listed(row, url, prefixes), batch)
+            some = (batch[first : first + _TASK_ROWS] for first in range(0, len(batch), _TASK_ROWS))
+            for files in pool.map(lambda part: [_listed(row, url, prefixes) for row in part], some):
+                yield from files
 
 
 def _listed(row: AnnotationRow, url: str, prefixes: Sequence[str]) -> SourceFile:
