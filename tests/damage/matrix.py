@@ -8,13 +8,14 @@ import select
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.damage.damaged_world import World
 from tests.damage.damages import Case, cases_of, damaged
-from tests.damage.readers import READERS, VERIFIERS, outcome
+from tests.damage.readers import READERS, VERIFIERS, Reader, outcome
 
 SECONDS = 60.0
 """A reader that takes longer hangs; they take milliseconds, on a machine that is busy seconds."""
@@ -62,29 +63,30 @@ def all_cases(world: World, flips: int) -> list[Case]:
 def expected(world: World) -> dict[str, Any]:
     """What each reader gives of the whole world; all of them must read it."""
     found = {}
-    for readers in READERS.values():
-        for reader in readers:
-            found[reader.__name__] = _ran(lambda reader=reader: outcome(reader, world))
-            assert found[reader.__name__][0] == "read", found[reader.__name__]
-    for name, verifier in VERIFIERS.items():
-        found[f"verify {name}"] = _ran(lambda verifier=verifier: outcome(verifier, world))
-        assert found[f"verify {name}"][0] == "read", found[f"verify {name}"]
+    for top in READERS:
+        for reader, outcome_of in zip(all_of(top), _ran(all_of(top), world), strict=True):
+            assert outcome_of[0] == "read", (reader.__name__, outcome_of)
+            found[reader.__name__] = outcome_of
     return found
+
+
+def all_of(top: str) -> list[Reader]:
+    """The readers of a folder, what proves it as the last, where that is."""
+    return [*READERS[top], *([VERIFIERS[top]] if top in VERIFIERS else [])]
 
 
 def judge(case: Case, world: World, whole: dict[str, Any]) -> Judged:
     """Applies the damage, lets every reader of that folder read, and undoes it."""
     top = Path(case.file).parts[0]
+    readers = READERS[top]
     with damaged(case, world.folder):
-        found = [
-            (reader.__name__, *_verdict(_ran(lambda reader=reader: outcome(reader, world)),
-                                        whole[reader.__name__]))
-            for reader in READERS[top]
-        ]  # fmt: skip
-        verify = "-"
-        if top in VERIFIERS:
-            state, _ = _ran(lambda: outcome(VERIFIERS[top], world))
-            verify = {"read": "clean"}.get(state, state)
+        outcomes = _ran(all_of(top), world)
+    found = [
+        (reader.__name__, *_verdict(outcome_of, whole[reader.__name__]))
+        for reader, outcome_of in zip(readers, outcomes, strict=False)
+    ]
+    state = outcomes[-1][0] if len(outcomes) > len(readers) else "-"
+    verify = {"read": "clean"}.get(state, state)
     order = ("HANG", "DEATH", "CRASH", "SILENT", "told", "refused", "the same")
     name, verdict, said = min(found, key=lambda each: order.index(each[1]))
     if verify in ("HANG", "DEATH", "crashed"):
@@ -110,38 +112,58 @@ def _verdict(found: tuple[str, Any], whole: tuple[str, Any]) -> tuple[Verdict, s
     return "told", ""
 
 
-def _ran(work: Any) -> tuple[str, Any]:
-    """The work's outcome, from a fork: it may die, or never end."""
+def _ran(readers: Sequence[Reader], world: World) -> list[tuple[str, Any]]:
+    """Each reader's outcome, from a fork, which costs as much as a reader.
+
+    One may die in it, or never end: the next go on in a new one.
+    """
+    found: list[tuple[str, Any]] = []
+    while len(found) < len(readers):
+        found += _fork(readers[len(found) :], world)
+    return found
+
+
+def _fork(readers: Sequence[Reader], world: World) -> list[tuple[str, Any]]:
+    """The outcomes up to the first reader that dies or hangs, its own with them."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        warned = _Warnings()
-        logging.getLogger("pipeline").addHandler(warned)
-        state, parts = work()
-        if warned.lines and state == "read":
-            parts["warned"] = warned.lines[0]
         with os.fdopen(write, "w") as file:
-            json.dump([state, parts], file, default=repr)
+            for reader in readers:
+                file.write(json.dumps(_told(reader, world), default=repr) + "\n")
+                file.flush()
         os._exit(0)
     os.close(write)
+    data, hangs = b"", False
     with os.fdopen(read, "rb") as file:
-        data, deadline = b"", time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + SECONDS
+        while not hangs:
             if select.select([file], [], [], 0.5)[0]:
                 part = os.read(file.fileno(), 1 << 20)
                 if not part:
                     break
-                data += part
-        else:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "HANG", ""
+                data, deadline = data + part, time.monotonic() + SECONDS
+            hangs = time.monotonic() > deadline
+    if hangs:
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if not data:
-        return "DEATH", f"status {status}"
-    state, parts = json.loads(data)
+    found = [tuple(json.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    if len(found) < len(readers):
+        found.append(("HANG", "") if hangs else ("DEATH", f"status {status}"))
+    return found
+
+
+def _told(reader: Reader, world: World) -> tuple[str, Any]:
+    """Its outcome, and the first thing that it said to the terminal."""
+    warned = _Warnings()
+    logger = logging.getLogger("pipeline")
+    logger.addHandler(warned)
+    state, parts = outcome(reader, world)
+    logger.removeHandler(warned)
+    if warned.lines and state == "read":
+        parts["warned"] = warned.lines[0]
     return state, parts
 
 
