@@ -88,7 +88,10 @@ def _hunt_here(
     target: Target, inputs: int, seconds: float, last: mmap.mmap
 ) -> tuple[int, list[tuple[str, str, str]]]:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # where it is limited from outside
+    most = used + MEMORY_BYTES
+    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     findings: dict[str, tuple[str, str]] = {}
     tried = 0
