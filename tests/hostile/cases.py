@@ -91,7 +91,7 @@ CODE = (
          "no part of this program", in_bundle(config=_custom("evil:Net"))),
     Case("a program as class", EVALUATE, "no part of this program",
          in_bundle(config=_custom("os:system"))),
-    Case("a program as class, allowed", f"{EVALUATE} --allow-custom os:system", "Module",
+    Case("a program as class, allowed", f"{EVALUATE} --allow-custom os:system", "is no class",
          in_bundle(config=_custom("os:system"))),
     Case("a pickle as weights", EVALUATE, "safetensors|can't read",
          in_bundle(model=pickle.dumps(_Runs()))),
@@ -105,20 +105,18 @@ CODE = (
     Case("registered links", f"pull --model models:/gift/{LINKED} --output out", "link"),
     Case("registered links, evaluated", f"evaluate --model models:/gift/{LINKED} --data data",
          "link"),
-    Case("a registered name of another tongue", "pull --model \"models:/g'ift@x\" --output out",
-         "models:/|model"),
 )  # fmt: skip
 
 OUT = "leads out|lies elsewhere|names|plain file"
 PATHS = (
     Case("shard above", VERIFY, OUT, in_shard(path="../secret/id_rsa")),
-    Case("shard at the root", EVALUATE, OUT, in_shard(path="/etc/passwd")),
+    Case("shard at the root", VERIFY, OUT, in_shard(path="/etc/passwd")),
     Case("shard by a detour", TRAIN, OUT, in_shard(path="a/../../secret/id_rsa")),
-    Case("shard in a file URL", EVALUATE, OUT, in_shard(path="file:///etc/passwd")),
-    Case("shard behind %2e%2e", EVALUATE, OUT, in_shard(path="file:///data/%2e%2e/etc/passwd")),
-    Case("index above", EVALUATE, OUT, in_shard(index_path="../secret/id_rsa")),
+    Case("shard in a file URL", VERIFY, OUT, in_shard(path="file:///etc/passwd")),
+    Case("shard behind %2e%2e", VERIFY, OUT, in_shard(path="file:///data/%2e%2e/etc/passwd")),
+    Case("index above", VERIFY, OUT, in_shard(index_path="../secret/id_rsa")),
     Case("index in a URL", EVALUATE, OUT, in_shard(index_path="file:///etc/passwd")),
-    Case("pointer above", EVALUATE, "makes no sense", in_pointer(digest="../../secret/id_rsa")),
+    Case("pointer above", VERIFY, "makes no sense", in_pointer(digest="../../secret/id_rsa")),
     Case("another dataset's manifest", "pack --source photos --output data --append",
          OUT + "|makes no sense", in_pack_state(manifests={"../victim": "0" * 64})),
     Case("ledger above", "pack --source photos --output data --append", OUT + "|makes no sense",
@@ -139,7 +137,7 @@ PATHS = (
 )  # fmt: skip
 
 ADDRESSES = (
-    *(Case(f"shard at {scheme}", EVALUATE, OUT, in_shard(path=url))
+    *(Case(f"shard at {scheme}", VERIFY, OUT, in_shard(path=url))
       for scheme, url in {
           "http": f"{FOREIGN}/x.tar", "https": f"https{FOREIGN[4:]}/x.tar",
           "a bucket": "s3://other/x.tar", "reference": "reference::file:///etc/passwd",

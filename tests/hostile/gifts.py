@@ -17,7 +17,6 @@ import torch
 from pipeline import storage
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset
-from pipeline.data.manifest import checksum_of
 from pipeline.encoding.driver import finish, plan_encoding, publish
 from pipeline.encoding.shard import encode_shard
 from pipeline.latent_scale import LatentScale
@@ -116,7 +115,7 @@ def in_shard(**changes: Any) -> Callable[[Path], None]:
 
         (manifest,) = (home / "data/manifests").iterdir()
         data = rewrite(manifest, change)
-        digest = checksum_of(data)
+        digest = storage.checksum_of(data)
         manifest.rename(manifest.with_name(f"{digest}.json"))
         total = json.loads(data)["samples"]
         rewrite(home / "data/manifest.json", lambda v: v.update(digest=digest, samples=total))
@@ -186,8 +185,11 @@ def in_bundle(**files: bytes | dict[str, Any]) -> Callable[[Path], None]:
                 said = json.dumps({**json.loads((folder / name).read_bytes()), **said}).encode()
             (folder / name).write_bytes(said)
             receipt["files"][name] = hashlib.sha256(said).hexdigest()
-        configs = ((folder / name).read_bytes() for name in ("config.json", "preprocess.json"))
-        receipt["digest"] = bundle._digest(bundle._weights(vae), *configs, LatentScale())
+        config, read = (
+            (folder / "config.json").read_bytes(),
+            (folder / "preprocess.json").read_bytes(),
+        )
+        receipt["digest"] = bundle._digest(bundle._weights(vae), config, read, LatentScale())
         rewrite(folder / "bundle.json", lambda value: value.update(receipt))
 
     return plant
