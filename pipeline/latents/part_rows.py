@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.data.shard_index import erased_key
-from pipeline.errors import StorageError, StoreError
+from pipeline.errors import StorageError, StorageShortageError, StoreError
 from pipeline.latents.identity import Identity
 from pipeline.latents.latent_file import (
     LatentFileWriter,
@@ -25,6 +25,7 @@ from pipeline.latents.latent_file import (
 from pipeline.latents.receipt import FailedSample, LatentPart, Receipt, latent_path
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.stored_shard import StoredPart, StoredShard, removed_of
+from pipeline.storage.local import explain
 from pipeline.storage.tables import parse_batch
 
 Array = npt.NDArray[Any]
@@ -62,8 +63,11 @@ class PartRows:
                 f"{self.url}: holds {found} bytes, its receipt says {self.part.bytes}. Run "
                 f"`python -m jobs.verify --store {self.store}`; it says how to mend the store."
             )
-        with pa.memory_map(str(path)) as file:
-            return file.read_buffer()
+        try:
+            with pa.memory_map(str(path)) as file:
+                return file.read_buffer()
+        except OSError as error:
+            raise explain(error, path, "reading") from None
 
     @functools.cached_property
     def _schema(self) -> pa.Schema:
@@ -106,6 +110,8 @@ class PartRows:
             batch = parse_batch(data, self._schema, self.url)
             if batch.num_rows != place.rows:
                 raise StorageError(f"it has {batch.num_rows} rows, not {place.rows}")  # noqa: TRY301
+        except StorageShortageError:
+            raise  # no word on the file
         except StorageError as error:
             raise StoreError(
                 f"{self.url}: the record batch at byte {place.offset} is damaged ({error}). Run "

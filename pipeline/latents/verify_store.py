@@ -94,6 +94,8 @@ def _verify_receipt(url: str, receipt: Receipt, again: str) -> list[str]:
     """That the receipt beside the files is the snapshot's."""
     try:
         found = read_receipt(url, receipt.identity, receipt.source_sha256)
+    except ShortageError:
+        raise
     except PipelineError as error:
         return [str(error)]
     if found == receipt:

@@ -1,6 +1,7 @@
 """A shortage is no verdict: what memory, handles or storage lack marks nothing as bad for good."""
 
 import errno
+import importlib
 import io
 import os
 import resource
@@ -19,7 +20,14 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.data.decode import decode_image
-from pipeline.errors import SampleError, ShortageError, StorageError, is_shortage
+from pipeline.errors import (
+    SampleError,
+    ShortageError,
+    StorageError,
+    StorageShortageError,
+    is_shortage,
+)
+from pipeline.latents import LatentStore, part_rows, verify_store
 from pipeline.packing import pack as packing
 from pipeline.packing.ledger import read_ledger, read_state
 from pipeline.packing.verify_dataset import verify_dataset
@@ -30,6 +38,7 @@ from pipeline.storage import RetryPolicy, retry_policy
 from pipeline.storage.local import explain
 from tests.pipeline.packing.test_pack import config, png, write
 from tests.pipeline.runs import test_checkpoint as checkpoints
+from tests.support.small_store import encode, small_dataset, small_vae
 
 
 @contextmanager
@@ -169,6 +178,28 @@ def test_verify_calls_nothing_damaged_that_it_cannot_read_now(tmp_path: Path) ->
     assert verify_dataset(dataset) == []
     with no_handles_left(), pytest.raises(ShortageError, match="Too many open files"):
         verify_dataset(dataset)
+
+
+def test_nothing_of_a_store_is_called_damaged_that_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = encode(small_vae(), small_dataset(tmp_path, range(20)), tmp_path / "s")
+    assert verify_store(store.url) == []
+    again = LatentStore.open_all(store.url)
+    with no_handles_left(), pytest.raises(ShortageError, match="Too many open files"):
+        again[0]
+    assert again[0].key == store[0].key
+
+    def full(*_: object) -> object:
+        raise StorageShortageError("memory for it ran out.")
+
+    monkeypatch.setattr(part_rows, "parse_batch", full)
+    with pytest.raises(ShortageError, match="ran out"):
+        LatentStore.open_all(store.url)[0]
+    verify = importlib.import_module("pipeline.latents.verify_store")  # the name is a function's
+    monkeypatch.setattr(verify, "read_receipt", full)
+    with pytest.raises(ShortageError, match="ran out"):
+        verify_store(store.url)
 
 
 def test_storage_that_does_not_answer_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
