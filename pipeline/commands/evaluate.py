@@ -83,6 +83,8 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         raise DatasetError(f"{config.data}: holds no images. Name a dataset that has some.")
     names = (config.model, *config.compare)
     loaded = {name: load_named(name, config.storage, config.allow_custom) for name in names}
+    for name, (vae, _) in loaded.items():
+        vae.refuse_without_posterior(name)
     check_comparable({name: vae for name, (vae, _) in loaded.items()})
     judges = judges_of(config)
     models = {

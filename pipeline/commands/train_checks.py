@@ -100,6 +100,7 @@ def _check_model(config: TrainConfig) -> VAE | None:
     # The built-in networks need no memory for that; somebody's own is tried on two images.
     with torch.device("cpu" if is_own else "meta"):
         vae = build_vae(config.model, config.preprocess)
+    vae.refuse_without_posterior("--model.kind library")
     if is_own and config.freeze:  # The built-in ones share no weight.
         freeze(vae, config.freeze)
     if config.init is None:

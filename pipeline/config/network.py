@@ -31,7 +31,7 @@ def _listed(defaults: Mapping[str, float]) -> str:
 class ModelConfig(Section):
     """The network, its likelihood and its posterior."""
 
-    kind: Literal["linear", "mlp", "conv", "autoencoder_kl", "custom"] = Field(
+    kind: Literal["linear", "mlp", "conv", "autoencoder_kl", "library", "custom"] = Field(
         "conv", description="The network's family."
     )
     latent_channels: int | None = Field(
@@ -51,6 +51,11 @@ class ModelConfig(Section):
         description="custom: your own torch module, as MODULE:CLASS, built with (shape, model). It "
         "has latent_shape (Z, h, w), encode(images) to [B, 2Z, h, w] and decode(latents) to "
         "[B, shape.num_parameters, S, S]: docs/extend.md.",
+    )
+    library: str | None = Field(
+        None,
+        description="library: the config.json, as text, of one of diffusers' other autoencoders of "
+        "images, which that library runs; a folder of theirs says it by itself.",
     )
     latent_size: int | None = Field(
         None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."
@@ -137,6 +142,8 @@ class ModelConfig(Section):
                     f"attention {place}: give mid, downN or upN, N from 0, as `--model.attention "
                     "mid`"
                 )
+        if self.kind == "library" and self.library is None:
+            raise ValueError("kind library needs a config.json's text: give `--model.library TEXT`")
         if self.kind == "custom" and self.custom is None:
             raise ValueError(
                 "kind custom is a class of your own (docs/extend.md): give `--model.custom "
@@ -161,6 +168,7 @@ _KINDS_OF_KNOBS = {
     "attention": ("autoencoder_kl",),
     "quant_convs": ("autoencoder_kl",),
     "gradient_checkpointing": ("autoencoder_kl",),
+    "library": ("library",),
     "custom": ("custom",),
 }
 """Knobs of networks that not every kind reads."""

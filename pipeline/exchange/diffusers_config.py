@@ -1,16 +1,22 @@
-"""The config.json of diffusers' AutoencoderKL, as a record, and what it is in our own words."""
+"""The config.json of diffusers' AutoencoderKL, as a record, and what it is in our own words.
 
+Of its other classes of images no word is read here but the size: diffusers builds them itself.
+"""
+
+import json
 import logging
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.vae.autoencoder_kl import MID, AutoencoderKL
+from pipeline.vae.library_network import LibraryNetwork, parse_library_config
 from pipeline.vae.vae import VAE
 
 CLASS_NAME = "AutoencoderKL"
@@ -87,6 +93,10 @@ class KlConfig:
         channels: Literal[1, 3] = 1 if self.in_channels == 1 else 3
         return PreprocessConfig(image_size=image_size or self.image_size, channels=channels)
 
+    def scale_of(self, vae: VAE) -> LatentScale:
+        """`scale`, whatever was built of it."""
+        return self.scale
+
     def to_json(self) -> Json:
         """As diffusers writes it."""
         return {"_class_name": CLASS_NAME, **{f.name: getattr(self, f.name) for f in fields(self)}}
@@ -119,6 +129,39 @@ class KlConfig:
             wrong.append("layers_per_block, latent_channels, norm_num_groups or the levels are 0")
         return wrong
 
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """The config.json of another class, which diffusers itself understands."""
+
+    config: Json
+
+    def model(self, where: str, sigma: float) -> ModelConfig:
+        """The network, with a Gaussian likelihood that starts at `sigma`."""
+        known = parse_library_config(json.dumps(self.config), where)
+        text = storage.canonical_json(known).decode()
+        return ModelConfig(kind="library", library=text, likelihood="gaussian", sigma=sigma)
+
+    def preprocess(self, image_size: int | None = None) -> PreprocessConfig:
+        """How images are read; `image_size` None: `sample_size`, or where it says none, 256."""
+        said = self.config.get("sample_size") or _SIZE
+        side = image_size or (min(said) if isinstance(said, list) else said)
+        channels = self.config.get("in_channels", 3)
+        try:
+            return PreprocessConfig.model_validate({"image_size": side, "channels": channels})
+        except ValidationError:
+            raise ModelError(
+                f"{self.config['_class_name']}: images of {channels} channels and {side} pixels; "
+                "they have 1 or 3 channels here."
+            ) from None
+
+    def scale_of(self, vae: VAE) -> LatentScale:
+        """What the built class says, its defaults among it."""
+        assert isinstance(vae.network, LibraryNetwork)
+        return vae.network.scale
+
+
+_SIZE = 256
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
 

@@ -13,10 +13,17 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import ModelError
-from pipeline.exchange.diffusers_config import CLASS_NAME, config_of, parse_config
+from pipeline.exchange.diffusers_config import (
+    CLASS_NAME,
+    KlConfig,
+    LibraryConfig,
+    config_of,
+    parse_config,
+)
 from pipeline.exchange.weight_files import WEIGHTS, read_weights
 from pipeline.json_value import Json
 from pipeline.vae.bundle import check_weights, claimed_vae, digest_of, put_weights
+from pipeline.vae.library_network import CLASSES, LibraryNetwork
 from pipeline.vae.vae import VAE, build_vae
 
 CONFIG = "config.json"
@@ -44,20 +51,27 @@ def read_diffusers(url: str, sigma: float = 0.1, image_size: int | None = None) 
     if folder is None:
         raise ModelError(f"{url}: holds no {CONFIG} of a diffusers model.")
     where, config = storage.join(folder, CONFIG), _read_config(folder) or {}
-    if config["_class_name"] != CLASS_NAME:
+    if config["_class_name"] in CLASSES:
+        asked: KlConfig | LibraryConfig = LibraryConfig(config)
+        under = "network.model"
+    elif config["_class_name"] == CLASS_NAME:
+        asked, under = parse_config(config, where), "network"
+    else:
         raise ModelError(
-            f"{where}: is a diffusers {config['_class_name']}; of diffusers' classes {CLASS_NAME} "
-            "alone is read. Wrap another one in a network of your own (kind custom)."
+            f"{where}: is a diffusers {config['_class_name']}; of diffusers' classes those of "
+            f"single images are read: {CLASS_NAME}, {', '.join(CLASSES)}. Wrap another one in a "
+            "network of your own (kind custom)."
         )
-    asked = parse_config(config, where)
     model, preprocess = asked.model(where, sigma), asked.preprocess(image_size)
-    named = {f"network.{_new_name(n)}": _shaped(n, w) for n, w in read_weights(folder).items()}
     claimed = claimed_vae(model, preprocess, where)
+    own = claimed.state_dict()
+    theirs = {f"{under}.{_new_name(n)}": tensor for n, tensor in read_weights(folder).items()}
+    named = {name: _shaped(tensor, own.get(name)) for name, tensor in theirs.items()}
     check_weights(claimed, named | _likelihood(claimed), folder)
     with torch.random.fork_rng(devices=[]):
         vae = build_vae(model, preprocess)
     put_weights(vae, named | _likelihood(vae), folder)
-    vae.scale, vae.metadata = asked.scale, {"source": url}
+    vae.scale, vae.metadata = asked.scale_of(vae), {"source": url}
     vae.digest = digest_of(vae)
     return vae.eval()
 
@@ -65,14 +79,18 @@ def read_diffusers(url: str, sigma: float = 0.1, image_size: int | None = None) 
 def write_diffusers(vae: VAE, folder: Path | str) -> None:
     """Writes what `diffusers.AutoencoderKL.from_pretrained(folder)` reads.
 
-    Raises `ModelError` for other networks, and for likelihoods with more than a mean per pixel.
+    Of another class of theirs, that one. Raises `ModelError` for other networks, and for
+    likelihoods with more than a mean per pixel.
     """
-    config = config_of(vae)
-    weights = {name: tensor.contiguous() for name, tensor in vae.network.state_dict().items()}
+    if isinstance(vae.network, LibraryNetwork):
+        config, weights = vae.network.config, vae.network.model.state_dict()
+    else:
+        config, weights = config_of(vae).to_json(), vae.network.state_dict()
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
     # The config last: only with it is a folder a model.
     storage.publish(storage.join(str(folder), WEIGHTS), data)
-    text = json.dumps(config.to_json(), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     storage.publish(storage.join(str(folder), CONFIG), text.encode())
 
 
@@ -98,7 +116,7 @@ def _new_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _shaped(name: str, tensor: Tensor) -> Tensor:
+def _shaped(tensor: Tensor, own: Tensor | None) -> Tensor:
     """Old attention projections are 1x1 convolutions: the same numbers with two axes more."""
-    is_projection = "attentions" in name and tensor.dim() == 4
+    is_projection = own is not None and own.dim() == 2 and tensor.shape[2:] == (1, 1)
     return tensor[:, :, 0, 0] if is_projection else tensor

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data.preprocess import Picture, picture_bytes, preprocess_image
-from pipeline.errors import SampleError
+from pipeline.errors import ModelError, SampleError
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.vae.autoencoder_kl import AutoencoderKL, blocks_of
 from pipeline.vae.conv import Conv
 from pipeline.vae.elbo import Drawn, ElboTerms, elbo_terms
+from pipeline.vae.library_network import LibraryNetwork
 from pipeline.vae.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
@@ -28,6 +29,9 @@ from pipeline.vae.networks import Network, NetworkShape, custom_network
 from pipeline.vae.noise import Noise
 from pipeline.vae.posterior import Posterior, posterior_from_moments
 from pipeline.vae.prior import Latent, Prior
+
+_GRIDS = ("autoencoder_kl", "library", "custom")
+"""Kinds whose latents are a grid of the image, where there is more than one."""
 
 
 class VAE(nn.Module):
@@ -94,8 +98,21 @@ class VAE(nn.Module):
         """In each direction, where the latents are a grid of the image, which may then be larger;
         else None."""
         side = self.latent_shape[1]
-        is_grid = self.model_config.kind in ("autoencoder_kl", "custom") and side > 1
+        is_grid = self.model_config.kind in _GRIDS and side > 1
         return self.preprocess.image_size // side if is_grid else None
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the encoder says how sure it is; some classes of others give a mean alone."""
+        return not isinstance(self.network, LibraryNetwork) or self.network.has_posterior
+
+    def refuse_without_posterior(self, what: str) -> None:
+        """Raises `ModelError` where there is none: without it there is no ELBO."""
+        if not self.has_posterior:
+            raise ModelError(
+                f"{what}: this network gives one latent per image and no posterior, so that it has "
+                "no ELBO. It can be encoded with (`--content mean`) and decoded with."
+            )
 
     def forward(self, images: Tensor, noise: Noise, at_mean: bool = False) -> ElboTerms:
         """ELBO terms of uint8 images [B, C, H, W]; the networks alone run under autocast.
@@ -244,6 +261,8 @@ def _network(model: ModelConfig, shape: NetworkShape) -> Network:
         case "autoencoder_kl":
             blocks = blocks_of(model)
             return AutoencoderKL(shape, blocks, gradient_checkpointing=model.gradient_checkpointing)
+        case "library":
+            return LibraryNetwork(shape, model.library or "")
         case "custom":
             return custom_network(model, shape)
 
