@@ -61,6 +61,12 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         lines.append(
             f"{result.copies:,} samples are exact copies of others; `--deduplicate` keeps one."
         )
+    behind, example = result.left_behind
+    if behind:
+        lines.append(
+            f"{behind:,} samples are of files that these sources hold no more (e.g. {example!r}): "
+            "they stay. `--append --remove PATH ...` takes them out."
+        )
     if result.holdout is not None and not result.holdout_samples:
         lines.append(
             f"The hold-out is EMPTY: {config.holdout:g} of {result.samples:,} images came to none. "

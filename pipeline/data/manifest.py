@@ -38,7 +38,7 @@ OLDEST = DocumentKind(
     DatasetError,
     "Delete it: then generations that were removed on purpose are called missing.",
 )
-PACK_STATE = DocumentKind("vae-pipeline/pack", 2, DatasetError, _RESTORE)
+PACK_STATE = DocumentKind("vae-pipeline/pack", 3, DatasetError, _RESTORE)
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]

@@ -76,6 +76,8 @@ class PackResult:
     """Samples of which another one has exactly the same bytes as they were before packing."""
     found: Found | None = None
     """What the samples are; None where nobody looked (`jobs.index`)."""
+    left_behind: tuple[int, str] = (0, "")
+    """Samples whose inputs the same sources hold no more, which stay; how many, one's path."""
     table: TableCounts = TableCounts()  # noqa: RUF009  # frozen
     """Of the annotations."""
 
@@ -102,8 +104,8 @@ class PackResult:
     def to_json(self) -> Json:
         """The result of the job: the law's numbers stand beside the rest."""
         values = asdict(self)
-        law = values.pop("counts")
-        return {**values, **law, "rejected": self.rejected}
+        law, behind = values.pop("counts"), values.pop("left_behind")
+        return {**values, **law, "rejected": self.rejected, "left_behind": behind[0]}
 
 
 def commit_generation(
@@ -284,6 +286,11 @@ def present_result(
         holdout_samples=held.samples if held else 0,
         copies=inventory.ledger.number("COUNT(*) - COUNT(DISTINCT sha256)"),
         found=_found(inventory.ledger),
+        left_behind=inventory.left_behind(
+            storage.absolute(source).rstrip("/")
+            for source in plan.request.sources
+            if plan.generation > 1  # the first pack leaves nothing behind
+        ),
         table=plan.table,
     )
 
@@ -330,6 +337,7 @@ def _ledger_row(
         width=row.width,
         height=row.height,
         mode=row.mode,
+        annotation=row.annotation,
     )
 
 

@@ -22,6 +22,7 @@ from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, w
 from pipeline.sources.annotations import (
     Annotation,
     AnnotationRow,
+    digest_of_text,
     join_captions,
     normal,
     spellings,
@@ -55,6 +56,7 @@ class Inventory:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._db = sqlite3.connect(folder / "inventory.sqlite", isolation_level=None)
+        self._db.create_function("digest", 1, digest_of_text, deterministic=True)
         # Nothing of it outlives the pack, so nothing is ever brought back after a crash.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
             self._db.execute(f"PRAGMA {pragma}")
@@ -197,11 +199,15 @@ class Inventory:
         return Counter({(s, r): count for s, r, count in self._db.execute(query, values)})
 
     def fresh(self, choice: Choice) -> Iterator[tuple[SourceFile, str]]:
-        """The inputs to read in packing order, each with its content as packed before, or ""."""
+        """The inputs to read in packing order, each with what was packed before, or "".
+
+        That is its content's SHA-256, a slash, and the digest of what was told of it.
+        """
         fresh, values = _fresh(choice)
         anew, more = _among("d.shard", choice.repack)
         known = (
-            f"CASE WHEN d.status IN ('removed') OR {anew} THEN '' ELSE COALESCE(d.sha256, '') END"
+            f"CASE WHEN d.key IS NULL OR d.status IN ('removed') OR {anew} THEN '' "
+            "ELSE d.sha256 || '/' || d.annotation END"
         )
         query = (
             f"SELECT {', '.join(f'l.{name}' for name in _FILE)}, {known} "  # noqa: S608
@@ -224,6 +230,23 @@ class Inventory:
             "SELECT key FROM ledger WHERE status<>'removed' AND key NOT IN (SELECT key FROM listed)"
         )
         return [key for (key,) in self._db.execute(query)]
+
+    def left_behind(self, sources: Iterable[str]) -> tuple[int, str]:
+        """Samples that came from these sources and are not listed now; how many, the first's path.
+
+        Of a pack that listed nothing nobody knows.
+        """
+        if not self._db.execute("SELECT 1 FROM listed LIMIT 1").fetchone():
+            return 0, ""
+        count, first = 0, ""
+        for root in sources:
+            query = (
+                "SELECT COUNT(*), MIN(path) FROM ledger WHERE status='packed' AND (url=? OR "
+                "substr(url, 1, ?)=?) AND key NOT IN (SELECT key FROM listed)"
+            )
+            found = self._db.execute(query, (root, len(root) + 1, f"{root}/")).fetchone()
+            count, first = count + found[0], first or found[1] or ""
+        return count, first
 
 
 @contextmanager
@@ -259,6 +282,7 @@ def _asked(choice: Choice) -> tuple[str, tuple[str, ...]]:
     return (
         "(d.key IS NULL OR l.etag='' OR d.size<>l.size OR d.etag<>l.etag "
         f"OR (d.status='ignored')<>(l.status='ignored') OR {anew} "
+        "OR d.status='packed' AND l.annotation<>'' AND digest(l.annotation)<>d.annotation "
         # These say nothing of the image: it was not there, or grew, at that moment.
         "OR d.status='rejected' AND d.reason IN ('missing', 'changed'))"
     ), values

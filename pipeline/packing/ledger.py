@@ -54,6 +54,8 @@ class LedgerRow:
     height: int
     mode: str
     """As Pillow names it: RGB, L, RGBA, CMYK ..."""
+    annotation: str
+    """The digest of what a table said of it (label, captions, columns); "" where none did."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from pipeline import storage
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.packing.ledger import read_state
+from pipeline.sources.listing import is_matching
 from pipeline.storage.marks import removals
 
 _FOLDERS = ("shards", "index", "manifests", "ledger", "plans")
@@ -42,6 +44,29 @@ def root_of(url: str) -> tuple[str, str]:
     """The folder that was packed into, and which split of it this is."""
     root, _, split = url.rstrip("/").rpartition("/")
     return (root, split) if split in ("train", "holdout") else (url.rstrip("/"), "")
+
+
+def refuse_inside(output: str, sources: Iterable[str]) -> None:
+    """Raises `DatasetError` for an output that lies inside one of these sources.
+
+    The next pack would take it for images: a dataset's shards, the pictures of a store's report.
+    """
+    for source in sources:
+        root = storage.absolute(source).rstrip("/")
+        if f"{output}/".startswith(f"{root}/") or is_matching(root, f"{output}/shards/0.tar"):
+            raise DatasetError(
+                f"{output}: lies inside the source {source}, and the next jobs.pack would take its "
+                "files for images. Give another `--output URL`."
+            )
+
+
+def refuse_inside_sources(output: str, dataset: str) -> None:
+    """The same for the sources that `dataset` was packed from, as far as it knows them."""
+    try:
+        state = read_state(root_of(dataset)[0])
+    except DatasetError:
+        return  # What ails the state of packing is told by jobs.pack and jobs.verify.
+    refuse_inside(output, state.sources if state else ())
 
 
 def refuse_beside_removal(root: str) -> None:

@@ -25,6 +25,7 @@ from pipeline.packing.ledger import PackState, ledger_rows, read_state
 from pipeline.packing.leftovers import (
     find_leftovers,
     refuse_beside_removal,
+    refuse_inside,
     remove_leftovers,
 )
 from pipeline.packing.plan import (
@@ -39,9 +40,9 @@ from pipeline.packing.plan import (
 )
 from pipeline.packing.workers import Jobs, run_units
 from pipeline.progress import Progress
-from pipeline.sources.annotations import read_annotations
+from pipeline.sources.annotations import digest_of_text, read_annotations
 from pipeline.sources.archives import forget_unpacked
-from pipeline.sources.listing import Listing, is_matching, list_sources
+from pipeline.sources.listing import Listing, list_sources
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.tables import read_table_row
 
@@ -133,13 +134,7 @@ def request_of(config: PackConfig) -> Request:
 def _check_output(
     config: PackConfig, output: str, state: PackState | None, is_dataset: bool
 ) -> None:
-    for source in config.source:
-        root = storage.absolute(source).rstrip("/")
-        # Its own shards would come back as images the next time.
-        if f"{output}/".startswith(f"{root}/") or is_matching(root, f"{output}/shards/0.tar"):
-            raise DatasetError(
-                f"{output}: lies inside the source {source}. Give another `--output URL`."
-            )
+    refuse_inside(output, config.source)
     if state is None:
         if is_dataset:
             raise DatasetError(
@@ -239,7 +234,10 @@ def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
     changed, example = 0, ""
     for file, _ in inventory.fresh(choice):
         row = inventory.ledger.row(file.key)
-        if row is None or _content_of(file, choice) != row.sha256:
+        # What a table's own row says lies within it, and its content is compared.
+        told = "" if file.row_group else digest_of_text(file.annotation)
+        is_told = row is not None and told in ("", row.annotation)
+        if row is None or not is_told or _content_of(file, choice) != row.sha256:
             changed, example = changed + 1, example or file.path
     gone = inventory.gone()
     if changed or gone:

@@ -155,7 +155,7 @@ class _Erasure:
         assert row is not None, "it was found"
         if (row.status, row.reason) == ("removed", ERASED):
             return None
-        nowhere = replace(row, split="", shard="", position=-1, label="", message="")
+        nowhere = replace(row, split="", shard="", position=-1, label="", message="", annotation="")
         return replace(nowhere, status="removed", reason=ERASED)
 
     def _records(self) -> dict[tuple[str, str], ShardRecord]:

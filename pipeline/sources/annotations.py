@@ -4,6 +4,7 @@ One column names the image (its path below the source, with or without suffix); 
 and `caption` (or `text`) mean what they say, and any other column goes into the sample's json.
 """
 
+import hashlib
 import json
 import math
 import unicodedata
@@ -39,10 +40,24 @@ class Annotation:
         """JSON; `from_text` is its inverse."""
         return json.dumps([self.label, self.caption, dict(self.others)], ensure_ascii=False)
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of what it says; "" where it says nothing."""
+        return digest_of_text(self.to_text())
+
     @staticmethod
     def from_text(text: str) -> "Annotation":
         """From what `to_text` gave; "" says nothing."""
         return Annotation(*json.loads(text)) if text else Annotation()
+
+
+def digest_of_text(text: str) -> str:
+    """`Annotation.digest` of what `to_text` gave; "" for ""."""
+    says = text and text != _SILENT
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if says else ""
+
+
+_SILENT = Annotation().to_text()
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from jobs.pack import main
+from jobs.pack import _summary, main
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, image_kinds
 from pipeline.errors import DatasetError
@@ -109,3 +110,22 @@ def test_captions_beside_images_and_one_label_for_all_are_told_with_what_to_do(
         update={"source": (str(tmp_path / "in/all"),), "output": str(tmp_path / "o")}
     )
     assert "All have the label" not in "\n".join(main(nearer).summary)
+
+
+def test_what_a_source_holds_no_more_is_told_and_stays_until_it_is_removed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(4)})
+    pack(config(folder, tmp_path / "out"))
+    other = write(tmp_path / "other", {"5.png": png(5)})
+    assert pack(config(other, tmp_path / "out", append=True)).left_behind == (0, "")
+    for number in (1, 2):
+        path = tmp_path / f"in/{number}.png"
+        with Image.open(path) as image:
+            image.convert("RGB").save(path.with_suffix(".jpg"))
+        path.unlink()
+    result = pack(config(folder, tmp_path / "out", append=True))
+    assert (result.added, result.samples, result.left_behind) == (2, 7, (2, "1.png"))
+    assert result.to_json()["left_behind"] == 2
+    assert any("2 samples are of files" in line for line in _summary(config(folder, "x"), result))
+    gone = ("1.png", "2.png")
+    result = pack(config(folder, tmp_path / "out", append=True, remove=gone))
+    assert (result.samples, result.left_behind) == (5, (0, ""))
