@@ -18,6 +18,7 @@ from pipeline.commands.encode_cost import EncodingCost, probe
 from pipeline.commands.encode_identity import identity_of
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
+from pipeline.encoding.also import load_again
 from pipeline.encoding.driver import (
     DriveReport,
     EncodePlan,
@@ -34,6 +35,7 @@ from pipeline.encoding.precision import Rounding, Unmeasured, try_bf16
 from pipeline.encoding.report import reconstruct, report_folder, report_of, to_markdown
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
+from pipeline.encoding.tiles import tiling_cost
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.exchange.model_folder import is_model_folder
 from pipeline.figures.canvas import to_png
@@ -44,6 +46,7 @@ from pipeline.latents.receipt import ATTEMPTS, Receipt
 from pipeline.latents.snapshot import LostShard, Pointer, read_pointer, read_snapshot
 from pipeline.latents.store import LatentStore
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
+from pipeline.packing.source_folders import refuse_inside_sources
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, RegisteredModel, load_model, resolve
@@ -55,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 _REPORT_IMAGES = 16
 """Images that the report decodes again: a sheet that one sees at a glance."""
+
+_TILED_IMAGES = 4
+"""Of those, as many are encoded whole and in tiles."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,16 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
         refuse_another_model(store, asked)
     plan = plan_encoding(store, asked.dataset, asked.identity, config.limit)
     lanes = _window(config)
-    return probe(config, asked.vae, asked.dataset, identity=asked.identity, plan=plan, lanes=lanes)
+    also = load_again(asked.identity.options.also, asked.vae.device)
+    return probe(
+        config, asked.vae, asked.dataset, identity=asked.identity, plan=plan, lanes=lanes, also=also
+    )
 
 
 def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
     """What is asked for; `held` keeps what trying it opens, None: it is tried in this process."""
     dataset = Dataset.open(config.data, None, config.shards_below)
+    refuse_inside_sources(store, dataset.url)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
@@ -272,11 +282,13 @@ def _encoder(
 ) -> Callable[[int], Receipt]:
     """The function that encodes one shard by its number, the model on this process's device."""
     model = _on_device(vae)
+    also = load_again(identity.options.also, model.device)
 
     def encode(number: int) -> Receipt:
         return encode_shard(
-            model, dataset, dataset.shards[number], identity=identity, store=store, threads=threads
-        )
+            model, dataset, dataset.shards[number], identity=identity, store=store,
+            threads=threads, also=also,
+        )  # fmt: skip
 
     return encode
 
@@ -293,10 +305,13 @@ def _on_device(vae: VAE) -> VAE:
 
 def _report(vae: VAE, dataset: Dataset, store: LatentStore) -> None:
     """The snapshot's report, as JSON, Markdown and pictures; made before the pointer names it."""
-    shown = None
+    shown = tiling = None
     if len(store):
         shown = reconstruct(_on_device(vae), dataset, store, _REPORT_IMAGES)
-    report = report_of(store.snapshot, shown)
+    if shown is not None:
+        tile = store.snapshot.identity.options.tile
+        tiling = tiling_cost(vae, shown.originals[:_TILED_IMAGES], tile)
+    report = report_of(store.snapshot, shown, tiling)
     files = {
         "report.json": storage.canonical_json(asdict(report)),
         "report.md": to_markdown(report).encode(),

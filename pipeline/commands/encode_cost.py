@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset, preprocess_digest
+from pipeline.encoding.also import Also
 from pipeline.encoding.cutting import Place, latent_shape_of
 from pipeline.encoding.determinism import exact_numerics
 from pipeline.encoding.driver import EncodePlan
@@ -53,6 +55,7 @@ def probe(
     identity: Identity,
     plan: EncodePlan,
     lanes: int,
+    also: Sequence[Also],
 ) -> EncodingCost:
     """Encodes `lanes` shards at a time for `PROBE_SECONDS`; nothing is written to the store.
 
@@ -76,6 +79,7 @@ def probe(
             return _encode_until(
                 vae, dataset, identity, number,
                 threads=max(1, int(config.cores)), folder=Path(folder), deadline=deadline,
+                also=also,
             )  # fmt: skip
 
         probed = list(pool.map(lane, plan.todo[:lanes]))
@@ -128,12 +132,13 @@ def _encode_until(
     threads: int,
     folder: Path,
     deadline: float,
+    also: Sequence[Also],
 ) -> _Probed:
     images = 0  # passed, also those that --where leaves out
     writers: dict[Place, PartWriter] = {}
     shard = dataset.shards[number]
     with ExitStack() as open_, exact_numerics():
-        for batch in shard_batches(vae, dataset, shard, identity.options, threads):
+        for batch in shard_batches(vae, dataset, shard, identity.options, threads, also=also):
             if batch.place not in writers:
                 path = folder / f"{number}-{len(writers)}"
                 shape = latent_shape_of(vae, batch.place.shape)

@@ -4,11 +4,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from pipeline import storage
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
 from pipeline.data.column_types import is_kind, kept_kind
 from pipeline.data.preprocess import preprocess_digest
+from pipeline.encoding.also import load_also
 from pipeline.encoding.cutting import check_views, latent_shape_of, seen
 from pipeline.encoding.precision import Rounding, Unmeasured
 from pipeline.errors import ConfigError
@@ -34,6 +37,11 @@ def identity_of(
             f"{config.model}: its posterior has a full covariance, of which moments keep only the "
             "variances. Encode with `--content mean` or `--content sample`."
         )
+    if not vae.has_posterior and config.content != "mean":
+        raise ConfigError(
+            f"{config.model}: its network gives one latent per image and no posterior. Encode with "
+            "`--content mean`."
+        )
     where = parse_where(config.where) if config.where else None
     asked = dict(map(_column, config.columns))
     found = dataset.column_kinds((*asked, *(where.columns if where else ())))
@@ -52,6 +60,8 @@ def identity_of(
         views=_views(config),
         crop=config.crop,
         resize=config.resize,
+        also=tuple(load_also(path, torch.device("cpu")).said for path in config.also),
+        tile=config.tile or 0,
     )
     check_views(vae, options)
     cut = preprocess_digest(seen(vae.preprocess, options))

@@ -62,6 +62,11 @@ class EncodeConfig(PortionConfig):
         description="Source columns to copy, such as label; NAME:KIND where later images need a "
         "wider kind than the first (caption:list<string>).",
     )
+    also: tuple[str, ...] = Field(
+        (),
+        description="Your own encoders to run beside the VAE, as package.module:Class: vectors of "
+        "each image or its columns (text embeddings, CLIP, DINO): docs/extend.md.",
+    )
     image_size: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         (), description="Sizes in pixels to encode at, each image decoded once; none: the model's."
     )
@@ -75,6 +80,12 @@ class EncodeConfig(PortionConfig):
     )
     resize: Resize | None = Field(
         None, description="Filter of the resizing, antialiased; None: as the model was trained."
+    )
+    tile: int | None = Field(
+        None,
+        gt=0,
+        description="Encode larger images in squares of so many pixels, which overlap by a quarter "
+        "and are blended; what that costs is measured. None: each whole.",
     )
     where: str | None = Field(
         None,

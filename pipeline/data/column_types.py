@@ -1,7 +1,8 @@
 """The kinds of a dataset's columns: what lies beside each image in its .json, named and typed.
 
 A kind is a text: `int64`, `double`, `bool`, `string`, `list<KIND>`, `list<KIND>[N]` where all lists
-are of N values, or `json` for whatever has no one kind.
+are of N values, or `json` for whatever has no one kind. `float32` is no kind of what lies beside
+an image, but of the vectors that a store adds.
 """
 
 import json
@@ -80,7 +81,8 @@ def holds(kind: str, other: str) -> bool:
 def vector_size(kind: str) -> int | None:
     """Numbers in each value of a column of real vectors; None for any other kind."""
     found = _LIST.fullmatch(kind)
-    return int(found[2]) if found is not None and found[1] == "double" and found[2] else None
+    is_real = found is not None and found[1] in ("double", "float32")
+    return int(found[2]) if found is not None and is_real and found[2] else None
 
 
 def note_columns(kinds: dict[str, str], values: Json) -> None:
@@ -96,7 +98,9 @@ def arrow_type(kind: str) -> pa.DataType:
     found = _LIST.fullmatch(kind)
     if found is not None:
         return pa.list_(arrow_type(found[1]), int(found[2]) if found[2] else -1)
-    plain = {"int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+    plain = {
+        "int64": pa.int64(), "double": pa.float64(), "float32": pa.float32(), "bool": pa.bool_()
+    }  # fmt: skip
     return plain.get(kind, pa.string())
 
 

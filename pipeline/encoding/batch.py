@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.encoding.tiles import encode_in_tiles
 from pipeline.int8 import to_int8
 from pipeline.key_noise import normal_noise
 from pipeline.latents.identity import EncodeOptions
@@ -119,7 +120,7 @@ def _compute(
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=autocast),
         ):
-            posterior = vae.encode(view)
+            posterior = encode_in_tiles(vae, view, options.tile)
         if options.content == "sample":
             noise = normal_noise(keys, options.seed, posterior.mean.shape[1:], suffix)
             with torch.inference_mode():

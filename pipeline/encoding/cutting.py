@@ -142,7 +142,12 @@ def place_of(vae: VAE, options: EncodeOptions, part: LatentPart) -> Place:
 
 
 def check_views(vae: VAE, options: EncodeOptions) -> None:
-    """Raises `ConfigError` for shapes that the network can't take."""
+    """Raises `ConfigError` for shapes, or tiles, that the network can't take."""
+    if options.tile and options.tile % pixels_per_latent(vae):
+        raise ConfigError(
+            f"tiles of {options.tile} pixels: this network makes one latent of "
+            f"{pixels_per_latent(vae)} x {pixels_per_latent(vae)}, so `--tile` is a multiple."
+        )
     if not options.views:
         return
     if len({view.size for view in options.views}) < len(options.views):

@@ -13,6 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.shard_reader import samples_at
 from pipeline.encoding.cutting import Cutter, place_of
 from pipeline.encoding.determinism import exact_numerics
+from pipeline.encoding.tiles import TilingCost
 from pipeline.errors import DatasetError, StorageError
 from pipeline.json_value import Json
 from pipeline.latents.identity import Identity
@@ -77,6 +78,8 @@ class StoreReport:
     reconstruction: Fidelity | None
     rounding: Rounding | None
     """What eight bits cost."""
+    tiling: TilingCost | None
+    """What tiles cost; None also where no image that was looked at fits whole."""
 
 
 def report_folder(snapshot: Snapshot) -> str:
@@ -130,7 +133,9 @@ def _spread(store: LatentStore, count: int) -> list[int]:
     return np.unique(numbers[np.linspace(0, len(numbers) - 1, count).astype(int)]).tolist()  # type: ignore[no-any-return]
 
 
-def report_of(snapshot: Snapshot, reconstructions: Reconstructions | None) -> StoreReport:
+def report_of(
+    snapshot: Snapshot, reconstructions: Reconstructions | None, tiling: TilingCost | None = None
+) -> StoreReport:
     """The report of a snapshot, and of the images that were decoded from it."""
     failed = [(shard.receipt.shard, sample) for shard in snapshot.shards for sample in shard.failed]
     statistics = snapshot.statistics
@@ -154,6 +159,7 @@ def report_of(snapshot: Snapshot, reconstructions: Reconstructions | None) -> St
         sample_std=statistics.sample_std,
         reconstruction=None if reconstructions is None else _fidelity(reconstructions),
         rounding=_rounding(snapshot),
+        tiling=tiling,
     )
 
 
@@ -195,6 +201,17 @@ def _left_out(where: str | None, count: int) -> list[str]:
     return [f"| left out by {markdown(where)} | {count:,} |"] if where else []
 
 
+def _tiling(tile: int, cost: TilingCost | None) -> list[str]:
+    if cost is None:
+        said = "not measured: no image that was looked at is larger, or it does not fit whole"
+        return [f"| tiles of {tile} pixels against the whole | {said} |"] if tile else []
+    return [
+        f"| tiles of {tile} pixels against the whole, {cost.images} images, in units of the means' "
+        f"root-mean-square | {cost.mean:.3g} on average, {cost.largest:.3g} at most |",
+        f"| the same, decoded | {cost.lowest_decibels:.2f} dB at least |",
+    ]
+
+
 def to_markdown(report: StoreReport) -> str:
     """The report as a page."""
     state = "whole" if report.complete else "PARTIAL: some shards have no latents"
@@ -230,6 +247,7 @@ def to_markdown(report: StoreReport) -> str:
             f"| the same, {cost.decoded} images decoded | {cost.mean_decibels:.2f} dB "
             f"(lowest {cost.lowest_decibels:.2f}) |",
         ]
+    lines += _tiling(options.tile, report.tiling)
     lines += ["", "| channel | mean | std | std of draws |", "|---|---|---|---|"]
     draws = report.sample_std or (math.nan,) * len(report.mean)
     lines += [

@@ -1,6 +1,7 @@
 """Encodes one source shard: data first, receipt last, nothing twice."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline import storage
 from pipeline.data.column_types import holds, kept_kind, merged
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import ShardRecord
+from pipeline.encoding.also import Also
 from pipeline.encoding.batch import BatchRounding
 from pipeline.encoding.cutting import Place, latent_shape_of
 from pipeline.encoding.determinism import exact_numerics
@@ -45,8 +47,12 @@ def encode_shard(
     identity: Identity,
     store: str,
     threads: int | None = None,
+    *,
+    also: Sequence[Also] = (),
 ) -> Receipt:
     """Encodes every sample of a shard, the removed ones too, unless its receipt is there already.
+
+    `also`: the encoders of the identity's options, built.
 
     Raises `DatasetError` when the source is not what the manifest says, and what `storage` raises.
     Killed at any moment, it leaves at most latent files that no receipt names.
@@ -60,7 +66,7 @@ def encode_shard(
     with storage.temporary_folder("vae-encode-") as folder, exact_numerics(), ExitStack() as open_:
         writers: dict[Place, PartWriter] = {}
         redone = 0
-        for batch in shard_batches(vae, dataset, shard, options, workers):
+        for batch in shard_batches(vae, dataset, shard, options, workers, also=also):
             _check_source(batch, shard)
             redone += batch.encoded.redone
             writer = writers.get(batch.place)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -12,6 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard_index import RawSample
 from pipeline.data.shard_reader import read_samples, samples_at
+from pipeline.encoding.also import Also
 from pipeline.encoding.batch import EncodedBatch, encode_batch
 from pipeline.encoding.cutting import CutSample, Cutter, Place
 from pipeline.latents.identity import EncodeOptions
@@ -29,20 +31,51 @@ class PlacedBatch:
     place: Place
     samples: tuple[CutSample, ...]
     encoded: EncodedBatch
+    beside: dict[int, str] = field(default_factory=dict)
+    """Rows that an encoder beside the VAE made no numbers of, with the reason."""
 
     @property
     def reasons(self) -> dict[int, str]:
         """Of each row without latents."""
         found = {row: s.reason for row, s in enumerate(self.samples) if s.reason is not None}
-        return found | self.encoded.refused
+        return self.beside | found | self.encoded.refused
+
+    def with_vectors(self, also: Sequence[Also], device: torch.device) -> "PlacedBatch":
+        """With what these encoders make of its images and columns, as columns.
+
+        A row whose vector is not finite is refused. Rows without an image are not shown to them.
+        """
+        good = [row for row, sample in enumerate(self.samples) if sample.reason is None]
+        if not also or not good:
+            return self
+        chosen = [self.samples[row] for row in good]
+        images = torch.stack([sample.cuts[self.place] for sample in chosen]).to(device)
+        names = dict.fromkeys(name for sample in chosen for name in sample.columns)
+        columns = {name: [sample.columns.get(name) for sample in chosen] for name in names}
+        samples, beside = list(self.samples), dict[int, str]()
+        for each in also:
+            for name, vectors in each.vectors(images, columns).items():
+                for row, vector in zip(good, vectors, strict=True):
+                    values = {**samples[row].columns, name: vector.tolist()}
+                    samples[row] = replace(samples[row], columns=values)
+                    if not np.isfinite(vector).all():
+                        beside[row] = f"non_finite {name}"
+        return replace(self, samples=tuple(samples), beside=beside)
 
 
 def shard_batches(
-    vae: VAE, dataset: Dataset, shard: ShardRecord, options: EncodeOptions, threads: int
+    vae: VAE,
+    dataset: Dataset,
+    shard: ShardRecord,
+    options: EncodeOptions,
+    threads: int,
+    *,
+    also: Sequence[Also] = (),
 ) -> Generator[PlacedBatch]:
     """Every chosen sample of a shard, once for each view, in batches of one place each.
 
-    Which samples come together follows from the shard and the options alone.
+    Which samples come together follows from the shard and the options alone. `also` are the
+    options' encoders beside the VAE, where their columns are wanted.
     """
     cutter, choose = Cutter(vae.preprocess, options), chooser(options)
     waiting: dict[Place, list[CutSample]] = {}
@@ -57,11 +90,13 @@ def shard_batches(
                     waiting.setdefault(place, []).append(cut.alone(place))
             for place, samples in waiting.items():
                 if len(samples) >= size:
-                    yield encode_cuts(vae, place, samples[:size], options)
+                    done = encode_cuts(vae, place, samples[:size], options)
+                    yield done.with_vectors(also, vae.device)
                     waiting[place] = samples[size:]
     for place in sorted(waiting, key=lambda place: (place.size, place.shape)):
         if waiting[place]:
-            yield encode_cuts(vae, place, waiting[place], options)
+            done = encode_cuts(vae, place, waiting[place], options)
+            yield done.with_vectors(also, vae.device)
 
 
 def encode_again(

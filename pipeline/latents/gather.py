@@ -203,11 +203,12 @@ class Gather:
     def column(self, found: Found, records: Sequence[_Record | None], name: str) -> Column:
         """One column of each row, as `column_values` gives it; None or NaN where one is lost."""
         rows = found.row.tolist()
-        size = vector_size(self._parts[0].identity.options.column_kinds[name])
+        kind = self._parts[0].identity.options.column_kinds[name]
+        size = vector_size(kind)
         if size is None:
             pairs = zip(records, rows, strict=True)
             return [None if r is None else r.arrays[name][row].as_py() for r, row in pairs]
-        vectors = np.full((len(rows), size), np.nan)
+        vectors = np.full((len(rows), size), np.nan, np.float32 if "float32" in kind else float)
         for slot, (record, row) in enumerate(zip(records, rows, strict=True)):
             if record is not None:
                 vectors[slot] = record.arrays[name][row]

@@ -64,6 +64,16 @@ MOST_STRETCHED = 4
 
 
 @dataclass(frozen=True)
+class AlsoEncoder:
+    """A user's encoder beside the VAE: its import path, the digest that it gives of its weights and
+    code, and its columns with how many numbers each has."""
+
+    path: str
+    digest: str
+    columns: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
 class EncodeOptions:
     """Everything about an encoding, apart from the model, that changes a stored byte.
 
@@ -90,9 +100,15 @@ class EncodeOptions:
     crop: Literal["center", "pad", "stretch"] | None = None
     resize: Literal["bilinear", "bicubic"] | None = None
     """As images are cut for this store; None: as the model's preprocessing says."""
+    also: tuple[AlsoEncoder, ...] = ()
+    tile: int = 0
+    """Pixels of the squares that larger images are encoded in; 0: each whole."""
 
     def __post_init__(self) -> None:
-        for name in self.columns:
+        theirs = [name for each in self.also for name, _ in each.columns]
+        for name in (*self.columns, *theirs):
+            if [*self.columns, *theirs].count(name) > 1:
+                raise ConfigError(f"columns: two are called {name!r}. Rename one of them.")
             if name.removesuffix("_flipped") in RESERVED_COLUMNS:
                 raise ConfigError(
                     f"columns: {name!r} is the name of one of the store's own columns "
@@ -104,7 +120,8 @@ class EncodeOptions:
         """The kind of each column, by name, in the file's order."""
         kinds = self.kinds or ("",) * len(self.columns)
         own = OWN_COLUMNS if self.views else {}
-        return dict(zip(self.columns, kinds, strict=True)) | own
+        theirs = {n: f"list<float32>[{size}]" for each in self.also for n, size in each.columns}
+        return dict(zip(self.columns, kinds, strict=True)) | own | theirs
 
     def to_json(self) -> Json:
         """A JSON-able dictionary of every option that counts."""
@@ -118,6 +135,10 @@ class EncodeOptions:
             del options["kinds"]  # text is what columns are when nothing is said
         if not self.where:
             del options["where"], options["where_kinds"]
+        if not self.also:
+            del options["also"]
+        if not self.tile:
+            del options["tile"]
         options["views"] = [asdict(view) for view in self.views]
         return options
 

@@ -88,7 +88,7 @@ class LatentRows:
 
 
 def column_values(values: pa.Array, kind: str) -> Column:
-    """One column: a list of what Python has; vectors as float64 [n, N], NaN where there is none."""
+    """One column: a list of what Python has; vectors [n, N], NaN where there is none."""
     size = vector_size(kind)
     if size is None:
         return list(values.to_pylist())

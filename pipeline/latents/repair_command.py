@@ -36,10 +36,13 @@ def _flags(options: EncodeOptions) -> list[str]:
     words += ["--where", options.where] if options.where else []
     for name in ("crop", "resize"):
         words += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
+    words += ["--tile", str(options.tile)] if options.tile else []
+    also = [each.path for each in options.also]
     buckets = [f"{view.size}:{view.step}" for view in options.views if view.step]
     sizes = [str(view.size) for view in options.views if not view.step]
     kinds = dict(zip(options.columns, options.kinds or ("",) * len(options.columns), strict=True))
     columns = [f"{name}:{kind}" if kind else name for name, kind in kinds.items()]
-    for flag, values in (("buckets", buckets), ("image-size", sizes), ("columns", columns)):
+    for flag, values in (("buckets", buckets), ("image-size", sizes), ("columns", columns),
+                         ("also", also)):  # fmt: skip
         words += [f"--{flag}", *values] if values else []
     return words

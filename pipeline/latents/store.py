@@ -40,7 +40,7 @@ class Latent:
 
     key: str
     tensors: dict[str, npt.NDArray[Any]]
-    columns: "dict[str, JsonValue | npt.NDArray[np.float64]]"
+    columns: "dict[str, JsonValue | npt.NDArray[Any]]"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class LatentStore:
         return {key: number for number, key in enumerate(self.keys())}
 
 
-Item: TypeAlias = "dict[str, Tensor | JsonValue | npt.NDArray[np.float64]]"
+Item: TypeAlias = "dict[str, Tensor | JsonValue | npt.NDArray[Any]]"
 
 _GATHERED_BYTES = 512 * 2**20
 """Of record batches that one process keeps: each of a DataLoader's has its own."""

@@ -30,20 +30,24 @@ class TilingError:
     image: float
 
 
-def encode_tiled(vae: VAE, images: Tensor, tile: int, overlap: int) -> Posterior:
+Tile = int | tuple[int, int]
+"""Pixels of a square's side, or height and width."""
+
+
+def encode_tiled(vae: VAE, images: Tensor, tile: Tile, overlap: int) -> Posterior:
     """q(z|x) of uint8 images `[B, C, H, W]` of any size, by tiles of `tile` pixels.
 
     `tile`, `overlap`, H and W are multiples of the network's pixels per latent. Only networks whose
     latent is a grid can do it; raises `ModelError` for the others.
     """
-    factor = pixels_per_latent(vae)
-    _check(factor, tile, overlap, images.shape[-2:])
+    factor, sides = pixels_per_latent(vae), _sides(tile)
+    _check(factor, sides, overlap, images.shape[-2:])
 
     def moments(part: Tensor) -> Tensor:
         posterior = vae.encode(part)
         return torch.cat([posterior.mean, posterior.log_variance], dim=1)
 
-    blended = _blend(images, tile, overlap, moments, 1 / factor)
+    blended = _blend(images, sides, overlap, moments, 1 / factor)
     return posterior_from_moments("diagonal", blended, vae.latent_shape)
 
 
@@ -54,8 +58,9 @@ def decode_tiled(vae: VAE, latents: Tensor, tile: int, overlap: int) -> Tensor:
     """
     factor = pixels_per_latent(vae)
     height, width = latents.shape[-2:]
-    _check(factor, tile, overlap, (height * factor, width * factor))
-    return _blend(latents, tile // factor, overlap // factor, vae.decode, factor)
+    _check(factor, (tile, tile), overlap, (height * factor, width * factor))
+    side = tile // factor
+    return _blend(latents, (side, side), overlap // factor, vae.decode, factor)
 
 
 @torch.no_grad()
@@ -82,32 +87,44 @@ def pixels_per_latent(vae: VAE) -> int:
     return factor
 
 
-def _check(factor: int, tile: int, overlap: int, size: tuple[int, ...]) -> None:
-    wrong = [value for value in (tile, overlap, *size) if value % factor]
-    if wrong or not 0 <= overlap < tile or tile > min(size):
+def _sides(tile: Tile) -> tuple[int, int]:
+    return (tile, tile) if isinstance(tile, int) else tile
+
+
+def _check(factor: int, tile: tuple[int, int], overlap: int, size: tuple[int, ...]) -> None:
+    wrong = [value for value in (*tile, overlap, *size) if value % factor]
+    larger = any(one > side for one, side in zip(tile, size, strict=True))
+    if wrong or not 0 <= overlap < min(tile) or larger:
         raise ModelError(
-            f"tiles of {tile} pixels with {overlap} of overlap don't fit images of {tuple(size)}: "
-            f"all are multiples of {factor}, and overlap < tile <= the image's sides."
+            f"tiles of {tile[0]} x {tile[1]} pixels with {overlap} of overlap don't fit images of "
+            f"{tuple(size)}: all are multiples of {factor}, and overlap < tile <= the image's "
+            "sides."
         )
 
 
 def _blend(
-    values: Tensor, tile: int, overlap: int, work: Callable[[Tensor], Tensor], scale: float
+    values: Tensor,
+    tile: tuple[int, int],
+    overlap: int,
+    work: Callable[[Tensor], Tensor],
+    scale: float,
 ) -> Tensor:
     """`work` on each tile of `values`, weighted down linearly across overlaps."""
     height, width = values.shape[-2:]
-    ramp = _ramp(round(tile * scale), round(overlap * scale)).to(values.device)
-    window = ramp[:, None] * ramp[None]
+    down, across = (
+        _ramp(round(side * scale), round(overlap * scale)).to(values.device) for side in tile
+    )
+    window = down[:, None] * across[None]
     places = [
         (top, left)
-        for top in _starts(height, tile, overlap)
-        for left in _starts(width, tile, overlap)
+        for top in _starts(height, tile[0], overlap)
+        for left in _starts(width, tile[1], overlap)
     ]
 
     def covered(top: int, left: int) -> tuple[slice, slice]:
         return (
-            slice(round(top * scale), round((top + tile) * scale)),
-            slice(round(left * scale), round((left + tile) * scale)),
+            slice(round(top * scale), round((top + tile[0]) * scale)),
+            slice(round(left * scale), round((left + tile[1]) * scale)),
         )
 
     weights = torch.zeros(round(height * scale), round(width * scale), device=values.device)
@@ -115,7 +132,7 @@ def _blend(
         weights[covered(*place)] += window
     total: Tensor | None = None
     for top, left in places:
-        done = work(values[..., top : top + tile, left : left + tile])
+        done = work(values[..., top : top + tile[0], left : left + tile[1]])
         if total is None:
             total = done.new_zeros(*done.shape[:2], *weights.shape)
         rows, columns = covered(top, left)

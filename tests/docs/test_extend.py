@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch.distributions import StudentT
 
 from jobs import train
-from pipeline.config import PackConfig, TrainConfig
+from pipeline.commands.encode import run_encoding
+from pipeline.config import EncodeConfig, PackConfig, TrainConfig
+from pipeline.latents import LatentStore
 from pipeline.packing.pack import pack
 from pipeline.registry.named_models import load_named
 from tests.docs.blocks import ROOT, blocks, files
@@ -46,6 +49,22 @@ def trained(folder: Path, run: str, **knobs: object) -> dict[str, object]:
         "model": {"kind": "custom", "custom": "my_network:Patches"},
     }  # fmt: skip
     return dict(train.main(TrainConfig.model_validate(values | knobs)).result)
+
+
+def test_an_encoder_beside_the_vae_gives_a_column_that_the_store_keeps(written: Path) -> None:
+    pack_digits(written)
+    trained(written, "plain")
+    found = run_encoding(
+        EncodeConfig(
+            model=str(written / "runs/plain/bundle"), data=str(written / "data"), actors=0,
+            output=str(written / "latents"), also=("my_encoder:Edges",),
+            allow_custom=("my_network:Patches",),
+        )
+    )  # fmt: skip
+    assert found.complete
+    edges = LatentStore.open(found.store)[0].columns["edges"]
+    assert isinstance(edges, np.ndarray)
+    assert edges.shape == (16,)
 
 
 def test_network_and_augmentation_train_and_the_model_is_loaded_with_its_class_named(

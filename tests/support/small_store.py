@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
 from pipeline.data import Dataset
 from pipeline.data.preprocess import preprocess_digest
+from pipeline.encoding.also import load_again
 from pipeline.encoding.driver import finish, plan_encoding, publish
 from pipeline.encoding.shard import encode_shard
 from pipeline.latents import LatentStore
@@ -55,8 +56,12 @@ def identity_of(vae: VAE, **options: Any) -> Identity:
 def encode(vae: VAE, dataset: Dataset, store: str | Path, **options: Any) -> LatentStore:
     """Encodes what has no receipt, one shard after the other, and publishes the snapshot."""
     url, identity = str(store), identity_of(vae, **options)
-    plan = plan_encoding(url, dataset, identity)
+    plan, also = (
+        plan_encoding(url, dataset, identity),
+        load_again(identity.options.also, vae.device),
+    )
     for number in plan.todo:
-        encode_shard(vae, dataset, dataset.shards[number], identity, url, threads=1)
+        shard = dataset.shards[number]
+        encode_shard(vae, dataset, shard, identity, url, threads=1, also=also)
     publish(url, finish(url, dataset, identity, plan.known, {}), data=dataset.url, model="m")
     return LatentStore.open_all(url)

@@ -51,10 +51,10 @@ def world(tmp_path: Path, bundle: str) -> Any:
         def __init__(self) -> None:
             self.bundle = bundle
 
-        def grow(self, numbers: range, **options: Any) -> None:
+        def grow(self, numbers: range, output_name: str = "data", **options: Any) -> None:
             write_digits(tmp_path / "images", numbers)
             source = (str(tmp_path / "images"),)
-            output = str(tmp_path / "data")
+            output = str(tmp_path / output_name)
             pack(PackConfig(source=source, output=output, shard_bytes=60_000, **options))
 
         def encode(self, store: str = "store", **options: Any) -> Encoded:
@@ -359,3 +359,15 @@ def test_moments_of_a_full_covariance_are_refused_and_its_means_are_not(
         identity_of(vae, asked, dataset, None, tried)
     means = asked.model_copy(update={"content": "mean"})
     assert identity_of(vae, means, dataset, None, tried).options.content == "mean"
+
+
+def test_a_store_inside_the_images_folder_is_refused_since_its_pictures_would_be_packed(
+    world: Any, tmp_path: Path
+) -> None:
+    world.grow(range(3))
+    with pytest.raises(DatasetError, match=r"images/store: lies inside the source .*images"):
+        world.encode("images/store")
+    assert not (tmp_path / "images/store").exists()
+    world.grow(range(3, 90), holdout=0.3, output_name="split")
+    with pytest.raises(DatasetError, match="lies inside the source"):
+        world.encode("images/store", data=str(tmp_path / "split/train"))

@@ -20,6 +20,7 @@ from pipeline.encoding import cutting
 from pipeline.encoding.cutting import Cutter, Place, check_views, seen
 from pipeline.encoding.reencode import reencode
 from pipeline.encoding.report import reconstruct, report_of, to_markdown
+from pipeline.encoding.tiles import tiling_cost
 from pipeline.errors import ConfigError, ModelError, StoreError
 from pipeline.exchange.store_export import export_store
 from pipeline.latents import LatentLoader, LatentStore, verify_store
@@ -220,8 +221,8 @@ def test_nights_of_growth_and_removal_end_as_one_pass_byte_for_byte(tmp_path: Pa
     views = (View(8, 2), View(16, 4))
     photos(tmp_path, range(10))
     store = tmp_path / "s"
-    for night in range(4):
-        dataset = photos(tmp_path, range(10 + 6 * (night + 1)), append=True)
+    for night in range(30):
+        dataset = photos(tmp_path, range(10 + 2 * (night + 1)), append=True)
         encode(grid_vae(), dataset, store, views=views)
     keys = list(dataset.keys())
     gone = {"remove": (keys[3], keys[9]), "append": True}
@@ -232,7 +233,7 @@ def test_nights_of_growth_and_removal_end_as_one_pass_byte_for_byte(tmp_path: Pa
     dataset = Dataset.open(str(tmp_path / "data"))
     grown = encode(grid_vae(), dataset, store, views=views)
     whole = encode(grid_vae(), dataset, tmp_path / "whole", views=views)
-    assert len(grown) == 2 * (34 - 2)
+    assert len(grown) == 2 * (70 - 2)
     assert verify_store(grown.url) == []
     one, other = tree(store), tree(tmp_path / "whole")
     parts = ("latents/", "receipts/", f"{whole.snapshot.path}")
@@ -293,3 +294,91 @@ def test_shapes_that_the_network_cannot_take_are_refused(options: Any, said: str
 def test_a_network_of_one_size_is_refused_any_other() -> None:
     with pytest.raises(ModelError, match="take no other size"):
         check_views(small_vae(), EncodeOptions("fp32", views=(View(16),)))
+
+
+def test_larger_images_are_encoded_in_tiles_and_the_report_says_what_that_costs(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    vae = grid_vae()
+    whole = encode(vae, dataset, tmp_path / "whole", views=(View(64, 8),))
+    tiled = encode(vae, dataset, tmp_path / "tiled", views=(View(64, 8),), tile=48)
+    assert tiled.snapshot.identity.digest != whole.snapshot.identity.digest
+    assert tiled.shapes == whole.shapes
+    assert verify_store(tiled.url) == []
+    found = reencode(vae, dataset, tiled, COUNT, seed=0)
+    assert (found.images, found.equal) == (COUNT, COUNT)
+    shown = reconstruct(vae, dataset, tiled, 4)
+    assert shown is not None
+    cost = tiling_cost(vae, shown.originals, 48)
+    assert cost is not None
+    assert cost.images == len(shown.keys)
+    assert 0 < cost.mean <= cost.largest < 1
+    latent = tiled.by_key(shown.keys[0]).tensors["mean"].astype(np.float64)
+    exact = whole.by_key(shown.keys[0]).tensors["mean"].astype(np.float64)
+    distance = np.sqrt(np.square(latent - exact).mean() / np.square(exact).mean())
+    assert distance <= cost.largest + 0.002  # float16's own rounding
+    page = to_markdown(report_of(tiled.snapshot, shown, cost))
+    assert "tiles of 48 pixels against the whole" in page
+    assert f"{cost.largest:.3g} at most" in page
+    assert "tiles of" not in to_markdown(report_of(whole.snapshot, shown))
+
+
+def test_an_image_no_larger_than_a_tile_is_encoded_whole(dataset: Dataset, tmp_path: Path) -> None:
+    one, other = (encode(grid_vae(), dataset, tmp_path / str(tile), tile=tile) for tile in (0, 16))
+    for number in (0, 20, 47):
+        np.testing.assert_array_equal(one[number].tensors["mean"], other[number].tensors["mean"])
+    with pytest.raises(ConfigError, match="tiles of 15 pixels"):
+        check_views(grid_vae(), EncodeOptions("fp32", tile=15))
+    with pytest.raises(ModelError, match="nor tiles"):
+        check_views(small_vae(), EncodeOptions("fp32", tile=16))
+
+
+def test_a_photo_held_sideways_is_in_the_bucket_of_what_people_see(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 40), (200, 30, 60)).save(tmp_path / "images/wide.jpg")
+    Image.new("RGB", (80, 40), (200, 30, 60)).save(tmp_path / "images/turned.jpg", exif=exif)
+    store = encode(grid_vae(), photos(tmp_path, range(0)), tmp_path / "s", views=BUCKETS)
+    found = {latent.key.split("%")[0]: latent for latent in store}
+    assert found["turned"].columns["original_size"] == [80, 40]
+    assert found["wide"].columns["original_size"] == [40, 80]
+    _, height, width = found["turned"].tensors["mean"].shape
+    assert height > width
+    assert found["wide"].tensors["mean"].shape == (2, width, height)
+
+
+def test_the_smallest_and_the_longest_image_have_a_bucket_and_say_what_was_cut(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name, size in (("dot", (1, 1)), ("line", (2000, 2)), ("pole", (3, 900))):
+        Image.new("RGB", size, (9, 99, 199)).save(tmp_path / f"images/{name}.png")
+    store = encode(grid_vae(), photos(tmp_path, range(0)), tmp_path / "s", views=BUCKETS)
+    found = {latent.key.split("%")[0]: latent for latent in store}
+    assert found["dot"].tensors["mean"].shape == (2, 8, 8)
+    assert found["line"].columns["original_size"] == [2, 2000]
+    box: Any = found["line"].columns["crop_box"]
+    assert (box[0], box[2], box[3]) == (0, 2, 8), "of a line what has four times its height"
+    assert found["line"].tensors["mean"].shape[1:] == found["pole"].tensors["mean"].shape[:0:-1]
+
+
+def test_bytes_of_a_latent_do_not_grow_with_the_batch_it_was_encoded_in(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    sizes = {}
+    for batch in (4, 16):
+        store = encode(grid_vae(), dataset, tmp_path / f"b{batch}", batch_size=batch)
+        sizes[batch] = sum(shard.receipt.bytes for shard in store.snapshot.shards)
+    assert sizes[16] < sizes[4]
+    exact = COUNT * 2 * 2 * 8 * 8 * 2
+    assert sizes[4] < exact + 1024 * COUNT
+
+
+def test_images_without_a_caption_are_encoded_with_none(tmp_path: Path) -> None:
+    write_photos(tmp_path / "images", range(6))
+    (tmp_path / "c.csv").write_text("path,caption\n0000.jpg,a hill\n")
+    dataset = photos(tmp_path, range(6), annotations=str(tmp_path / "c.csv"))
+    store = encode(grid_vae(), dataset, tmp_path / "s", columns=("caption",))
+    told = {number_of(latent.key): latent.columns["caption"] for latent in store}
+    assert told == {"0000": "a hill"} | {f"{n:04d}": None for n in range(1, 6)}

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.latent_scale import LatentScale
-from pipeline.latents.identity import Content, EncodeOptions, Identity, View
+from pipeline.latents.identity import AlsoEncoder, Content, EncodeOptions, Identity, View
 
 OPTIONS = EncodeOptions(precision="fp32", content="sample")
 IDENTITY = Identity("m" * 64, "p" * 64, (4, 2, 2), OPTIONS)
@@ -13,6 +13,7 @@ OTHER: dict[str, Any] = {
     "precision": "bf16", "batch_size": 63, "dtype": "float32", "content": "mean", "seed": 1,
     "flip": True, "columns": ("label",), "kinds": ("int64",), "where": "a > 1",
     "where_kinds": (("a", "double"),), "views": (View(32),), "crop": "pad", "resize": "bicubic",
+    "also": (AlsoEncoder("a:B", "d" * 64, (("v", 3),)),), "tile": 64,
 }  # fmt: skip
 
 
