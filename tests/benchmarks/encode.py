@@ -254,13 +254,13 @@ def best_of(work: Callable[[], None], times: int) -> float:
     return min(seconds)
 
 
-def write_store(folder: Path, count: int) -> LatentStore:
+def write_store(folder: Path, count: int, shape: tuple[int, int, int] = (4, 32, 32)) -> LatentStore:
     """A store as of the f8 model and 256 x 256 images: float16 [4, 32, 32] twice, 16 KiB."""
-    shape, shards = (4, 32, 32), []
+    shards = []
     identity = Identity("0" * 64, "0" * 64, shape, EncodeOptions(precision="fp32"))
     generator = np.random.default_rng(0)
     for number in range(4):
-        path, rows, whole = folder / "part.arrow", count // 4, empty(4, True)
+        path, rows, whole = folder / "part.arrow", count // 4, empty(shape[0], True)
         folder.mkdir(exist_ok=True)
         with LatentFileWriter(path, identity, shape) as writer:
             for start in range(0, rows, BATCH):
