@@ -78,6 +78,9 @@ def load_also(path: str, device: torch.device) -> Also:
     """The encoder at `package.module:Class`; raises `ConfigError` for one that is none."""
     where = f"--also {path}"
     made_by = find_named(path, "--also", ConfigError)
+    # Before it is called: the path may come from what a store says of itself.
+    if not isinstance(made_by, type):
+        raise ConfigError(f"{where}: is no class, but {made_by!r}. {_EXAMPLE}")
     try:
         encoder = made_by()
         if isinstance(encoder, nn.Module):

@@ -151,7 +151,7 @@ def test_one_that_fails_or_gives_other_shapes_is_named(
         ("Nameless", "is no encoder: AttributeError"),
         ("Constant", r"digest\(\) gives 'v1'"),
         ("Colour", r"Did you mean `--also .*:Colours`"),
-        ("CPU", "is no encoder: TypeError"),
+        ("CPU", "is no class, but device"),
     ],
 )
 def test_one_without_a_digest_over_weights_and_code_is_refused(name: str, message: str) -> None:
