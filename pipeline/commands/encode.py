@@ -100,6 +100,7 @@ def run_encoding(config: EncodeConfig) -> Encoded:
     """Encodes what has no receipt yet and publishes the snapshot."""
     store, started = storage.absolute(config.output), time.time()
     storage.refuse_file_above(store, "--output")
+    refuse_inside_sources(store, storage.absolute(config.data))
     try:
         with ExitStack() as held:
             result = _run_encoding(config, store, held)
@@ -115,6 +116,7 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
     """What `run_encoding` would cost; nothing is written."""
     store = storage.absolute(config.output)
     storage.refuse_file_above(store, "--output")
+    refuse_inside_sources(store, storage.absolute(config.data))
     asked = _asked(config, store, None)
     if not config.replace_model:
         refuse_another_model(store, asked)
@@ -129,7 +131,6 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
 def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
     """What is asked for; `held` keeps what trying it opens, None: it is tried in this process."""
     dataset = Dataset.open(config.data, None, config.shards_below)
-    refuse_inside_sources(store, dataset.url)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     model = registered.uri if registered else config.model
