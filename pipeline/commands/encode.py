@@ -46,7 +46,7 @@ from pipeline.latents.receipt import ATTEMPTS, Receipt
 from pipeline.latents.snapshot import LostShard, Pointer, read_pointer, read_snapshot
 from pipeline.latents.store import LatentStore
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
-from pipeline.packing.source_folders import refuse_inside_sources
+from pipeline.packing.leftovers import refuse_inside_sources
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, RegisteredModel, load_model, resolve

@@ -268,7 +268,7 @@ def _stacked(items: list[dict[str, Any]]) -> torch.Tensor:
 
 def _litdata(folder: Path, store: LatentStore) -> Callable[[], None]:
     litdata = importlib.import_module("litdata")
-    items = [{"mean": latent.tensors["mean"], "key": latent.key} for latent in store]
+    items = [{**latent.tensors, "key": latent.key} for latent in store]
     writer = litdata.streaming.writer.BinaryWriter(str(folder / "lit"), chunk_bytes="64MB")
     for number, item in enumerate(items):
         writer.add_item(number, item)
