@@ -40,8 +40,8 @@ class PlacedBatch:
         found = {row: s.reason for row, s in enumerate(self.samples) if s.reason is not None}
         return self.beside | found | self.encoded.refused
 
-    def with_vectors(self, also: Sequence[Also], device: torch.device) -> "PlacedBatch":
-        """With what these encoders make of its images and columns, as columns.
+    def with_vectors(self, also: Sequence[Also], vae: VAE) -> "PlacedBatch":
+        """With what these encoders make of its images and columns, as columns; on the VAE's device.
 
         A row whose vector is not finite is refused. Rows without an image are not shown to them.
         """
@@ -49,7 +49,7 @@ class PlacedBatch:
         if not also or not good:
             return self
         chosen = [self.samples[row] for row in good]
-        images = torch.stack([sample.cuts[self.place] for sample in chosen]).to(device)
+        images = torch.stack([sample.cuts[self.place] for sample in chosen]).to(vae.device)
         names = dict.fromkeys(name for sample in chosen for name in sample.columns)
         columns = {name: [sample.columns.get(name) for sample in chosen] for name in names}
         samples, beside = list(self.samples), dict[int, str]()
@@ -91,12 +91,12 @@ def shard_batches(
             for place, samples in waiting.items():
                 if len(samples) >= size:
                     done = encode_cuts(vae, place, samples[:size], options)
-                    yield done.with_vectors(also, vae.device)
+                    yield done.with_vectors(also, vae)
                     waiting[place] = samples[size:]
     for place in sorted(waiting, key=lambda place: (place.size, place.shape)):
         if waiting[place]:
             done = encode_cuts(vae, place, waiting[place], options)
-            yield done.with_vectors(also, vae.device)
+            yield done.with_vectors(also, vae)
 
 
 def encode_again(
