@@ -132,7 +132,7 @@ def _encode_until(
     threads: int,
     folder: Path,
     deadline: float,
-    also: Sequence[Also],
+    also: Sequence[Also] = (),
 ) -> _Probed:
     images = 0  # passed, also those that --where leaves out
     writers: dict[Place, PartWriter] = {}
