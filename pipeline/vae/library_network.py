@@ -7,6 +7,7 @@ decodes. Its version is no part of a model's digest: two versions may round othe
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pipeline import storage
@@ -71,8 +72,7 @@ class LibraryNetwork(Network):
     def scale(self) -> LatentScale:
         """What the config says of the latents, defaults of its class among it."""
         given = {name: self.model.config.get(name) for name in _SCALE}
-        found = {n: tuple(v) if isinstance(v, list | tuple) else v for n, v in given.items()}
-        return LatentScale(**found)
+        return TypeAdapter(LatentScale).validate_python(given)
 
     @torch.no_grad()
     def _moments(self, like: Tensor, channels: int, size: int) -> tuple[Tensor, Tensor | None]:

@@ -199,7 +199,7 @@ def _write_crops(photos: Path, folder: Path, count: int) -> None:
     dice, files = np.random.default_rng(0), sorted(photos.rglob("*.jpg"))
     for number in range(count):
         with Image.open(files[number % len(files)]) as image:
-            wide, tall = (int(min(side, dice.integers(160, 481))) for side in image.size)
+            wide, tall = (min(side, int(dice.integers(160, 481))) for side in image.size)
             left, top = (
                 int(dice.integers(0, side - cut + 1))
                 for side, cut in zip(image.size, (wide, tall), strict=True)
@@ -319,7 +319,7 @@ def _rates(works: dict[str, Callable[[], None]], count: int, rounds: int) -> dic
     return {name: count / seconds for name, seconds in best.items()}
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

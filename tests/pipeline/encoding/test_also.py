@@ -116,7 +116,8 @@ def test_the_vectors_are_of_the_pixels_that_the_vae_sees(tmp_path: Path) -> None
     for latent in store:
         number = int(latent.key.rsplit("/", 1)[-1].split("%")[0])
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
-        np.testing.assert_allclose(latent.columns["colours"], pixels.mean() / 2, rtol=1e-6)
+        found: Any = latent.columns["colours"]
+        np.testing.assert_allclose(found, pixels.mean() / 2, rtol=1e-6)
         assert latent.columns["length"] == [6.0]  # label0 to label2
 
 

@@ -27,7 +27,8 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.latent_scale import LatentScale
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.identity import View
-from pipeline.packing.pack import PackResult, pack
+from pipeline.packing.commit import PackResult
+from pipeline.packing.pack import pack
 from pipeline.vae import save_bundle
 from tests.pipeline.encoding.test_views import grid_vae
 from tests.support.killing import tree
