@@ -36,6 +36,7 @@ from pipeline.retention.generations import find_unnamed, generations, refuse_bes
 from pipeline.storage.marks import removing
 
 _PIECE_BYTES = 32 * 2**20
+"""Copied at a time, so that a shard of any size passes through little memory."""
 Places = Mapping[tuple[str, str], set[int]]
 """Positions by split and path of the shard."""
 
