@@ -4,8 +4,10 @@ import ast
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 _NO_JOBS = {"command", "flags", "help", "interrupts", "refusals"}
@@ -24,6 +26,11 @@ def main() -> None:
         del sys.argv[1]
         runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
         return
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("vae-pipeline"))
+        return
     if name is not None and name != "help" and not name.startswith("-"):
         from pipeline.nearest import did_you_mean, nearest
 
@@ -36,7 +43,10 @@ def main() -> None:
     print("Jobs; `vae NAME --help` (or `python -m jobs.NAME --help`) tells a job's flags:\n")
     for path in paths:
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        print(f"  {path.stem:<12} {text.splitlines()[0]}")
+        lines = textwrap.wrap(
+            text.splitlines()[0], max(30, shutil.get_terminal_size().columns - 15)
+        )
+        print(f"  {path.stem:<12} " + "\n".join(lines).replace("\n", "\n" + " " * 15))
     print('\nTab completion: eval "$(vae completion bash)", or zsh, in your shell\'s start file.')
 
 

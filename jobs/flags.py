@@ -4,6 +4,7 @@ Made from the config models alone. Values stay text, but for choices and numbers
 would not take from text; pydantic checks the rest.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.config import TrainConfig
 from pipeline.config.command_line import flag_name, keys_of, near_names
 from pipeline.errors import ConfigError
 from pipeline.json_value import JsonValue
+from pipeline.nearest import did_you_mean
 
 _COMMON = (
     ("--config FILE", "A YAML file with the same keys."),
@@ -80,9 +82,11 @@ def read_flags(
     found: dict[str, JsonValue] = {}
     left = list(words)
     while left:
-        name, equals, inside = left.pop(0).partition("=")
+        word = left.pop(0)
+        name, equals, inside = word.partition("=")
         if not name.startswith("--"):
-            raise ConfigError(f"{name!r}: stands behind no flag. {_help(program)}")
+            meant = _meant(config_type, found, word)
+            raise ConfigError(f"{word!r}: stands behind no flag.{meant} {_help(program)}")
         name = name.replace("_", "-")
         flag = known.get(name)
         negated = known.get(f"--{name[5:]}") if name.startswith("--no-") else None
@@ -165,6 +169,19 @@ def _put(found: dict[str, JsonValue], path: Sequence[str], value: JsonValue) -> 
 def _near(name: str, known: Mapping[str, Flag]) -> str:
     near = near_names(name[2:], [each[2:] for each in known])
     return f" Did you mean {' or '.join(f'`--{each}`' for each in near)}?" if near else ""
+
+
+def _meant(config_type: type[BaseModel], found: Mapping[str, JsonValue], word: str) -> str:
+    """Behind which flag a word may belong: the first one that was not given."""
+    if "command" in config_type.model_fields:
+        return " What is to run stands behind `--`."
+    fields = config_type.model_fields
+    required = [name for name, info in fields.items() if info.is_required()]
+    own = [name for name in config_type.__annotations__ if name in fields]
+    for name in getattr(config_type, "first", ()) or (*required, *own):
+        if name not in found:
+            return did_you_mean(f"{flag_name([name])} {shlex.quote(word)}")
+    return ""
 
 
 def _help(program: str) -> str:

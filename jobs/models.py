@@ -55,6 +55,8 @@ def _exported(found: "Exported") -> Outcome:
 
 
 def _table(models: Sequence["Model"]) -> list[str]:
+    if not models:
+        return ["No model yet: a training that ends registers one (`vae train`)."]
     lines = [f"{'model':<24}{'held-out ELBO':>14}  {'digest':<14}{'aliases':<24}run"]
     for model in models:
         for row in model.versions:

@@ -1,10 +1,12 @@
 """Pack folders, archives and prefixes of images into a sharded dataset; append what is new."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
+from pipeline import storage
 from pipeline.config import PackConfig
 
 if TYPE_CHECKING:
@@ -25,12 +27,20 @@ def main(config: PackConfig) -> Outcome:
     over = result.counts.is_over(*budget)
     if over:
         lines += result.counts.over_lines(*budget)
+    elif result.samples:
+        data = storage.join(config.output, "train") if result.holdout else config.output
+        lines.append(f"Train on it: `vae train --data {shlex.quote(data)} --run NAME`")
     return Outcome(result.to_json(), REFUSED_EXIT if over else 0, lines)
 
 
 def _summary(config: PackConfig, result: "PackResult") -> list[str]:
-    lines = [f"{result.dataset}: {result.samples:,} images in {result.shards} shards."]
+    shards = f"{result.shards:,} shard{'s' * (result.shards != 1)}"
+    lines = [f"{result.dataset}: {result.samples:,} images in {shards}."]
+    if result.holdout is not None and result.holdout_samples:
+        lines.append(f"{result.holdout}: {result.holdout_samples:,} images, held out.")
     lines += result.counts.summary()
+    if result.samples and not (result.added or result.removed or config.repack):
+        lines.append("Nothing is new: all of it was packed before.")
     if result.rejects_url:
         lines.append(f"Rejected and ignored inputs, with reasons: {result.rejects_url}")
     found, table = result.found, result.table

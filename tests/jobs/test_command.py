@@ -99,7 +99,7 @@ def test_values_are_what_their_keys_say() -> None:
         (["--beta", "1"], "`--objective.beta`"),
         (["--epochs", "1"], "`--steps`"),
         (["--steps"], "`--steps INT`"),
-        (["photos"], "'photos': stands behind no flag"),
+        (["photos"], "'photos': stands behind no flag. Did you mean `--data photos`?"),
         (["--model.kind", "con"], "`--model.kind conv`"),
         (["--recipe", "photos"], "`--recipe photos-64`"),
         (["--run", "my run"], "`--run my-run`"),
