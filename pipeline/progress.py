@@ -25,6 +25,8 @@ _LOG_SECONDS = 60.0
 _REFRESHES_PER_SECOND = 5
 """Enough for a bar that moves evenly."""
 _BAR_CELLS = 20
+_LEAST_CELLS = 4
+"""A shorter bar shows less than its percentage."""
 """A cell is 5%; a line of 80 columns has room for the numbers beside it."""
 
 
@@ -71,14 +73,17 @@ class Progress:
             return None
         return (self._done - self._first[1]) / (self._last - self._first[0])
 
-    def lines(self) -> list[str]:
-        """The bar's line, and the note's if there is one."""
-        parts = [f"{self._label}:", self._count(), self._unit]
+    def lines(self, columns: int = 200) -> list[str]:
+        """The bar's line, and the note's if there is one; where room is short the bar gives way."""
+        parts = [f"{self._label}:", self._count(), self._unit, f"[{self._times()}]"]
         if self._total:
             share = min(1.0, self._done / self._total)
-            filled = round(share * _BAR_CELLS)
-            parts.insert(1, f"{share:4.0%} {'━' * filled}{'─' * (_BAR_CELLS - filled)}")
-        return [" ".join([*parts, f"[{self._times()}]"]), *([f"  {self._note}"] * bool(self._note))]
+            parts.insert(1, f"{share:4.0%}")
+            cells = min(_BAR_CELLS, columns - len(" ".join(parts)) - 1)
+            if cells >= _LEAST_CELLS:
+                filled = round(share * cells)
+                parts.insert(2, "━" * filled + "─" * (cells - filled))
+        return [" ".join(parts), *([f"  {self._note}"] * bool(self._note))]
 
     def _log(self) -> None:
         self._shown_at = time.monotonic()
@@ -115,7 +120,7 @@ class _Phase:
     def __init__(self, label: str) -> None:
         self._label, self._start = label, time.monotonic()
 
-    def lines(self) -> list[str]:
+    def lines(self, columns: int = 200) -> list[str]:
         """Its line."""
         return [f"{self._label} ... {_clock(time.monotonic() - self._start)}"]
 
@@ -187,13 +192,14 @@ class _Screen:
                 self._live = None
             self._shown.remove(what)
             if live is not None and keep:
-                for line in what.lines():
+                for line in what.lines(live.console.width):
                     live.console.print(line, no_wrap=True, overflow="ellipsis", markup=False)
             return live is not None
 
     def _picture(self) -> Group:
         with self._lock:
-            return Group(*(_cut(line) for what in self._shown for line in what.lines()))
+            columns = self._live.console.width if self._live is not None else 80
+            return Group(*(_cut(line) for what in self._shown for line in what.lines(columns)))
 
 
 def _cut(line: str) -> Text:

@@ -40,6 +40,8 @@ def test_a_terminal_of_any_width_scrolls_no_line_but_the_last_state_and_the_warn
     assert warning == "WARNING: the disk is nearly full"
     assert bar.startswith("a-run-with-a-long-name: 100%")
     assert note.startswith("  elbo -4533.14")
+    # Of what is told, the bar itself is the first that a narrow window does without.
+    assert columns < 80 or "steps/s]" in bar
 
 
 def test_a_dumb_terminal_gets_lines_as_a_log_does(
