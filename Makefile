@@ -43,7 +43,7 @@ lint: install
 	$(BIN)/lint-imports
 
 chaos: install  ## the long fault tests; their results table is tests/chaos/README.md
-	$(BIN)/python -m pytest -m chaos tests/chaos tests/integration tests/damage tests/fuzz tests/pipeline
+	$(BIN)/python -m pytest -m chaos
 
 servers:  ## install the servers that some tests start (Debian packages, as root)
 	bash tests/servers/install.sh

@@ -37,11 +37,11 @@ def refuse_beyond_memory(needs: Sequence[Need], free: int | None, first: str = "
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int | None:
-    """What the machine, and a container's or a service's limit, still give; None if nobody says.
+    """What machine, container or service, and `ulimit -v` still give; None if nobody says.
 
     Pages of files count as free: the system gives them away first. `root` holds `proc` and `sys`.
     """
-    found = [_machine_free(root), *_group_free(root)]
+    found = [_machine_free(root), *_group_free(root), *_addresses_left(root)]
     return min((each for each in found if each is not None), default=None)
 
 
@@ -84,6 +84,17 @@ def _group_free(root: Path) -> list[int]:
         if used is not None:
             free.append(limit - max(0, used - given_back))
     return free
+
+
+def _addresses_left(root: Path) -> list[int]:
+    """Of this process's address space, where schedulers of HPC limit that."""
+    name, used = "Max address space", _lines(root / "proc/self/statm")
+    for line in _lines(root / "proc/self/limits"):
+        most = line.removeprefix(name).split()[:1]
+        if line.startswith(name) and used and most[0].isdigit():
+            taken = int(used[0].split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            return [max(0, int(most[0]) - taken)]
+    return []
 
 
 def _limits(root: Path) -> list[tuple[Path, int]]:

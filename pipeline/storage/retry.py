@@ -166,7 +166,8 @@ def _described(error: BaseException) -> str:
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
-        return f"{response.get('Error', {}).get('Code', '')} {status}".strip()
+        code = str(response.get("Error", {}).get("Code", ""))
+        return code if code == str(status) else f"{code} {status}".strip()
     text = str(error).splitlines()[0][:200] if str(error) else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}"
 

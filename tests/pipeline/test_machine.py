@@ -77,6 +77,19 @@ def test_nobody_says_how_much_is_free(tmp_path: Path) -> None:
     refuse_beyond_memory([Need("all", 2**60, "up")], None)
 
 
+def test_a_limit_of_the_address_space_leaves_what_is_not_taken(tmp_path: Path) -> None:
+    own = tmp_path / "proc/self"
+    own.mkdir(parents=True)
+    (own / "statm").write_text("1000 10 1 1 0 1 0")
+    limits = "Max resident set          unlimited            unlimited            bytes\n"
+    (own / "limits").write_text(
+        f"{limits}Max address space         1073741824           unlimited            bytes\n"
+    )
+    assert free_memory_bytes(tmp_path) == 2**30 - 1000 * os.sysconf("SC_PAGE_SIZE")
+    (own / "limits").write_text(limits.replace("resident set", "address space"))
+    assert free_memory_bytes(tmp_path) is None
+
+
 def test_this_machine_has_less_than_its_own_memory_free() -> None:
     free = free_memory_bytes()
     assert free is not None

@@ -121,7 +121,10 @@ def test_a_walk_has_only_commands_whose_flags_the_documents_show(script: Path) -
 
 def test_a_researcher_goes_from_photographs_to_a_champion(folder: Path) -> None:
     walk = Walk(folder).go(HERE / "researcher.sh")
-    assert "24 seen = 24 packed" in walk.after("vae pack")
+    packed = walk.after("vae pack")
+    assert "24 seen = 24 packed" in packed
+    assert "held out." in packed
+    assert "Train on it: `vae train --data runs/photos/train --run NAME`" in packed
     assert "held-out ELBO" in walk.after("vae train --data runs/photos/train --run first")
     assert "beta 0.5" in walk.after("vae train --data runs/photos/train --run betas")
     assert {p.suffix for p in (folder / "runs/explained").iterdir()} >= {".md", ".html", ".png"}
