@@ -58,7 +58,8 @@ def run_job(
     program = f"python -m {_module_name()}"
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(_split(arguments)[0]):
-        print(help_text(config_type, program))
+        with while_read():
+            print(help_text(config_type, program))
         return
     try:
         values, output = parse_flags(config_type, arguments, program)
@@ -66,7 +67,8 @@ def run_job(
         end_in_order()
         config = validate(config_type, values)
         if output.print_config:
-            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+            with while_read():
+                print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
             return
         outcome = main(config)
     except PipelineError as error:

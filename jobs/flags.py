@@ -178,7 +178,8 @@ def _meant(config_type: type[BaseModel], found: Mapping[str, JsonValue], word: s
     fields = config_type.model_fields
     required = [name for name, info in fields.items() if info.is_required()]
     own = [name for name in config_type.__annotations__ if name in fields]
-    for name in getattr(config_type, "first", ()) or (*required, *own):
+    first = (*getattr(config_type, "first", ())[:1], *required)
+    for name in first or own[:1]:
         if name not in found:
             return did_you_mean(f"{flag_name([name])} {shlex.quote(word)}")
     return ""

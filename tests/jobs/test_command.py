@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.command import merge, parse_flags, validate
-from pipeline.config import TrainConfig
+from pipeline.config import EvaluateConfig, ExplainConfig, PackConfig, Section, TrainConfig
 from pipeline.config.command_line import training_command
 from pipeline.errors import ConfigError
 from tests.support import warm
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 JOBS = sorted(
     path.stem
     for path in (ROOT / "jobs").glob("[!_]*.py")
-    if path.stem not in ("command", "completion", "flags", "help", "refusals")
+    if path.stem not in ("command", "completion", "flags", "help", "interrupts", "refusals")
 )
 
 
@@ -99,7 +99,7 @@ def test_values_are_what_their_keys_say() -> None:
         (["--beta", "1"], "`--objective.beta`"),
         (["--epochs", "1"], "`--steps`"),
         (["--steps"], "`--steps INT`"),
-        (["photos"], "'photos': stands behind no flag. Did you mean `--data photos`?"),
+        (["photos"], "'photos': stands behind no flag. `p --help`"),
         (["--model.kind", "con"], "`--model.kind conv`"),
         (["--recipe", "photos"], "`--recipe photos-64`"),
         (["--run", "my run"], "`--run my-run`"),
@@ -111,6 +111,23 @@ def test_a_wrong_flag_is_answered_with_the_one_that_was_meant(
     with pytest.raises(ConfigError) as refused:
         config_of(*arguments)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "arguments", "meant"),
+    [
+        (PackConfig, ["photos", "runs/photos"], "--source photos"),
+        (PackConfig, ["--source", "photos", "--append", "out"], "--output out"),
+        (TrainConfig, ["--data", "d", "my run"], "--run 'my run'"),
+        (ExplainConfig, ["first"], "--run first"),
+        (EvaluateConfig, ["first"], "--model first"),
+    ],
+)
+def test_a_word_without_a_flag_is_told_the_first_that_is_missing(
+    config_type: type[Section], arguments: list[str], meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean `{meant}`"):
+        parse_flags(config_type, arguments, "p")
 
 
 def test_merging_keeps_what_the_upper_does_not_name() -> None:

@@ -30,8 +30,8 @@ import sys, time
 from jobs.command import Outcome, run_job
 from pipeline import config
 def main(config):
-    print("works", file=sys.stderr, flush=True)
     try:
+        print("works", file=sys.stderr, flush=True)
         time.sleep(60)
     finally:
         print("tidies up", file=sys.stderr, flush=True)

@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from tests.support.terminal import ROOT
+
 SOURCE = """
 from jobs.command import while_read
 for _ in range(2):
@@ -21,3 +25,13 @@ def test_a_job_whose_reader_has_gone_says_nothing_and_keeps_its_exit_code() -> N
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (5, "")
+
+
+@pytest.mark.parametrize("flag", ["--help", "--print-config"])
+def test_neither_help_nor_configuration_needs_a_reader(flag: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "jobs.train", "--data", "d", "--run", "r", flag]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
