@@ -20,6 +20,7 @@ from pipeline.errors import (
 from pipeline.evaluation.alarms import last_word, read_looks
 from pipeline.figures.history import draw_way
 from pipeline.figures.overview import draw_glance, glanced_at
+from pipeline.progress import phase
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
 from pipeline.registry.models import register
@@ -91,8 +92,11 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
 
     Doing it again does nothing. Raises `UndeliveredError` if MLflow can't be reached or refuses.
     """
+    if result.reason != "done":
+        return result
     try:
-        return _delivered(config, run, result) if result.reason == "done" else result
+        with phase("handing curves, pictures and the model to MLflow"):
+            return _delivered(config, run, result)
     except UndeliveredError:
         raise
     except TrackingError as error:

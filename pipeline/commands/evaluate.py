@@ -26,7 +26,7 @@ from pipeline.figures.curves import draw_comparison
 from pipeline.figures.history import draw_way
 from pipeline.figures.report import draw_report
 from pipeline.json_value import Json
-from pipeline.progress import Progress
+from pipeline.progress import Progress, phase
 from pipeline.registry.named_models import FinishedRun, load_named
 from pipeline.runs.history import check_history
 from pipeline.vae import VAE
@@ -127,7 +127,8 @@ def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list
         draw_report(model.vae, model.measured, model.findings, first, seed),
         draw_way(model.run.run, gap) if model.run else (),
     )
-    return [_publish(output, name, picture) for name, picture in pictures]
+    with phase("drawing the pictures"):
+        return [_publish(output, name, picture) for name, picture in pictures]
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def measure_model(
             "`--optimizer.learning-rate RATE`."
         )
     first = read_first(dataset, vae, _FIRST)
-    found = find(vae, measured, first, judges.finding)
+    with phase("bounding log p(x) and the posterior gap"):
+        found = find(vae, measured, first, judges.finding)
     if judges.features is not None:
         with closing(in_order(dataset, vae.preprocess, _FEATURES_AT_ONCE)) as loader:
             batches = islice(loader, _FEATURES_OF // _FEATURES_AT_ONCE)

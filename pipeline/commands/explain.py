@@ -29,6 +29,7 @@ from pipeline.explanation.page import Known, explain, to_markdown, to_text
 from pipeline.explanation.sentences import Part
 from pipeline.figures.page import to_html
 from pipeline.json_value import Json
+from pipeline.progress import phase
 from pipeline.registry.named_models import FinishedRun, finished_run, load_named, nothing_called
 from pipeline.runs.history import check_history, read_validations
 from pipeline.runs.json_numbers import plain_json
@@ -108,7 +109,8 @@ def run_explanation(config: ExplainConfig) -> Explanation:
         raise DatasetError(
             f"{subject.data}: one image has no intervals to explain. Give `--data URL` with more."
         )
-    numbers = _with_training_set(model, subject, config.seed)
+    with phase("measuring images of the training set"):
+        numbers = _with_training_set(model, subject, config.seed)
     # The pictures tell the same numbers as the text.
     model = replace(model, findings=replace(model.findings, numbers=numbers))
     known = Known(

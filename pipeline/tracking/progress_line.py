@@ -81,6 +81,8 @@ def live_view(
             yield
         finally:
             often.close(_ENOUGH_SECONDS)
+        # The steps after the last report stand in the last checkpoint.
+        progress.advance(max(0, newest_step(run) - shown))
 
 
 class _Told:
