@@ -5,6 +5,7 @@ botocore's five wait without jitter (measured: 25 requests in 42 s); so both are
 client is made lazily in each process: s3fs does not survive a fork.
 """
 
+import logging
 import os
 import threading
 import time
@@ -84,6 +85,9 @@ def _client() -> Any:
         if _Client.filesystem is None or (_Client.process, _Client.endpoint) != here:
             import s3fs
 
+            # Where credentials and endpoint were found is nothing to act on.
+            for name in ("botocore", "aiobotocore"):
+                logging.getLogger(name).setLevel(logging.WARNING)
             _Client.filesystem = s3fs.S3FileSystem(
                 skip_instance_cache=True,
                 config_kwargs={
