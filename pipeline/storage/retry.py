@@ -4,6 +4,8 @@ Full jitter (a uniform draw up to a doubling cap) spreads the clients of a store
 back better than equal waits do: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
+import logging
+import math
 import os
 import random
 import threading
@@ -21,6 +23,8 @@ from pipeline.errors import (
     StorageShortageError,
 )
 from pipeline.storage.urls import shown
+
+logger = logging.getLogger(__name__)
 
 Verdict = Literal[
     "throttled", "server", "timeout", "connection", "short_body", "conflict",
@@ -57,7 +61,13 @@ class RetryPolicy:
     """Between two tries late on: often enough to see soon that a server is back."""
 
 
+_TOLD_SECONDS = 30.0
+"""So long an operation fails in silence, and so long again from one warning to the next: a worker
+that tries on for ten minutes must not look as one that works."""
+
+
 class _State:
+    told: ClassVar[float] = -math.inf
     policy = RetryPolicy()
     retries: ClassVar[Counter[str]] = Counter()
     lock = threading.Lock()
@@ -117,7 +127,20 @@ class Attempts:
         with _State.lock:
             _State.retries[error.verdict] += 1
         self._number += 1
+        self._tell(spent, error)
         time.sleep(wait)
+
+    def _tell(self, spent: float, error: RequestFailedError) -> None:
+        """One warning for all that fails at a time."""
+        now = time.monotonic()
+        with _State.lock:
+            if spent < _TOLD_SECONDS or now - _State.told < _TOLD_SECONDS:
+                return
+            _State.told = now
+        logger.warning(
+            "%s: %s has failed for %.0f s, and is tried on until %.0f s are over; the last: %s",
+            shown(self._url), self._doing, spent, self._policy.deadline_seconds, error,
+        )  # fmt: skip
 
 
 def _give_up(url: str, doing: str, error: RequestFailedError) -> NoReturn:

@@ -1,6 +1,9 @@
+import logging
+
 import pytest
 
 from pipeline.errors import AccessDeniedError, StorageError
+from pipeline.storage import retry
 from pipeline.storage.retry import (
     RequestFailedError,
     RetryPolicy,
@@ -65,3 +68,22 @@ def test_waits_may_double_from_try_to_try_up_to_the_cap(monkeypatch: pytest.Monk
                 if tries < 6:
                     raise RequestFailedError("throttled", OSError("slow down"))
     assert bounds == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("silent_seconds", "tells"), [(0.0, True), (1e9, False)])
+def test_what_fails_for_longer_than_a_while_is_told_with_its_cause_and_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    silent_seconds: float,
+    tells: bool,
+) -> None:
+    """A worker that tries on for minutes said nothing, and looked as one that works."""
+    monkeypatch.setattr(retry, "_TOLD_SECONDS", silent_seconds)
+    policy = RetryPolicy(deadline_seconds=0.05, base_seconds=0.01)
+    with retry_policy(policy), caplog.at_level(logging.WARNING), pytest.raises(StorageError):
+        _fail(RequestFailedError("throttled", OSError("SlowDown")), [])
+    said = [record.getMessage() for record in caplog.records]
+    assert bool(said) == tells
+    for line in said:
+        assert line.startswith("s3://b/k: reading has failed for 0 s")
+        assert line.endswith("tried on until 0 s are over; the last: OSError: SlowDown")
