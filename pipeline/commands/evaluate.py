@@ -23,8 +23,8 @@ from pipeline.evaluation.reading import in_order, read_first
 from pipeline.evaluation.rows import Measured, MeasureOptions, measure
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import draw_comparison
+from pipeline.figures.evaluation import draw_evaluation
 from pipeline.figures.history import draw_way
-from pipeline.figures.report import draw_report
 from pipeline.json_value import Json
 from pipeline.progress import Progress, phase
 from pipeline.registry.named_models import FinishedRun, load_named
@@ -124,7 +124,7 @@ def draw_all(output: str, dataset: Dataset, model: Evaluated, seed: int) -> list
     found = model.findings.numbers
     gap = (found.posterior_gap, found.gap.how)
     pictures = chain(
-        draw_report(model.vae, model.measured, model.findings, first, seed),
+        draw_evaluation(model.vae, model.measured, model.findings, first, seed),
         draw_way(model.run.run, gap) if model.run else (),
     )
     with phase("drawing the pictures"):

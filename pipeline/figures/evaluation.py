@@ -33,7 +33,7 @@ _AXES_OF = 500
 _TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
 
 
-def draw_report(
+def draw_evaluation(
     vae: VAE, measured: Measured, findings: Findings, first: Tensor, seed: int
 ) -> Iterator[tuple[str, bytes]]:
     """(file name, PNG) of each picture; `first` are the hold-out's first uint8 images."""
