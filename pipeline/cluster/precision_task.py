@@ -43,6 +43,7 @@ def try_bf16_on_ray(
             raise
         except RayError as error:
             said = str(error).strip().split("\n")[0]
+            _LOG.warning("the process that tried bf16 died: %s", said)
     return Unmeasured(f"the process that tried bf16 died, {_TRIES} times: {said}")
 
 

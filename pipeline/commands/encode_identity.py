@@ -60,7 +60,7 @@ def identity_of(
         views=_views(config),
         crop=config.crop,
         resize=config.resize,
-        also=tuple(load_also(path, torch.device("cpu")).said for path in config.also),
+        also=tuple(load_also(path, torch.device("cpu")).said for path in sorted(set(config.also))),
         tile=config.tile or 0,
     )
     check_views(vae, options)
