@@ -54,6 +54,9 @@ def run_job(
     # Before torch is imported, here and in what this process starts: its threads sleep while they
     # wait. By default they spin, on cores that decode the next batch (measured: 4 times the CPU).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A notebook names its own there, which `!vae` of another environment may not have: matplotlib
+    # then can't be imported. Pictures are drawn without one.
+    os.environ.pop("MPLBACKEND", None)
     sys.excepthook = _tell_bug
     program = f"python -m {_module_name()}"
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -61,6 +61,21 @@ class Evaluation:
     comparison: Comparison | None
     figures: Sequence[str]
 
+    def __repr__(self) -> str:
+        found = self.numbers
+        lines = [
+            f"Evaluation of {self.model} on {found.images:,} images",
+            f"ELBO {found.elbo:,.3f} ± {found.elbo_error:,.3f} nats per image",
+            f"log p(x) >= {found.gap.evidence:,.3f}, mean of {found.gap.images:,} of them",
+        ]
+        if self.comparison is not None:
+            lines += [
+                f"{name} minus {self.comparison.reference}: ELBO {terms['elbo'].mean:+,.3f} nats "
+                f"per image, 95% from {terms['elbo'].low:+,.3f} to {terms['elbo'].high:+,.3f}"
+                for name, terms in self.comparison.differences.items()
+            ]
+        return "\n".join(lines)
+
     def to_json(self) -> Json:
         """As `evaluation.json` has it."""
         told = {

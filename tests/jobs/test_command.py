@@ -31,6 +31,26 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     )
 
 
+def test_a_job_that_a_notebook_starts_draws_without_the_notebooks_backend() -> None:
+    begin = (
+        "from jobs.command import Outcome, run_job; from pipeline.config import StoresConfig\n"
+        "def main(config):\n"
+        "    import matplotlib\n"
+        "    return Outcome({'version': matplotlib.__version__})\n"
+        "run_job(StoresConfig, main, ['--store', 's'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", begin],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://of_another_environment"},
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "version" in ended.stdout
+
+
 def config_of(*arguments: str) -> TrainConfig:
     values, _ = parse_flags(TrainConfig, ["--data", "d", "--run", "r", *arguments], "p")
     return validate(TrainConfig, values)
