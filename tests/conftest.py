@@ -15,10 +15,12 @@ from tests.servers.fault_proxy import FaultProxy
 from tests.servers.mlflow import MlflowServer
 from tests.servers.prometheus import PrometheusServer
 from tests.servers.prometheus import missing_programs as prometheus_missing
+from tests.support.chromium import Tab, chromium
+from tests.support.chromium import missing_programs as chromium_missing
 
 # As the jobs have it: a thread that waits for the next layer sleeps, instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-_SERVERS = {"_s3_process", "_mlflow_process", "postgres", "prometheus"}
+_SERVERS = {"_s3_process", "_mlflow_process", "postgres", "prometheus", "browser"}
 _STARTERS = {
     "multiprocessing", "ray", "subprocess", "torch.multiprocessing", "pipeline.commands.train",
     *(f"tests.support.{name}" for name in ("killing", "submitting", "warm", "watching", "worlds")),
@@ -165,6 +167,14 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusS
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def browser() -> Iterator[Tab]:
+    """A page in a real Chromium with a new profile, without a window."""
+    _need("Chromium", chromium_missing())
+    with chromium() as tab:
+        yield tab
 
 
 @pytest.fixture

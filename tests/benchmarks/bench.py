@@ -25,7 +25,7 @@ from pipeline.pace.probes import Subject, training_pace
 from pipeline.pace.trials import trials
 from pipeline.packing.pack import pack
 
-SECONDS, LONG_SECONDS = 3.0, 8.0
+SECONDS, LONG_SECONDS = 2.0, 5.0
 
 
 @dataclass(frozen=True)
