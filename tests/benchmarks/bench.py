@@ -25,7 +25,7 @@ from pipeline.pace.probes import Subject, training_pace
 from pipeline.pace.trials import trials
 from pipeline.packing.pack import pack
 
-SECONDS, LONG_SECONDS = 2.0, 5.0
+SECONDS, LONG_SECONDS = 1.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ TINY = {"kind": "mlp", "width": 16, "latent_channels": 4}
 PLANTED: dict[str, Planted] = {
     "one decoding thread": Planted(
         {"network": TINY, "loader": {"threads": 1}, "image_size": 64, "crop": "random"},
-        "--loader.threads", 512,
+        "--loader.threads", 256,
     ),
     "images that are slow to decode": Planted(
-        {"network": TINY, "image_size": 32}, "--loader.cache-folder", 512
+        {"network": TINY, "image_size": 32}, "--loader.cache-folder", 256
     ),
     "a slow transform": Planted(
         {"network": CONV, "image_size": 32, "transform": "tests.benchmarks.planted_transform:slow"},
