@@ -13,7 +13,7 @@ from pipeline.errors import TrackingError
 from pipeline.exchange.model_folder import load_folder
 from pipeline.registry.models import RegisteredModel, model_tags, register, resolve, version_tags
 from pipeline.registry.promotion import elbo_of, place_alias
-from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
 from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.vae import save_bundle
 from pipeline.vae.bundle import is_bundle
@@ -53,7 +53,7 @@ def list_models() -> list[Model]:
     with tracking_errors(where):
         models = []
         for model in client.search_registered_models(order_by=["name"]):
-            versions = client.search_model_versions(f"name = '{model.name}'")
+            versions = client.search_model_versions(name_is(model.name))
             aliases: dict[int, list[str]] = {}
             for alias, version in sorted(model.aliases.items()):
                 aliases.setdefault(int(version), []).append(alias)

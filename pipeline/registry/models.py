@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
 from pipeline.exchange.model_folder import load_folder
 from pipeline.nearest import did_you_mean, nearest
-from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
 from pipeline.vae import VAE, load_bundle
 from pipeline.vae.bundle import FILES, RECEIPT, verify_bundle
 
@@ -53,7 +53,7 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
     where = tracking_uri()
     client = mlflow_client(where)
     with tracking_errors(where):
-        known = client.search_model_versions(f"name = '{name}'")
+        known = client.search_model_versions(name_is(name))
         if not known:
             names = [model.name for model in client.search_registered_models()]
             likely = nearest(name, names)
@@ -170,7 +170,7 @@ def register(
     client = mlflow_client(where)
     with tracking_errors(where):
         _create_if_absent(client, name)
-        for found in client.search_model_versions(f"name = '{name}'"):
+        for found in client.search_model_versions(name_is(name)):
             if found.run_id == run_id and found.tags.get("digest") == tags["digest"]:
                 return RegisteredModel(name, int(found.version), found.source, found.run_id)
         # By digest: one run may register several checkpoints.

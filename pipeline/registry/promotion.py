@@ -12,7 +12,7 @@ from pipeline.errors import ModelError
 from pipeline.evaluation.reading import in_order
 from pipeline.evaluation.sums import evaluate_elbo
 from pipeline.registry.models import RegisteredModel, load_model, model_tags, resolve, version_tags
-from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def champions(name: str) -> list[int]:
     """The versions that are or were champion, in order; the last is the present one."""
     where = tracking_uri()
     with tracking_errors(where):
-        found = mlflow_client(where).search_model_versions(f"name = '{name}'")
+        found = mlflow_client(where).search_model_versions(name_is(name))
     placed = []
     for version in found:
         place = version.tags.get(ORDER_TAG, "")
@@ -236,7 +236,7 @@ def elbo_of(tags: Mapping[str, str]) -> float | None:
 def _newest(name: str) -> int:
     where = tracking_uri()
     with tracking_errors(where):
-        found = mlflow_client(where).search_model_versions(f"name = '{name}'")
+        found = mlflow_client(where).search_model_versions(name_is(name))
     return max(int(version.version) for version in found)
 
 

@@ -69,6 +69,19 @@ def artifact_location(uri: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).parent.absolute() / "artifacts").as_uri()
 
 
+def name_is(name: str) -> str:
+    """MLflow's filter for what is called so; it knows two kinds of quotes, and no escapes.
+
+    Raises `TrackingError` for a name that holds both: it would be read as more of the filter.
+    """
+    quote = '"' if "'" in name else "'"
+    if quote in name or "\\" in name:
+        raise TrackingError(
+            f"the name {name!r} can't be looked up in MLflow: it holds both quotes."
+        )
+    return f"name = {quote}{name}{quote}"
+
+
 @contextmanager
 def tracking_errors(uri: str) -> Iterator[None]:
     """Turns MLflow's own failures into one `TrackingError` that says what to look at."""

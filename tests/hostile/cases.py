@@ -105,6 +105,8 @@ CODE = (
     Case("registered links", f"pull --model models:/gift/{LINKED} --output out", "link"),
     Case("registered links, evaluated", f"evaluate --model models:/gift/{LINKED} --data data",
          "link"),
+    Case("a registered name of another tongue", "pull --model \"models:/g'ift@x\" --output out",
+         "has no model"),
 )  # fmt: skip
 
 OUT = "leads out|lies elsewhere|names|plain file"
