@@ -58,7 +58,7 @@ def run_job(
     # then can't be imported. Pictures are drawn without one.
     os.environ.pop("MPLBACKEND", None)
     sys.excepthook = _tell_bug
-    program = f"python -m {_module_name()}"
+    program = _program()
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(_split(arguments)[0]):
         with while_read():
@@ -223,9 +223,12 @@ def merge(base: Json, over: Json) -> dict[str, JsonValue]:
     return merged
 
 
-def _module_name() -> str:
+def _program() -> str:
+    """How this job was called: `vae NAME`, whose entry point is imported, or by its module."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec is not None else "jobs"
+    name = spec.name if spec is not None else "jobs"
+    is_vae = "jobs.__main__" in sys.modules
+    return f"vae {name.removeprefix('jobs.')}" if is_vae else f"python -m {name}"
 
 
 def _read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:

@@ -9,7 +9,10 @@ def main(config: ExplainConfig) -> Outcome:
     from pipeline.commands.explain import run_explanation
 
     found = run_explanation(config)
-    return Outcome(found.to_json(), summary=found.text.splitlines())
+    where = "the same page with pictures: `--output FOLDER`"
+    if found.page is not None:
+        where = f"{found.page}: the same with its {len(found.figures)} pictures"
+    return Outcome(found.to_json(), summary=[*found.text.splitlines(), "", where])
 
 
 if __name__ == "__main__":

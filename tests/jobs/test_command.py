@@ -176,6 +176,14 @@ def test_help_of_each_job_imports_nothing_heavy(job: str) -> None:
     assert "--config" in found.stdout
 
 
+def test_who_calls_vae_is_answered_with_vae() -> None:
+    called = (
+        "import sys; from jobs.__main__ import main; sys.argv[:] = ['vae', 'pack', 'x']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", called], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "`vae pack --help`" in done.stderr) == (2, True)
+
+
 def test_the_list_of_jobs_names_each_job() -> None:
     found = run("jobs").stdout
     assert all(f"\n  {job} " in found for job in JOBS)

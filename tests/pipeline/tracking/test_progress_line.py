@@ -62,3 +62,13 @@ def test_all_numbers_stand_in_one_line_and_those_that_are_missing_are_left_out()
     assert numbers_of(MetricsReport(step=1)) == ""
     quick = MetricsReport(slowest_rank=3, slowest_rank_ratio=1.4, terms={"elbo": float("nan")})
     assert numbers_of(quick) == ""
+
+
+def test_the_last_line_has_the_steps_that_came_after_the_last_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    with live_view(Run(str(tmp_path)), "r", 30, lambda: Latest(MetricsReport(step=29), None)):
+        checkpoints.mkdir()
+        (checkpoints / "step-000000030.json").write_text("{}")
+    assert "r: 30/30 steps" in capsys.readouterr().err
