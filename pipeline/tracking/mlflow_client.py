@@ -94,7 +94,7 @@ def tracking_errors(uri: str) -> Iterator[None]:
         # MLflow names its server with user and password.
         said = masked(str(error).splitlines()[0])
         raise TrackingError(
-            f"MLflow at {where} failed: {said} {_advice(str(error), where)}"
+            f"MLflow at {where} failed: {said.rstrip(' .')}. {_advice(str(error), where)}"
         ) from None
 
 
