@@ -109,7 +109,7 @@ def test_a_dump_and_copies_of_the_buckets_bring_back_models_runs_and_datasets(
     )
     shutil.copytree(tmp_path / "backup/artifacts", tmp_path / "again/artifacts")
     shutil.copytree(tmp_path / "backup/site", tmp_path / "site")
-    servers.append(MlflowServer(tmp_path / "again", uri))
+    servers.append(MlflowServer(tmp_path / "again", uri, servers[0].port))
     servers[1].start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[1].uri)
 
@@ -125,7 +125,7 @@ def test_a_dump_and_copies_of_the_buckets_bring_back_models_runs_and_datasets(
         for name in run.data.metrics
         for point in client.get_metric_history(run.info.run_id, name)
     ]
-    assert points and max(points) <= 3, "what the dump had"
+    assert 0 <= max(points, default=-1) <= 3, "what the dump had"
     second = train(tmp_path / "site", 6)
     assert second != first, "the run goes on, and its next version is registered"
 
