@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, ShortageError
 from pipeline.masking import one_line
 from pipeline.runs.checkpoint import newest_step, note_removed
+from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 
 ALIVE_SECONDS = 15 * 60.0
@@ -106,7 +107,7 @@ def _listed(run: Run, name: str, folder: _Folder) -> ListedRun:
         ended = run.ended()
         if ended is not None:
             state = "finished" if ended.reason == "done" else ended.reason
-            model, step = ended.model, max(step, ended.steps)
+            model, step = _registered(ended), max(step, ended.steps)
         elif time.time() - folder.changed < ALIVE_SECONDS:
             state = "alive"
     except ShortageError:
@@ -123,6 +124,14 @@ def _listed(run: Run, name: str, folder: _Folder) -> ListedRun:
         changed=folder.changed,
         problem=problem,
     )
+
+
+def _registered(ended: TrainingResult) -> str | None:
+    """The version by its number: an alias may mean another one by now."""
+    if ended.model is None or ended.model_version is None:
+        return None
+    name = ended.model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    return f"models:/{name}/{ended.model_version}"
 
 
 def choose(

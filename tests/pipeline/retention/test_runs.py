@@ -66,7 +66,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def four(place: str) -> str:
     """A finished and registered, a finished, a stopped and a living run."""
-    make_run(place, "registered", "done", "models:/m/1")
+    make_run(place, "registered", "done", "models:/m@candidate")
     make_run(place, "finished", "done")
     make_run(place, "stopped", "stopped")
     make_run(place, "alive", None)
