@@ -275,7 +275,12 @@ def _fresh(choice: Choice) -> tuple[str, tuple[str, ...]]:
 
 def _asked(choice: Choice) -> tuple[str, tuple[str, ...]]:
     if choice.retry:
-        return "(COALESCE(d.status, '') IN ('rejected', 'ignored') AND l.status='')", ()
+        return (
+            "(l.status='' AND (COALESCE(d.status, '') IN ('rejected', 'ignored') OR "
+            "d.key IS NULL AND l.url IN "
+            # What lies in an archive that is whole by now.
+            "(SELECT url FROM ledger WHERE status='rejected' AND reason=?)))"
+        ), (UNREADABLE,)
     if choice.checksum:
         return "1", ()
     anew, values = _among("COALESCE(d.shard, '')", choice.repack)

@@ -31,9 +31,10 @@ def cut(name: str) -> bytes:
     return WHOLE[name][: 1536 + 100 if name == "t.tar" else -30]
 
 
+@pytest.mark.parametrize("retry", [False, True])
 @pytest.mark.parametrize("name", ["t.tar", "t.zip", "t.parquet"])
 def test_an_archive_that_is_cut_is_a_reject_among_good_ones_until_it_is_copied_again(
-    tmp_path: Path, name: Any
+    tmp_path: Path, name: Any, retry: Any
 ) -> None:
     whole = WHOLE.get(name)
     if whole is None:
@@ -52,7 +53,7 @@ def test_an_archive_that_is_cut_is_a_reject_among_good_ones_until_it_is_copied_a
     again = pack(config(folder, tmp_path / "out", append=True))
     assert (again.generation, again.counts) == (1, result.counts)
     (tmp_path / "in" / name).write_bytes(whole)
-    mended = pack(config(folder, tmp_path / "out", append=True))
+    mended = pack(config(folder, tmp_path / "out", append=True, retry_rejected=retry))
     assert (mended.seen, mended.samples, mended.reasons, mended.removed) == (3, 3, {}, 0)
     assert not (tmp_path / "out/rejects.jsonl").exists()
     assert verify_dataset(mended.dataset) == []
