@@ -64,7 +64,10 @@ class _Folder:
 
 
 def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
-    """Every run below `place`, by one listing of it; raises `RunError` for a name without a run."""
+    """Every run below `place`, by one listing of it.
+
+    Raises `RunError` for a name without a run, `ObjectNotFoundError` where there is nothing at all.
+    """
     runs = []
     for name, folder in sorted(_folders(place, only).items()):
         if folder.names.intersection(_LAST):
@@ -80,8 +83,10 @@ def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
 
 def _folders(place: str, only: Sequence[str]) -> dict[str, _Folder]:
     found: dict[str, _Folder] = {}
-    for root in [storage.join(place, name) for name in only] or [place]:
-        for info in _objects(root):
+    # A place that does not exist is an error; a run that does not is told with its name.
+    named = [_objects(storage.join(place, name)) for name in only]
+    for objects in named or [storage.list_objects(place)]:
+        for info in objects:
             parts = info.url.removeprefix(place.rstrip("/")).lstrip("/").split("/")
             if len(parts) < 2:
                 continue

@@ -10,7 +10,7 @@ import pytest
 from jobs.runs import main
 from pipeline import storage
 from pipeline.config import RunsConfig, TrainConfig
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StorageError
 from pipeline.retention import runs as inventory
 from pipeline.runs.checkpoint import RECEIPT
 from pipeline.runs.lost_files import refuse_lost_work
@@ -213,3 +213,8 @@ def test_a_removal_that_is_killed_anywhere_goes_on_to_the_same_end(
 def test_a_name_without_a_run_is_an_error_that_says_how_to_find_them(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"nix: there is no run here.*jobs.runs --storage"):
         answer(str(tmp_path), run=("nix",))
+
+
+def test_a_place_that_does_not_exist_is_an_error_and_no_empty_list(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not exist"):
+        answer(str(tmp_path / "none"))
