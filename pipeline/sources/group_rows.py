@@ -60,12 +60,11 @@ class GroupRows:
 
 def _batches(url: str, group: int, dropped: Sequence[str]) -> Iterator[pa.RecordBatch]:
     if not is_parquet(url):
-        found = next((batch for number, batch in arrow_batches(url) if number == group), None)
-        if found is not None:
+        for _, found in arrow_batches(url, group):
             yield found.select([name for name in found.schema.names if name not in dropped])
         return
     local = storage.local_path(url) is not None
-    with open_parquet(url, 0 if local else _BUFFER_BYTES) as file:
+    with open_parquet(url, 0 if local else _BUFFER_BYTES, group) as file:
         if group >= file.metadata.num_row_groups:
             return
         about = file.metadata.row_group(group)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -205,15 +206,17 @@ def open_arrow(url: str) -> Any:
     return pa.PythonFile(io.BufferedReader(storage.StorageFile(url), 2**20), "r")
 
 
-def open_parquet(url: str, buffer_size: int = 0) -> Any:
+def open_parquet(url: str, buffer_size: int = 0, only: int | None = None) -> Any:
     """A Parquet file whose columns unpack to what a table may hold, as its footer tells.
 
+    `only`: one row group of which is read; opened for each of many, all cost their square.
     Raises `ValueError` for a column of a row group that is a bomb.
     """
     from pyarrow import parquet
 
     file = parquet.ParquetFile(open_arrow(url), buffer_size=buffer_size)
-    for number in range(file.metadata.num_row_groups):
+    count = file.metadata.num_row_groups
+    for number in range(count) if only is None else range(only, min(only + 1, count)):
         group = file.metadata.row_group(number)
         if group.total_byte_size <= _BOMB_BYTES:
             continue
@@ -232,22 +235,27 @@ _BOMB_BYTES, _BOMB_RATIO = 2**29, 200
 """Zeros pack by a thousand and more; the same text over and over is a dictionary, and small."""
 
 
-def arrow_batches(url: str) -> Iterator[tuple[int, Any]]:
-    """Each record batch of an Arrow file or stream, with its number."""
+def arrow_batches(url: str, only: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Each record batch of an Arrow file or stream, or `only` one, with its number.
+
+    All of what is given is validated: an offset that lies reads foreign memory.
+    """
     import pyarrow as pa
 
     with open_arrow(url) as file:
-        refuse_bombs(file, file.size())
+        refuse_bombs(file, file.size(), only)
         file.seek(0)
+        wanted: Iterator[tuple[int, Any]]
         try:
             reader = pa.ipc.open_file(file)
         except pa.ArrowInvalid:
             file.seek(0)
-            for number, batch in enumerate(pa.ipc.open_stream(file)):
-                batch.validate(full=True)  # an offset that lies reads foreign memory
-                yield number, batch
-            return
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
+            stream = enumerate(pa.ipc.open_stream(file))
+            wanted = islice(stream, only, None if only is None else only + 1)
+        else:
+            count = reader.num_record_batches
+            numbers = range(count) if only is None else range(only, min(only + 1, count))
+            wanted = ((number, reader.get_batch(number)) for number in numbers)
+        for number, batch in wanted:
             batch.validate(full=True)
             yield number, batch

@@ -75,14 +75,15 @@ UNPACKED_BYTES = 2**31
 """Of one record batch that is compressed: as much as Arrow puts into one column of bytes."""
 
 
-def refuse_bombs(file: Any, size: int) -> None:
+def refuse_bombs(file: Any, size: int, only: int | None = None) -> None:
     """Raises `ValueError` for compressed batches that would unpack to more than `UNPACKED_BYTES`.
 
     Of somebody else's Arrow file or stream of `size` bytes: what each buffer unpacks to stands
-    before it, and Arrow takes that much memory before it looks further.
+    before it, and Arrow takes that much memory before it looks further. `only`: one batch, and
+    the dictionaries that it may need.
     """
     try:
-        for at in _places(file, size):
+        for at in _places(file, size, only):
             unpacked = _unpacked(file, at)
             if unpacked > UNPACKED_BYTES:
                 raise ValueError(
@@ -93,7 +94,7 @@ def refuse_bombs(file: Any, size: int) -> None:
         raise ValueError(f"its metadata makes no sense: {error}") from None
 
 
-def _places(file: Any, size: int) -> Iterator[int]:
+def _places(file: Any, size: int, only: int | None = None) -> Iterator[int]:
     """Where batches and dictionaries lie, by a file's footer or one after the other in a stream."""
     file.seek(0)
     if file.read(6) == b"ARROW1":
@@ -102,13 +103,14 @@ def _places(file: Any, size: int) -> Iterator[int]:
         file.seek(max(0, size - 10 - max(0, length)))
         footer = _Flat(memoryview(file.read(max(0, length))))
         for field in (2, 3):
-            yield from (at for at, _ in footer.structs(field, 24))
+            yield from (at for at, _ in footer.structs(field, 24, only if field == 3 else None))
         return
-    at = 0
-    while at + 8 <= size:
+    at = batches = 0
+    while at + 8 <= size and (only is None or batches <= only):
         begin, message = _message(file, at)
         if message is None:
             return
+        batches += message.number(1) == _BATCH
         yield at
         at = begin + max(0, message.long(3))
 
@@ -178,18 +180,19 @@ class _Flat:
         place = self._place(field)
         return int(struct.unpack_from("<q", self._data, place)[0]) if place else 0
 
-    def structs(self, field: int, size: int) -> Iterator[tuple[int, int]]:
-        """The first sixteen bytes of each struct of a vector, as two numbers."""
+    def structs(self, field: int, size: int, only: int | None = None) -> Iterator[tuple[int, int]]:
+        """The first sixteen bytes of each struct of a vector, or of one, as two numbers."""
         place = self._place(field)
         if not place:
             return
         vector = place + struct.unpack_from("<I", self._data, place)[0]
-        for number in range(struct.unpack_from("<I", self._data, vector)[0]):
+        count = struct.unpack_from("<I", self._data, vector)[0]
+        for number in range(count) if only is None else range(only, min(only + 1, count)):
             yield struct.unpack_from("<qq", self._data, vector + 4 + number * size)
 
 
-_DICTIONARY = 2
-_BATCHES = (_DICTIONARY, 3)
+_DICTIONARY, _BATCH = 2, 3
+_BATCHES = (_DICTIONARY, _BATCH)
 """Arrow's numbers for messages that hold a dictionary's batch, or a table's."""
 
 
