@@ -93,6 +93,8 @@ def pack_beside_pack(folder: Path, chance: random.Random) -> Counter[str]:
     assert gone not in keys or ended["remove"].how != "done"
     assert again.samples == len(keys) == len(set(keys)) == 18 - (gone not in keys)
     assert verify_dataset(url, threads=1) == []
+    write_images(folder / "images", range(18, 19))  # what was half written goes with a generation
+    assert pack(pack_of(folder)).samples == len(keys) + 1
     assert find_leftovers(url) == []
     return outcomes
 
