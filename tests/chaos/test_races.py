@@ -182,6 +182,15 @@ def remove_beside_encode(folder: Path, chance: random.Random) -> Counter[str]:
     return outcomes
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What an encoding imports, once for all forks: each would take seconds over it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("warm")
+    _world_to_encode(folder)
+    run_encoding(encode_of(folder))
+
+
 ELBOS = {1: -400.0, 2: -390.0, 3: -300.0}
 
 
