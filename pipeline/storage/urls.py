@@ -41,9 +41,9 @@ def local_path(url: str) -> Path | None:
     if protocol(url) != "file":
         return None
     if "\0" in url:
-        raise StorageError(f"{shown(url)}: no file's name holds a NUL. Name another.")
+        raise StorageError(f"{shown(url)[:200]}: no file's name holds a NUL. Name another.")
     if not url.isascii() and _HALF.search(url):
-        raise StorageError(f"{shown(url)}: no file's name holds half a character. Name another.")
+        raise StorageError(f"{shown(url)[:200]}: no file's name holds half a character: rename it.")
     return Path(_SCHEME.sub("", url))
 
 

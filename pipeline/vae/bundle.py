@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
 from pipeline import storage
@@ -225,13 +226,16 @@ def _receipt(url: str) -> "_Receipt":
     return BUNDLE.typed(_Receipt, storage.read_document(BUNDLE, where), where)
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 @dataclass(frozen=True)
 class _Receipt:
     """`bundle.json`: the digest of the whole, each file's checksum, and what is told of it."""
 
-    digest: str
+    digest: Sha256
     scale: LatentScale
-    files: dict[str, str]
+    files: dict[str, Sha256]
     metadata: dict[str, JsonValue]
 
 
