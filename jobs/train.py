@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -52,21 +53,26 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
         f"model: {result.model} (version {result.model_version}), the same in {result.bundle}"
         if result.model is not None
         else f"model: {result.bundle}; not registered, as asked",
-        f"curves and pictures: {_where_to_look()}, experiment {config.tracking.experiment}",
+        f"curves and pictures: {_where_to_look(result)}",
         f"What its numbers mean: `vae explain --run {config.run}{storage}`",
         f"Latents: `vae encode --model {model} --data {shlex.quote(config.data)} "
         "--output runs/latents`",
     ]
 
 
-def _where_to_look() -> str:
+def _where_to_look(result: "TrainingResult") -> str:
     """MLflow's pages; of a file whole, since `mlflow ui` shows an empty one elsewhere."""
+    from pipeline.errors import TrackingError
     from pipeline.tracking.mlflow_client import tracking_uri
+    from pipeline.tracking.mlflow_facts import run_page
 
     uri = tracking_uri()
-    if uri.startswith("http"):
-        return uri
-    return f"`mlflow ui --backend-store-uri {shlex.quote(uri)}`"
+    with suppress(TrackingError):
+        page = uri if result.run_id is None else run_page(result.run_id)
+        if uri.startswith("http"):
+            return page
+        return f"`mlflow ui --backend-store-uri {shlex.quote(uri)}`, then {page}"
+    return uri
 
 
 def _elbo(result: "TrainingResult") -> list[str]:

@@ -12,7 +12,7 @@ from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, trac
 from pipeline.tracking.version import git_revision
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it MLflow 3 opens the experiment in its view of traces and judges."""
+"""MLflow's pages without a switch go by it; those of 3.17 go by their address: see `run_page`."""
 CONFIG_FILE = "config.json"
 """Its parameters are those that somebody chose; this artifact holds every other one, too."""
 _DIGEST_LETTERS = 36
@@ -49,6 +49,20 @@ def source_tags() -> dict[str, str]:
         "mlflow.source.type": "JOB",
         "mlflow.source.git.commit": git_revision(),
     }
+
+
+def run_page(run_id: str) -> str:
+    """The address of a run's page, in the view for model training.
+
+    MLflow 3.17 shows its view of traces and judges unless the address, or the browser's memory of
+    its switch, says otherwise, whatever kind an experiment has. Of a file: where `mlflow ui` serves
+    it. Raises `TrackingError` if MLflow can't be reached.
+    """
+    where = tracking_uri()
+    with tracking_errors(where):
+        experiment = mlflow_client(where).get_run(run_id).info.experiment_id
+    server = where.rstrip("/") if where.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def describe(run_id: str, about: About, chosen_step: int, datasets: Sequence[ReadDataset]) -> None:
