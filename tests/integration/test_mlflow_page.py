@@ -22,7 +22,7 @@ def test_a_runs_page_opens_in_the_view_of_model_training_and_names_its_dataset(
     page = run_page(run.run_id)
     assert page.startswith(f"{mlflow_server.uri}/#/")
     browser.show(width=1500, height=1000)
-    text = "document.body.innerText"
+    text = "(document.body?.innerText ?? '')"
     browser.open(page, f"{text}.includes('Datasets') && {text}.includes('mlp VAE')")
     said = browser.run(text)
     assert Dataset.open(str(data)).digest[:36] in said
