@@ -47,7 +47,7 @@ def conclude(run: Run, start: Start, end: RunEnd) -> TrainingResult:
         raise RunError(
             f"run {run.url} was started again elsewhere (start {run.newest_start().number}; "
             f"this one was {start.number}): this process stopped at step {end.ended.step} and "
-            "wrote nothing more. Follow the other one, or start this command again to take over."
+            "left the run to it. Follow the other one, or start this command again to take over."
         )
     run.keep_points(end.settled.left)
     result = result_of(run, end)

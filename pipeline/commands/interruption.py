@@ -51,9 +51,14 @@ class Interruption:
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         logger.warning("%s: the run stops after a last checkpoint; a second one ends it now", name)
         try:
+            newest = self._run.newest_start()
+            if newest.number > self._attempt.number:
+                # A STOP would end that one; the loop here ends by itself at its next look.
+                logger.warning("start %d owns the run by now, and goes on", newest.number)
+                return
             # The same that anybody may leave: the loop ends with a checkpoint, so no step is lost.
             storage.publish(self._run.path("STOP"), f"{name}\n".encode())
-            if self._run.newest_start() == self._attempt:
+            if newest == self._attempt:
                 # No worker has begun, and perhaps none finds room: nothing to wait for.
                 self._nothing_runs = True
                 os.kill(os.getpid(), signal.SIGINT)

@@ -29,7 +29,7 @@ NAMES = {
     "beta": "weight of the KL",
     "entropy_q": "entropy of q",
     "cross_entropy_q_prior": "cross-entropy of q and prior",
-    "iwae": "IWAE bound on log p(x)",
+    "iwae": "log p(x), at least (IWAE)",
     "reconstruction_psnr": "reconstruction, dB PSNR",
     "sample_psnr_to_nearest": "sample to nearest image, dB",
     "neighbour_agreement": "neighbours of one label",

@@ -164,7 +164,7 @@ class Identity:
     latent_shape: tuple[int, int, int]
     options: EncodeOptions
     scale: LatentScale = UNSAID
-    """What the model says of its latents: no byte of them follows from it, but what they mean."""
+    """What the model says of its latents: no number of them follows from it, but what they mean."""
 
     def __post_init__(self) -> None:
         sizes = (*self.latent_shape, self.options.batch_size)

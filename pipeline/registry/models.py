@@ -37,6 +37,8 @@ class RegisteredModel:
     version: int
     source: str
     run_id: str | None = None
+    digest: str | None = None
+    """Of the bundle that was registered; None where whoever registered it left none."""
 
     @property
     def uri(self) -> str:
@@ -83,7 +85,8 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
             version = aliases[alias]
         for found in known:
             if str(found.version) == str(version):
-                return RegisteredModel(name, int(found.version), found.source, found.run_id)
+                told = found.tags.get("digest")
+                return RegisteredModel(name, int(version), found.source, found.run_id, told)
     raise ModelError(
         f"{uri}: model {name!r} has no version {version}; it has "
         f"{', '.join(sorted(str(v.version) for v in known))}. Name one of these, as "
@@ -95,8 +98,9 @@ def load_model(uri: str, allow_custom: Collection[str] = (), *, digest: str | No
     """The VAE behind a registry URI, or in a folder as `load_folder` reads it."""
     if not uri.startswith(SCHEME):
         return load_folder(uri, allow_custom, digest=digest)
-    with bundle_of(resolve(uri)) as folder:
-        return load_bundle(str(folder), allow_custom, digest=digest)
+    model = resolve(uri)
+    with bundle_of(model) as folder:
+        return load_bundle(str(folder), allow_custom, digest=digest or model.digest)
 
 
 @contextlib.contextmanager
@@ -244,6 +248,11 @@ def pull(uri: str, output: str) -> tuple[RegisteredModel, str]:
     target = Path(output)
     with bundle_of(model) as folder:
         digest = verify_bundle(str(folder))
+        if model.digest not in (None, digest):
+            raise ModelError(
+                f"{model.uri}: was registered with digest {model.digest}, its bundle has {digest}: "
+                "somebody replaced it. Nothing was copied; register the bundle that you mean anew."
+            )
         if target.is_dir() and any(target.iterdir()):
             found = _digest_of(target)
             if found != digest:

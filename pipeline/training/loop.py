@@ -115,9 +115,12 @@ def _train(
             yield made.report
             incidents.check(made.batch, made.report, state)
             holdout.note(made.report)
-            if holdout.is_due(state.step, last=state.step == settings.steps):
+            asked = stopping.asked(made.report)
+            # A look writes history and best weights: whoever was replaced leaves them alone.
+            is_last = state.step == settings.steps
+            if asked != "superseded" and holdout.is_due(state.step, last=is_last):
                 yield holdout.look(state)
-            reason = stopping.after(made.report)
+            reason = stopping.after(state.step, asked)
             is_due = cadence.is_due(state.step) or reason is not None
             if is_due and reason != "superseded":
                 clock.enter("checkpoint")

@@ -39,11 +39,14 @@ class Stopping:
         # Workers may take minutes to get here: whoever said stop meanwhile waits for no step.
         return self._asked() if self.world.broadcast(int(self.is_wished)) else None
 
-    def after(self, report: StepReport) -> Reason | None:
+    def asked(self, report: StepReport) -> StopReason | None:
+        """Why this start was asked to end with that step; None: it was not."""
+        return self._asked() if report.stop_requested else None
+
+    def after(self, step: int, asked: StopReason | None) -> Reason | None:
         """Why that step was the last one of this start; None: the run goes on."""
-        asked = self._asked() if report.stop_requested else None
         # Whoever was replaced writes nothing more, the last step's model neither.
-        if asked != "superseded" and self._is_complete(report.step):
+        if asked != "superseded" and self._is_complete(step):
             return "done"
         return asked
 

@@ -23,7 +23,7 @@ from pipeline.config import (
 from pipeline.errors import ModelError, PipelineError
 from pipeline.exchange.diffusers_folder import read_diffusers, write_diffusers
 from pipeline.latent_scale import LatentScale
-from pipeline.registry.models import RegisteredModel, load_model, version_tags
+from pipeline.registry.models import RegisteredModel, load_model, pull, version_tags
 from pipeline.vae import build_vae, save_bundle
 from tests.support.packed_digits import write_digits
 
@@ -77,6 +77,18 @@ def test_registering_a_folder_twice_gives_one_version(
     assert again["registered"] == f"models:/{name}/1"
     assert len(again["models"][0]["versions"]) == 1
     assert models(register=bundle(tmp_path, 1))["registered"] == f"models:/{name}/2"
+
+
+def test_a_bundle_that_is_not_the_registered_one_is_neither_loaded_nor_copied(
+    models: Any, name: str, tmp_path: Path, uri: str
+) -> None:
+    models(register=bundle(tmp_path, 0))
+    mlflow.MlflowClient(uri, uri).set_model_version_tag(name, "1", "digest", "0" * 64)
+    with pytest.raises(ModelError, match="asked for was 0000"):
+        load_model(f"models:/{name}/1")
+    with pytest.raises(ModelError, match="somebody replaced it"):
+        pull(f"models:/{name}/1", str(tmp_path / "pulled"))
+    assert not (tmp_path / "pulled").exists()
 
 
 def test_the_better_of_two_becomes_champion_whichever_is_asked_first(

@@ -10,6 +10,7 @@ import torch
 from pipeline import storage
 from pipeline.config import LoaderConfig, PreprocessConfig
 from pipeline.runs.history import Validation
+from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run
 from pipeline.runs.stop import StopSignal
 from pipeline.training.batches import BatchSettings
@@ -47,25 +48,29 @@ def report(step: int, *, asked: bool = False) -> StepReport:
     )  # fmt: skip
 
 
+def after(decide: Stopping, report: StepReport) -> Reason | None:
+    return decide.after(report.step, decide.asked(report))
+
+
 def test_a_run_is_done_at_its_last_step_or_when_the_hold_out_has_got_no_better(
     tmp_path: Path,
 ) -> None:
     with stopping(tmp_path) as decide:
         assert [decide.at_start(9), decide.at_start(10)] == [None, "done"]
-        assert [decide.after(report(9)), decide.after(report(10))] == [None, "done"]
+        assert [after(decide, report(9)), after(decide, report(10))] == [None, "done"]
     with stopping(tmp_path, (-3.0, -1.0, -2.0)) as decide:
-        assert decide.after(report(3)) is None
+        assert after(decide, report(3)) is None
     with stopping(tmp_path, (-1.0, -3.0, -2.0)) as decide:
-        assert decide.after(report(3)) == decide.at_start(3) == "done"
+        assert after(decide, report(3)) == decide.at_start(3) == "done"
 
 
 def test_who_is_told_to_stop_stops_but_is_done_where_that_was_the_last_step(tmp_path: Path) -> None:
     with stopping(tmp_path, drained=True) as decide:
         assert decide.is_wished
-        assert decide.after(report(5, asked=True)) == "drained"
+        assert after(decide, report(5, asked=True)) == "drained"
         storage.publish(decide.run.path("STOP"), b"")
-        assert decide.after(report(5, asked=True)) == "stopped"
-        assert decide.after(report(10, asked=True)) == "done"
+        assert after(decide, report(5, asked=True)) == "stopped"
+        assert after(decide, report(10, asked=True)) == "done"
 
 
 @pytest.mark.parametrize("step", [5, 10])
@@ -75,6 +80,6 @@ def test_a_start_that_was_replaced_is_superseded_even_at_its_last_step(
     with stopping(tmp_path) as decide:
         assert decide.at_end("done") == "done"
         decide.run.claim()
-        assert decide.after(report(step, asked=True)) == "superseded"
+        assert after(decide, report(step, asked=True)) == "superseded"
         assert decide.at_end("done") == "superseded"
         assert decide.at_end("stopped") == "stopped"
