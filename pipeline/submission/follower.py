@@ -100,7 +100,7 @@ def follow(
             tail.show(job)
             silence.ends(place)
             if job.has_ended:
-                return verdict(job, tail.printed, request.run)
+                return narrator.with_reason(verdict(job, tail.printed, request.run))
         # What was granted a moment ago and is refused now is no wrong usage: an API server that
         # starts refuses everything until it has read who may do what (seen: for 7 s).
         except (*PASSING, ClusterError, ConfigError) as error:

@@ -2,9 +2,11 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from pipeline.submission.job_output import cause_of
 from pipeline.submission.place import Job, Place
+from pipeline.submission.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,12 @@ class Narrator:
             self._asked_at = time.monotonic()
         if not job.has_ended and job.status != "RUNNING":
             self._tell_reason(job)
+
+    def with_reason(self, end: Verdict) -> Verdict:
+        """The verdict, with what the job waited for to the last: `DeadlineExceeded` says no why."""
+        if end.status != "FAILED" or not self._reason:
+            return end
+        return replace(end, message=f"{end.message}; it never ran, for it waited: {self._reason}")
 
     def _tell_failed_try(self, job: Job) -> None:
         before, self._failed_tries = self._failed_tries, job.failed_tries

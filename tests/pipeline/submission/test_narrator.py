@@ -8,6 +8,7 @@ import pytest
 from pipeline.submission.narrator import Narrator
 from pipeline.submission.place import Job
 from pipeline.submission.ray_jobs import RayJobs
+from pipeline.submission.verdict import Verdict
 
 
 class Waiting(RayJobs):
@@ -64,3 +65,9 @@ def test_a_reason_is_told_when_it_is_another_and_again_after_a_while(
         teller.tell(job("PENDING"))
     waits = [message for message in told.messages if "waits" in message]
     assert waits == ["first waits: no node", "first waits: no image", "first waits: no image"]
+    late = Verdict("first", "FAILED", "PreRunningDeadlineExceeded")
+    assert teller.with_reason(late).message == (
+        "PreRunningDeadlineExceeded; it never ran, for it waited: no image"
+    )
+    teller.tell(job("RUNNING"))
+    assert teller.with_reason(late) == late, "it did run"
