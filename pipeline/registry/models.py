@@ -86,7 +86,7 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
         for found in known:
             if str(found.version) == str(version):
                 told = found.tags.get("digest")
-                return RegisteredModel(name, int(version), found.source, found.run_id, told)
+                return RegisteredModel(name, int(found.version), found.source, found.run_id, told)
     raise ModelError(
         f"{uri}: model {name!r} has no version {version}; it has "
         f"{', '.join(sorted(str(v.version) for v in known))}. Name one of these, as "
