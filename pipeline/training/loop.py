@@ -116,13 +116,10 @@ def _train(
             incidents.check(made.batch, made.report, state)
             holdout.note(made.report)
             asked = stopping.asked(made.report)
-            # A look writes history and best weights: whoever was replaced leaves them alone.
-            is_last = state.step == settings.steps
-            if asked != "superseded" and holdout.is_due(state.step, last=is_last):
+            if stopping.may_look(state.step, asked):
                 yield holdout.look(state)
             reason = stopping.after(state.step, asked)
-            is_due = cadence.is_due(state.step) or reason is not None
-            if is_due and reason != "superseded":
+            if reason != "superseded" and (cadence.is_due(state.step) or reason is not None):
                 clock.enter("checkpoint")
                 incidents.publish()
                 if world.rank == 0:

@@ -43,6 +43,10 @@ class Stopping:
         """Why this start was asked to end with that step; None: it was not."""
         return self._asked() if report.stop_requested else None
 
+    def may_look(self, step: int, asked: StopReason | None) -> bool:
+        """Whether the hold-out is due, by a start that may still write history and best weights."""
+        return asked != "superseded" and self.holdout.is_due(step, last=step == self.steps)
+
     def after(self, step: int, asked: StopReason | None) -> Reason | None:
         """Why that step was the last one of this start; None: the run goes on."""
         # Whoever was replaced writes nothing more, the last step's model neither.
