@@ -6,6 +6,7 @@ what was stopped. So a driver that can only fail again has Ray stop it.
 
 import json
 import os
+import signal
 import time
 from contextlib import suppress
 from urllib.parse import quote, urlsplit
@@ -28,6 +29,8 @@ def end_for_good(exit_code: int) -> str | None:
     if os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") != "1" or name is None:
         return None
     print(f"{NOT_REPEATED}{exit_code}", flush=True)  # noqa: T201 - to whoever reads the job's output
+    # What was said last is the error: the stop that is asked for here is nobody's interruption.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     token = ray_token()
     headers = {"Content-Type": "application/json"}
     headers |= {"Authorization": f"Bearer {token}"} if token else {}
