@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.servers.rgw import free_ports
 from tests.support.warm import ROOT
@@ -75,25 +76,25 @@ class RayHead:
 
     def send(self, number: signal.Signals, word: str = "") -> list[int]:
         """A signal to those of its processes whose command line holds `word`."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                line = (entry / "cmdline").read_text() if entry.name.isdigit() else ""
-            except OSError:
-                continue
-            # Its own processes name its folder; workers rename themselves, but end with the raylet.
-            if str(self.folder) in line and word in line:
-                try:
-                    os.kill(int(entry.name), number)
-                    found.append(int(entry.name))
-                except ProcessLookupError:
-                    continue
-        return found
+        named = [each for each in _processes() if self._is_named(each) and word in each.line]
+        return [each.pid for each in named if _sent(each.pid, number)]
 
     def kill(self) -> None:
-        """SIGKILL to everything; drivers and workers end when their raylet is gone."""
-        while self.send(signal.SIGKILL):
+        """SIGKILL to everything; drivers end when their raylet is gone.
+
+        To agents and workers as well, which rename themselves: they would spin for minutes.
+        """
+        while True:
+            all_of_them = _processes()
+            own = {each.pid for each in all_of_them if self._is_named(each)}
+            own |= {each.pid for each in all_of_them if each.parent in own}
+            if not [pid for pid in own if _sent(pid, signal.SIGKILL)]:
+                return
             time.sleep(0.2)
+
+    def _is_named(self, process: "_Process") -> bool:
+        """Whether its command line holds the head's folder, or the address of its store."""
+        return str(self.folder) in process.line or f":{self.port}\0" in process.line
 
     def stop(self) -> None:
         self.kill()
@@ -108,3 +109,30 @@ class RayHead:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False
+
+
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    line: str
+    """Its arguments, a NUL after each; empty once it has ended."""
+
+
+def _processes() -> list[_Process]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (line := (entry / "cmdline").read_text()):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                found.append(_Process(int(entry.name), parent, line))
+        except OSError:
+            continue
+    return found
+
+
+def _sent(pid: int, number: signal.Signals) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
