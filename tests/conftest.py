@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,10 @@ _USERS_OWN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "WORLD_SIZE", "RANK")
 
 
 def pytest_configure() -> None:
-    """Of workers side by side (`pytest -n`), each computes with one thread."""
+    """Of workers side by side (`pytest -n`), each computes with one thread; Ctrl-C is on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script that starts tests by `&` turns it off for all that they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
