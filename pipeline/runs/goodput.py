@@ -181,9 +181,12 @@ def _newest(run: Run, start: Start) -> Tally | None:
             run.path("time"),
             before.name,
         )
+    if not names and _has_saved(run):
+        logger.warning("%s: every tally is gone, and its seconds with it", run.path("time"))
     for url in sorted((url for url in urls if url.rsplit("/", 1)[-1] < own), reverse=True):
         try:
             tally = TALLY.typed(Tally, storage.read_document(TALLY, url), url)
+            _check_newest(run, tally)
             return replace(tally, seconds={**dict.fromkeys(STATES, 0.0), **tally.seconds})
         except ShortageError:
             raise
@@ -191,3 +194,20 @@ def _newest(run: Run, start: Start) -> Tally | None:
             logger.warning("%s is skipped, the one before it is taken: %s", url, error)
     first = run.claimed_at(Start(1)) if start.number > 1 or start.restart > 1 else None
     return None if first is None else Tally(dict.fromkeys(STATES, 0.0), first)
+
+
+def _has_saved(run: Run) -> bool:
+    """Whether a start has got as far as a checkpoint or an end: it left a tally before."""
+    try:
+        return any(True for _ in storage.list_objects(run.path("checkpoints")))
+    except ObjectNotFoundError:
+        return run.result() is not None
+
+
+def _check_newest(run: Run, tally: Tally) -> None:
+    """Warns where a start that ended in order had got further: it left a tally of its last step."""
+    end = run.result() or run.ended()
+    if end is not None and tally.step < end.steps:
+        logger.warning(
+            "%s: the tally of step %d is gone, and its seconds with it", run.path("time"), end.steps
+        )

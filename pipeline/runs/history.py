@@ -73,7 +73,18 @@ def read_validations(run: Run) -> list[Validation]:
                 f"{run.path('history')}: the validation of step {stored.previous} is gone, which "
                 f"that of step {stored.validation.step} names. {VALIDATION.advice}"
             )
+    _check_last(run, max((stored.step for stored in found), default=0))
     return [stored.validation for stored in found]
+
+
+def _check_last(run: Run, newest: int) -> None:
+    """No validation names the last one, but the result does: a run with a hold-out ends by it."""
+    result = run.result()
+    if result is not None and result.holdout_after is not None and newest < result.steps:
+        raise RunError(
+            f"{run.path('history')}: the validation of step {result.steps} is gone, by which "
+            f"result.json says that the run ended. {VALIDATION.advice}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`jobs.submit` against a real Ray head with its token: what it says is what became of the job."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -206,7 +207,9 @@ def test_what_a_job_prints_is_shown_while_it_runs_byte_for_byte_and_only_once(
     assert "fourfour" not in log.read_text()
     (tmp_path / "over").touch()
     assert ended(process)[0] == 0
-    assert log.read_text().count("oneone\n\ntwotwo---\nfourfour\n") == 1
+    # On a busy machine the follower may have a word of its own to say in between.
+    printed = re.sub(r"\d\d:\d\d:\d\d [A-Z]+ .*\n", "", log.read_text())
+    assert printed.count("oneone\n\ntwotwo---\nfourfour\n") == 1
 
 
 def test_the_fate_of_a_job_is_still_told_when_it_is_asked_for_later(
