@@ -40,10 +40,14 @@ class Narrator:
             self._tell_reason(job)
 
     def with_reason(self, end: Verdict) -> Verdict:
-        """The verdict, with what the job waited for to the last: `DeadlineExceeded` says no why."""
-        if end.status != "FAILED" or not self._reason:
+        """The verdict, with what the job waited for to the last: `DeadlineExceeded` says no why.
+
+        One with an exit code or a result ran, if too briefly for a look to see it.
+        """
+        ran = end.job_exit_code or end.result is not None
+        if end.status != "FAILED" or ran or not self._reason:
             return end
-        return replace(end, message=f"{end.message}; it never ran, for it waited: {self._reason}")
+        return replace(end, message=f"{end.message}; to the last it waited: {self._reason}")
 
     def _tell_failed_try(self, job: Job) -> None:
         before, self._failed_tries = self._failed_tries, job.failed_tries

@@ -67,7 +67,9 @@ def test_a_reason_is_told_when_it_is_another_and_again_after_a_while(
     assert waits == ["first waits: no node", "first waits: no image", "first waits: no image"]
     late = Verdict("first", "FAILED", "PreRunningDeadlineExceeded")
     assert teller.with_reason(late).message == (
-        "PreRunningDeadlineExceeded; it never ran, for it waited: no image"
+        "PreRunningDeadlineExceeded; to the last it waited: no image"
     )
+    brief = Verdict("first", "FAILED", "exit code 2: no such flag", job_exit_code=2)
+    assert teller.with_reason(brief) == brief, "it ran between two looks"
     teller.tell(job("RUNNING"))
     assert teller.with_reason(late) == late, "it did run"
