@@ -1,7 +1,6 @@
 """`jobs.encode --dry-run`: what an encoding would cost, from encoding for a short time."""
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline import storage
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset, preprocess_digest
 from pipeline.encoding.also import Also
@@ -72,24 +72,17 @@ def probe(
     if not plan.todo:
         return cost
     started = time.monotonic()
-    deadline = started + PROBE_SECONDS
-    with tempfile.TemporaryDirectory(prefix="probe-") as folder, ThreadPoolExecutor(lanes) as pool:
-
-        def lane(number: int) -> _Probed:
-            return _encode_until(
-                vae, dataset, identity, number,
-                threads=max(1, int(config.cores)), folder=Path(folder), deadline=deadline,
-                also=also,
-            )  # fmt: skip
-
-        probed = list(pool.map(lane, plan.todo[:lanes]))
-    done = max(1, sum(each.images for each in probed))
+    probed = _encode_for(
+        PROBE_SECONDS, plan.todo[:lanes], vae, dataset, identity,
+        threads=max(1, int(config.cores)), also=also,
+    )  # fmt: skip
+    done = max(1, probed.images)
     rate = done / (time.monotonic() - started)
     hours = images / (rate * max(1, config.actors)) / 3600
     on_gpu = next(vae.parameters()).is_cuda
     return replace(
         cost,
-        store_bytes=round(sum(each.bytes for each in probed) / done * images),
+        store_bytes=round(probed.bytes / done * images),
         images_per_second=round(rate, 1),
         hours=round(hours, 4),
         gpu_hours=round(hours * max(1, config.actors), 4) if on_gpu else 0.0,
@@ -108,19 +101,37 @@ def pace_of_encoding(vae: VAE, dataset: Dataset, seconds: float) -> float:
     vae = vae.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     shards = range(min(cores, len(dataset.shards)))
     started = time.monotonic()
+    # Cores are shared among the lanes: as many threads for each would be their square.
+    threads = cores // len(shards)
+    probed = _encode_for(seconds, shards, vae, dataset, identity, threads=threads, also=())
+    return probed.images / (time.monotonic() - started)
+
+
+def _encode_for(
+    seconds: float,
+    shards: Sequence[int],
+    vae: VAE,
+    dataset: Dataset,
+    identity: Identity,
+    *,
+    threads: int,
+    also: Sequence[Also],
+) -> _Probed:
+    """Encodes these shards beside each other, into files that go again."""
+    deadline = time.monotonic() + seconds
     with (
-        tempfile.TemporaryDirectory(prefix="probe-") as folder,
+        storage.temporary_folder("vae-probe-") as folder,
         ThreadPoolExecutor(len(shards)) as pool,
     ):
 
         def lane(number: int) -> _Probed:
             return _encode_until(
                 vae, dataset, identity, number,
-                threads=cores, folder=Path(folder), deadline=started + seconds,
+                threads=threads, folder=folder, deadline=deadline, also=also,
             )  # fmt: skip
 
-        images = sum(each.images for each in pool.map(lane, shards))
-    return images / (time.monotonic() - started)
+        probed = list(pool.map(lane, shards))
+    return _Probed(sum(each.images for each in probed), sum(each.bytes for each in probed))
 
 
 def _encode_until(
@@ -132,7 +143,7 @@ def _encode_until(
     threads: int,
     folder: Path,
     deadline: float,
-    also: Sequence[Also] = (),
+    also: Sequence[Also],
 ) -> _Probed:
     images = 0  # passed, also those that --where leaves out
     writers: dict[Place, PartWriter] = {}
