@@ -47,14 +47,13 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
     if result.model is None and not config.no_register:
         return [*lines, f"no model was registered; its run lies in {result.run}"]
     model = result.model or result.bundle
-    storage = "" if config.storage == "./runs" else f" --storage {shlex.quote(config.storage)}"
     return [
         *lines,
         f"model: {result.model} (version {result.model_version}), the same in {result.bundle}"
         if result.model is not None
         else f"model: {result.bundle}; not registered, as asked",
         f"curves and pictures: {_where_to_look(result)}",
-        f"What its numbers mean: `vae explain --run {config.run}{storage}`",
+        f"What its numbers mean: `vae explain --run {config.run}{config.storage_flag}`",
         f"Latents: `vae encode --model {model} --data {shlex.quote(config.data)} "
         "--output runs/latents`",
     ]

@@ -1,6 +1,5 @@
 """A run's or an encoding's live numbers in the terminal, for who has no Grafana."""
 
-import shlex
 import sys
 
 from jobs.command import Outcome, run_job
@@ -15,8 +14,8 @@ def main(config: WatchConfig) -> Outcome:
 
     ended = ended_run(config)
     if ended is not None:
-        storage = "" if config.storage == "./runs" else f" --storage {shlex.quote(config.storage)}"
-        more = f"It is over. `vae explain --run {config.run}{storage}` says what its numbers mean."
+        explain = f"`vae explain --run {config.run}{config.storage_flag}`"
+        more = f"It is over. {explain} says what its numbers mean."
         if ended.reason != "done":
             more = "It has stopped. The command that started it goes on from there."
         return Outcome(ended.to_json(), summary=[*repr(ended).splitlines(), more])

@@ -8,6 +8,7 @@ from pipeline.config.network import ModelConfig
 from pipeline.config.optimisation import ObjectiveConfig
 from pipeline.config.sections import (
     A_DATASET,
+    A_FOLDER_OF_PICTURES,
     PRECISION,
     AllowCustom,
     LoaderConfig,
@@ -35,7 +36,7 @@ class BenchConfig(PreprocessConfig, StorageConfig):
         "preprocessing are timed; None: those of --network.kind and --image-size.",
     )
     compare: bool = Field(False, description="Also time stock webdataset on the same shards.")
-    output: Url | None = Field(None, description="Folder for page and pictures; None: none.")
+    output: Url | None = Field(None, description=A_FOLDER_OF_PICTURES)
     global_batch_size: int = _as_in_training("global_batch_size", 256)
     flip: bool = _as_in_training("flip", False)
     transform: str | None = _as_in_training("transform", None)
@@ -50,10 +51,3 @@ class BenchConfig(PreprocessConfig, StorageConfig):
     loader: LoaderConfig = LoaderConfig()
     shards_below: ShardsBelow = ()
     allow_custom: AllowCustom = ()
-
-    @property
-    def preprocess(self) -> PreprocessConfig:
-        """How images are read where no model says it."""
-        return PreprocessConfig(
-            image_size=self.image_size, channels=self.channels, crop=self.crop, resize=self.resize
-        )

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.sections import DELETE, KEEP_LAST, StorageConfig
+from pipeline.config.sections import DELETE, StorageConfig
 
 
 class RunsConfig(StorageConfig):
@@ -18,7 +18,9 @@ class RunsConfig(StorageConfig):
     older_days: float = Field(
         0.0, ge=0, description="With --remove: only of runs that nothing changed for so many days."
     )
-    keep_last: int = Field(0, ge=0, description=KEEP_LAST)
+    keep_last: int = Field(
+        0, ge=0, description="With --remove: the newest runs, this many, stay whatever their age."
+    )
     delete: bool = Field(False, description=DELETE)
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Groups of knobs that several jobs share: preprocessing, loader, tracking."""
 
 import re
+import shlex
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -92,7 +93,7 @@ SEED = (
     "noise, a store's draws (part of its identity)."
 )
 KEYS = "Also list the images: key and path."
-KEEP_LAST = "What may go: all but the newest, this many; 0: none is kept for being new."
+A_FOLDER_OF_PICTURES = "Folder for the pictures, and a page where there is one; None: none."
 DELETE = "Remove it; without this it is said what would go, and nothing is changed."
 ERASE = "Images, by key or path, to take out for good: all bytes and latents of theirs."
 A_NEW_FOLDER = "A folder that is new, empty or holds the same already."
@@ -111,11 +112,24 @@ class PreprocessConfig(Section):
         """How images that are judged are read: as they are, also where training crops at random."""
         return self.model_copy(update={"crop": "center"}) if self.crop == "random" else self
 
+    @property
+    def preprocess(self) -> "PreprocessConfig":
+        """These keys alone, of a job that has others too."""
+        return PreprocessConfig(
+            image_size=self.image_size, channels=self.channels, crop=self.crop, resize=self.resize
+        )
+
 
 class StorageConfig(Section):
     """Where a job finds runs by their names."""
 
     storage: Url = Field("./runs", description="Where runs and their checkpoints live.")
+
+    @property
+    def storage_flag(self) -> str:
+        """What a command that is printed has behind a run's name, to find it in the same place."""
+        default = StorageConfig.model_fields["storage"].default
+        return "" if self.storage == default else f" --storage {shlex.quote(self.storage)}"
 
 
 class BudgetConfig(Section):
@@ -134,7 +148,7 @@ class PortionConfig(BudgetConfig):
 class MeasurementConfig(StorageConfig):
     """What measuring a model takes."""
 
-    output: Url | None = Field(None, description="Folder for page and pictures; None: none.")
+    output: Url | None = Field(None, description=A_FOLDER_OF_PICTURES)
     importance_samples: int = Field(64, gt=0, description="K of the IWAE_K bound.")
     seed: int = Field(0, ge=0, description=SEED)
 

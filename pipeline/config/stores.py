@@ -9,7 +9,6 @@ from pipeline.config.sections import (
     A_STORE,
     DELETE,
     ERASE,
-    KEEP_LAST,
     KEYS,
     Pushgateway,
     Section,
@@ -27,7 +26,12 @@ class StoresConfig(Section):
     gc: bool = Field(
         False, description="Look for what no snapshot of a store, no generation of a dataset names."
     )
-    keep_last: int = Field(0, ge=0, description=KEEP_LAST)
+    keep_last: int = Field(
+        0,
+        ge=0,
+        description="With --gc: of a dataset's generations only the newest stay, this many; 0: "
+        "all of them.",
+    )
     erase: tuple[str, ...] = Field((), description=ERASE)
     delete: bool = Field(False, description=DELETE)
     unfinished: bool = Field(

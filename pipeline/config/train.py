@@ -205,10 +205,3 @@ class TrainConfig(PreprocessConfig, StorageConfig):
     def max_workers(self) -> int:
         """The most workers that train; 0: this process, or torchrun's."""
         return int(str(self.workers).rpartition("..")[2])
-
-    @property
-    def preprocess(self) -> PreprocessConfig:
-        """The model's preprocessing."""
-        return PreprocessConfig(
-            image_size=self.image_size, channels=self.channels, crop=self.crop, resize=self.resize
-        )
