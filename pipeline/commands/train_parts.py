@@ -18,8 +18,9 @@ _PARAMETER_CHARACTERS = 500
 
 _ALWAYS = frozenset(
     {
-        "steps", "global_batch_size", "image_size", "seed", "workers", "precision", "model.kind",
-        "model.likelihood", "objective.kind", "objective.beta", "optimizer.learning_rate",
+        "data", "run", "steps", "global_batch_size", "image_size", "seed", "workers", "precision",
+        "model.kind", "model.likelihood", "objective.kind", "objective.beta",
+        "optimizer.learning_rate",
     }
 )  # fmt: skip
 """What runs are compared by, also where it is as by default."""
@@ -78,9 +79,8 @@ def parameters(config: TrainConfig) -> dict[str, str]:
         flat(each.model_dump(mode="json", exclude={"tracking", "no_register"}))
         for each in (TrainConfig(data=config.data, run=config.run), config)
     )
-    named = {"data", "run"}
     return {
         key: str(value)[:_PARAMETER_CHARACTERS]
         for key, value in given.items()
-        if key in _ALWAYS or key in named or value != default[key]
+        if key in _ALWAYS or value != default[key]
     }
