@@ -1,5 +1,6 @@
 """List what a store or a dataset holds; remove what nothing needs; take images out for good."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -111,14 +112,17 @@ def _pushed(config: StoresConfig) -> Outcome:
         goes = group.gone and config.gc
         if goes and config.delete:
             remove_pushed(config.pushgateway, group)
-        done = "removed" if config.delete else "would go (`--gc --delete` removes it)"
-        lines.append(f"  {group.store}: {done if goes else 'gone' if group.gone else 'kept'}")
+        done = _done(config) if goes else "gone" if group.gone else "kept"
+        lines.append(f"  {group.store}: {done}")
     return Outcome({"pushed": [asdict(group) for group in groups]}, summary=lines)
 
 
 def _gone(files: dict[str, int], config: StoresConfig) -> list[str]:
-    done = "removed" if config.delete else "would go (`--gc --delete` removes it)"
-    return [f"  {path}: {size} bytes {done}" for path, size in files.items()]
+    return [f"  {path}: {size} bytes {_done(config)}" for path, size in files.items()]
+
+
+def _done(config: StoresConfig) -> str:
+    return "removed" if config.delete else "would go (`--gc --delete` removes it)"
 
 
 def _erase(config: StoresConfig) -> Outcome:
@@ -133,36 +137,41 @@ def _erase(config: StoresConfig) -> Outcome:
     if config.dataset is not None:
         images = erase_images(config.dataset, keys, delete=config.delete)
         keys, result = images.keys, {**result, "dataset": asdict(images)}
-        lines += _of_images(images, config)
+        lines += _of_images(images, delete=config.delete)
     if config.store is not None:
         url = storage.absolute(config.store)
         latents = erase_latents(url, keys, delete=config.delete, unfinished=config.unfinished)
         result = {**result, "store": asdict(latents)}
-        lines += _of_latents(latents, config)
+        lines += _of_latents(latents, delete=config.delete)
     if not config.delete:
         lines += ["Nothing has been changed; the same command with `--delete` does it."]
     return Outcome({**result, "beyond_reach": BEYOND_REACH}, summary=[*lines, BEYOND_REACH, KEPT])
 
 
-def _of_images(found: "ErasedImages", config: StoresConfig) -> list[str]:
-    done = "are taken out of" if config.delete else "would be taken out of"
-    lines = [
-        f"{found.dataset}: {len(found.keys)} images, {found.bytes} bytes {done} "
-        f"{len(found.shards)} shards: {', '.join(found.shards) or 'none'}."
+def _of_images(found: "ErasedImages", *, delete: bool) -> list[str]:
+    what = f"{len(found.keys)} images, {found.bytes} bytes"
+    return [
+        f"{found.dataset}: {what} {_taken_out(delete)} {_listed(found.shards, 'shards')}.",
+        *(f"  {key}: has the same bytes, and stays: erase it too" for key in found.copies),
+        *(f"  {path}: no generation names it; it goes" for path in found.strays),
     ]
-    lines += [f"  {key}: has the same bytes, and stays: erase it too" for key in found.copies]
-    lines += [f"  {path}: no generation names it; it goes" for path in found.strays]
-    return lines
 
 
-def _of_latents(found: "ErasedLatents", config: StoresConfig) -> list[str]:
-    done = "are taken out of" if config.delete else "would be taken out of"
-    lines = [
-        f"{found.store}: {found.rows} latents {done} {len(found.files)} files: "
-        f"{', '.join(found.files) or 'none'}."
+def _of_latents(found: "ErasedLatents", *, delete: bool) -> list[str]:
+    what = f"{found.rows} latents"
+    return [
+        f"{found.store}: {what} {_taken_out(delete)} {_listed(found.files, 'files')}.",
+        *(f"  {key}: no latents of it are here" for key in found.missing),
+        *(f"  {path}: no snapshot names it; it goes" for path in found.garbage),
     ]
-    lines += [f"  {key}: no latents of it are here" for key in found.missing]
-    return lines + [f"  {path}: no snapshot names it; it goes" for path in found.garbage]
+
+
+def _taken_out(delete: bool) -> str:
+    return "are taken out of" if delete else "would be taken out of"
+
+
+def _listed(names: Sequence[str], kind: str) -> str:
+    return f"{len(names)} {kind}: {', '.join(names) or 'none'}"
 
 
 if __name__ == "__main__":
