@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from pipeline.config import ExplainConfig, ObjectiveConfig, PackConfig
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.json_value import Json
 from pipeline.packing.pack import pack
-from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import RUN, Run
 from pipeline.vae import ObjectiveState, optimised, save_bundle
 from tests.support.digit_models import digits_vae, sigma_of, write_digits
+from tests.support.rayjobs import result_of
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,7 @@ def test_a_finished_run_is_explained_with_its_own_beta_and_hold_out(place: Path)
     config = {"run": "mine", "data": str(place / "data"), "holdout": str(place / "data")}
     opened = {"config": config, "dataset_digest": "of before", "holdout_digest": None}
     storage.publish(run.path("run.json"), RUN.encode(opened))
-    run.finish(
-        TrainingResult(
-            run=run.url, run_id=None, reason="done", steps=9, samples=90, bad_samples=0,
-            converged=False, run_seconds={}, elbo=-1.0, chosen_step=9, holdout_before=None,
-            holdout_after=None, model=None, model_version=None, bundle=run.path("bundle"),
-            digest=digest,
-        )
-    )  # fmt: skip
+    run.finish(replace(result_of(run, "done", 9), bundle=run.path("bundle"), digest=digest))
     asked = ExplainConfig(run="mine", storage=str(place / "runs"), importance_samples=8)
     result: Any = run_explanation(asked).to_json()
     assert result["answers"]["weight"]["beta"] == 500.0

@@ -1,6 +1,7 @@
 """A run that has lost something says what before it goes on; `--begin-anew` takes it away."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from pipeline.config import ModelConfig, PreprocessConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.runs.checkpoint import RECEIPT
 from pipeline.runs.lost_files import refuse_lost_work
-from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run
 from pipeline.vae import build_vae, save_bundle
+from tests.support.rayjobs import result_of
 
 
 @pytest.fixture
@@ -25,14 +26,7 @@ def run(tmp_path: Path) -> Run:
     storage.publish(run.path("checkpoints", "step-00000008.json"), receipt)
     model = build_vae(ModelConfig(kind="linear"), PreprocessConfig(image_size=8, channels=1))
     digest = save_bundle(model, run.path("bundle"))
-    run.finish(
-        TrainingResult(
-            run=run.url, run_id=None, reason="done", steps=8, samples=8, bad_samples=0,
-            converged=False, run_seconds={}, elbo=-1.0, chosen_step=8, holdout_before=None,
-            holdout_after=None, model=None, model_version=None, bundle=run.path("bundle"),
-            digest=digest,
-        )
-    )  # fmt: skip
+    run.finish(replace(result_of(run, "done", 8), bundle=run.path("bundle"), digest=digest))
     return run
 
 
