@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, MetricsConfig, SubmitConfig, TrainConfig
-from pipeline.errors import ClusterError, ConfigError, UnreachableError
+from pipeline.errors import ConfigError, UnreachableError
 from pipeline.json_value import Json
 from pipeline.masking import printable
 
@@ -121,6 +121,7 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     """What is meant: by the command, or, where an id is all there is, by what that job runs."""
     if config.command:
         return replace(request_of(config.command), id=config.id)
+    from pipeline.submission.follower import unknown
     from pipeline.submission.place import Request
 
     assert config.id is not None, "the config has an id or a command"
@@ -129,10 +130,7 @@ def _request(config: SubmitConfig, place: "Place") -> "Request":
     if job is None and config.logs:
         return nameless  # Its log may be kept, all the same.
     if job is None:
-        raise ClusterError(
-            f"{place.address} knows no job {config.id}. `python -m jobs.submit --list` shows those "
-            "it knows."
-        )
+        raise unknown(place, config.id)
     command = tuple(shlex.split(job.entrypoint))
     try:
         return replace(request_of(command), id=config.id)

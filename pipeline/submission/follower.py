@@ -305,11 +305,15 @@ def _gone(place: Place, name: str) -> Verdict:
 def _found(place: Place, request: Request) -> Job:
     job = place.find(request)
     if job is None:
-        raise ClusterError(
-            f"{place.address} knows no job {request.id or request.base}. `python -m jobs.submit "
-            "--list` shows those it knows."
-        )
+        raise unknown(place, request.id or request.base)
     return job
+
+
+def unknown(place: Place, name: str) -> ClusterError:
+    """What is said of a job that its place does not know."""
+    return ClusterError(
+        f"{place.address} knows no job {name}. `python -m jobs.submit --list` shows those it knows."
+    )
 
 
 def _ended(place: Place, request: Request, job: Job) -> Verdict:
