@@ -113,22 +113,20 @@ def bundle_of(model: RegisteredModel) -> Iterator[Path]:
 
     where = tracking_uri()
     _check_source(model, where)
-    folder = Path(tempfile.mkdtemp(prefix="vae-model-"))
-    try:
-        for name in (*FILES, RECEIPT):
-            url = f"{model.source}/{_PLACE}/{name}"
-            if urlsplit(model.source).scheme in ("", "file"):
-                (folder / name).write_bytes(_read_inside(url, model.source))
-                continue
-            with tracking_errors(where):
-                mlflow.artifacts.download_artifacts(
-                    url, dst_path=str(folder), tracking_uri=where, registry_uri=where
-                )
+    with storage.temporary_folder("vae-model-") as folder:
+        try:
+            for name in (*FILES, RECEIPT):
+                url = f"{model.source}/{_PLACE}/{name}"
+                if urlsplit(model.source).scheme in ("", "file"):
+                    (folder / name).write_bytes(_read_inside(url, model.source))
+                    continue
+                with tracking_errors(where):
+                    mlflow.artifacts.download_artifacts(
+                        url, dst_path=str(folder), tracking_uri=where, registry_uri=where
+                    )
+        except ObjectNotFoundError as error:
+            raise ModelError(f"{model.uri}: was not registered by this program: {error}") from None
         yield folder
-    except ObjectNotFoundError as error:
-        raise ModelError(f"{model.uri}: was not registered by this program: {error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_source(model: RegisteredModel, where: str) -> None:
