@@ -1,6 +1,5 @@
 """`jobs.encode --dry-run`: what an encoding would cost, from encoding for a short time."""
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pipeline.encoding.driver import EncodePlan
 from pipeline.encoding.shard import PartWriter
 from pipeline.encoding.shard_batches import shard_batches
 from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.machine import cores_here
 from pipeline.vae import VAE
 
 PROBE_SECONDS = 30.0
@@ -94,7 +94,7 @@ def pace_of_encoding(vae: VAE, dataset: Dataset, seconds: float) -> float:
 
     It stands beside other paces and writes nothing that stays: the model may be untrained.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = max(1, int(cores_here()))
     seen = preprocess_digest(vae.preprocess)
     options = EncodeOptions(precision="fp32")
     identity = Identity("0" * 64, seen, vae.latent_shape, options, vae.scale)
