@@ -79,8 +79,8 @@ def test_a_file_gets_the_result_as_its_last_line_and_no_character_for_terminals(
     assert err.splitlines()[1].endswith("WARNING pipeline: a warning")
 
 
-def test_no_colour_where_nobody_wants_one() -> None:
-    assert not COLOUR.findall(at_a_terminal(NO_COLOR="1"))
+def test_nothing_is_told_by_a_colour_that_somebody_might_not_want() -> None:
+    assert not COLOUR.findall(at_a_terminal(COLORTERM="truecolor"))
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

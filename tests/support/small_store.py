@@ -56,10 +56,8 @@ def identity_of(vae: VAE, **options: Any) -> Identity:
 def encode(vae: VAE, dataset: Dataset, store: str | Path, **options: Any) -> LatentStore:
     """Encodes what has no receipt, one shard after the other, and publishes the snapshot."""
     url, identity = str(store), identity_of(vae, **options)
-    plan, also = (
-        plan_encoding(url, dataset, identity),
-        load_again(identity.options.also, vae.device),
-    )
+    plan = plan_encoding(url, dataset, identity)
+    also = load_again(identity.options.also, vae.device)
     for number in plan.todo:
         shard = dataset.shards[number]
         encode_shard(vae, dataset, shard, identity, url, threads=1, also=also)
