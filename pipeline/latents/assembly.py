@@ -238,7 +238,7 @@ def _placed(
 def _spread(count: int, slots: Ids, values: Column) -> Column:
     """The values in their slots, None or NaN in the others."""
     if isinstance(values, np.ndarray):
-        vectors = np.full((count, values.shape[1]), np.nan)
+        vectors = np.full((count, values.shape[1]), np.nan, values.dtype)
         vectors[slots] = values
         return vectors
     found: list[JsonValue] = [None] * count

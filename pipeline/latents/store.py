@@ -35,7 +35,7 @@ from pipeline.storage.row_filter import parse_where
 class Latent:
     """One image's latents: each tensor [Z, h, w] in the store's type, and the copied columns.
 
-    A column of vectors gives one, float64 [N].
+    A column of vectors gives one, [N].
     """
 
     key: str

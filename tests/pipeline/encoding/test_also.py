@@ -104,6 +104,8 @@ def test_each_image_has_its_vector_as_a_column_of_floats_in_store_loader_and_fil
     assert rows.schema.field("colours").type == pa.list_(pa.float32(), 3)
     again = {latent.key: latent.columns["colours"] for latent in store}
     for batch in LatentLoader(store, global_batch_size=6):
+        assert isinstance(batch.columns["colours"], np.ndarray)
+        assert batch.columns["colours"].dtype == np.float32
         for row in np.flatnonzero(batch.valid.numpy()):
             np.testing.assert_array_equal(batch.columns["colours"][row], again[batch.keys[row]])
     found = reencode(vae, dataset, store, 20, seed=0)
