@@ -137,7 +137,8 @@ class PartWriter:
         if good:
             primary, log_variance = options.tensors[0], tensors.get("logvar")
             self.statistics = self.statistics.merge(measure(tensors[primary], log_variance))
-        if batch.encoded.rounding is not None:
+        # An encoder beside the VAE may have refused every row that eight bits were measured of.
+        if good and batch.encoded.rounding is not None:
             self._rounded.append((batch.encoded.rounding, rows))
 
     @property

@@ -123,14 +123,15 @@ def test_the_vectors_are_of_the_pixels_that_the_vae_sees(tmp_path: Path) -> None
         assert latent.columns["length"] == [6.0]  # label0 to label2
 
 
+@pytest.mark.parametrize("options", [{}, {"dtype": "int8", "batch_size": 1}], ids=["", "int8"])
 def test_an_image_whose_vector_is_no_number_is_refused_with_the_columns_name(
-    tmp_path: Path,
+    tmp_path: Path, options: dict[str, Any]
 ) -> None:
     small_dataset(tmp_path, range(10))
     black = tmp_path / "images/label0/black.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(black)
     dataset = small_dataset(tmp_path, range(10), append=True)
-    store = encode(small_vae(), dataset, tmp_path / "s", **asked("Torn"))
+    store = encode(small_vae(), dataset, tmp_path / "s", **asked("Torn", **options))
     failed = [sample for part in store.snapshot.parts for sample in part.failed]
     assert [(s.key, s.reason) for s in failed] == [("label0/black%2Epng", "non_finite colours")]
     assert len(store) == 10
