@@ -89,6 +89,8 @@ def load_also(path: str, device: torch.device) -> Also:
         digest = encoder.digest()
         encode = encoder.encode
     except Exception as error:  # As above.
+        if is_shortage(error):
+            raise
         raise ConfigError(
             f"{where}: is no encoder: {told(error)} It needs `columns` (a dictionary of names and "
             "how many numbers), `digest()` over its weights and code, and `encode(images, "

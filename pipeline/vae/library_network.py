@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.config.import_path import told
-from pipeline.errors import ModelError, StorageError
+from pipeline.errors import ModelError, StorageError, is_shortage
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.vae.networks import Network, NetworkShape
@@ -46,6 +46,8 @@ class LibraryNetwork(Network):
         try:
             mean, log_variance = self._moments(next(self.model.parameters()), shape.channels, size)
         except Exception as error:  # The library raises what it likes for a config without sense.
+            if is_shortage(error):
+                raise
             raise ModelError(
                 f"{self.config['_class_name']}: failed on a black image of {size} pixels: "
                 f"{told(error)}"
@@ -115,6 +117,8 @@ def _build(config: Json) -> nn.Module:
         made_by = getattr(diffusers, str(name))
         model: Any = made_by.from_config({k: v for k, v in config.items() if k != "_class_name"})
     except Exception as error:  # As above.
+        if is_shortage(error):
+            raise
         raise ModelError(
             f"{name}: diffusers can't build it of its config: {told(error)}"
         ) from error

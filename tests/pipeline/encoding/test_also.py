@@ -59,6 +59,11 @@ class Torn(Colours):
         return {**found, "colours": found["colours"].log()}
 
 
+class Large(Colours):
+    def __init__(self) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
 class Nameless:
     columns = {"x": 1}  # noqa: RUF012
 
@@ -161,6 +166,11 @@ def test_one_that_fails_or_gives_other_shapes_is_named(
 def test_one_without_a_digest_over_weights_and_code_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_also(f"{HERE}:{name}", CPU)
+
+
+def test_memory_that_runs_out_while_it_is_built_is_no_word_on_the_class() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_also(f"{HERE}:Large", CPU)
 
 
 def test_other_weights_or_other_code_are_another_identity_and_no_node_may_differ(
