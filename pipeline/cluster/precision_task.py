@@ -59,4 +59,5 @@ def _wait(reference: Any, resources: ActorResources) -> Rounding | Unmeasured:
 
 
 def _try(vae: VAE, dataset: Dataset, options: EncodeOptions) -> Rounding | Unmeasured:
-    return try_bf16(vae.to("cuda" if torch.cuda.is_available() else "cpu"), dataset, options)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return try_bf16(vae, dataset, options, device)

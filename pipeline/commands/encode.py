@@ -141,7 +141,7 @@ def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
 
     def tried(options: EncodeOptions) -> Rounding | Unmeasured:
         if held is None or config.actors == 0:
-            return try_bf16(vae, dataset, options)
+            return try_bf16(vae, dataset, options, vae.device)
         return _try_on_ray(config, vae.to("cpu"), dataset, options, held)
 
     identity = identity_of(vae, config, dataset, pointer, tried)

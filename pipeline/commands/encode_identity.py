@@ -98,12 +98,11 @@ def _chosen(each: list[Identity], try_bf16: Try) -> Identity:
         logger.info("precision fp32: %s. `--precision` says otherwise", found.reason)
         return each[0]
     chosen = each[1] if found.is_within else each[0]
-    if found.images:
-        logger.info(
-            "precision %s: bf16 moves the means of the first %d images by up to %.2g, %.3g times "
-            "the rounding of %s. `--precision` says otherwise",
-            chosen.options.precision, found.images, found.largest, found.steps, options.dtype,
-        )  # fmt: skip
+    logger.info(
+        "precision %s: bf16 moves the means of the first %d images by up to %.2g, %.3g times "
+        "the rounding of %s. `--precision` says otherwise",
+        chosen.options.precision, found.images, found.largest, found.steps, options.dtype,
+    )  # fmt: skip
     return chosen
 
 

@@ -44,20 +44,23 @@ class Unmeasured:
     reason: str
 
 
-def try_bf16(vae: VAE, dataset: Dataset, options: EncodeOptions) -> Rounding | Unmeasured:
-    """Whether an encoding in this process, on the model's device, may be in bf16.
+def try_bf16(
+    vae: VAE, dataset: Dataset, options: EncodeOptions, device: torch.device
+) -> Rounding | Unmeasured:
+    """Whether an encoding in this process, on this device, may be in bf16.
 
     Raises `StoreError` where memory, disk or a connection is short: no word on the arithmetic.
     """
     if not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()):
         return Unmeasured("where it is encoded bf16 would not be faster")
     try:
-        return measure_rounding(vae, dataset, options)
+        found = measure_rounding(vae.to(device), dataset, options)
     except (PipelineError, OSError, RuntimeError, MemoryError) as error:
         raise StoreError(
             f"comparing bf16 with fp32 on a first batch: {error} Nothing was encoded. See to it, "
             "and run the same command again; or say which it is to be: `--precision fp32`."
         ) from error
+    return found if found.images else Unmeasured("no image could be tried in bf16")
 
 
 def measure_rounding(

@@ -354,7 +354,7 @@ def test_moments_of_a_full_covariance_are_refused_and_its_means_are_not(
     vae = build_vae(model, PreprocessConfig(image_size=8, channels=1))
     dataset = Dataset.open(str(tmp_path / "data"))
     asked = EncodeConfig(model="m", data=dataset.url, output="o")
-    tried = partial(try_bf16, vae, dataset)
+    tried = partial(try_bf16, vae, dataset, device=vae.device)
     with pytest.raises(ConfigError, match="full covariance"):
         identity_of(vae, asked, dataset, None, tried)
     means = asked.model_copy(update={"content": "mean"})

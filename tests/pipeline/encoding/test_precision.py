@@ -20,6 +20,7 @@ from pipeline.latents.snapshot import read_pointer
 from tests.support.small_store import encode, small_dataset, small_vae
 from tests.support.small_store import identity_of as asked
 
+CPU = torch.device("cpu")
 BF16 = pytest.mark.skipif(
     not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()),
     reason="this machine has no fast bf16, so auto never thinks of it",
@@ -68,7 +69,7 @@ def test_where_bf16_changes_nothing_it_is_within(dataset: Dataset) -> None:
 
 def chosen(dataset: Dataset, vae: Any, store: str, **more: Any) -> str:
     config = EncodeConfig(model="m", data="d", output=store, batch_size=4, **more)
-    tried = partial(try_bf16, vae, dataset)
+    tried = partial(try_bf16, vae, dataset, device=CPU)
     return identity_of(vae, config, dataset, read_pointer(store), tried).options.precision
 
 
@@ -130,11 +131,29 @@ def test_a_shard_that_cannot_be_read_is_passed_over_and_a_shortage_is_no_word_on
 
 @BF16
 def test_memory_that_runs_out_ends_it_in_one_line(dataset: Dataset) -> None:
-    short: Any = Coarse()
-
-    def encode(_: Any) -> Any:
+    def short(_: Any) -> Any:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    short.encode = encode
-    with pytest.raises(StoreError, match=r"can't allocate memory .*`--precision fp32`"):
-        try_bf16(short, dataset, asked(small_vae()).options)
+    for name in ("encode", "to"):
+        vae: Any = Coarse()
+        setattr(vae, name, short)
+        with pytest.raises(StoreError, match=r"can't allocate memory .*`--precision fp32`"):
+            try_bf16(vae, dataset, asked(small_vae()).options, CPU)
+
+
+@BF16
+def test_a_network_that_has_no_bf16_is_fp32_and_the_log_says_why(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae: Any = small_vae()
+    whole = vae.encode
+
+    def encode(images: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return whole(images)
+
+    vae.encode = encode
+    with caplog.at_level("INFO"):
+        assert chosen(dataset, vae, str(tmp_path / "none")) == "fp32"
+    assert "precision fp32: no image could be tried in bf16" in caplog.text
