@@ -195,9 +195,10 @@ class LatentStore:
     ) -> Iterator[LatentRows]:
         """The rows of one shard of the snapshot, less removed ones."""
         mine = {stored.part.path for stored in self.snapshot.shards[shard].parts}
-        for part, number in self.selection.record_batches():
-            if self.selection.parts[part].part.path in mine:
-                yield self.selection.read(part, number, tensors)
+        for part, stored in enumerate(self.selection.parts):
+            if stored.part.path in mine:
+                for number in range(len(stored.part.record_batches)):
+                    yield self.selection.read(part, number, tensors)
 
     def to_numpy(self, tensor: str = "mean") -> npt.NDArray[Any]:
         """One tensor of all latents in memory: [N, Z, h, w] in the store's order.

@@ -300,7 +300,7 @@ def _on_ray(store: LatentStore) -> float:
 
         def read() -> None:
             found = ray.data.range(shards).map_batches(
-                of_shards, batch_size=1, batch_format="pyarrow"
+                of_shards, batch_size=None, batch_format="pyarrow"
             )
             for _ in found.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
                 pass
