@@ -130,6 +130,9 @@ class KlConfig:
         return wrong
 
 
+_SIZE = 256
+
+
 @dataclass(frozen=True)
 class LibraryConfig:
     """The config.json of another class, which diffusers itself understands."""
@@ -145,14 +148,15 @@ class LibraryConfig:
     def preprocess(self, image_size: int | None = None) -> PreprocessConfig:
         """How images are read; `image_size` None: `sample_size`, or where it says none, 256."""
         said = self.config.get("sample_size") or _SIZE
-        side = image_size or (min(said) if isinstance(said, list) else said)
         channels = self.config.get("in_channels", 3)
+        side = image_size or said
         try:
+            side = min(side) if isinstance(side, list) else side
             return PreprocessConfig.model_validate({"image_size": side, "channels": channels})
-        except ValidationError:
+        except (ValidationError, TypeError):
             raise ModelError(
                 f"{self.config['_class_name']}: images of {channels} channels and {side} pixels; "
-                "they have 1 or 3 channels here."
+                "they have 1 or 3 channels here, and so many pixels a side."
             ) from None
 
     def scale_of(self, vae: VAE) -> LatentScale:
@@ -160,8 +164,6 @@ class LibraryConfig:
         assert isinstance(vae.network, LibraryNetwork)
         return vae.network.scale
 
-
-_SIZE = 256
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
 

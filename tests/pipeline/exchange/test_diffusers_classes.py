@@ -177,7 +177,11 @@ def test_video_and_sound_are_refused_by_the_class(name: str, tmp_path: Path) -> 
 def test_a_config_that_diffusers_cannot_build_is_one_error(tmp_path: Path) -> None:
     theirs("VQModel", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for change in ({"block_out_channels": [7, 9]}, {"in_channels": 5}, {"act_fn": "none"}):
+    changes: list[dict[str, Any]] = [
+        {"block_out_channels": [7, 9]}, {"in_channels": 5}, {"act_fn": "none"},
+        {"sample_size": [32, "wide"]}, {"sample_size": {"a": 1}}, {"sample_size": "wide"},
+    ]  # fmt: skip
+    for change in changes:
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ModelError, match="VQModel: "):
             load_folder(str(tmp_path))
