@@ -7,13 +7,7 @@ from pipeline import storage
 from pipeline.errors import ObjectNotFoundError
 from pipeline.json_value import Json
 from pipeline.latents.marks import begun
-from pipeline.latents.receipt import (
-    LATENTS,
-    RECEIPTS,
-    REPORTS,
-    SNAPSHOTS,
-    receipt_path,
-)
+from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
 from pipeline.latents.store import no_store
 from pipeline.storage.marks import removing

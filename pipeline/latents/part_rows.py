@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.data.shard_index import erased_key
 from pipeline.errors import StorageError, StorageShortageError, StoreError
-from pipeline.latents.identity import Identity
+from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.latent_file import (
     LatentFileWriter,
     LatentRows,
@@ -136,14 +136,19 @@ def statistics_without(rows: PartRows, removed: Sequence[int]) -> ChannelStatist
     for number in np.unique(np.flatnonzero(chosen) // options.batch_size).tolist():
         batch = rows.read(number)
         mask = chosen[np.searchsorted(held, batch.positions)]
-        log_variance = batch.tensors.get("logvar")
-        counted = counted.merge(
-            measure(
-                batch.tensors[options.tensors[0]][mask],
-                None if log_variance is None else log_variance[mask],
-            )
-        )
+        counted = counted.merge(_measured(batch, options, mask))
     return part.statistics.without(counted) if subtract else counted
+
+
+def _measured(
+    batch: LatentRows, options: EncodeOptions, mask: npt.NDArray[np.bool_]
+) -> ChannelStatistics:
+    """Of those rows of a record batch, one or more."""
+    log_variance = batch.tensors.get("logvar")
+    return measure(
+        batch.tensors[options.tensors[0]][mask],
+        None if log_variance is None else log_variance[mask],
+    )
 
 
 def part_without(rows: PartRows, keys: Container[str]) -> LatentPart:
@@ -164,13 +169,7 @@ def part_without(rows: PartRows, keys: Container[str]) -> LatentPart:
                     for position in batch.positions[~kept].tolist()
                 ]
                 if kept.any():
-                    log_variance = batch.tensors.get("logvar")
-                    statistics = statistics.merge(
-                        measure(
-                            batch.tensors[options.tensors[0]][kept],
-                            None if log_variance is None else log_variance[kept],
-                        )
-                    )
+                    statistics = statistics.merge(_measured(batch, options, kept))
         digest = file_digest(writer.path)
         name = part.path.rsplit("/", 1)[-1].removesuffix(".arrow").rpartition(".")[0]
         new = replace(
