@@ -1,9 +1,8 @@
-"""`jobs.bench`: why training is slow here, and the one knob that would help most."""
+"""`jobs.bench`: why training is slow here, and the knobs that would help most."""
 
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from pipeline import storage
 from pipeline.commands.encode_cost import pace_of_encoding
@@ -16,10 +15,12 @@ from pipeline.pace.chart import Bar, draw_bars
 from pipeline.pace.probes import (
     Subject,
     ceiling_pace,
+    fill_cache,
     loader_pace,
     step_pace,
     training_pace,
 )
+from pipeline.pace.ranking import Ranking, Tried, rank
 from pipeline.pace.stock import stock_pace
 from pipeline.pace.trials import trials
 from pipeline.progress import Progress
@@ -28,43 +29,37 @@ from pipeline.vae import build_vae
 
 SECONDS = 4.0
 """For each look: dozens of steps of a small model, and who asks why waits no five minutes."""
-_WORTH = 1.05
-"""A gain below this is within what two looks at the same thing differ by."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A knob's other value, as a flag: images per second with it, and times what it is now."""
-
-    flag: str
-    note: str
-    pace: float
-    gain: float
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Images per second. `training` is the mean of two looks, one before all others, one after.
+    """Images per second, but for `ranking`. `stock`: of stock webdataset's, where it was asked for.
 
-    `drift`: by which share these differed: no gain below it is sure. `tried`: the largest gain
-    first. `stock`: of stock webdataset's loader, where it was asked for.
+    `chart`: where the picture lies.
     """
 
-    training: float
-    drift: float
+    ranking: Ranking
     ceiling: float
     loader: float
     step: float
     encode: float
     stock: float | None
-    tried: Sequence[Tried]
     chart: str | None
 
     @property
+    def training(self) -> float:
+        """As asked: the mean of all looks at it."""
+        return fmean(self.ranking.looks)
+
+    @property
     def best(self) -> Tried | None:
-        """The knob that brings most; None where none is worth turning."""
-        best = self.tried[0] if self.tried else None
-        return best if best is not None and best.gain >= _WORTH else None
+        """The knob that brings most and changes no number of the training."""
+        return self.ranking.best(changes_training=False)
+
+    @property
+    def best_changing(self) -> Tried | None:
+        """The knob that brings most of those with which it is another training."""
+        return self.ranking.best(changes_training=True)
 
     @property
     def limit(self) -> str:
@@ -74,7 +69,7 @@ class Bench:
         return "the network's steps"
 
     def bars(self) -> list[Bar]:
-        """All paces, in the order of a picture."""
+        """All paces, in the order of a picture: a knob's is its gain times that of training."""
         plain = [
             Bar("training, as asked", self.training),
             Bar("ceiling: batches in memory", self.ceiling),
@@ -84,12 +79,21 @@ class Bench:
         ]
         if self.stock is not None:
             plain.append(Bar("stock webdataset, loader alone", self.stock))
-        return [*plain, *(Bar(tried.flag, tried.pace, is_trial=True) for tried in self.tried)]
+        now, tried = self.training, self.ranking.tried
+        return [*plain, *(Bar(each.flag, each.gain * now, is_trial=True) for each in tried)]
 
     def to_json(self) -> Json:
         """Plain data."""
-        best = self.best
-        return {**asdict(self), "best": None if best is None else best.flag, "limit": self.limit}
+        told = asdict(self)
+        return {
+            **told.pop("ranking"),
+            **told,
+            "training": self.training,
+            "drift": self.ranking.drift,
+            "best": self.best and self.best.flag,
+            "best_changing": self.best_changing and self.best_changing.flag,
+            "limit": self.limit,
+        }
 
 
 def run_bench(config: BenchConfig, seconds: float = SECONDS) -> Bench:
@@ -103,45 +107,35 @@ def run_bench(config: BenchConfig, seconds: float = SECONDS) -> Bench:
         tempfile.TemporaryDirectory(prefix="vae-bench-") as cache,
         Progress("bench", None, "looks") as progress,
     ):
-        before = training_pace(subject)
+
+        def look(at: Subject) -> float:
+            if at.config.loader != asked.loader:
+                fill_cache(at)
+            pace = training_pace(at)
+            progress.advance(1)
+            return pace
+
+        fill_cache(subject)
         ceiling, loader, step = (
             measure(subject) for measure in (ceiling_pace, loader_pace, step_pace)
         )
         encode = pace_of_encoding(build_vae(asked.model, asked.preprocess), dataset, seconds)
-        progress.advance(5)
-        found = list(_tried(subject, cache, progress))
-        after = training_pace(subject)
+        progress.advance(4)
+        ranking = rank(subject, trials(subject, cache), look)
         stock = stock_pace(subject) if config.compare else None
-    now = (before + after) / 2
-    tried = [Tried(flag, note, pace, pace / now) for flag, note, pace in found]
     bench = Bench(
-        training=now,
-        drift=abs(before - after) / now,
+        ranking=ranking,
         ceiling=ceiling,
         loader=loader,
         step=step,
         encode=encode,
         stock=stock,
-        tried=sorted(tried, key=lambda each: -each.gain),
         chart=storage.join(config.output, "bench.png") if config.output is not None else None,
     )
     if bench.chart is not None:
-        headline = f"Training: {now:,.0f} images/s, held up by {bench.limit}"
+        headline = f"Training: {bench.training:,.0f} images/s, held up by {bench.limit}"
         storage.publish(bench.chart, to_png(draw_bars, bench.bars(), headline=headline))
     return bench
-
-
-def _tried(subject: Subject, cache: str, progress: Progress) -> Iterator[tuple[str, str, float]]:
-    """Flag, note and pace of each knob; a cache begins empty for each."""
-    for number, trial in enumerate(trials(subject, cache)):
-        folder = trial.subject.config.loader.cache_folder
-        asked = trial.subject
-        if folder == cache:
-            own = os.path.join(cache, str(number))
-            loader = asked.config.loader.model_copy(update={"cache_folder": own})
-            asked = asked.having(loader=loader)
-        yield trial.flag, trial.note, training_pace(asked)
-        progress.advance(1)
 
 
 def training_of(config: BenchConfig) -> TrainConfig:

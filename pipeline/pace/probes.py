@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, cycle, islice, repeat
+from itertools import cycle, islice, repeat
 
 import torch
 
@@ -16,12 +16,11 @@ from pipeline.data import Batch, Dataset, Loader
 from pipeline.data.loader import PREFETCH_BATCHES
 from pipeline.runs.run import Run
 from pipeline.training.batches import training_loader, without_end
-from pipeline.training.gradients import StepSettings
 from pipeline.training.restore import numerics, restore
 from pipeline.training.settings import settings_of
 from pipeline.training.state import TrainState
 from pipeline.training.step import train_step
-from pipeline.training.world import World, current_world
+from pipeline.training.world import current_world
 
 _WARM_UP = PREFETCH_BATCHES + 2
 """Batches: those that wait already, and the first steps' allocations and choices of kernels."""
@@ -44,17 +43,26 @@ class Subject:
         return replace(self, config=self.config.model_copy(update=changes))
 
 
+def fill_cache(subject: Subject) -> None:
+    """Reads an epoch of a training that has a cache: the first one is not what later ones take."""
+    if subject.config.loader.cache_folder is None:
+        return
+    began = time.perf_counter()
+    with _loader(subject) as loader:
+        for _ in loader:
+            if time.perf_counter() - began > _FILLING_SECONDS:
+                break
+
+
 def training_pace(subject: Subject) -> float:
     """Images per second of training as it is: reading, decoding and stepping beside each other."""
     with _loader(subject) as loader, _state(subject) as state:
-        _fill(loader, subject)
         return _pace(_steps(state, subject, without_end(loader)), subject.seconds)
 
 
 def loader_pace(subject: Subject) -> float:
     """Of reading and decoding, while nobody trains."""
     with _loader(subject) as loader:
-        _fill(loader, subject)
         return _pace((int(batch.valid.sum()) for batch in without_end(loader)), subject.seconds)
 
 
@@ -72,15 +80,12 @@ def step_pace(subject: Subject) -> float:
         return _pace(_steps(state, subject, repeat(there)), subject.seconds)
 
 
-def batch_of(subject: Subject) -> Batch:
-    """The first batch as training reads it."""
-    return _in_memory(subject, 1)[0]
-
-
 @contextmanager
 def _loader(subject: Subject) -> Iterator[Loader]:
     settings = settings_of(subject.config)
-    with closing(training_loader(subject.dataset, settings.batches, _world(), None)) as loader:
+    with closing(
+        training_loader(subject.dataset, settings.batches, current_world(), None)
+    ) as loader:
         yield loader
 
 
@@ -90,21 +95,7 @@ def _state(subject: Subject) -> Iterator[TrainState]:
     # A run that nobody will ever start has no checkpoint to go on from.
     nowhere = Run(f"{Run.at(subject.config).url}.bench")
     with numerics(settings.state):
-        yield restore(settings.state, nowhere, _world(), subject.dataset)[0]
-
-
-def _world() -> World:
-    return current_world()
-
-
-def _fill(loader: Loader, subject: Subject) -> None:
-    """A cache's first epoch, which fills it, is not what later ones take."""
-    if subject.config.loader.cache_folder is None:
-        return
-    began = time.perf_counter()
-    for _ in loader:
-        if time.perf_counter() - began > _FILLING_SECONDS:
-            break
+        yield restore(settings.state, nowhere, current_world(), subject.dataset)[0]
 
 
 def _in_memory(subject: Subject, count: int = _IN_MEMORY) -> list[Batch]:
@@ -114,8 +105,8 @@ def _in_memory(subject: Subject, count: int = _IN_MEMORY) -> list[Batch]:
 
 def _steps(state: TrainState, subject: Subject, batches: Iterable[Batch]) -> Iterator[int]:
     """Images of each step."""
-    settings: StepSettings = settings_of(subject.config).step
-    world = _world()
+    settings = settings_of(subject.config).step
+    world = current_world()
     for batch in batches:
         report = train_step(
             state, batch, world, settings, rate=1e-9, stop=False, data_wait_seconds=0.0
@@ -130,7 +121,7 @@ def _pace(images: Iterator[int], seconds: float) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began, done = time.perf_counter(), 0
-    for count in chain(images):
+    for count in images:
         done += count
         if time.perf_counter() - began >= seconds:
             break

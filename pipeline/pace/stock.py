@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 
 from pipeline import storage
-from pipeline.config import PreprocessConfig
-from pipeline.data import Dataset
 from pipeline.errors import ConfigError
 from pipeline.pace.probes import Subject
 
@@ -21,7 +19,7 @@ def stock_pace(subject: Subject) -> float:
 
     Raises `ConfigError` where it is not installed, or can't read where the shards lie.
     """
-    loader = _stock_loader(subject.dataset, subject.config.preprocess, subject)
+    loader = _stock_loader(subject)
     began, images = 0.0, 0
     for number, (batch,) in enumerate(loader):
         if number == 0:
@@ -39,7 +37,7 @@ def stock_pace(subject: Subject) -> float:
     return images / (time.perf_counter() - began)
 
 
-def _stock_loader(dataset: Dataset, preprocess: PreprocessConfig, subject: Subject) -> Any:
+def _stock_loader(subject: Subject) -> Any:
     try:
         import webdataset
     except ModuleNotFoundError:
@@ -47,6 +45,7 @@ def _stock_loader(dataset: Dataset, preprocess: PreprocessConfig, subject: Subje
             "--compare sets stock webdataset beside this loader, and it is not installed: "
             "`pip install webdataset`."
         ) from None
+    dataset, preprocess = subject.dataset, subject.config.preprocess
     urls = [dataset.shard_url(shard) for shard in dataset.shards]
     if any(storage.local_path(url) is None for url in urls):
         raise ConfigError(

@@ -7,57 +7,62 @@ from typing import Literal
 
 import torch
 
-from pipeline.config import LoaderConfig, TrainConfig
 from pipeline.pace.probes import Subject
 
-Part = Literal["reading", "stepping"]
 _LARGER = 4
 """Times the batch: it shows what a step costs however few images it has."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A knob's other value: as a flag of `jobs.train`, what it may cost, and the training so."""
+    """A knob's other value: as a flag of `jobs.train`, what it may cost, and the training so.
+
+    `changes_training`: its numbers are others then, by rounding at least.
+    """
 
     flag: str
     note: str
     subject: Subject
+    changes_training: bool = False
 
 
 def trials(subject: Subject, cache: str) -> Iterator[Trial]:
-    """Those that differ from what was asked for; `cache`: a folder that a cache may fill."""
+    """Those that differ from what was asked for; `cache`: a folder that caches may fill."""
     yield from _of_reading(subject, cache)
-    yield from _of_steps(subject)
+    yield from _of_arithmetic(subject)
+    yield from _of_memory(subject)
+    yield from _of_objective(subject)
 
 
 def _of_reading(subject: Subject, cache: str) -> Iterator[Trial]:
     config, cores = subject.config, len(os.sched_getaffinity(0))
     loader = config.loader
     if loader.threads is not None and loader.threads < cores:
-        yield Trial(f"--loader.threads {cores}", "", _reading(subject, loader, threads=cores))
+        yield Trial(f"--loader.threads {cores}", "", _reading(subject, threads=cores))
     if config.transform is not None:
+        # Not as one that changes the training: it is what making the transform faster can bring.
         yield Trial(
             f"without --transform {config.transform}",
             "a faster transform brings at most this",
             subject.having(transform=None),
         )
     if loader.cache_folder is None and "://" in subject.dataset.url:
+        folder = os.path.join(cache, "fetched")
         yield Trial(
             "--loader.cache-folder FOLDER", "from the second epoch on",
-            _reading(subject, loader, cache_folder=cache),
+            _reading(subject, cache_folder=folder),
         )  # fmt: skip
     if not loader.cache_decoded and config.crop != "random":
+        folder = loader.cache_folder or os.path.join(cache, "decoded")
         yield Trial(
             "--loader.cache-folder FOLDER --loader.cache-decoded",
             f"from the second epoch on; takes {_decoded_bytes(subject) / 2**30:,.1f} GiB of disk",
-            _reading(
-                subject, loader, cache_folder=loader.cache_folder or cache, cache_decoded=True
-            ),
+            _reading(subject, cache_folder=folder, cache_decoded=True),
         )
 
 
-def _reading(subject: Subject, loader: LoaderConfig, **changes: object) -> Subject:
-    return subject.having(loader=loader.model_copy(update=changes))
+def _reading(subject: Subject, **changes: object) -> Subject:
+    return subject.having(loader=subject.config.loader.model_copy(update=changes))
 
 
 def _decoded_bytes(subject: Subject) -> int:
@@ -65,13 +70,37 @@ def _decoded_bytes(subject: Subject) -> int:
     return len(subject.dataset) * config.channels * config.image_size**2
 
 
-def _of_steps(subject: Subject) -> Iterator[Trial]:
+def _of_arithmetic(subject: Subject) -> Iterator[Trial]:
     config = subject.config
-    yield from _of_arithmetic(subject, config)
+    if config.exact:
+        yield Trial(
+            "without --exact", "other bits with another number of workers",
+            subject.having(exact=False), changes_training=True,
+        )  # fmt: skip
+    if config.deterministic:
+        yield Trial(
+            "without --deterministic", "other bits each time",
+            subject.having(deterministic=False), changes_training=True,
+        )  # fmt: skip
+    for flag, precision in _precisions(config.precision):
+        yield Trial(
+            flag, "other rounding", subject.having(precision=precision), changes_training=True
+        )
+
+
+def _precisions(asked: str) -> Iterator[tuple[str, Literal["auto", "fp32"]]]:
+    if asked in ("fp64", "fp16") or (asked == "fp32" and torch.cuda.is_available()):
+        yield "--precision auto", "auto"
+    if asked == "bf16" and not torch.cuda.is_available():
+        yield "--precision fp32", "fp32"
+
+
+def _of_memory(subject: Subject) -> Iterator[Trial]:
+    config = subject.config
     if config.micro_batch_size is not None and not config.exact:
         yield Trial(
-            "without --micro-batch-size", "takes more memory",
-            subject.having(micro_batch_size=None),
+            "without --micro-batch-size", "other rounding; takes more memory",
+            subject.having(micro_batch_size=None), changes_training=True,
         )  # fmt: skip
     if config.model.gradient_checkpointing:
         network = config.model.model_copy(update={"gradient_checkpointing": False})
@@ -79,32 +108,19 @@ def _of_steps(subject: Subject) -> Iterator[Trial]:
             "without --model.gradient-checkpointing", "takes more memory",
             subject.having(model=network),
         )  # fmt: skip
+
+
+def _of_objective(subject: Subject) -> Iterator[Trial]:
+    config = subject.config
     if config.objective.samples > 1:
         objective = config.objective.model_copy(update={"samples": 1})
         yield Trial(
-            "--objective.samples 1", "another objective", subject.having(objective=objective)
-        )
+            "--objective.samples 1", "another objective", subject.having(objective=objective),
+            changes_training=True,
+        )  # fmt: skip
     larger = config.global_batch_size * _LARGER
     if larger <= len(subject.dataset):
         yield Trial(
-            f"--global-batch-size {larger}", "another training: fewer steps per image",
-            subject.having(global_batch_size=larger),
+            f"--global-batch-size {larger}", "fewer steps per image",
+            subject.having(global_batch_size=larger), changes_training=True,
         )  # fmt: skip
-
-
-def _of_arithmetic(subject: Subject, config: TrainConfig) -> Iterator[Trial]:
-    if config.exact:
-        yield Trial(
-            "without --exact", "other bits with another number of workers",
-            subject.having(exact=False),
-        )  # fmt: skip
-    if config.deterministic:
-        yield Trial(
-            "without --deterministic", "other bits each time", subject.having(deterministic=False)
-        )
-    if config.precision in ("fp64", "fp16") or (
-        config.precision == "fp32" and torch.cuda.is_available()
-    ):
-        yield Trial("--precision auto", "other rounding", subject.having(precision="auto"))
-    if config.precision == "bf16" and not torch.cuda.is_available():
-        yield Trial("--precision fp32", "", subject.having(precision="fp32"))

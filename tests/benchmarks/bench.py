@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.commands.bench import run_bench, training_of
 from pipeline.config import BenchConfig, PackConfig
 from pipeline.data import Dataset
-from pipeline.pace.probes import Subject, training_pace
+from pipeline.pace.probes import Subject, fill_cache, training_pace
 from pipeline.pace.trials import trials
 from pipeline.packing.pack import pack
 
@@ -30,11 +30,15 @@ SECONDS, LONG_SECONDS = 1.5, 4.0
 
 @dataclass(frozen=True)
 class Planted:
-    """What is wrong, and how the flag begins that mends it. `images`: their sides in pixels."""
+    """What is wrong, and how the flag begins that mends it.
+
+    `images`: their sides in pixels. `changes_training`: the flag does, and is ranked among those.
+    """
 
     settings: Mapping[str, object]
     flag: str
     images: int = 64
+    changes_training: bool = False
 
 
 CONV = {"kind": "conv", "width": 8}
@@ -52,11 +56,13 @@ PLANTED: dict[str, Planted] = {
         "without --transform",
     ),
     "micro-batches of one": Planted(
-        {"network": CONV, "image_size": 32, "micro_batch_size": 1}, "without --micro-batch-size"
+        {"network": CONV, "image_size": 32, "micro_batch_size": 1}, "without --micro-batch-size",
+        changes_training=True,
     ),
     "double precision": Planted(
         {"network": {"kind": "mlp", "width": 1500}, "image_size": 32, "precision": "fp64"},
         "--precision auto",
+        changes_training=True,
     ),
     "activations computed twice": Planted(
         {
@@ -69,10 +75,12 @@ PLANTED: dict[str, Planted] = {
         "without --model.gradient-checkpointing",
     ),
     "sixteen latents per image": Planted(
-        {"network": CONV, "image_size": 32, "objective": {"samples": 16}}, "--objective.samples 1"
+        {"network": CONV, "image_size": 32, "objective": {"samples": 16}}, "--objective.samples 1",
+        changes_training=True,
     ),
     "batches of two": Planted(
-        {"network": CONV, "image_size": 32, "global_batch_size": 2}, "--global-batch-size"
+        {"network": CONV, "image_size": 32, "global_batch_size": 2}, "--global-batch-size",
+        changes_training=True,
     ),
 }  # fmt: skip
 
@@ -97,6 +105,7 @@ def measured(config: BenchConfig, flag: str) -> float:
     with tempfile.TemporaryDirectory() as cache:
         (chosen,) = [trial for trial in trials(subject, cache) if trial.flag == flag]
         turned = replace(chosen.subject, seconds=LONG_SECONDS)
+        fill_cache(turned)
         paces = [(training_pace(subject), training_pace(turned)) for _ in range(2)]
     return sum(after for _, after in paces) / sum(before for before, _ in paces)
 
@@ -111,11 +120,11 @@ def look(work: Path, name: str, say: Callable[[str], None]) -> dict[str, object]
         }
     )  # fmt: skip
     found = run_bench(config, SECONDS)
-    best = found.best
+    best = found.best_changing if planted.changes_training else found.best
     row: dict[str, object] = {
         "named": best.flag if best else None,
         "is_planted": best is not None and best.flag.startswith(planted.flag),
-        "drift": round(found.drift, 3),
+        "drift": round(found.ranking.drift, 3),
     }
     if best is not None:
         came = measured(config, best.flag)

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from jobs.bench import main
-from pipeline.commands.bench import Bench, Tried, run_bench
+from pipeline.commands.bench import Bench, run_bench
 from pipeline.config import BenchConfig, TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import DatasetError
 from pipeline.pace.chart import Bar, bar_lines
 from pipeline.pace.probes import Subject
+from pipeline.pace.ranking import Ranking, Tried
 from pipeline.pace.trials import trials
 from tests.support.packed_digits import write_digits
 
@@ -50,9 +51,11 @@ def test_a_planted_bottleneck_is_named_with_its_gain_and_the_chart_is_drawn(
     assert found.stock is not None
     with Image.open(tmp_path / "chart/bench.png") as picture:
         assert picture.width > 500
-    assert [tried.gain for tried in found.tried] == sorted(
-        (tried.gain for tried in found.tried), reverse=True
-    )
+    gains = [tried.gain for tried in found.ranking.tried]
+    assert gains == sorted(gains, reverse=True)
+    told = found.to_json()
+    assert told["best"] == "without --transform planted:slow"
+    assert told["training"] == pytest.approx(sum(told["looks"]) / len(told["looks"]))
 
 
 def test_only_what_differs_from_what_was_asked_for_is_tried(data: str) -> None:
@@ -71,9 +74,9 @@ def test_only_what_differs_from_what_was_asked_for_is_tried(data: str) -> None:
     ]  # fmt: skip
 
 
-def test_a_gain_within_what_two_looks_differ_by_is_no_advice() -> None:
-    tried = [Tried("--precision fp32", "", 103.0, 1.03)]
-    bench = Bench(100.0, 0.2, 300.0, 120.0, 310.0, 500.0, None, tried, None)
+def test_what_a_loader_below_the_ceiling_holds_up_is_said_in_bars_of_a_terminal() -> None:
+    tried = Tried("--precision fp32", "", True, 103.0, 1.03, 1.03)
+    bench = Bench(Ranking([100.0, 100.0], [tried]), 300.0, 120.0, 310.0, 500.0, None, None)
     assert bench.best is None
     assert bench.limit == "reading and decoding"
     said = [line for line in bar_lines(bench.bars()) if "images/s" in line]
