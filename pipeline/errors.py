@@ -125,3 +125,9 @@ class NotNowError(PipelineError):
 
 class ClusterError(PipelineError):
     """A Ray cluster or Kubernetes refused what was asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says first, or its kind where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 
 PROTOCOL = (
     "images as float in [0, 1], not rounded; PSNR of each image with peak 1 (an error below 1e-10 "
@@ -118,7 +118,7 @@ def load_perception(path: str) -> Perception:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise ConfigError(
-            f"--lpips {path}: can't be read as weights ({str(error).splitlines()[0]}). Give "
+            f"--lpips {path}: can't be read as weights ({first_line(error)}). Give "
             f"torchvision's ImageNet weights of AlexNet, {TRUNK_FILE}, from where you keep them: "
             "nothing is downloaded."
         ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import TrackingError
+from pipeline.errors import TrackingError, first_line
 from pipeline.masking import masked
 
 DEFAULT_FOLDER = "runs"
@@ -72,12 +72,14 @@ def artifact_location(uri: str) -> str | None:
 def name_is(name: str) -> str:
     """MLflow's filter for what is called so; it knows two kinds of quotes, and no escapes.
 
-    Raises `TrackingError` for a name that holds both: it would be read as more of the filter.
+    Raises `TrackingError` for a name that holds both, or a backslash: it might be read as more of
+    the filter.
     """
     quote = '"' if "'" in name else "'"
     if quote in name or "\\" in name:
         raise TrackingError(
-            f"the name {name!r} can't be looked up in MLflow: it holds both quotes."
+            f"the name {name!r} can't be looked up in MLflow: it holds both kinds of quotes, or a "
+            "backslash. Give a name without."
         )
     return f"name = {quote}{name}{quote}"
 
@@ -92,7 +94,7 @@ def tracking_errors(uri: str) -> Iterator[None]:
     except MlflowException as error:
         where = storage.shown(uri)
         # MLflow names its server with user and password.
-        said = masked(str(error).splitlines()[0])
+        said = masked(first_line(error))
         raise TrackingError(
             f"MLflow at {where} failed: {said.rstrip(' .')}. {_advice(str(error), where)}"
         ) from None

@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.errors import first_line
 from pipeline.masking import masked
 from pipeline.tracking.mlflow_client import artifact_location, mlflow_client, tracking_uri
 
@@ -34,8 +35,7 @@ def probe_mlflow(uri: str) -> str | None:
         finally:
             client.delete_run(run)
     except (MlflowException, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return masked(first)[:300]
+        return masked(first_line(error))[:300]
     return None if same else "an artifact came back with other bytes than were sent"
 
 

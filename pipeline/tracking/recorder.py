@@ -15,7 +15,7 @@ from itertools import islice
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, first_line
 from pipeline.masking import masked
 from pipeline.runs.outbox import Point
 from pipeline.runs.reason import Reason
@@ -239,7 +239,7 @@ def _problem(where: str, error: Exception) -> str:
     if getattr(error, "error_code", None) in _SILENT:
         # Not what it says: that differs from try to try, and each would be told anew.
         return f"MLflow at {where} can't be reached ({type(error).__name__}). {rest}"
-    said = masked(str(error).strip().splitlines()[0])[:300].rstrip(".")
+    said = masked(first_line(error))[:300].rstrip(".")
     return f"MLflow at {where} refuses what it is sent: {said}. {rest}"
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.mlflow_client import tracking_uri
+from pipeline.errors import TrackingError
+from pipeline.tracking.mlflow_client import name_is, tracking_uri
 from tests.support.warm import ROOT, WarmJob
 
 CLIENT = """
@@ -27,6 +28,13 @@ def test_three_processes_may_make_one_sqlite_file_at_once(tmp_path: Path) -> Non
     found = [process.communicate()[0].strip() for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert found == ["1", "1", "1"]
+
+
+def test_a_name_with_what_no_filter_can_hold_is_refused_with_the_reason() -> None:
+    assert name_is("it's") == """name = "it's\""""
+    for name in ("a\\b", "'\""):
+        with pytest.raises(TrackingError, match="both kinds of quotes, or a backslash"):
+            name_is(name)
 
 
 def test_an_empty_variable_names_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
