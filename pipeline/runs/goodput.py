@@ -186,12 +186,13 @@ def _newest(run: Run, start: Start) -> Tally | None:
     for url in sorted((url for url in urls if url.rsplit("/", 1)[-1] < own), reverse=True):
         try:
             tally = TALLY.typed(Tally, storage.read_document(TALLY, url), url)
-            _check_newest(run, tally)
-            return replace(tally, seconds={**dict.fromkeys(STATES, 0.0), **tally.seconds})
         except ShortageError:
             raise
         except PipelineError as error:
             logger.warning("%s is skipped, the one before it is taken: %s", url, error)
+            continue
+        _check_newest(run, tally)
+        return replace(tally, seconds={**dict.fromkeys(STATES, 0.0), **tally.seconds})
     first = run.claimed_at(Start(1)) if start.number > 1 or start.restart > 1 else None
     return None if first is None else Tally(dict.fromkeys(STATES, 0.0), first)
 
@@ -206,7 +207,13 @@ def _has_saved(run: Run) -> bool:
 
 def _check_newest(run: Run, tally: Tally) -> None:
     """Warns where a start that ended in order had got further: it left a tally of its last step."""
-    end = run.result() or run.ended()
+    try:
+        end = run.result() or run.ended()
+    except ShortageError:
+        raise
+    except PipelineError as error:
+        logger.warning("%s", error)
+        return
     if end is not None and tally.step < end.steps:
         logger.warning(
             "%s: the tally of step %d is gone, and its seconds with it", run.path("time"), end.steps

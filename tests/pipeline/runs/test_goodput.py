@@ -104,6 +104,21 @@ def test_of_a_spoilt_tally_the_one_before_it_is_taken(tmp_path: Path) -> None:
         assert clock.totals()["productive"] == 9.0
 
 
+def test_a_spoilt_word_of_the_end_costs_no_tally(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    owned = Run(str(tmp_path))
+    with closing(WallClock(owned, owned.claim(), writes=True)) as clock:
+        clock.enter("productive")
+        time.sleep(0.05)
+    (tmp_path / "ended.json").write_text("{}")
+    with closing(WallClock(owned, owned.claim(), writes=True)) as clock:
+        assert clock.totals()["productive"] >= 0.05
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "ended.json" in said
+    assert "is skipped" not in said
+
+
 def test_goodput_is_the_productive_share_of_the_time_that_was_asked_for() -> None:
     assert productive_share(spent(productive=6.0, start=2.0, idle=100.0)) == 0.75
     assert productive_share({}) is None
