@@ -4,13 +4,14 @@ import time
 
 from pipeline.errors import PipelineError
 from pipeline.runs.goodput import last_seen
-from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors
 from pipeline.tracking.mlflow_run import RUN_TAG
 
 DEAD_SECONDS = 900.0
 """A start writes every few seconds that it lives; a stall of storage takes minutes at most."""
+_MOST_FOUND = 50_000
+"""MLflow's own limit; unasked it gives 1,000."""
 
 
 def close_dead_runs(uri: str) -> list[str]:
@@ -23,9 +24,11 @@ def close_dead_runs(uri: str) -> list[str]:
     closed = []
     with tracking_errors(uri):
         client = mlflow_client(uri)
-        experiments = [each.experiment_id for each in client.search_experiments()]
+        known = client.search_experiments(max_results=_MOST_FOUND)
         for each in client.search_runs(
-            experiments, f"attributes.status = 'RUNNING' and tags.`{RUN_TAG}` != ''"
+            [experiment.experiment_id for experiment in known],
+            f"attributes.status = 'RUNNING' and tags.`{RUN_TAG}` != ''",
+            max_results=_MOST_FOUND,
         ):
             run = Run(each.data.tags[RUN_TAG])
             try:
@@ -34,7 +37,7 @@ def close_dead_runs(uri: str) -> list[str]:
                 continue
             if seen is None or time.time() - seen < DEAD_SECONDS:
                 continue
-            status = "FINISHED" if isinstance(result, TrainingResult) else "KILLED"
+            status = "KILLED" if result is None else "FINISHED"
             client.set_terminated(each.info.run_id, status, int(seen * 1000))
             closed.append(each.info.run_name)
     return closed
