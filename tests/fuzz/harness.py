@@ -12,10 +12,10 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis.strategies import SearchStrategy
@@ -41,8 +41,7 @@ class Target:
     seeds: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What an input came to that must not be."""
 
     kind: str
@@ -50,12 +49,11 @@ class Finding:
     said: str
 
 
-@dataclass(frozen=True)
-class Hunt:
+class Hunt(NamedTuple):
     """How many inputs were tried, and what was found."""
 
     tried: int
-    findings: tuple[Finding, ...]
+    findings: Sequence[Finding]
 
 
 def hunt(target: Target, *, inputs: int = 40, seconds: float = 0) -> Hunt:
@@ -68,7 +66,7 @@ def hunt(target: Target, *, inputs: int = 40, seconds: float = 0) -> Hunt:
         try:
             found = _hunt_here(target, inputs, seconds, last)
         except BaseException:  # noqa: BLE001 - the hunt's own fault; pytest goes on in the parent alone
-            found = 0, [("the hunt failed", "", traceback.format_exc()[-3000:])]
+            found = Hunt(0, [Finding("the hunt failed", "", traceback.format_exc()[-3000:])])
         with os.fdopen(write, "w") as file:
             json.dump(found, file)
         os._exit(0)
@@ -79,21 +77,19 @@ def hunt(target: Target, *, inputs: int = 40, seconds: float = 0) -> Hunt:
     if not data:
         shown = last[:].rstrip(b"\0").decode(errors="replace")
         kind = "HANG" if status == -signal.SIGALRM else f"DEATH by {status}"
-        return Hunt(0, (Finding(kind, shown, ""),))
+        return Hunt(0, [Finding(kind, shown, "")])
     tried, findings = json.loads(data)
-    return Hunt(tried, tuple(Finding(*one) for one in findings))
+    return Hunt(tried, [Finding(*one) for one in findings])
 
 
-def _hunt_here(
-    target: Target, inputs: int, seconds: float, last: mmap.mmap
-) -> tuple[int, list[tuple[str, str, str]]]:
+def _hunt_here(target: Target, inputs: int, seconds: float, last: mmap.mmap) -> Hunt:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # where it is limited from outside
     most = used + MEMORY_BYTES
     soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    findings: dict[str, tuple[str, str]] = {}
+    findings: dict[str, Finding] = {}
     tried = 0
 
     def one(given_input: Any) -> None:
@@ -105,8 +101,11 @@ def _hunt_here(
         signal.alarm(SECONDS)
         found = _kind_of(target.read, given_input)
         signal.alarm(0)
-        if found is not None and len(shown) < len(findings.get(found[0], (shown + " ",))[0]):
-            findings[found[0]] = (shown, found[1])
+        if found is not None:
+            kind, said = found
+            # Of each kind the shortest input, which shows best what it takes.
+            if kind not in findings or len(shown) < len(findings[kind].shown):
+                findings[kind] = Finding(kind, shown, said)
 
     rules = settings(
         max_examples=_EXAMPLES_AT_ONCE if seconds else inputs, deadline=None, database=None,
@@ -122,7 +121,7 @@ def _hunt_here(
         number += 1
         if time.monotonic() >= end:
             break
-    return tried, [(kind, shown[:4000], said) for kind, (shown, said) in findings.items()]
+    return Hunt(tried, [one._replace(shown=one.shown[:4000]) for one in findings.values()])
 
 
 def _kind_of(read: Callable[[Any], object], given_input: Any) -> tuple[str, str] | None:
