@@ -128,13 +128,14 @@ def _fork(readers: Sequence[Reader], world: World) -> list[tuple[str, Any]]:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(read)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        with os.fdopen(write, "w") as file:
-            for reader in readers:
-                file.write(json.dumps(_told(reader, world), default=repr) + "\n")
-                file.flush()
-        os._exit(0)
+        try:
+            os.close(read)
+            with os.fdopen(write, "w") as file:
+                for reader in readers:
+                    file.write(json.dumps(_told(reader, world), default=repr) + "\n")
+                    file.flush()
+        finally:  # whatever happens here: pytest goes on in the parent alone
+            os._exit(0)
     os.close(write)
     data, hangs = b"", False
     with os.fdopen(read, "rb") as file:
