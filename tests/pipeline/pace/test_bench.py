@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.bench import main
+from jobs.bench import _words, main
 from pipeline.commands.bench import Bench, run_bench
 from pipeline.config import BenchConfig, TrainConfig
 from pipeline.data import Dataset
@@ -82,6 +82,20 @@ def test_what_a_loader_below_the_ceiling_holds_up_is_said_in_bars_of_a_terminal(
     said = [line for line in bar_lines(bench.bars()) if "images/s" in line]
     assert len(said) == 6
     assert max(map(len, said)) <= 80
+
+
+def test_each_kind_of_knob_is_named_in_a_line_of_its_own_and_a_busy_machine_is_said() -> None:
+    batch = Tried("--global-batch-size 1024", "fewer steps per image", True, 300.0, 3.0, 2.5)
+    threads = Tried("--loader.threads 8", "", False, 140.0, 1.4, 1.2)
+    bench = Bench(Ranking([100.0, 120.0], [batch, threads]), 9.0, 9.0, 9.0, 9.0, None, None)
+    assert _words(bench) == [
+        "Training is held up by the network's steps.",
+        "What brings most: --loader.threads 8, 1.40 times the images/s.",
+        "Of what makes it another training: --global-batch-size 1024, 3.00 times the images/s "
+        "(fewer steps per image).",
+        "Two looks at the same training, one after the other, differed by 18%: this machine is "
+        "busy. A knob is named where it is faster than both looks beside its own.",
+    ]
 
 
 def test_bars_are_as_long_as_their_paces() -> None:
