@@ -25,9 +25,9 @@ _LOG_SECONDS = 60.0
 _REFRESHES_PER_SECOND = 5
 """Enough for a bar that moves evenly."""
 _BAR_CELLS = 20
+"""A cell is 5%; a line of 80 columns has room for the numbers beside it."""
 _LEAST_CELLS = 4
 """A shorter bar shows less than its percentage."""
-"""A cell is 5%; a line of 80 columns has room for the numbers beside it."""
 
 
 class Progress:

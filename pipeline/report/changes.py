@@ -9,7 +9,6 @@ from pipeline.figures.curves import NAMES
 from pipeline.json_value import Json, flat
 from pipeline.report.content import Cell, Table
 from pipeline.runs.history import read_elbos, read_validations
-from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
 
 _NO_CHANGE = ("run", "storage", "tracking.", "dry_run", "begin_anew", "sweep")
@@ -67,6 +66,6 @@ def paired_words(this: Run, other: Run) -> str | None:
 
 def _elbos(run: Run) -> Tensor | None:
     result = run.result()
-    step = result.chosen_step if isinstance(result, TrainingResult) else None
+    step = result.chosen_step if result is not None else None
     found = [each for each in read_validations(run) if each.step == step]
     return read_elbos(run, found[0]) if found else None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 import torch
 
@@ -141,7 +142,7 @@ def _changes(run: ReportedRun, other: ReportedRun) -> Section:
     ours, theirs = run.result.holdout_after, other.result.holdout_after
     if ours and theirs:
         tables.append(numbers_table(ours, theirs, names))
-    pictures = [*_pictures(draw_way(other.run))][:1]
+    pictures = [*islice(_pictures(draw_way(other.run)), 1)]
     batch = glanced_at(other.dataset, other.vae.preprocess)
     pictures += _pictures(draw_glance(other.vae, batch, other.of))
     shown = [Picture(f"{other.name}: {each.title}", each.png) for each in pictures]

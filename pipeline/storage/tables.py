@@ -145,7 +145,7 @@ def _unpacked(file: Any, at: int) -> int:
     for offset, length in batch.structs(2, 16):
         if length >= 8:
             file.seek(max(0, begin + offset))
-            total += max(0, *struct.unpack("<q", file.read(8)), 0)
+            total += max(0, *struct.unpack("<q", file.read(8)))
     return total
 
 
