@@ -3,6 +3,7 @@ bottlenecks, are measured by tests/benchmarks/bench.py: no test is timed."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -53,7 +54,7 @@ def test_a_planted_bottleneck_is_named_with_its_gain_and_the_chart_is_drawn(
         assert picture.width > 500
     gains = [tried.gain for tried in found.ranking.tried]
     assert gains == sorted(gains, reverse=True)
-    told = found.to_json()
+    told: Any = found.to_json()
     assert told["best"] == "without --transform planted:slow"
     assert told["training"] == pytest.approx(sum(told["looks"]) / len(told["looks"]))
 
