@@ -4,11 +4,9 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline import storage
 from pipeline.data import Dataset
 from pipeline.encoding.driver import finish, plan_encoding, publish
 from pipeline.encoding.shard import encode_shard
@@ -16,6 +14,7 @@ from pipeline.errors import StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.identity import View
 from tests.pipeline.encoding.test_views import grid_vae, photos
+from tests.support.ended import ended_after
 from tests.support.killing import tree
 from tests.support.small_store import encode, identity_of
 
@@ -34,41 +33,18 @@ def calm(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Ended(BaseException):
-    """As a kill: nothing catches it."""
-
-
 def test_ended_at_any_write_the_same_command_ends_in_the_bytes_of_a_calm_day(
-    dataset: Dataset, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, calm: Path, tmp_path: Path
 ) -> None:
-    publish_plain, create_plain = storage.publish, storage.create_if_absent
-    left = [0]
-
-    def counted(work: Any) -> Any:
-        def called(*given: Any) -> Any:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Ended
-            return work(*given)
-
-        return called
-
-    monkeypatch.setattr(storage, "publish", counted(publish_plain))
-    monkeypatch.setattr(storage, "create_if_absent", counted(create_plain))
-    for number in count(1, 3):
-        store, left[0] = tmp_path / str(number), number
-        try:
+    for survives in count(0, 3):
+        store = tmp_path / str(survives)
+        with ended_after(survives) as refused:
             encode(grid_vae(), dataset, store, **VIEWS)
-        except Ended:
-            ended = True
-        else:
-            ended = False
-        left[0] = 0
         encode(grid_vae(), dataset, store, **VIEWS)
         assert kept(store) == kept(calm)
-        if not ended:
-            break  # there are no more writes than that
-    assert number > 15
+        if not refused:
+            break
+    assert survives > 14
 
 
 def kept(store: Path) -> dict[str, str]:
