@@ -62,7 +62,8 @@ def erase_images(url: str, asked: Sequence[str], *, delete: bool) -> ErasedImage
     """Takes images out of all generations of the dataset at `url`; without `delete` only looks.
 
     Raises `DatasetError` for a key that the dataset never had, for adopted tars, which are not
-    ours to change, and while a pack is under way.
+    ours to change, for a damaged tar and while a pack is under way; `StorageError` beside another
+    removal.
     """
     root = root_of(storage.absolute(url))[0]
     state = read_state(root)
@@ -92,8 +93,12 @@ class _Erasure:
         inventory.ledger.put(ledger_rows(root, state))
         found = [inventory.ledger.find(each, root, "--erase") for each in asked]
         self.keys = tuple(dict.fromkeys(found))
-        self._places = _places(ledger_rows(root, state), set(self.keys))
+        # Whatever the keys ever were: all rows, not only the newest ones.
+        keys = set(self.keys)
+        self._rows = [row for row in ledger_rows(root, state) if row.key in keys]
         self._every = {split: generations(split_url(root, split)) for split in state.manifests}
+        self._places = self._find_places()
+        self._strays = self._find_strays()
 
     def told(self) -> ErasedImages:
         """What is there to be taken out."""
@@ -109,14 +114,14 @@ class _Erasure:
             keys=self.keys,
             shards=tuple(sorted(path for _, path in self._places)),
             bytes=sizes,
-            strays=tuple(path for _, path in self._strays()),
+            strays=tuple(path for _, path in self._strays),
             copies=self._copies(),
             generation=self._state.generation,
         )
 
     def run(self) -> ErasedImages:
         """Takes them out, bytes first; the next generation, where there is something to say."""
-        told = self.told()
+        told, leftovers = self.told(), find_leftovers(self._root)
         records, state = self._records(), self._state
         manifests = {split: self._rewritten(split) for split in state.manifests}
         for (split, path), positions in self._places.items():
@@ -128,9 +133,12 @@ class _Erasure:
         if rows or manifests != state.manifests:
             state = self._commit(manifests, rows)
         publish_newest(self._root, state, self._inventory)
-        for split, path in self._strays():
-            storage.delete(storage.join(split_url(self._root, split), path))
-        remove_leftovers(find_leftovers(self._root))
+        # Of those that lay there first: where the same command ran twice and its twin's end took
+        # the mark away, a pack may have begun, and no manifest names its shards yet.
+        for split, path in self._find_strays():
+            if (split, path) in self._strays:
+                storage.delete(storage.join(split_url(self._root, split), path))
+        remove_leftovers(leftovers)
         return replace(told, generation=state.generation)
 
     def _commit(self, manifests: dict[Split, str], rows: Sequence[LedgerRow]) -> PackState:
@@ -184,7 +192,22 @@ class _Erasure:
         write_manifest(url, manifest)
         return manifest.digest
 
-    def _strays(self) -> list[tuple[Split, str]]:
+    def _find_places(self) -> Places:
+        found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+        for row in self._rows:
+            if row.shard:
+                found[row.split, row.shard].add(row.position)
+        # What --deduplicate left out lies in a tar all the same; its row does not say where.
+        hidden = {row.key for row in self._rows if row.status == "duplicate"}
+        for (split, path), record in self._records().items() if hidden else ():
+            if record.removed:
+                index = _read_index(split_url(self._root, split), record)
+                at = {position for position in record.removed if index.keys[position] in hidden}
+                if at:
+                    found[split, path] |= at
+        return found
+
+    def _find_strays(self) -> list[tuple[Split, str]]:
         """What no generation names: killed packs left it, with whatever images it holds."""
         return [
             (split, path)
@@ -194,21 +217,15 @@ class _Erasure:
         ]
 
     def _copies(self) -> tuple[str, ...]:
-        ledger, found = self._inventory.ledger, []
-        for row in map(ledger.row, self.keys):
-            if row is not None and row.sha256:
-                same = ledger.rows("status='packed' AND sha256=?", (row.sha256,))
-                found += [other.key for other in same if other.key not in self.keys]
-        return tuple(dict.fromkeys(found))
+        """Removed ones and duplicates too: their bytes lie in a tar as well."""
+        found: list[str] = []
+        for sha256 in {row.sha256 for row in self._rows if row.sha256}:
+            same = self._inventory.ledger.rows(_IN_A_TAR, (sha256, ERASED))
+            found += [other.key for other in same if other.key not in self.keys]
+        return tuple(sorted(set(found)))
 
 
-def _places(rows: Iterable[LedgerRow], keys: set[str]) -> Places:
-    """Wherever the keys ever were: of all rows, not only of the newest ones."""
-    found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for row in rows:
-        if row.key in keys and row.shard:
-            found[row.split, row.shard].add(row.position)
-    return found
+_IN_A_TAR = "status IN ('packed', 'duplicate', 'removed') AND sha256=? AND reason<>?"
 
 
 def _read_index(url: str, record: ShardRecord) -> ShardIndex:
@@ -232,6 +249,8 @@ def _left(url: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _without(url: str, shard: ShardRecord, positions: set[int]) -> ShardRecord:
     """The shard's record with these positions taken out; its new index is written."""
     index = _read_index(url, shard)
+    spans = _spans(index, positions)
+    blank_sha256 = _blank_sha256(storage.join(url, shard.path), shard, spans)
     data = _blank_index(index, positions).to_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     stem = PurePosixPath(shard.path).stem
@@ -242,7 +261,7 @@ def _without(url: str, shard: ShardRecord, positions: set[int]) -> ShardRecord:
         storage.publish(storage.join(url, path), data)
     return replace(
         shard,
-        sha256=_blank_sha256(storage.join(url, shard.path), shard, _spans(index, positions)),
+        sha256=blank_sha256,
         index_path=path,
         index_sha256=sha256,
         removed=tuple(sorted({*shard.removed, *positions})),
@@ -275,35 +294,49 @@ def _blank(root: str, split: str, shard: ShardRecord, spans: Sequence[tuple[int,
     scratch = storage.scratch(url)
     try:
         with scratch.open("wb") as file:
-            file.writelines(_pieces(url, shard, spans))
+            file.writelines(without for _, without in _pieces(url, shard, spans))
         storage.publish(url, scratch)
     finally:
         scratch.unlink(missing_ok=True)
 
 
 def _blank_sha256(url: str, shard: ShardRecord, spans: Sequence[tuple[int, int]]) -> str:
-    digest = hashlib.sha256()
-    for piece in _pieces(url, shard, spans):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(url: str, shard: ShardRecord, spans: Sequence[tuple[int, int]]) -> Iterable[bytes]:
-    """The tar with nothing in these spans, piece by piece."""
-    found = storage.stat(url).size
-    if found != shard.bytes:
+    """Raises `DatasetError` for a damaged tar: its damage would get a checksum that is right."""
+    found, blank = hashlib.sha256(), hashlib.sha256()
+    for piece, without in _pieces(url, shard, spans):
+        found.update(piece)
+        blank.update(without)
+    # A killed erasure may have blanked it already.
+    if found.hexdigest() not in (shard.sha256, blank.hexdigest()):
         raise DatasetError(
-            f"{url}: holds {found:,} bytes, the manifest says {shard.bytes:,}. See what is damaged "
-            "first: `python -m jobs.verify --dataset URL`."
+            f"{url}: its bytes are not those of the manifest (sha256 differs). If another erasure "
+            f"was killed, run that one again first; else see what is damaged: {_VERIFY}"
+        )
+    return blank.hexdigest()
+
+
+_VERIFY = "`python -m jobs.verify --dataset URL`."
+
+
+def _pieces(
+    url: str, shard: ShardRecord, spans: Sequence[tuple[int, int]]
+) -> Iterable[tuple[bytes, bytes]]:
+    """The tar piece by piece, each as it is, and with nothing in these spans."""
+    size = storage.stat(url).size
+    if size != shard.bytes:
+        raise DatasetError(
+            f"{url}: holds {size:,} bytes, the manifest says {shard.bytes:,}. See what is damaged "
+            f"first: {_VERIFY}"
         )
     for start in range(0, shard.bytes, _PIECE_BYTES):
-        piece = bytearray(storage.read(url, start, min(shard.bytes, start + _PIECE_BYTES)))
+        found = storage.read(url, start, min(shard.bytes, start + _PIECE_BYTES))
+        piece = bytearray(found)
         for first, last in spans:
             low, high = max(first, start), min(last, start + len(piece))
             if low < high:
                 nothing = _nothing(first, last)[low - first : high - first]
                 piece[low - start : high - start] = nothing
-        yield bytes(piece)
+        yield found, bytes(piece)
 
 
 def _nothing(start: int, stop: int) -> bytes:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from jobs.stores import main
 from pipeline import storage
 from pipeline.config import IndexConfig, LoaderConfig, PackConfig, PreprocessConfig, StoresConfig
 from pipeline.data import Dataset, Loader
-from pipeline.errors import DatasetError, StoreError
+from pipeline.errors import DatasetError, StorageError, StoreError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.marks import begin
 from pipeline.packing.adopt import adopt
+from pipeline.packing.commit import publish_newest
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
 from pipeline.retention.images import erase_images
+from pipeline.storage.marks import removing
 from tests.servers import rgw
+from tests.support.ended import ended_after
 from tests.support.small_store import encode, small_dataset, small_vae, write_images
 
 GONE = "label1/0007.png"
@@ -155,41 +159,95 @@ def test_copies_under_another_name_are_told_and_stay(tmp_path: Path) -> None:
     assert holding(place, image_of(tmp_path)) == []
 
 
-def test_an_erasure_that_is_killed_at_any_write_ends_the_same_when_it_is_run_again(
+def test_a_copy_that_was_left_out_as_a_duplicate_is_told_and_goes_when_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    place = str(tmp_path / "data")
+    write_images(tmp_path / "images", range(20))
+    (tmp_path / "images/label1/copy.png").write_bytes(image_of(tmp_path))
+    packed = pack(PackConfig(
+        source=(str(tmp_path / "images"),), output=place, deduplicate=True, workers=1,
+    ))  # fmt: skip
+    assert packed.samples == 20
+    (shard,) = holding(place, image_of(tmp_path))
+    assert files_below(place)[shard].count(image_of(tmp_path)) == 2
+    dropped = next(
+        key for key in (KEY, "label1/copy%2Epng") if key not in set(Dataset.open(place).keys())
+    )
+    kept = "label1/copy%2Epng" if dropped == KEY else KEY
+    assert erase_images(place, [kept], delete=False).copies == (dropped,)
+    erase_images(place, [GONE, "label1/copy.png"], delete=True)
+    assert holding(place, image_of(tmp_path)) == []
+    assert len(Dataset.open(place)) == 19
+    assert verify_dataset(place) == []
+
+
+def test_a_damaged_tar_gets_no_checksum_that_calls_it_whole(tmp_path: Path) -> None:
+    place = str(tmp_path / "data")
+    grown_dataset(tmp_path, place)
+    (name,) = holding(place, image_of(tmp_path))
+    data = bytearray(files_below(place)[name])
+    data[100] ^= 1  # in the first header: no member's checksum covers it
+    storage.publish(place + name, bytes(data))
+    before = files_below(place)
+    with pytest.raises(DatasetError, match=r"sha256 differs.*jobs.verify"):
+        erase_images(place, [GONE], delete=True)
+    assert files_below(place) == before
+
+
+def test_nothing_is_erased_beside_another_removal(tmp_path: Path) -> None:
+    """Each writes whole tars and receipts: the later one would bring back what the first took."""
+    place, url = str(tmp_path / "data"), str(tmp_path / "store")
+    encode(small_vae(), grown_dataset(tmp_path, place), url)
+    for root, options in ((place, {"dataset": place}), (url, {"store": url})):
+        asked = StoresConfig(**options, erase=(GONE,), delete=True)
+        with removing(root):
+            with pytest.raises(
+                StorageError, match=r"something else is being removed here.*removing/"
+            ):
+                main(asked)
+            with pytest.raises(StorageError, match="something else is being removed here"):
+                main(StoresConfig(**options, gc=True, delete=True))
+        main(asked)
+    assert holding(place, image_of(tmp_path)) == []
+
+
+def test_a_pack_that_began_when_a_twins_end_took_the_mark_keeps_its_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = {name: getattr(storage, name) for name in ("publish", "delete", "create_if_absent")}
-    trees, survives, died = set(), 0, True
-    while died:
+    place = str(tmp_path / "data")
+    grown_dataset(tmp_path, place)
+    new = tmp_path / "data/shards/004-new.tar"
+
+    def meanwhile(*arguments: Any) -> Any:
+        new.write_bytes(b"of a pack")
+        storage.scratch(str(new)).write_bytes(b"half")
+        return publish_newest(*arguments)
+
+    monkeypatch.setattr("pipeline.retention.images.publish_newest", meanwhile)
+    before = len(list(new.parent.iterdir()))
+    erase_images(place, [GONE], delete=True)
+    assert new.exists()
+    assert len(list(new.parent.iterdir())) == before + 2
+
+
+def test_an_erasure_that_is_killed_at_any_write_ends_the_same_when_it_is_run_again(
+    tmp_path: Path,
+) -> None:
+    trees = set()
+    for survives in count():
         folder = tmp_path / str(survives)
-        place, died, left = str(folder / "data"), False, survives
+        place = str(folder / "data")
         grown_dataset(folder, place)
-
-        def counted(name: str) -> object:
-            def call(*arguments: object) -> object:
-                nonlocal left
-                if left == 0:
-                    raise KeyboardInterrupt
-                left -= 1
-                return real[name](*arguments)
-
-            return call
-
-        for name in real:
-            monkeypatch.setattr(storage, name, counted(name))
-        try:
+        with ended_after(survives) as refused:
             erase_images(place, [GONE], delete=True)
-        except KeyboardInterrupt:
-            died = True
-        for name, function in real.items():
-            monkeypatch.setattr(storage, name, function)
         erase_images(place, [GONE], delete=True)
         assert verify_dataset(place) == []
         assert holding(place, image_of(folder)) == []
-        left_over = {n: d for n, d in files_below(place).items() if not n.startswith("/removing")}
         # Paths and times of the sources are in the ledger: each round has its own.
-        trees.add(tuple(sorted(n for n in left_over if not n.startswith("/ledger"))))
-        survives += 1
+        trees.add(tuple(sorted(n for n in files_below(place) if not n.startswith("/ledger"))))
+        if not refused:
+            break
     assert survives > 6, "it died at some of its writes"
     assert len(trees) == 1
 
@@ -322,40 +380,20 @@ def test_an_erased_store_is_the_one_that_the_erased_dataset_is_encoded_to(
     assert verify_store(str(tmp_path / "store")) == []
 
 
-def test_erasing_latents_that_is_killed_at_any_write_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset, vae = small_dataset(tmp_path, range(40)), small_vae()
-    real = {name: getattr(storage, name) for name in ("publish", "delete", "create_if_absent")}
-    ends, survives, died = set(), 0, True
-    while died:
-        url, died, left = str(tmp_path / f"store{survives}"), False, survives
+def test_erasing_latents_that_is_killed_at_any_write_ends_the_same(tmp_path: Path) -> None:
+    dataset, vae, ends = small_dataset(tmp_path, range(40)), small_vae(), set()
+    for survives in count():
+        url = str(tmp_path / f"store{survives}")
         encode(vae, dataset, url)
-
-        def counted(name: str) -> object:
-            def call(*arguments: object) -> object:
-                nonlocal left
-                if left == 0:
-                    raise KeyboardInterrupt
-                left -= 1
-                return real[name](*arguments)
-
-            return call
-
-        for name in real:
-            monkeypatch.setattr(storage, name, counted(name))
-        try:
+        with ended_after(survives) as refused:
             main(StoresConfig(store=url, erase=(GONE,), delete=True))
-        except KeyboardInterrupt:
-            died = True
-        for name, function in real.items():
-            monkeypatch.setattr(storage, name, function)
         main(StoresConfig(store=url, erase=(GONE,), delete=True))
         assert verify_store(url) == []
         assert holding(url, KEY.encode()) == []
         kept = ("/latents", "/receipts", "/snapshots")
         ends.add(tuple(sorted(n for n in files_below(url) if n.startswith(kept))))
-        survives += 1
+        if not refused:
+            break
     assert survives > 4
     assert len(ends) == 1
 
