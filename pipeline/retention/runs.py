@@ -1,10 +1,11 @@
 """What runs there are below a storage, what they take, and what of it may go."""
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline import storage
@@ -85,16 +86,27 @@ def _folders(place: str, only: Sequence[str]) -> dict[str, _Folder]:
     found: dict[str, _Folder] = {}
     # A place that does not exist is an error; a run that does not is told with its name.
     named = [_objects(storage.join(place, name)) for name in only]
+    others = set[str]() if only else _other_names(place)
     for objects in named or [storage.list_objects(place)]:
         for info in objects:
             parts = info.url.removeprefix(place.rstrip("/")).lstrip("/").split("/")
-            if len(parts) < 2:
+            if len(parts) < 2 or parts[0] in others:
                 continue
             folder = found.setdefault(parts[0], _Folder())
             folder.bytes[parts[1]] += info.size
             folder.names.add(parts[1])
             folder.changed = max(folder.changed, info.modified)
     return found
+
+
+def _other_names(place: str) -> set[str]:
+    """Links to a run beside them, such as `latest`: one more name of it, and no run more."""
+    path = storage.local_path(place)
+    if path is None or not path.is_dir():
+        return set()
+    links = (each for each in path.iterdir() if each.is_symlink())
+    here = os.path.realpath(path)
+    return {link.name for link in links if os.path.dirname(os.path.realpath(link)) == here}
 
 
 def _objects(url: str) -> Iterable[storage.ObjectInfo]:
@@ -161,18 +173,17 @@ def removal(
 ) -> Removal:
     """What goes of a run; with `delete` it does, and the objects without which it is none go last.
 
-    Refused: a run that is alive; checkpoints of one that is not finished, since they are all it
-    has; a whole one whose model nothing else holds, unless the user `named` it.
+    Refused: a run that is alive; one that holds links to folders, since what lies there may be
+    anything; checkpoints of one that is not finished, since they are all it has; a whole one whose
+    model nothing else holds, unless the user `named` it.
     """
+    if delete:
+        # Looked at once more: somebody may have begun to continue it since it was listed.
+        run = list_runs(place, [run.run])[0]
     refused = _refusal(place, run, what, named=named)
     if refused:
         return Removal(run.run, 0, 0, refused)
     url = storage.join(place, run.run)
-    if delete and what == "runs":
-        # Looked at once more: somebody may have begun to continue it since it was listed.
-        again = list_runs(place, [run.run])[0]
-        if again.state == "alive" and again != run:
-            return removal(place, again, what, named=named, delete=delete)
     found = list(_objects(storage.join(url, _CHECKPOINTS) if what == _CHECKPOINTS else url))
     if what == _CHECKPOINTS:
         found = [info for info in found if not info.url.endswith("/removed.json")]
@@ -199,6 +210,17 @@ def _delete_folders(folder: str, run: str) -> None:
         folder = folder.rpartition("/")[0]
 
 
+def _links(run: str) -> Iterator[Path]:
+    """Links to folders that a local run is, or holds: listings follow them."""
+    path = storage.local_path(run)
+    if path is None:
+        return
+    if path.is_symlink():
+        yield path
+    for folder, names, _ in os.walk(path):
+        yield from (each for name in names if (each := Path(folder, name)).is_symlink())
+
+
 def _refusal(
     place: str, run: ListedRun, what: Literal["checkpoints", "runs"], *, named: bool
 ) -> str:
@@ -207,6 +229,11 @@ def _refusal(
         return (
             f"{where}: is alive: it was written to {time.time() - run.changed:.0f} seconds ago and "
             f"has not ended. Stop it first (a file {where}/STOP does), or wait for its end."
+        )
+    for link in _links(storage.join(place, run.run)):
+        return (
+            f"{where}: {one_line(str(link))} is a link to another folder, and nothing is removed "
+            "through links. Remove the run where it lies, or that link first."
         )
     if what == "checkpoints" and run.state != "finished":
         return (

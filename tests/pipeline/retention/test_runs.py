@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from pipeline.runs.reason import Reason
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run
 from tests.servers import rgw
+from tests.support.ended import ended_after
 
 TENSORS = b"t" * 1000
 
@@ -183,31 +185,60 @@ def test_a_run_without_an_end_that_nobody_wrote_to_is_silent_and_goes_only_by_na
     assert answer(place)["runs"] == []
 
 
-def test_a_removal_that_is_killed_anywhere_goes_on_to_the_same_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = storage.delete
-    for survives in range(6):
+def test_a_removal_that_is_killed_anywhere_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    for survives in count():
         place = str(tmp_path / f"runs{survives}")
         make_run(place, "r", "done", "models:/m/1")
-        left = survives
-
-        def dying(url: str) -> None:
-            nonlocal left
-            if left == 0:
-                raise KeyboardInterrupt
-            left -= 1
-            real(url)
-
-        monkeypatch.setattr(storage, "delete", dying)
-        try:
+        with ended_after(survives) as refused:
             answer(place, remove="runs", delete=True)
-        except KeyboardInterrupt:
-            monkeypatch.setattr(storage, "delete", real)
-            assert [row["state"] for row in answer(place)["runs"]] == ["finished"]
-            answer(place, remove="runs", delete=True)
-        monkeypatch.setattr(storage, "delete", real)
+        if not refused:
+            break
+        assert [row["state"] for row in answer(place)["runs"]] == ["finished"]
+        answer(place, remove="runs", delete=True)
         assert answer(place)["runs"] == []
+    assert survives > 4
+    assert answer(place)["runs"] == []
+
+
+@pytest.mark.parametrize("what", ["checkpoints", "runs"])
+def test_a_run_that_somebody_began_to_continue_since_it_was_listed_is_left_alone(
+    place: str, what: Literal["checkpoints", "runs"]
+) -> None:
+    run = make_run(place, "r", "done", "models:/m/1")
+    (listed,) = inventory.list_runs(place)
+    run.claim()
+    before = {info.url for info in storage.list_objects(place)}
+    found = inventory.removal(place, listed, what, named=True, delete=True)
+    assert "is alive" in found.refused
+    assert {info.url for info in storage.list_objects(place)} == before
+
+
+@pytest.mark.parametrize("what", ["checkpoints", "runs"])
+def test_nothing_is_removed_through_a_link(
+    tmp_path: Path, what: Literal["checkpoints", "runs"]
+) -> None:
+    place, beyond = tmp_path / "runs", tmp_path / "beyond"
+    make_run(str(place), "r", "done", "models:/m/1")
+    make_run(str(beyond), "far", "done", "models:/m/1")
+    (place / "far").symlink_to(beyond / "far")
+    (beyond / "mine.txt").write_text("mine")
+    (place / "r/checkpoints/notes").symlink_to(beyond)
+    before = {path: path.read_bytes() for path in beyond.rglob("*") if path.is_file()}
+    asked: Any = {"remove": what, "delete": True}
+    found = answer(str(place), **asked)["removals"]
+    assert [each["run"] for each in found] == ["far", "r"]
+    assert all("is a link to another folder" in each["refused"] for each in found)
+    assert {path: path.read_bytes() for path in beyond.rglob("*") if path.is_file()} == before
+    (place / "r/checkpoints/notes").unlink()
+    assert answer(str(place), run=("r",), **asked)["bytes"] > 1000
+
+
+def test_another_name_of_a_run_is_no_second_run(tmp_path: Path) -> None:
+    make_run(str(tmp_path), "r", "done", "models:/m/1")
+    (tmp_path / "latest").symlink_to("r")
+    assert [row["run"] for row in answer(str(tmp_path))["runs"]] == ["r"]
+    assert answer(str(tmp_path), remove="runs", keep_last=1, delete=True)["removals"] == []
+    assert (tmp_path / "r/run.json").exists()
 
 
 def test_a_name_without_a_run_is_an_error_that_says_how_to_find_them(tmp_path: Path) -> None:
