@@ -346,7 +346,9 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> A
                 # A link's target may be as long as a path.
                 link = file_modes.S_ISLNK(info.external_attr >> 16)
                 return file.read(4096 if link else HEAD_BYTES)
-        except ARCHIVE_ERRORS:
+        except ARCHIVE_ERRORS as error:
+            if is_shortage(error):
+                raise
             return b""
 
     return ArchiveMember(
