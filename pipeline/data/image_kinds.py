@@ -53,9 +53,9 @@ _PART_OF_ARCHIVE = re.compile(
     r"(\.(tar|tgz|zip|7z|rar)(\.(gz|bz2|xz|zst))?\.?(part[-_.]?\w{1,4}|\d{2,4}|[a-c][a-z])|\.[rz]\d\d)$"
 )
 SPLIT, UNNAMED = "split archive", "unnamed archive"
+"""Kinds of ignored files that have no suffix of their own."""
 UNREADABLE = "unreadable"
 """The reason of an archive or table that can't be read to its end: nobody knows what it holds."""
-"""Kinds of ignored files that have no suffix of their own."""
 
 TRANSPOSED = frozenset((5, 6, 7, 8))
 """EXIF orientations that exchange width and height."""

@@ -81,7 +81,7 @@ class Inventory:
         )
 
     def settle(self) -> int:
-        """Leaves one input for each key; how many went (`one_per_key`)."""
+        """Leaves one input for each key; how many went (`key_clashes`)."""
         return settle(self._db)
 
     def tell(self, rows: Iterable[AnnotationRow], url: str) -> TableCounts:

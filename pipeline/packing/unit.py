@@ -150,7 +150,7 @@ def write_unit(job: UnitJob, progress: Progress | None = None) -> "WrittenUnit":
                 unit.add(file, found)
                 if progress is not None:
                     progress.advance()
-    except BaseException:
+    except BaseException:  # Ctrl-C too: its scratch files are as large as shards
         unit.close()
         raise
     return unit

@@ -152,7 +152,7 @@ def _run_here(jobs: Jobs, numbers: Sequence[int], receipts: Receipts, progress: 
             if before is not None:
                 try:
                     receipts.put(before[0], before[1].result())
-                except BaseException:
+                except BaseException:  # Ctrl-C too: nobody else knows its scratch files
                     unit.close()
                     raise
             before = number, pool.submit(unit.finish)
