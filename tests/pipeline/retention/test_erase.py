@@ -21,57 +21,21 @@ from jobs.stores import main
 from pipeline import storage
 from pipeline.config import IndexConfig, LoaderConfig, PackConfig, PreprocessConfig, StoresConfig
 from pipeline.data import Dataset, Loader
-from pipeline.errors import DatasetError, StorageError, StoreError
-from pipeline.latents import LatentStore, verify_store
-from pipeline.latents.marks import begin
+from pipeline.errors import DatasetError, StorageError
 from pipeline.packing.adopt import adopt
 from pipeline.packing.commit import publish_newest
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
 from pipeline.retention.images import erase_images
 from pipeline.storage.marks import removing
-from tests.servers import rgw
 from tests.support.ended import ended_after
+from tests.support.erasing import GONE, KEY, files_below, grown_dataset, holding
 from tests.support.small_store import encode, small_dataset, small_vae, write_images
-
-GONE = "label1/0007.png"
-KEY = "label1/0007%2Epng"
-
-
-def files_below(place: str) -> dict[str, bytes]:
-    return {
-        info.url.removeprefix(place): storage.read(info.url) for info in storage.list_objects(place)
-    }
 
 
 def told(outcome: Outcome) -> Any:
     """What a job says of the dataset."""
     return outcome.result["dataset"]
-
-
-def holding(place: str, needle: bytes) -> list[str]:
-    """The files below a place that hold these bytes."""
-    return [name for name, data in files_below(place).items() if needle in data]
-
-
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "place")
-    server: rgw.S3Server = request.getfixturevalue("s3_server")
-    return f"{server.bucket()}/place"
-
-
-def grown_dataset(folder: Path, output: str) -> Dataset:
-    """40 images in two generations, of which GONE is in both; one was removed before."""
-    small_dataset(folder, range(30), output=output)
-    write_images(folder / "images", range(40))
-    append = PackConfig(
-        source=(str(folder / "images"),), output=output, append=True, shard_bytes=60_000, workers=1,
-        remove=("label0/0003.png",),
-    )  # fmt: skip
-    pack(append)
-    return Dataset.open(output)
 
 
 def image_of(folder: Path, name: str = GONE) -> bytes:
@@ -335,79 +299,6 @@ def test_a_split_dataset_is_erased_on_both_sides(tmp_path: Path) -> None:
         assert key not in set(Dataset.open(f"{place}/{split}").keys())
         assert verify_dataset(f"{place}/{split}") == []
         assert holding(place, image_of(tmp_path, key.replace("%2E", "."))) == []
-
-
-def test_a_store_loses_the_latents_and_keeps_all_others_bit_by_bit(
-    place: str, tmp_path: Path
-) -> None:
-    dataset = grown_dataset(tmp_path, f"{place}/data")
-    url, vae = f"{place}/store", small_vae()
-    store = encode(vae, dataset, url)
-    rows = {latent.key: latent for latent in store}
-    gone = rows[KEY].tensors["mean"].tobytes()
-    assert len(holding(url, gone)) == 1
-    assert len(holding(url, KEY.encode())) == 1
-    main(StoresConfig(store=url, erase=(GONE,)))
-    assert len(holding(url, gone)) == 1, "a dry run"
-    main(StoresConfig(store=url, erase=(GONE,), delete=True))
-    assert (holding(url, gone), holding(url, KEY.encode())) == ([], [])
-    assert verify_store(url) == []
-    after = LatentStore.open(url)
-    assert [latent.key for latent in after] == [key for key in rows if key != KEY]
-    for latent in after:
-        for name, values in latent.tensors.items():
-            np.testing.assert_array_equal(values, rows[latent.key].tensors[name])
-    assert after.snapshot.failed == 1
-
-
-@pytest.mark.parametrize("options", [{}, {"dtype": "int8"}, {"content": "mean", "flip": True}])
-def test_an_erased_store_is_the_one_that_the_erased_dataset_is_encoded_to(
-    tmp_path: Path, options: dict[str, object]
-) -> None:
-    """The latent files byte for byte: what erasing makes is what an encoding would."""
-    data, vae = str(tmp_path / "data"), small_vae()
-    dataset = grown_dataset(tmp_path, data)
-    encode(vae, dataset, tmp_path / "store", **options)
-    main(StoresConfig(store=str(tmp_path / "store"), dataset=data, erase=(GONE,), delete=True))
-    encode(vae, Dataset.open(data), tmp_path / "fresh", **options)
-    erased, fresh = (
-        {name.rsplit("/")[-1]: data for name, data in files_below(str(tmp_path / name)).items()
-         if name and "/latents/" in name}
-        for name in ("store", "fresh")
-    )  # fmt: skip
-    assert erased == fresh
-    encode(vae, Dataset.open(data), tmp_path / "store", **options)
-    assert verify_store(str(tmp_path / "store")) == []
-
-
-def test_erasing_latents_that_is_killed_at_any_write_ends_the_same(tmp_path: Path) -> None:
-    dataset, vae, ends = small_dataset(tmp_path, range(40)), small_vae(), set()
-    for survives in count():
-        url = str(tmp_path / f"store{survives}")
-        encode(vae, dataset, url)
-        with ended_after(survives) as refused:
-            main(StoresConfig(store=url, erase=(GONE,), delete=True))
-        main(StoresConfig(store=url, erase=(GONE,), delete=True))
-        assert verify_store(url) == []
-        assert holding(url, KEY.encode()) == []
-        kept = ("/latents", "/receipts", "/snapshots")
-        ends.add(tuple(sorted(n for n in files_below(url) if n.startswith(kept))))
-        if not refused:
-            break
-    assert survives > 4
-    assert len(ends) == 1
-
-
-def test_no_latents_are_erased_beside_an_encoding_that_has_not_ended(tmp_path: Path) -> None:
-    dataset, url = small_dataset(tmp_path, range(40)), str(tmp_path / "store")
-    store = encode(small_vae(), dataset, url)
-    begin(url, store.snapshot.identity.digest, dataset.digest)
-    with pytest.raises(StoreError, match=r"an encoding has begun here and not ended"):
-        main(StoresConfig(store=url, erase=(GONE,), delete=True))
-    main(StoresConfig(store=url, erase=(GONE,), delete=True, unfinished=True))
-    assert holding(url, KEY.encode()) == []
-    again = main(StoresConfig(store=url, erase=(GONE,), delete=True, unfinished=True))
-    assert any("no latents of it are here" in line for line in again.summary)
 
 
 def test_what_is_beyond_reach_is_said(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pipeline.data import Dataset
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
-from tests.servers import rgw
 from tests.support.small_store import small_dataset, write_images
 
 
@@ -24,19 +23,15 @@ def append(folder: Path, output: str, numbers: range, remove: tuple[str, ...] = 
     ))  # fmt: skip
 
 
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture
+def place(place: str, tmp_path: Path) -> str:
     """Four generations; the last one has nothing of the first one's shards."""
-    output = str(tmp_path / "place")
-    if request.param == "s3":
-        server: rgw.S3Server = request.getfixturevalue("s3_server")
-        output = f"{server.bucket()}/place"
-    small_dataset(tmp_path, range(10), output=output)
-    first = tuple(Dataset.open(output).keys())
-    append(tmp_path, output, range(20))
-    append(tmp_path, output, range(30))
-    append(tmp_path, output, range(30), first)
-    return output
+    small_dataset(tmp_path, range(10), output=place)
+    first = tuple(Dataset.open(place).keys())
+    append(tmp_path, place, range(20))
+    append(tmp_path, place, range(30))
+    append(tmp_path, place, range(30), first)
+    return place
 
 
 def names_in(place: str) -> set[str]:

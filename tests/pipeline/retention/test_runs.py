@@ -18,7 +18,6 @@ from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.reason import Reason
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run
-from tests.servers import rgw
 from tests.support.ended import ended_after
 
 TENSORS = b"t" * 1000
@@ -55,14 +54,6 @@ def age(run: Run, days: float) -> None:
     for path in Path(run.url).rglob("*"):
         if path.is_file():
             os.utime(path, (then, then))
-
-
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "runs")
-    server: rgw.S3Server = request.getfixturevalue("s3_server")
-    return f"{server.bucket()}/runs"
 
 
 @pytest.fixture
