@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.masking import one_line
 from pipeline.nearest import nearest
+
+OWN_CODE = (Exception, SystemExit)
+"""What somebody's own code may raise. A script that is imported for its class may end by
+`sys.exit()`: a job would end with it, without a word, and with 0 as if all had been done."""
 
 
 def find_named(path: str, flag: str, error_type: type[PipelineError]) -> Any:
@@ -19,7 +24,7 @@ def find_named(path: str, flag: str, error_type: type[PipelineError]) -> Any:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise error_type(f"{flag} {path}: {error}. {_instead(path, flag)}") from None
-    except Exception as error:  # Somebody's module does what it likes while it is imported.
+    except OWN_CODE as error:  # Somebody's module does what it likes while it is imported.
         raise error_type(f"{flag} {path}: its module fails: {told(error)}") from error
 
 
@@ -40,8 +45,8 @@ def _instead(path: str, flag: str) -> str:
     )
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """What somebody's own code raised, and in which line: for a message without a traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}."
+    return f"{type(error).__name__}: {one_line(str(error))}{where}."

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline import storage
 from pipeline.config import PreprocessConfig
-from pipeline.config.import_path import find_named, told
+from pipeline.config.import_path import OWN_CODE, find_named, told
 from pipeline.data.decode import DECODER_VERSION, decoded_image
 from pipeline.errors import ConfigError, DatasetError, SampleError
 
@@ -178,7 +178,7 @@ def apply_transform(transform: Transform, path: str, images: Tensor, seeds: list
     """Replaces `images` in place; raises `DatasetError` where it fails, or for another shape."""
     try:
         result = transform(images, torch.tensor(seeds, dtype=torch.int64))
-    except Exception as error:  # Somebody's own function raises what it likes.
+    except OWN_CODE as error:  # Somebody's own function raises what it likes.
         raise DatasetError(
             f"--transform {path}: failed with {told(error)} It is called as {_called(path)} with "
             f"uint8 {tuple(images.shape)} and int64 [{len(seeds)}], and gives images alike."

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.import_path import find_named, told
+from pipeline.config.import_path import OWN_CODE, find_named, told
 from pipeline.errors import ConfigError, StoreError, is_shortage
 from pipeline.json_value import JsonValue
 from pipeline.latents.identity import AlsoEncoder
@@ -58,7 +58,7 @@ class Also:
             with self._lock, torch.inference_mode():
                 found = self.encoder.encode(images, columns)
             plain = {name: _plain(found[name]) for name, _ in self.said.columns}
-        except Exception as error:  # Somebody's own class raises what it likes.
+        except OWN_CODE as error:  # Somebody's own class raises what it likes.
             if is_shortage(error):
                 raise
             raise StoreError(
@@ -88,7 +88,7 @@ def load_also(path: str, device: torch.device) -> Also:
         columns = {str(name): int(size) for name, size in dict(encoder.columns).items()}
         digest = encoder.digest()
         encode = encoder.encode
-    except Exception as error:  # As above.
+    except OWN_CODE as error:  # As above.
         if is_shortage(error):
             raise
         raise ConfigError(

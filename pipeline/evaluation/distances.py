@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config.import_path import find_named
-from pipeline.errors import ConfigError
+from pipeline.config.import_path import OWN_CODE, find_named, told
+from pipeline.errors import ConfigError, is_shortage
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,11 @@ def named_features(name: str) -> NamedFeatures:
                 "package.module:Class."
             ) from None
     else:
-        module = find_named(name, "--features", ConfigError)()
+        made_by = find_named(name, "--features", ConfigError)
+        try:
+            module = made_by()
+        except OWN_CODE as error:  # Somebody's own class raises what it likes.
+            raise ConfigError(f"--features {name}: can't be built: {told(error)}") from error
     evaluate = getattr(module, "eval", None)
     if evaluate is not None:
         evaluate()
@@ -167,9 +171,16 @@ def features_of(images: Tensor, features: NamedFeatures) -> Tensor:
     Raises `ConfigError` where it isn't one finite row for each image, the same whatever images are
     beside it: a network in training mode looks at the others.
     """
-    with torch.no_grad():
-        found = features.of(images)
-        alone = features.of(images[:1])
+    try:
+        with torch.no_grad():
+            found = features.of(images)
+            alone = features.of(images[:1])
+    except OWN_CODE as error:  # As above.
+        if is_shortage(error):
+            raise
+        raise ConfigError(
+            f"--features {features.name}: failed on {len(images)} images: {told(error)}"
+        ) from error
     if found.dim() != 2 or len(found) != len(images) or not bool(found.isfinite().all()):
         raise ConfigError(
             f"{features.name}: gives {tuple(found.shape)} for {len(images)} images, or what is not "

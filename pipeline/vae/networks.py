@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.config.import_path import find_named, told
+from pipeline.config.import_path import OWN_CODE, find_named, told
 from pipeline.errors import ModelError
 from pipeline.vae.posterior import num_moments
 
@@ -65,7 +65,7 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
     made_by = _class(model.custom)
     try:
         network: Any = made_by(shape, model)
-    except Exception as error:  # Somebody's own class raises what it likes.
+    except OWN_CODE as error:  # Somebody's own class raises what it likes.
         raise ModelError(
             f"--model.custom {model.custom}: can't be built: {told(error)} Its constructor is "
             f"`__init__(self, shape, model)`: a NetworkShape and the ModelConfig. {_EXAMPLE}"
@@ -81,7 +81,7 @@ def custom_network(model: ModelConfig, shape: NetworkShape) -> Network:
         _try(model.custom, network, shape)
     except ModelError:
         raise
-    except Exception as error:  # So do its methods.
+    except OWN_CODE as error:  # So do its methods.
         raise ModelError(
             f"--model.custom {model.custom}: failed on two black images: {told(error)} encode gets "
             f"[B, {shape.channels}, {shape.image_size}, {shape.image_size}], decode "

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_path.py").write_text("class Net:\n    class Part: pass\n")
     (tmp_path / "own_broken.py").write_text("x = 1\nx / 0\n")
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -26,6 +27,7 @@ def test_what_is_not_there_is_named_with_the_knob(path: str) -> None:
         find_named(path, "custom", ConfigError)
 
 
-def test_a_module_that_fails_is_told_with_its_line() -> None:
-    with pytest.raises(ConfigError, match=r"its module fails: .*\(own_broken.py, line 2\)"):
-        find_named("own_broken:Net", "custom", ConfigError)
+@pytest.mark.parametrize("module", ["own_broken", "own_script"])
+def test_a_module_that_fails_or_ends_is_told_with_its_line(module: str) -> None:
+    with pytest.raises(ConfigError, match=rf"its module fails: .*\({module}.py, line 2\)"):
+        find_named(f"{module}:Net", "custom", ConfigError)

@@ -84,6 +84,25 @@ def test_a_network_is_named_by_import_path_or_torchscript_file(tmp_path: Path) -
         named_features("nowhere:Net")
 
 
+class Ends(torch.nn.Module):
+    """As of a script that ends by itself."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise SystemExit(0)
+
+
+class Needy:
+    def __init__(self, weights: str) -> None:
+        raise AssertionError
+
+
+def test_a_class_that_fails_or_ends_is_told_with_its_flag() -> None:
+    with pytest.raises(ConfigError, match=r"--features .*:Needy: can't be built: TypeError"):
+        named_features(f"{__name__}:Needy")
+    with pytest.raises(ConfigError, match=r"Ends: failed on 30 images: SystemExit"):
+        features_of(torch.rand(30, 3, 8, 8), NamedFeatures("Ends", Ends()))
+
+
 def test_features_that_are_no_rows_are_refused() -> None:
     images = torch.rand(30, 3, 8, 8)
     with pytest.raises(ConfigError, match=r"scalar: gives .* one finite row for each image"):
