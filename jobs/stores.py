@@ -26,6 +26,8 @@ KEPT = (
 
 def main(config: StoresConfig) -> Outcome:
     """`--gc` and `--erase` alone are the dry runs of the same with `--delete`."""
+    if config.delete:
+        _look(config)
     if config.erase:
         return _erase(config)
     result: Json = {}
@@ -33,6 +35,23 @@ def main(config: StoresConfig) -> Outcome:
     for found in (_dataset(config), _store(config), _pushed(config)):
         result, lines = {**result, **found.result}, [*lines, *found.summary]
     return Outcome({**result, "deleted": config.delete} if config.gc else result, summary=lines)
+
+
+def _look(config: StoresConfig) -> None:
+    """What will refuse does so before anything is removed: an error tells of nothing else."""
+    from pipeline import storage
+    from pipeline.retention.generations import splits_at
+    from pipeline.retention.latents import refuse_beside_encoding
+    from pipeline.retention.pushed import pushed_groups
+
+    if config.dataset is not None and config.gc:
+        splits_at(config.dataset)
+    if config.store is not None:
+        url = storage.absolute(config.store)
+        # Garbage beside an encoding is left alone, and that is no error.
+        refuse_beside_encoding(url, unfinished=config.unfinished or config.gc)
+    if config.pushgateway is not None:
+        pushed_groups(config.pushgateway)
 
 
 def _store(config: StoresConfig) -> Outcome:

@@ -47,22 +47,28 @@ def erase_latents(
     goes what nothing names. Reports go too: they show images. Killed anywhere, the same call ends
     the same. Raises `StoreError` beside an encoding that has begun, unless it is `unfinished`.
     """
-    describe(store)
+    refuse_beside_encoding(store, unfinished=unfinished or not delete)
     if not delete:
         return _erase(store, asked, delete=False)
     name = content_digest(storage.canonical_json(sorted(asked)))[:12]
     with removing(store, f"erase-{name}"):
-        if begun(store) and not unfinished:
-            raise StoreError(
-                f"{storage.shown(store)}: an encoding has begun here and not ended, and what it "
-                "made no snapshot names yet. Let it end, or, if none runs, give `--unfinished`: "
-                "what it made goes, and is encoded again."
-            )
+        refuse_beside_encoding(store, unfinished=unfinished)
         told = _erase(store, asked, delete=True)
         rest = find_garbage(store, unfinished=True)
         for path in sorted(rest.files, key=lambda path: path.startswith(f"{LATENTS}/")):
             storage.delete(storage.join(store, path))
         return replace(told, garbage=tuple(rest.files))
+
+
+def refuse_beside_encoding(store: str, *, unfinished: bool) -> None:
+    """Raises `StoreError` where there is no store, or an encoding has begun, not `unfinished`."""
+    describe(store)
+    if begun(store) and not unfinished:
+        raise StoreError(
+            f"{storage.shown(store)}: an encoding has begun here and not ended, and what it made "
+            "no snapshot names yet. Let it end, or, if none runs, give `--unfinished`: what it "
+            "made goes, and is encoded again."
+        )
 
 
 def _erase(store: str, asked: Sequence[str], *, delete: bool) -> ErasedLatents:
