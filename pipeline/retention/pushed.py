@@ -22,12 +22,16 @@ class PushedGroup:
 
 def pushed_groups(gateway: str) -> list[PushedGroup]:
     """Every group of an encoding that the Pushgateway keeps."""
-    found = _asked("GET", f"{gateway.rstrip('/')}/api/v1/metrics").json()["data"]
-    labels = [each["labels"] for each in found]
-    stores = sorted(
-        {each["store"] for each in labels if each.get("job") == JOB and "store" in each}
-    )
-    return [PushedGroup(store, _is_gone(store)) for store in stores]
+    url = f"{gateway.rstrip('/')}/api/v1/metrics"
+    answer, stores = _asked("GET", url), set()
+    try:
+        for group in answer.json()["data"]:
+            if group["labels"].get("job") == JOB and "store" in group["labels"]:
+                stores.add(str(group["labels"]["store"]))
+    except (UnreachableError, LookupError, TypeError, AttributeError) as error:
+        said = error if isinstance(error, UnreachableError) else "an answer that lists no groups"
+        raise UnreachableError(f"{storage.shown(url)}: {said}. Is it a Pushgateway?") from None
+    return [PushedGroup(store, _is_gone(store)) for store in sorted(stores)]
 
 
 def remove_pushed(gateway: str, group: PushedGroup) -> None:

@@ -1,5 +1,7 @@
 """A Pushgateway keeps groups for ever: those of stores that are gone go with `--gc --delete`."""
 
+import http.server
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,26 @@ def test_groups_of_stores_that_are_gone_go_and_no_other(
 def test_what_is_no_pushgateway_is_said(prometheus: PrometheusServer) -> None:
     with pytest.raises(UnreachableError, match="Is it a Pushgateway"):
         pushed_groups(prometheus.url)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"null", b"[]", b"{}", b'{"data": 5}', b'{"data": [{"labels": null}]}'],
+)
+def test_a_server_that_answers_something_else_is_named_in_one_line(body: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        gateway = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UnreachableError, match="Is it a Pushgateway") as error:
+            pushed_groups(gateway)
+        server.shutdown()
+    assert str(error.value).startswith(f"{gateway}/api/v1/metrics: an answer")
