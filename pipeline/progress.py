@@ -26,6 +26,8 @@ _REFRESHES_PER_SECOND = 5
 """Enough for a bar that moves evenly."""
 _BAR_CELLS = 20
 """A cell is 5%; a line of 80 columns has room for the numbers beside it."""
+_BURST = 0.01
+"""Of the time since the start: who looks once a second tells a short run's steps at once."""
 _LEAST_CELLS = 4
 """A shorter bar shows less than its percentage."""
 
@@ -68,10 +70,16 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Units a second between the first finished one and the last; None before the second."""
-        if self._first is None or self._last <= self._first[0]:
+        """Units a second between the first finished one and the last; None before the second.
+
+        None also where all were told of in one burst, whose length is no time that they took.
+        """
+        if self._first is None:
             return None
-        return (self._done - self._first[1]) / (self._last - self._first[0])
+        seconds = self._last - self._first[0]
+        if seconds <= _BURST * (self._last - self._start):
+            return None
+        return (self._done - self._first[1]) / seconds
 
     def lines(self, columns: int = 200) -> list[str]:
         """The bar's line, and the note's if there is one; where room is short the bar gives way."""

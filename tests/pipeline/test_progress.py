@@ -100,3 +100,13 @@ def test_a_log_gets_a_line_a_minute_and_none_while_nothing_happens(
     assert len(lines) == 10
     assert lines[-1].startswith("train: 600/1000 steps [")
     assert "\x1b" not in log.getvalue()
+
+
+def test_steps_that_were_told_of_in_one_burst_have_no_rate(clock: _Clock) -> None:
+    progress = Progress("train", 30, "steps")
+    clock.now += 1.3  # A short run: the view looks once a second.
+    progress.advance(20)
+    clock.now += 0.00005
+    progress.advance(10)
+    assert progress.rate is None
+    assert progress.lines()[0].endswith("30/30 steps [0:01]")
