@@ -2,6 +2,7 @@
 
 from jobs.command import Outcome, run_job
 from pipeline.config import ReportConfig
+from pipeline.masking import one_line
 
 
 def main(config: ReportConfig) -> Outcome:
@@ -11,7 +12,7 @@ def main(config: ReportConfig) -> Outcome:
     found = run_report(config)
     return Outcome(
         found.to_json(),
-        summary=[f"{found.page}: {found.bytes / 1e6:.1f} MB. Open it in a browser."],
+        summary=[f"{one_line(found.page)}: {found.bytes / 1e6:.1f} MB. Open it in a browser."],
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jobs.command import Outcome, run_job
 from pipeline.config import RunsConfig
 from pipeline.json_value import Json
+from pipeline.masking import one_line
 
 if TYPE_CHECKING:
     from pipeline.retention.runs import ListedRun, Removal
@@ -44,8 +45,9 @@ def _table(runs: "list[ListedRun]") -> list[str]:
     for run in runs:
         when = f"{datetime.fromtimestamp(run.changed, UTC):%Y-%m-%d %H:%M}"
         lines.append(
-            f"{run.run:<24}{run.state:<12}{run.step:>9}{run.bytes / 2**20:>10.1f}"
-            f"{run.checkpoint_bytes / 2**20:>13.1f}  {when}  {run.model or run.problem or '-'}"
+            f"{one_line(run.run):<24}{run.state:<12}{run.step:>9}{run.bytes / 2**20:>10.1f}"
+            f"{run.checkpoint_bytes / 2**20:>13.1f}  {when}  "
+            f"{run.model or one_line(run.problem) or '-'}"
         )
     return lines
 
@@ -55,7 +57,7 @@ def _said(each: "Removal", config: RunsConfig) -> str:
         return f"left alone: {each.refused}"
     what = "its checkpoints" if config.remove == "checkpoints" else "all of it"
     done = "removed" if config.delete else "would go"
-    return f"  {each.run}: {what}, {each.objects} objects, {each.bytes} bytes {done}"
+    return f"  {one_line(each.run)}: {what}, {each.objects} objects, {each.bytes} bytes {done}"
 
 
 def _total(gone: "list[Removal]", config: RunsConfig) -> list[str]:

@@ -1,6 +1,5 @@
 """`jobs.bench`: why training is slow here, and the knobs that would help most."""
 
-import tempfile
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
@@ -102,9 +101,11 @@ def run_bench(config: BenchConfig, seconds: float = SECONDS) -> Bench:
     asked = training_of(config)
     if not len(dataset):
         raise ConfigError(f"{config.data}: holds no images. Name a dataset that has some.")
+    if config.output is not None:  # Not found out after a minute.
+        storage.refuse_file_above(storage.absolute(config.output), "--output")
     subject = Subject(dataset, asked, seconds)
     with (
-        tempfile.TemporaryDirectory(prefix="vae-bench-") as cache,
+        storage.temporary_folder("vae-bench-") as cache,
         Progress("bench", None, "looks") as progress,
     ):
 
@@ -121,7 +122,7 @@ def run_bench(config: BenchConfig, seconds: float = SECONDS) -> Bench:
         )
         encode = pace_of_encoding(build_vae(asked.model, asked.preprocess), dataset, seconds)
         progress.advance(4)
-        ranking = rank(subject, trials(subject, cache), look)
+        ranking = rank(subject, trials(subject, str(cache)), look)
         stock = stock_pace(subject) if config.compare else None
     bench = Bench(
         ranking=ranking,
@@ -130,7 +131,7 @@ def run_bench(config: BenchConfig, seconds: float = SECONDS) -> Bench:
         step=step,
         encode=encode,
         stock=stock,
-        chart=storage.join(config.output, "bench.png") if config.output is not None else None,
+        chart=None if config.output is None else storage.join(config.output, "bench.png"),
     )
     if bench.chart is not None:
         headline = f"Training: {bench.training:,.0f} images/s, held up by {bench.limit}"

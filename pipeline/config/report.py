@@ -32,6 +32,10 @@ class ReportConfig(StorageConfig):
     def _run_or_store(self) -> Self:
         if (self.run is None) == (self.store is None):
             raise ValueError("give `--run NAME` or `--store URL`, and not both")
+        if self.output is not None and not self.output.lower().endswith((".html", ".htm")):
+            # Nothing of a store, a run or a dataset is called so, and no picture: a page replaces
+            # what has its name.
+            raise ValueError("a page's name ends in .html: give `--output report.html`")
         if self.run is not None and self.model is not None:
             raise ValueError("a run has its own model: leave out `--model`")
         return self

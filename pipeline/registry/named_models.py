@@ -67,7 +67,8 @@ def load_named(
 def nothing_called(name: str, runs: str, flag: str) -> PipelineError:
     """The error of a name that is no finished run's (and no bundle's), and what to do instead."""
     for url in dict.fromkeys([name, storage.join(runs, name)]):
-        if storage.exists(storage.join(url, "bundle", RECEIPT)):
+        # A flag of finished runs takes no bundle.
+        if flag != "--run" and storage.exists(storage.join(url, "bundle", RECEIPT)):
             return ModelError(f"{name}: is a run. Its model: `{flag} {url}/bundle`.")
         unfinished = _unfinished(Run(url), flag)
         if unfinished is not None:
@@ -78,8 +79,8 @@ def nothing_called(name: str, runs: str, flag: str) -> PipelineError:
     hint = f"Did you mean `{flag} {likely[0]}`?" if likely else "`--storage URL` names another."
     kind = RunError if flag == "--run" else ModelError
     return kind(
-        f"{name}: is no finished run in {where}, no bundle's folder and no models:/NAME@ALIAS. "
-        f"{hint}"
+        f"{storage.shown(name) or repr(name)}: is no finished run in {where}, no bundle's folder "
+        f"and no models:/NAME@ALIAS. {hint}"
     )
 
 
@@ -93,8 +94,8 @@ def _unfinished(run: Run, flag: str) -> RunError | None:
         return None
     step, best, config = newest_step(run), run.path("best"), run.config()
     said = (
-        f"{run.url}: the run trains still, or was stopped before its end: step {step} is saved, "
-        "and it has no model yet."
+        f"{storage.shown(run.url)}: the run trains still, or was stopped before its end: step "
+        f"{step} is saved, and its model is not finished."
     )
     if storage.exists(storage.join(best, RECEIPT)):
         data = config.holdout or config.data

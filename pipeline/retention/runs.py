@@ -76,8 +76,8 @@ def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
     missing = [name for name in only if name not in {run.run for run in runs}]
     if missing:
         raise RunError(
-            f"{storage.join(place, missing[0])}: there is no run here. `python -m jobs.runs "
-            f"--storage {storage.shown(place)}` lists those that there are."
+            f"{storage.shown(storage.join(place, missing[0]))}: there is no run here. `python -m "
+            f"jobs.runs --storage {storage.shown(place)}` lists those that there are."
         )
     return runs
 
@@ -85,7 +85,7 @@ def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
 def _folders(place: str, only: Sequence[str]) -> dict[str, _Folder]:
     found: dict[str, _Folder] = {}
     # A place that does not exist is an error; a run that does not is told with its name.
-    named = [_objects(storage.join(place, name)) for name in only]
+    named = [_objects(storage.join(place, name)) for name in dict.fromkeys(only)]
     others = set[str]() if only else _other_names(place)
     for objects in named or [storage.list_objects(place)]:
         for info in objects:

@@ -16,6 +16,7 @@ from pipeline.errors import (
     StorageShortageError,
     is_shortage,
 )
+from pipeline.masking import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -198,14 +199,17 @@ def version(status: os.stat_result) -> str:
 
 def explain(error: OSError, path: Path, doing: str) -> StorageError:
     """The error for a user, from the system's."""
+    name = one_line(str(path))
     if doing in ("writing", "creating") and isinstance(error, FileExistsError | NotADirectoryError):
-        return StorageError(f"{path}: can't be made: a part of its path is a file. Name another.")
+        return StorageError(f"{name}: can't be made: a part of its path is a file. Name another.")
+    if isinstance(error, NotADirectoryError) and path.is_file():
+        return ObjectNotFoundError(f"{name}: is a file, not a folder. Check the path.")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return ObjectNotFoundError(f"{path}: does not exist. Check the path.")
+        return ObjectNotFoundError(f"{name}: does not exist. Check the path.")
     if isinstance(error, PermissionError):
-        return AccessDeniedError(f"{path}: {doing} is not permitted. Check its owner and mode.")
+        return AccessDeniedError(f"{name}: {doing} is not permitted. Check its owner and mode.")
     kind = StorageShortageError if is_shortage(error) else StorageError
-    return kind(f"{path}: {doing} failed: {error.strerror or error}.")
+    return kind(f"{name}: {doing} failed: {error.strerror or error}.")
 
 
 @contextmanager

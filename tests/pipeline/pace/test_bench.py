@@ -12,7 +12,7 @@ from jobs.bench import _words, main
 from pipeline.commands.bench import Bench, run_bench
 from pipeline.config import BenchConfig, TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StorageError
 from pipeline.pace.chart import Bar, bar_lines
 from pipeline.pace.probes import Subject
 from pipeline.pace.ranking import Ranking, Tried
@@ -107,3 +107,11 @@ def test_bars_are_as_long_as_their_paces() -> None:
 def test_an_empty_place_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="there is no dataset here"):
         main(BenchConfig(data=str(tmp_path / "nothing")))
+
+
+def test_a_file_in_the_pictures_way_is_told_before_anything_is_timed(
+    data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file is a file"):
+        run_bench(BenchConfig(data=data, output=str(tmp_path / "file/charts")))

@@ -240,3 +240,25 @@ def test_a_name_without_a_run_is_an_error_that_says_how_to_find_them(tmp_path: P
 def test_a_place_that_does_not_exist_is_an_error_and_no_empty_list(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="does not exist"):
         answer(str(tmp_path / "none"))
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    place = str(tmp_path / "runs")
+    make_run(place, "mine", "done", "models:/m/1")
+    once = inventory.list_runs(place, ["mine"])
+    assert inventory.list_runs(place, ["mine", "mine"]) == once
+
+
+def test_names_with_a_line_break_and_a_file_in_the_folders_place_are_told_on_one_line(
+    tmp_path: Path,
+) -> None:
+    make_run(str(tmp_path / "runs"), "mine", "done", "models:/m/1")
+    (tmp_path / "runs/mine").rename(tmp_path / "runs/new\nline")
+    found = main(RunsConfig(storage=str(tmp_path / "runs"), remove="runs"))
+    assert not [line for line in found.summary if "\n" in line]
+    with pytest.raises(RunError) as error:
+        main(RunsConfig(storage=str(tmp_path / "runs"), run=("a\nb",)))
+    assert "\n" not in str(error.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file: is a file, not a folder"):
+        main(RunsConfig(storage=str(tmp_path / "file")))

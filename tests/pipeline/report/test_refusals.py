@@ -1,0 +1,38 @@
+"""What no page is made of, and where none is put: each refused in one line, and nothing is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.commands.report import run_report
+from pipeline.config import ReportConfig, TrainConfig
+from pipeline.errors import RunError
+from pipeline.runs.run import Pins, Run
+
+
+@pytest.mark.parametrize("output", ["latents/store.json", "photos/cat.jpg", "pages/", "runs/first"])
+def test_a_page_replaces_nothing_that_is_no_page(output: str) -> None:
+    with pytest.raises(ValueError, match=r"a page's name ends in \.html"):
+        ReportConfig(store="latents", output=output)
+    assert ReportConfig(store="latents", output="s3://bucket/pages/Report.HTML").output
+
+
+def test_a_run_that_was_killed_before_its_result_is_named_with_what_goes_on_with_it(
+    tmp_path: Path,
+) -> None:
+    config = TrainConfig(data="/d", run="mine", storage=str(tmp_path), steps=8)
+    run = Run.at(config)
+    run.open(config, Pins("digest", None))
+    storage.publish(run.path("bundle", "bundle.json"), b"{}")
+    with pytest.raises(RunError, match="was stopped before its end") as error:
+        run_report(ReportConfig(run="mine", storage=str(tmp_path)))
+    assert "--run" in str(error.value)
+    assert "mine/bundle" not in str(error.value)  # A page takes no bundle.
+
+
+def test_a_name_with_a_line_break_is_told_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as error:
+        run_report(ReportConfig(run="a\nb", storage=str(tmp_path)))
+    assert str(error.value).startswith(r"a\nb: is no finished run in ")
+    assert "\n" not in str(error.value)
