@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help install demo test check lint chaos servers image locks clean
+.PHONY: help install demo test check lint chaos cluster servers image locks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -44,6 +44,11 @@ lint: install
 
 chaos: install  ## the long fault tests; their results table is tests/chaos/README.md
 	$(BIN)/python -m pytest -m chaos
+
+cluster: install  ## build a real Kubernetes cluster (root, Go; nothing cached: 8 minutes) and run the tests on it
+	bash tests/servers/install.sh containerd runc containernetworking-plugins iptables ipset nftables conntrack socat
+	$(BIN)/python -m tests.servers.cluster.programs
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 servers:  ## install the servers that some tests start (Debian packages, as root)
 	bash tests/servers/install.sh

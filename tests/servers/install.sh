@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs the servers that tests start: Ceph's S3 gateway, Prometheus with its Pushgateway, PostgreSQL; Chromium; and tmux. Starts none.
+# Installs the servers that tests start, or the Debian packages that it is given: Ceph's S3 gateway, Prometheus with its Pushgateway, PostgreSQL; Chromium; and tmux. Starts none.
 set -euo pipefail
 packages=(chromium radosgw ceph-mon ceph-osd ceph-common prometheus prometheus-pushgateway postgresql iproute2 tmux)
+[ $# -eq 0 ] || packages=("$@")  # others than those that all tests need
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -53,7 +53,7 @@ memstore device bytes = 2147483648
 # A gateway that was killed is waited for that long, in seconds, by the next one (default: 30).
 osd client watch timeout = 4
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw frontends = beast endpoint={listen}:{port} tcp_nodelay=1
 rgw relaxed region enforcement = true
 rgw thread pool size = 64
 # Seconds between its signs of life to the store: less than half the time-out above.
@@ -73,6 +73,7 @@ class S3Server:
 
     folder: Path
     port: int
+    key: str = ACCESS_KEY
     secret: str = SECRET_KEY
 
     @property
@@ -83,7 +84,7 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
@@ -92,7 +93,7 @@ class S3Server:
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
-            aws_access_key_id=ACCESS_KEY,
+            aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
             region_name="us-east-1",
         )
@@ -105,7 +106,7 @@ class S3Server:
     def rotate_secret(self, secret: str) -> None:
         """Gives the user another secret; once this returns, the old one is refused."""
         self._admin("key", "create", "--uid=test", "--key-type=s3",
-                    f"--access-key={ACCESS_KEY}", f"--secret-key={secret}")  # fmt: skip
+                    f"--access-key={self.key}", f"--secret-key={secret}")  # fmt: skip
         self.secret = secret
         _until_it_answers(self)
 
@@ -145,15 +146,20 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
-def start(folder: Path) -> S3Server:
-    """Starts monitor, store and gateway; returns when the gateway answers."""
+def start(
+    folder: Path, listen: str = "127.0.0.1", port: int | None = None,
+    user: tuple[str, str] = (ACCESS_KEY, SECRET_KEY),
+) -> S3Server:  # fmt: skip
+    """Starts monitor, store and gateway for a user's key and secret; returns when it answers."""
     for name in ("mon", "osd", "run", "log"):
         (folder / name).mkdir(parents=True)
-    ports = free_ports(3)
+    ports = [port or free_ports(1)[0], *free_ports(2)]
     monitor = f"[v2:127.0.0.1:{ports[1]},v1:127.0.0.1:{ports[2]}]"
     fsid, store_id = str(uuid.uuid4()), str(uuid.uuid4())
     config = folder / "ceph.conf"
-    config.write_text(_CONFIG.format(fsid=fsid, monitor=monitor, folder=folder, port=ports[0]))
+    config.write_text(
+        _CONFIG.format(fsid=fsid, monitor=monitor, folder=folder, listen=listen, port=ports[0])
+    )
     keyring, given = str(folder / "keyring"), ["-c", str(config)]
     Path(keyring).touch()
     for name, grants in _KEYS.items():
@@ -170,10 +176,10 @@ def start(folder: Path) -> S3Server:
     _run(folder, "ceph-osd", *given, "-i", "0")
     _run(
         folder, "radosgw-admin", *given, "-n", "client.rgw", "user", "create", "--uid=test",
-        "--display-name=test", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}",
+        "--display-name=test", f"--access-key={user[0]}", f"--secret-key={user[1]}",
     )  # fmt: skip
     _run(folder, "radosgw", *given, "-n", "client.rgw")
-    server = S3Server(folder, ports[0])
+    server = S3Server(folder, ports[0], *user)
     try:
         _until_it_answers(server)
     except (BotoCoreError, ClientError):
