@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help install demo test check lint chaos cluster servers image locks clean
+.PHONY: help install demo test check lint chaos cluster cluster-programs servers image locks clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 install: $(STAMP)  ## make .venv with the tested versions; nothing happens when it is up to date
 
@@ -45,10 +45,12 @@ lint: install
 chaos: install  ## the long fault tests; their results table is tests/chaos/README.md
 	$(BIN)/python -m pytest -m chaos
 
-cluster: install  ## build a real Kubernetes cluster (root, Go; nothing cached: 8 minutes) and run the tests on it
-	bash tests/servers/install.sh containerd runc containernetworking-plugins iptables ipset nftables conntrack socat
+cluster-programs: install  ## build a Kubernetes cluster's programs (root, Go; nothing cached: 8 minutes)
 	$(BIN)/python -m tests.servers.cluster.programs
-	$(BIN)/python -m pytest -m cluster tests/cluster
+
+SHORT ?=
+cluster: cluster-programs  ## the tests on a real Kubernetes cluster; SHORT=1: those of less than ten minutes
+	$(BIN)/python -m pytest tests/cluster -m 'cluster$(if $(SHORT), and not slow)'
 
 servers:  ## install the servers that some tests start (Debian packages, as root)
 	bash tests/servers/install.sh

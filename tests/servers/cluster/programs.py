@@ -32,26 +32,20 @@ _OPERATORS = {
     "kueue": "sigs.k8s.io/kueue",
     "kuberay": "github.com/ray-project/kuberay/ray-operator",
 }
-_OF_DEBIAN = (
-    "containerd",
-    "ctr",
-    "runc",
-    "iptables",
-    "ipset",
-    "conntrack",
-    "ip",
-    "nsenter",
-    "unshare",
-)
+_OF_DEBIAN = {
+    "containerd": "containerd", "ctr": "containerd", "runc": "runc", "iptables": "iptables",
+    "ipset": "ipset", "nft": "nftables", "conntrack": "conntrack", "socat": "socat",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+}  # fmt: skip
+"""Other programs, and the packages that they come with."""
 _OPTIONS = ("-p", "2", "-trimpath", "-gcflags=all=-dwarf=false")  # dwarf=false: a tenth less time
 
 
 def missing() -> list[str]:
     """What keeps a cluster from starting here, each in words; nothing where one can start."""
     found = [] if os.geteuid() == 0 else ["root"]
-    found += [program for program in _OF_DEBIAN if shutil.which(program) is None]
-    if not Path("/usr/lib/cni/bridge").exists():
-        found.append("containernetworking-plugins")
+    found += sorted({package for name, package in _OF_DEBIAN.items() if shutil.which(name) is None})
+    found += ["Go"] if unbuilt() and shutil.which("go") is None else []
     if unbuilt():
         found.append("the programs that `make cluster` builds")
     return found
@@ -125,5 +119,16 @@ def _go(module: str, *arguments: str) -> str:
     return done.stdout
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Installs and builds; where that can't be, says so: the tests are skipped then."""
+    lacking = [need for need in missing() if need in ("root", "Go")]
+    if lacking:
+        print(f"No cluster can be built here, for want of: {', '.join(lacking)}")
+        return
+    install = SOURCES.parents[1] / "install.sh"
+    subprocess.run(["bash", str(install), *sorted(set(_OF_DEBIAN.values()))], check=True)
     build()
+
+
+if __name__ == "__main__":
+    main()
