@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,21 @@ def can_start() -> None:
         pytest.skip(f"no cluster can be started here, for want of: {', '.join(lacking)}")
 
 
-@pytest.fixture(scope="session")
-def nodes(can_start: None) -> Iterator[Cluster]:
+@contextmanager
+def fresh_cluster() -> Iterator[Cluster]:
     """Two nodes, names, volumes, KubeRay and the kind of the templates."""
     with cluster(nodes=2) as found:
         start_dns(found)
         offer_volumes(found)
         start_kuberay(found)
         found.kubectl("apply", "-f", str(K8S / "templates.yaml"))
+        yield found
+
+
+@pytest.fixture(scope="session")
+def nodes(can_start: None) -> Iterator[Cluster]:
+    """The one that test files share."""
+    with fresh_cluster() as found:
         yield found
 
 
@@ -42,11 +50,16 @@ def vae(nodes: Cluster) -> Cluster:
     return nodes
 
 
-def written(begin: str) -> str:
-    """The block of commands in k8s/README.md that begins so, for overlays/dev and its S3 server."""
-    blocks = re.findall(r"```bash\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+def written(begin: str, page: Path = K8S / "README.md") -> str:
+    """The block of commands on a page that begins so, for overlays/dev and its S3 server."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     (block,) = [textwrap.dedent(each) for each in blocks if each.strip().startswith(begin)]
+    port = rgw.free_ports(1)[0]  # Another cluster's may be forwarded at the same time.
     chosen = {
+        "service/mlflow 5000": f"service/mlflow {port}:5000",
+        "localhost:5000": f"localhost:{port}",
+        "deployment/pushgateway 9091": f"deployment/pushgateway {port}:9091",
+        "localhost:9091": f"localhost:{port}",
         "overlays/gpu": "overlays/dev",
         "AWS_ACCESS_KEY_ID=...": f"AWS_ACCESS_KEY_ID={rgw.ACCESS_KEY}",
         "AWS_SECRET_ACCESS_KEY=...": f"AWS_SECRET_ACCESS_KEY={rgw.SECRET_KEY}",

@@ -3,6 +3,7 @@
 Nothing of it outlives the process that started it (keeper.py), or leaves the machine.
 """
 
+import base64
 import json
 import os
 import subprocess
@@ -105,6 +106,10 @@ class Cluster:
         """All objects of a kind with these labels."""
         listed = self.kubectl("-n", namespace, "get", kind, "-l", selector, "-o", "json")
         return list(json.loads(listed)["items"])
+
+    def secret(self, name: str, key: str, namespace: str = "vae") -> str:
+        """What a Secret holds under a key."""
+        return base64.b64decode(self.get("secret", name, namespace)["data"][key]).decode()
 
     def wait(
         self, kind: str, name: str, condition: str, *, namespace: str = "vae", seconds: float = 120

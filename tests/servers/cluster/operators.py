@@ -26,7 +26,7 @@ def start_kuberay(cluster: Cluster) -> None:
     config = _copied(cluster, "kuberay")
     cluster.kubectl("create", "-k", str(config / "config/crd"))
     _write(config, "kuberay", "kuberay-operator", ["config/rbac", "config/manager"],
-           ["--enable-leader-election=false"])  # fmt: skip
+           ["--enable-leader-election=false", "--enable-metrics=true"])  # fmt: skip
     cluster.kubectl("create", "namespace", "kuberay-operator")
     cluster.kubectl("apply", "-k", str(config))
     _rolled_out(cluster, "kuberay-operator", "kuberay-operator")
