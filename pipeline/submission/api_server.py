@@ -20,6 +20,17 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_NAMESPACE = "vae"
 
 
+def is_named(context: str | None) -> bool:
+    """Whether a context, a pod's account or a kubeconfig says which API server is meant."""
+    said = os.environ.get("KUBECONFIG") or "~/.kube/config"
+    files = [Path(each).expanduser() for each in said.split(os.pathsep)]
+    return context is not None or _is_pod() or any(map(Path.is_file, files))
+
+
+def _is_pod() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ and (ACCOUNT / "token").exists()
+
+
 class ApiServer:
     """One namespace, as the kubeconfig's user sees it, or a pod with a service account.
 
@@ -30,11 +41,7 @@ class ApiServer:
 
     def __init__(self, context: str | None, namespace: str | None, seconds: float) -> None:
         self._context, self._seconds = context, seconds
-        self._in_pod = (
-            context is None
-            and "KUBERNETES_SERVICE_HOST" in os.environ
-            and (ACCOUNT / "token").exists()
-        )
+        self._in_pod = context is None and _is_pod()
         own = (ACCOUNT / "namespace").read_text(encoding="utf-8") if self._in_pod else ""
         self.namespace = namespace or own.strip() or DEFAULT_NAMESPACE
         self._client: ApiClient | None = None

@@ -33,12 +33,13 @@ class Silence:
     """Since when a place has not answered, and whether that is still borne."""
 
     limit_seconds: float
+    meanwhile: str = "the job may well go on. Waiting."
     since: float | None = None
 
     def bears(self, error: Exception) -> bool:
         """False once it has lasted too long."""
         if self.since is None:
-            logger.warning("%s; the job may well go on. Waiting.", str(error).rstrip("."))
+            logger.warning("%s; %s", str(error).rstrip("."), self.meanwhile)
             self.since = time.monotonic()
         return time.monotonic() - self.since <= self.limit_seconds
 
@@ -259,7 +260,8 @@ def _make_room(config: SubmitConfig, place: Place, job: Job) -> None:
 
 def _patiently(config: SubmitConfig, place: Place, ask: Callable[[], T]) -> T:
     """What `ask` returns, asked again while the place is away or refuses for now."""
-    silence = Silence(config.lost_seconds)
+    # Nothing is said of a job: it may not be made yet.
+    silence = Silence(config.lost_seconds, f"asking again, for {config.lost_seconds:g} s at most.")
     while True:
         try:
             answer = ask()

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.config import SubmitConfig
-from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
-from pipeline.submission.api_server import ApiServer
+from pipeline.errors import ClusterError, ConfigError, UnreachableError
+from pipeline.submission.api_server import ApiServer, is_named
 from pipeline.submission.job_output import said_and_printed
 from pipeline.submission.kept_log import Kept, KeptLog, LogReader, folder_of_logs
 from pipeline.submission.objects import (
@@ -90,14 +90,21 @@ class KubernetesJobs:
         return Output(kept.text, whole=True, source=kept.folder)
 
     def kept_output(self, request: Request) -> Output:
-        """By the templates, which say where logs are kept, of a RayJob that was deleted."""
-        template = self._server.get(TEMPLATES, self._pool(request))
-        folder = folder_of_logs(template) if template is not None else None
-        if folder is None:
-            return Output("", whole=False)
-        log = KeptLog(storage.join(folder, name_of(request)))
-        text = self._log.read(log, has_ended=False).text
-        return Output(text, whole=bool(text))
+        """By the templates, which say where logs are kept, of a RayJob that was deleted.
+
+        Its own is asked first; by a name alone, it may have been a copy of any.
+        """
+        own = self._pool(request)
+        templates = sorted(
+            self._server.objects(TEMPLATES), key=lambda each: each["metadata"]["name"] != own
+        )
+        for folder in dict.fromkeys(map(folder_of_logs, templates)):
+            if folder is not None:
+                log = KeptLog(storage.join(folder, name_of(request)))
+                text = self._log.read(log, has_ended=False).text
+                if text:
+                    return Output(text, whole=True)
+        return Output("", whole=False)
 
     def why_waiting(self, job: Job) -> str:
         """What the RayJob, its cluster, its pods, their events and a queue say."""
@@ -106,21 +113,25 @@ class KubernetesJobs:
     def dry_run(self, request: Request) -> RayJob:
         """The RayJob as it would be created, checked by the API server where one answers.
 
-        Where none does, it is a copy of the template of k8s/base.
+        Where none is named, or does, it is a copy of the template of k8s/base. What it refuses is
+        refused here too.
         """
-        name = name_of(request)
-        try:
-            rayjob = self._rendered(request, name)
-            if not self._server.create(RAYJOBS, rayjob, dry_run=True):
-                logger.info("%s exists already", name)
-        except (UnreachableError, NotNowError, ConfigError) as error:
-            logger.warning(
-                "no API server has seen this RayJob; shown is the template of k8s/base, without "
-                "the cluster's own patches: %s",
-                error,
-            )
-            return self._copy(base_template(self._pool(request)), request, name)
-        return rayjob
+        name, unseen = name_of(request), "no kubeconfig is here"
+        if is_named(self._config.context):
+            try:
+                rayjob = self._rendered(request, name)
+                if not self._server.create(RAYJOBS, rayjob, dry_run=True):
+                    logger.info("%s exists already", name)
+            except UnreachableError as error:
+                unseen = str(error)
+            else:
+                return rayjob
+        logger.warning(
+            "no API server has seen this RayJob; shown is the template of k8s/base, without "
+            "the cluster's own patches: %s",
+            unseen,
+        )
+        return self._copy(base_template(self._pool(request)), request, name)
 
     def _pool(self, request: Request) -> str:
         return self._config.pool or pool_of(request.command)

@@ -42,6 +42,8 @@ NAME_CHARACTERS = 47
 MaxRayJobNameLength in its constant.go."""
 OURS = "vae-pipeline.internal"
 """Of labels and annotations that k8s/ knows."""
+SCALES = f"{OURS}/scales"
+"""On heads with an autoscaler, which speaks with the API server."""
 _QUEUES = (QUEUE, "volcano.sh/queue-name", "kai.scheduler/queue")
 _KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 _RAY_PRIORITY = "ray.io/priority-class-name"
@@ -127,8 +129,7 @@ def render_rayjob(
     if QUEUE in labels:
         _fix_size(cluster)
     if not cluster.get("enableInTreeAutoscaling"):
-        cluster.pop("enableInTreeAutoscaling", None)
-        cluster.pop("autoscalerOptions", None)
+        _take_autoscaler(cluster)
     _set_priority(cluster, labels, wishes.priority)
     if wishes.deadline_hours is not None:
         spec["activeDeadlineSeconds"] = ceil(3600 * wishes.deadline_hours)
@@ -177,6 +178,13 @@ def _write_on_head(cluster: ClusterSpec, labels: dict[str, str]) -> None:
     head["labels"] = head.get("labels", {}) | labels
 
 
+def _take_autoscaler(cluster: ClusterSpec) -> None:
+    """Without one, no policy needs to let the head speak with the API server."""
+    cluster.pop("enableInTreeAutoscaling", None)
+    cluster.pop("autoscalerOptions", None)
+    cluster["headGroupSpec"]["template"].get("metadata", {}).get("labels", {}).pop(SCALES, None)
+
+
 def _name_log(cluster: ClusterSpec, name: str) -> None:
     """Where the template keeps logs, this job's get a folder of its own."""
     for container in _containers(cluster["headGroupSpec"]["template"]["spec"]):
@@ -221,7 +229,7 @@ def _set_size(cluster: ClusterSpec, wishes: Wishes) -> None:
         # KubeRay begins once all pods that are asked for are there, so these are the fewest.
         cluster["enableInTreeAutoscaling"] = True
         group["replicas"] = group["minReplicas"] = fewest
-        _write_on_head(cluster, {f"{OURS}/scales": "yes"})
+        _write_on_head(cluster, {SCALES: "yes"})
 
 
 def _set_pods(group: WorkerGroup, pods: int) -> None:

@@ -88,3 +88,10 @@ def test_a_second_team_has_all_of_it_in_a_namespace_of_its_own(
     assert [problem for check in CHECKS for problem in check(objects)] == []
     # Nothing in it speaks of the first one's.
     assert not [item for item in objects if ".vae" in str(item) or "namespace: vae" in str(item)]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_buckets_are_named_only_where_a_second_team_is_told_to_patch_them(overlay: str) -> None:
+    named = {called(item) for item in build(overlay) if "s3://" in str(item)}
+    templates = {f"RayJobTemplate/{name}" for name in ("train", "encode", "cpu")}
+    assert named == {*templates, "Deployment/mlflow", "CronJob/nightly"}

@@ -181,6 +181,18 @@ def test_logs_are_read_after_the_rayjob_itself_is_gone(
     assert capsys.readouterr().out == DENIED
 
 
+def test_by_a_name_alone_logs_are_looked_for_wherever_a_template_puts_them(
+    server: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    kept(server, "two", DENIED, 2)
+    for template in server.others["rayjobtemplates"]:
+        head = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        if template["metadata"]["name"] != "train":  # That of `first`, which a name does not tell.
+            head["initContainers"][0]["env"][0]["value"] = str(tmp_path / "elsewhere")
+    main(SubmitConfig(kubernetes=True, id="first", logs=True))
+    assert capsys.readouterr().out == DENIED
+
+
 def test_storage_that_cannot_be_reached_from_here_is_said_once_and_ends_nothing(
     server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

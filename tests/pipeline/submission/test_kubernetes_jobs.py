@@ -116,12 +116,14 @@ def test_a_job_that_is_there_is_joined_while_a_webhook_refuses_creations(server:
 
 
 def test_a_quota_that_stays_full_is_a_failure_in_the_end(
-    server: Any, monkeypatch: pytest.MonkeyPatch
+    server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(SubmitConfig, "lost_seconds", 0.3)
     server.refuse_creation = (403, "Forbidden", "exceeded quota: jobs")
     with pytest.raises(NotNowError, match="exceeded quota"):
         submit()
+    # Of a job that was never made, nothing "may well go on".
+    assert "exceeded quota: jobs; asking again, for 0.3 s at most" in caplog.text
 
 
 def test_the_clusters_own_patches_are_kept(server: Any) -> None:
@@ -170,6 +172,34 @@ def test_a_dry_run_needs_no_cluster(
     assert parsed(job["spec"]["entrypoint"].split()).run == "My.Run"
     if CRDS.exists():
         assert list(crd_validator("RayJob").iter_errors(job)) == []
+
+
+def test_what_a_submission_is_refused_for_a_dry_run_is_refused_for_too(server: Any) -> None:
+    server.others["localqueues"] = [{"metadata": {"name": "research"}}]
+    with pytest.raises(ConfigError, match="no such LocalQueue"):
+        submit(queue="typo", dry_run=True)
+    server.refuse_creation = (403, "Forbidden", "exceeded quota: jobs")
+    with pytest.raises(NotNowError, match="exceeded quota"):
+        submit(dry_run=True)
+    server.rights.clear()
+    with pytest.raises(ConfigError, match="The Role `submitter`"):
+        submit(dry_run=True)
+    server.tokens.clear()
+    with pytest.raises(ConfigError, match="credentials are wrong"):
+        submit(dry_run=True)
+
+
+def test_a_context_that_is_not_there_is_refused_though_a_dry_run_needs_none(server: Any) -> None:
+    with pytest.raises(ConfigError, match="needs a kubeconfig"):
+        submit(context="typo", dry_run=True)
+
+
+def test_a_dry_run_where_no_server_answers_says_so(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.stop()
+    assert submit(dry_run=True).result["status"] == "DRY_RUN"
+    assert "no API server has seen this RayJob" in caplog.text
 
 
 def test_flags_that_kubernetes_needs_are_asked_for(

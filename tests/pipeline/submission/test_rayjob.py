@@ -279,5 +279,7 @@ def test_what_goes_through_a_queue_asks_for_all_its_pods_and_has_no_autoscaler()
     elastic = rendered(TRAIN, name="first", workers=5, fewest=2, queue="gpu")
     assert worker_group(elastic)["replicas"] == 5
     assert "enableInTreeAutoscaling" not in elastic["spec"]["rayClusterSpec"]
+    # Nor may what then has no autoscaler reach the API server (the policy `to-api-server`).
+    assert "vae-pipeline.internal/scales" not in str((job, elastic))
     assert not {"enableInTreeAutoscaling", "autoscalerOptions"} & set(job["spec"]["rayClusterSpec"])
     assert kuberay_rules.broken_rules(job) == []
