@@ -1,7 +1,8 @@
 """What KubeRay refuses although its schema allows it: no manifest of ours may break it.
 
-From `validation.go` of KubeRay 1.7.0, as far as our RayJobs can break it. The product has no copy:
-there, a job that KubeRay refuses ends with its own sentence.
+From `validation.go` of KubeRay 1.7.0, as far as our RayJobs can break it, and what we add;
+tests/cluster/test_rules.py hears KubeRay 1.6 itself. The product has no copy: there, a job that
+KubeRay refuses ends with its own sentence.
 """
 
 import re
@@ -58,6 +59,7 @@ def _of_the_cluster(rayjob: Mapping[str, Any]) -> Iterator[str]:
     for name, group in _named(groups):
         low, high = group.get("minReplicas"), group.get("maxReplicas")
         if not scales and (low is None or high is None):
+            # The API server would fill in its kind's default: any number of pods.
             yield f"{name}: without autoscaling, minReplicas and maxReplicas must be given"
         elif low is not None and high is not None and not 0 <= low <= high:
             yield f"{name}: minReplicas {low} and maxReplicas {high}"

@@ -1,8 +1,9 @@
 """A stand-in for Kubernetes' API server: one namespace over HTTPS, with tokens, rights, strictness.
 
-No real one can be installed where the tests run. It knows what the submission rests on: names that
-only one object has, unknown fields refused, preconditions of a deletion, and the rights that the
-Role `submitter` gives, read from k8s/base. What KubeRay would do is told by `script`.
+A real one takes root, Go and seconds; tests/cluster/test_stand_in.py asks both the same. It knows
+what the submission rests on: names that only one object has, unknown fields refused, preconditions
+of a deletion, and the rights that the Role `submitter` gives, read from k8s/base. What KubeRay
+would do is told by `script`.
 """
 
 import copy
@@ -165,7 +166,7 @@ class ApiServer:
         name = body["metadata"]["name"]
         if query.get("fieldValidation") == ["Strict"] and self.validator is not None:
             for error in self.validator.iter_errors(body):
-                return _refusal(400, "BadRequest", f"strict decoding error: {error.message}")
+                return _misfit(error)
         if name in self.objects:
             return _refusal(409, "AlreadyExists", f'rayjobs.ray.io "{name}" already exists')
         if query.get("dryRun") == ["All"]:
@@ -178,7 +179,11 @@ class ApiServer:
             return _refusal(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
         expected = (body or {}).get("preconditions", {}).get("uid")
         if expected not in (None, item["metadata"]["uid"]):
-            return _refusal(409, "Conflict", "the UID in the precondition differs")
+            return _refusal(
+                409, "Conflict",
+                f'Operation cannot be fulfilled on rayjobs.ray.io "{name}": UID in precondition: '
+                f"{expected}, UID in object meta: {item['metadata']['uid']}",
+            )  # fmt: skip
         del self.objects[name]
         return 200, {"kind": "Status", "status": "Success"}
 
@@ -218,6 +223,20 @@ def _refusal(code: int, reason: str, message: str) -> tuple[int, dict[str, Any]]
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
         "reason": reason, "message": message,
     }  # fmt: skip
+
+
+def _misfit(error: Any) -> tuple[int, dict[str, Any]]:
+    """A field that there is not, or one of another type, in the server's words."""
+    place = ".".join(map(str, error.absolute_path))
+    unknown = re.findall(r"'([^']+)'", error.message)
+    if error.validator != "additionalProperties":
+        said = f"{place}: Invalid value: {error.message}"
+        return _refusal(422, "Invalid", f"RayJob.ray.io is invalid: {said}")
+    return _refusal(
+        400, "BadRequest",
+        'RayJob in version "v1" cannot be handled as a RayJob: strict decoding error: unknown '
+        f'field "{place}.{unknown[0]}"',
+    )  # fmt: skip
 
 
 def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:

@@ -86,7 +86,9 @@ class Cluster:
 
     def environment(self, user: Path | None = None) -> dict[str, str]:
         """Of a process on this machine that is this user of the cluster, by default the admin."""
-        return {**os.environ, "KUBECONFIG": str(user or self.admin)}
+        # kubectl keeps what kinds there are by an address, which the next cluster has as well.
+        cache = {"KUBECACHEDIR": str(self.box.folder / "kubectl")}
+        return {**os.environ, **cache, "KUBECONFIG": str(user or self.admin)}
 
     def apply(self, objects: Sequence[Mapping[str, Any]]) -> None:
         """Applies objects, all in one call."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from tests.servers.cluster import programs
+from tests.servers.cluster.box import until
 from tests.servers.cluster.cluster import Cluster
 from tests.servers.cluster.images import HOST
 
@@ -21,10 +22,22 @@ def start_dns(cluster: Cluster) -> None:
     cluster.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s")
 
 
+def add_kuberays_kinds(cluster: Cluster) -> None:
+    """RayJob and its like, which the API server then checks; nobody works on them."""
+    cluster.kubectl("create", "-k", str(programs.folder() / "config/kuberay/crd"))
+
+
+def add_kind(cluster: Cluster, definition: Path, name: str) -> None:
+    """The kind of a file, once the API server serves it."""
+    cluster.kubectl("apply", "--server-side", "-f", str(definition))
+    # `kubectl wait` fails where there is no condition at all yet.
+    until(lambda: cluster.try_kubectl("get", name, "-A").returncode == 0, name, 30)
+
+
 def start_kuberay(cluster: Cluster) -> None:
     """KubeRay in the namespace that k8s/README.md names."""
     config = _copied(cluster, "kuberay")
-    cluster.kubectl("create", "-k", str(config / "config/crd"))
+    add_kuberays_kinds(cluster)
     _write(config, "kuberay", "kuberay-operator", ["config/rbac", "config/manager"],
            ["--enable-leader-election=false", "--enable-metrics=true"])  # fmt: skip
     cluster.kubectl("create", "namespace", "kuberay-operator")
