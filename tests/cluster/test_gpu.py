@@ -26,7 +26,7 @@ from tests.servers.cluster.box import until
 from tests.servers.cluster.cluster import Cluster, cluster
 from tests.servers.cluster.operators import add_kind, start_kuberay, start_kueue
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 # As nodes of 96 cores, 1152 GiB and 8 GPUs say it: system and kubelet keep some.
 GPU_NODE = {
     "cpu": "95690m", "memory": "1176329836Ki", "ephemeral-storage": "900Gi", "pods": "110",
