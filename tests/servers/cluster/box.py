@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_KEEPER = Path(__file__).with_name("keeper.py")
+from tests.servers.cluster import keeper
 
 
 @dataclass
@@ -65,13 +65,13 @@ class Box:
     @classmethod
     def make(cls, programs: Path) -> "Box":
         """New namespaces with a bridge in them, to which the host has one end of a cable."""
-        keeper = subprocess.Popen(
-            [sys.executable, str(_KEEPER), str(programs / "pause")],
+        process = subprocess.Popen(
+            [sys.executable, keeper.__file__, str(programs / "pause"), str(os.getpid())],
             stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
-        assert keeper.stdout is not None
-        told = json.loads(keeper.stdout.readline())
-        box = cls(told["number"], Path(told["folder"]), told["init"], keeper)
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        box = cls(told["number"], Path(told["folder"]), told["init"], process)
         try:
             box._connect()
         except BaseException:  # a half-made one would stay as long as this process
@@ -83,6 +83,10 @@ class Box:
         """Of a node, counted from 1; 254 is the machine that the tests run on."""
         return f"10.88.{self.number}.{host}"
 
+    def card(self, host: int) -> str:
+        """The hardware's address of a node: a bridge would change its own with its ports."""
+        return f"02:88:00:00:{self.number:02x}:{host:02x}"
+
     def _connect(self) -> None:
         mine, theirs = f"vae{self.number}", f"vae{self.number}in"
         run("ip", "link", "add", mine, "type", "veth", "peer", "name", theirs)
@@ -91,7 +95,7 @@ class Box:
         run("ip", "link", "set", mine, "up")
         for command in (
             "ip link set lo up",
-            "ip link add nodes type bridge",
+            f"ip link add nodes address {self.card(1)} type bridge",
             f"ip link set {theirs} master nodes up",
             f"ip address add {self.address(1)}/24 dev nodes",
             "ip link set nodes up",
@@ -101,7 +105,8 @@ class Box:
     def stop(self) -> None:
         """Ends all that runs inside; returns when nothing of it is left."""
         self.keeper.send_signal(signal.SIGTERM)
-        self.keeper.wait(60)
+        self.keeper.wait(90)
+        keeper.sweep_unless_kept(self.number)
 
 
 def entered(inside: int, *command: str) -> list[str]:

@@ -34,9 +34,10 @@ class Cluster:
     def add_node(self, number: int) -> Node:
         """A new node; or one that was powered off, back again."""
         node = Node(number, self.box, programs.folder(), self.authority)
+        before = self._heartbeat(node)
         node.start()
         self.nodes[number] = node
-        until(lambda: self.find("node", node.name), f"{node.name} to register", 60)
+        until(lambda: self._heartbeat(node) != before, f"{node.name} to register", 60)
         node.enforce_policies()
         for other in self.nodes.values():
             if other is not node:
@@ -44,6 +45,11 @@ class Cluster:
                 node.route_to(other)
         self.wait("node", node.name, "condition=Ready", seconds=60)
         return node
+
+    def _heartbeat(self, node: Node) -> str | None:
+        """When the node was last heard of; one that comes back is known, but isn't there yet."""
+        lease = self.find("lease", node.name, "kube-node-lease")
+        return str(lease["spec"]["renewTime"]) if lease else None
 
     def kubeconfig(self, user: str, groups: Sequence[str] = (), namespace: str = "vae") -> Path:
         """With which somebody is this user; rights are given by bindings."""

@@ -58,6 +58,8 @@ class Node:
         os.kill(self.init, 9)
         for part in self.parts.values():
             part.process.wait(60)
+        ends = Path(f"/proc/{self.box.init}/net/dev")
+        until(lambda: f"{self.name}:" not in ends.read_text(), "the end of its cable", 30)
 
     def run(self, *command: str) -> str:
         """What a command on the node prints."""
@@ -113,6 +115,7 @@ class Node:
         run(*network, *cable, "netns", str(self.init))
         run(*network, "ip", "link", "set", end, "master", "nodes", "up")
         self.run("ip", "link", "set", "lo", "up")
+        self.run("ip", "link", "set", "nodes", "address", self.box.card(self.number))
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "nodes")
         self.run("ip", "link", "set", "nodes", "up")
 
