@@ -87,7 +87,9 @@ class SubmitConfig(Section):
         "template's.",
     )
     deadline_hours: float | None = Field(
-        None, gt=0, description="With --kubernetes: ends the job after so long; None: never."
+        None,
+        gt=0,
+        description="With --kubernetes: ends a try after so long, queues not counted; None: never.",
     )
     retries: int | None = Field(
         None,

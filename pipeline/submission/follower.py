@@ -14,8 +14,9 @@ from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, StorageError, UnreachableError
 from pipeline.json_value import Json
 from pipeline.runs.run import Run
+from pipeline.submission.job_output import cause_of
 from pipeline.submission.log_tail import LogTail
-from pipeline.submission.narrator import Narrator
+from pipeline.submission.narrator import Narrator, earlier_cause
 from pipeline.submission.place import Job, Output, Place, Request
 from pipeline.submission.verdict import Verdict, end_of, left_in, verdict
 
@@ -59,8 +60,7 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
     if before.hidden:
         logger.warning(
             "the run's folder can't be seen from here, so whether the training was stopped before "
-            "its last step won't be told, and `--stop` will cost the steps since its last "
-            "checkpoint: %s",
+            "its last step, and whether it left a checkpoint then, won't be told: %s",
             before.hidden,
         )
     lost: Verdict | None = None
@@ -129,7 +129,11 @@ def status(place: Place, request: Request) -> Verdict:
         return Verdict(name, "LOST", f"{error} Its run's folder says of no end yet.")
     if job.has_ended:
         return _ended(place, request, job)
-    return Verdict(job.id, job.status, place.why_waiting(job) or job.message)
+    said = [place.why_waiting(job) or job.message]
+    if job.failed_tries:
+        cause = cause_of(job.output_end) or earlier_cause(place, job) or "no log of it can be read"
+        said.append(f"try {job.failed_tries} of {job.tries} failed: {cause}")
+    return Verdict(job.id, job.status, "; ".join(filter(None, said)))
 
 
 def stop(config: SubmitConfig, place: Place, request: Request) -> Verdict:
@@ -138,9 +142,10 @@ def stop(config: SubmitConfig, place: Place, request: Request) -> Verdict:
     if job.has_ended:
         ended = _ended(place, request, job)
         return replace(ended, message=f"it had ended before: {ended.message}")
-    lost = ""
+    lost, before = "", end_of(request.run).result
     if request.run is not None and job.status == "RUNNING":
-        lost = "; the steps since its last checkpoint are lost"
+        # Its driver is told by a SIGTERM, and may still be saving.
+        lost = "; whether it still left a last checkpoint, its run's folder says once it has ended"
         if _asked_to_stop(request.run, job):
             now = _awaited(config, place, job)
             if now is not None and now.has_ended:
@@ -150,7 +155,8 @@ def stop(config: SubmitConfig, place: Place, request: Request) -> Verdict:
     now = _awaited(config, place, job)
     if now is None:
         gone = _gone(place, job.id)
-        return replace(gone, message=f"{gone.message}{lost}")
+        gone = replace(gone, message=f"{gone.message}{lost}")
+        return left_in(request.run, job.id, before) or gone
     if not now.has_ended:
         raise ClusterError(
             f"{job.id} is {now.status} still, {config.stop_seconds:g} s after {place.address} was "
@@ -165,7 +171,12 @@ def logs(place: Place, request: Request) -> Iterator[str]:
     """What the job printed; where that is not to be had, what a training's folder has of it."""
     problem: Exception | None = None
     try:
-        output = place.output(_found(place, request))
+        job = _found(place, request)
+        earlier = place.earlier_tries(job)
+        yield from (f"==> an earlier try <==\n{text}" for text in earlier)
+        if earlier:
+            yield "==> the newest try <==\n"
+        output = place.output(job)
     except UnreachableError as error:
         problem, output = error, Output("", whole=False)
     except ClusterError as error:

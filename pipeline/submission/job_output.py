@@ -18,17 +18,22 @@ _MARK_CHARACTERS = 5000
 
 
 class Printed(NamedTuple):
-    """What a job's output comes to; `exit_code` is that of a job that had itself stopped."""
+    """What a job's output comes to; `exit_code` is that of a job that had itself stopped.
+
+    `is_empty` where nothing of it is to be had.
+    """
 
     result: Json | None = None
     cause: str = ""
     exit_code: int | None = None
+    is_empty: bool = True
 
 
 def printed(text: str) -> Printed:
     """The result of a job, or the last error that it names."""
     ended = re.search(rf"^{NOT_REPEATED}(\d+)$", text[-_MARK_CHARACTERS:], re.MULTILINE)
-    return Printed(result_in(text), cause_of(text), int(ended[1]) if ended else None)
+    code = int(ended[1]) if ended else None
+    return Printed(result_in(text), cause_of(text), code, is_empty=not text)
 
 
 def result_in(text: str) -> Json | None:

@@ -40,32 +40,50 @@ class Kept(NamedTuple):
 class KeptLog:
     """The log of the job whose folders lie below `url`; of the head of `cluster`, if it is known.
 
+    What was kept before the time `since`, YYYYmmddTHHMMSSZ, is an earlier job's of that name.
     Reading raises `StorageError` where the storage can't be reached from here.
     """
 
     url: str
     cluster: str = ""
+    since: str = ""
 
     def read(self) -> "Kept":
         """What the newest try printed so far; nothing while none is kept."""
         with storage.retry_policy(_PATIENCE):
-            parts = self._parts()
-            text = "".join(storage.read(part).decode(errors="replace") for part in parts)
-        return Kept(text, parts[0].rpartition("/")[0] if parts else "")
+            tries = self._tries()
+            ours = [folder for folder in tries if self._is_of_cluster(folder)]
+            return Kept(_text(tries[max(ours)]), max(ours)) if ours else Kept()
 
-    def _parts(self) -> list[str]:
+    def earlier(self) -> list[str]:
+        """What the job's tries before this cluster's printed, oldest first."""
+        found: dict[str, str] = {}
+        with storage.retry_policy(_PATIENCE):
+            for folder, parts in sorted(self._tries().items()):
+                name = folder.rpartition("/")[2]
+                cluster = name.partition("Z-")[2].rpartition("-head")[0]
+                if name >= self.since and (not self.cluster or cluster != self.cluster):
+                    # A cluster's second head goes on with the same try.
+                    found[cluster] = found.get(cluster, "") + _text(parts)
+        return list(found.values())
+
+    def _tries(self) -> dict[str, list[str]]:
+        """The parts of each, by its folder."""
         tries: dict[str, list[str]] = {}
         try:
             for item in storage.list_objects(self.url):
                 folder, _, _ = item.url.rpartition("/")
                 tries.setdefault(folder, []).append(item.url)
         except ObjectNotFoundError:
-            return []
-        ours = [folder for folder in tries if self._is_of_cluster(folder)]
-        return tries[max(ours)] if ours else []
+            return {}
+        return tries
 
     def _is_of_cluster(self, folder: str) -> bool:
         return not self.cluster or f"Z-{self.cluster}-head" in folder
+
+
+def _text(parts: list[str]) -> str:
+    return "".join(storage.read(part).decode(errors="replace") for part in parts)
 
 
 class LogReader:
@@ -73,6 +91,7 @@ class LogReader:
 
     def __init__(self) -> None:
         self._kept, self._of, self._next = Kept(), KeptLog(""), 0.0
+        self._is_refused = False
 
     def read(self, log: KeptLog, *, has_ended: bool) -> Kept:
         """What is kept; of a job that `has_ended` also the last lines, which come a moment later.
@@ -80,7 +99,9 @@ class LogReader:
         Nothing where nothing is kept, or it can't be read from here.
         """
         if log != self._of:
-            self._kept, self._of, self._next = Kept(), log, 0.0
+            if log.url != self._of.url or not self._is_refused:
+                self._next = 0.0
+            self._kept, self._of = Kept(), log
         now = time.monotonic()
         if now < self._next and not (has_ended and self._kept.text):
             return self._kept
@@ -93,11 +114,24 @@ class LogReader:
                 time.sleep(1)
                 self._kept = log.read()
         except StorageError as error:
-            logger.warning("the job's log can't be read from here: %s", error)
-            self._next = now + AGAIN_SECONDS
+            self._refused(error)
             return self._kept
-        self._next = now + EVERY_SECONDS
+        self._is_refused, self._next = False, now + EVERY_SECONDS
         return self._kept
+
+    def earlier(self, log: KeptLog) -> list[str]:
+        """What tries before this one printed, oldest first; nothing where that can't be read."""
+        if self._is_refused and time.monotonic() < self._next:
+            return []
+        try:
+            return log.earlier()
+        except StorageError as error:
+            self._refused(error)
+            return []
+
+    def _refused(self, error: StorageError) -> None:
+        logger.warning("the job's log can't be read from here: %s", error)
+        self._is_refused, self._next = True, time.monotonic() + AGAIN_SECONDS
 
 
 def _is_whole(text: str) -> bool:

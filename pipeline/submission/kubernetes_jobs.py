@@ -23,6 +23,7 @@ from pipeline.submission.objects import (
 )
 from pipeline.submission.place import Job, Output, Request
 from pipeline.submission.rayjob import (
+    EXEC,
     NAME_CHARACTERS,
     Wishes,
     base_template,
@@ -88,6 +89,10 @@ class KubernetesJobs:
         if not kept.text:
             return Output(job.output_end, whole=False)
         return Output(kept.text, whole=True, source=kept.folder)
+
+    def earlier_tries(self, job: Job) -> Sequence[str]:
+        """As their heads' `job-log` has put it on storage."""
+        return self._log.earlier(job.log) if job.log is not None and job.failed_tries else ()
 
     def kept_output(self, request: Request) -> Output:
         """By the templates, which say where logs are kept, of a RayJob that was deleted.
@@ -240,18 +245,19 @@ def _job(found: RayJob) -> Job:
     else:
         word = status.get("jobStatus") or deployment.upper() or "NEW"
     folder = folder_of_logs(found)
+    since = re.sub("[-:]", "", found["metadata"].get("creationTimestamp", ""))
     return Job(
         id=found["metadata"]["name"],
         uid=found["metadata"]["uid"],
         status=word,
-        entrypoint=spec.get("entrypoint", ""),
+        entrypoint=spec.get("entrypoint", "").removeprefix(EXEC),
         has_ended=deployment in _ENDED,
         # KubeRay could not ask the head for five minutes, and never tries again by itself.
         was_lost=deployment == "Failed" and reason == "JobStatusCheckTimeoutExceeded",
         exit_code=int(code[1]) if code else None,
         message=message,
         output_end=output_end,
-        log=None if folder is None else KeptLog(folder, status.get("rayClusterName", "")),
+        log=None if folder is None else KeptLog(folder, status.get("rayClusterName", ""), since),
         tries=1 + (spec.get("backoffLimit") or 0),
         failed_tries=status.get("failed") or 0,
     )

@@ -19,11 +19,12 @@ class Kind(Generic[Object]):
 
 
 class Metadata(TypedDict):
-    """Of any object; the server gives the uid."""
+    """Of any object; the server gives uid and time."""
 
     name: str
     namespace: NotRequired[str]
     uid: NotRequired[str]
+    creationTimestamp: NotRequired[str]
     labels: NotRequired[dict[str, str]]
 
 

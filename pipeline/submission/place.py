@@ -124,6 +124,10 @@ class Place(Protocol):
         """What the job has printed so far."""
         ...
 
+    def earlier_tries(self, job: Job) -> Sequence[str]:
+        """What those of its tries that failed have printed, oldest first, as far as it is kept."""
+        ...
+
     def kept_output(self, request: Request) -> Output:
         """What is kept of the newest job that was meant, though this place knows it no more."""
         ...

@@ -94,6 +94,10 @@ class RayJobs:
         answer = self._checked(self._ask("GET", f"/api/jobs/{urllib.parse.quote(job.id)}/logs"))
         return Output(str(answer.json()["logs"]), whole=True)
 
+    def earlier_tries(self, job: Job) -> Sequence[str]:
+        """None: Ray itself tries once."""
+        return ()
+
     def kept_output(self, request: Request) -> Output:
         """Nothing: a head takes its logs along."""
         return Output("", whole=False)

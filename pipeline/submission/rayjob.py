@@ -44,6 +44,9 @@ OURS = "vae-pipeline.internal"
 """Of labels and annotations that k8s/ knows."""
 SCALES = f"{OURS}/scales"
 """On heads with an autoscaler, which speaks with the API server."""
+EXEC = "exec "
+"""Ray starts a shell. When it stops a job, it waits until shell and driver are gone, and a driver
+that outlives its shell stays as a zombie: for all of RAY_JOB_STOP_WAIT_TIME_S."""
 _QUEUES = (QUEUE, "volcano.sh/queue-name", "kai.scheduler/queue")
 _KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 _RAY_PRIORITY = "ray.io/priority-class-name"
@@ -121,7 +124,7 @@ def render_rayjob(
     if wishes.namespace is not None:
         metadata["namespace"] = wishes.namespace
     spec = copy.deepcopy(start["spec"])
-    spec["entrypoint"] = shlex.join(command)
+    spec["entrypoint"] = f"{EXEC}{shlex.join(command)}"
     cluster = spec["rayClusterSpec"]
     if wishes.queue is not None:
         labels[queue_label(labels)] = wishes.queue

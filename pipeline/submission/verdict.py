@@ -75,7 +75,7 @@ def verdict(job: Job, printed: Printed, run: Run | None) -> Verdict:
         return Verdict(job.id, state, said, printed.result, code)
     if job.status != "SUCCEEDED":
         result = printed.result if printed.result is not None else end_of(run).result
-        return Verdict(job.id, job.status, job.message, result)
+        return Verdict(job.id, job.status, job.message + _unknown(job, printed), result)
     end = RunState(printed.result) if printed.result is not None else end_of(run)
     if end.hidden:
         return Verdict(
@@ -85,6 +85,15 @@ def verdict(job: Job, printed: Printed, run: Run | None) -> Verdict:
             f"here: {end.hidden}",
         )
     return _of_result(job.id, job.message, end.result)
+
+
+def _unknown(job: Job, printed: Printed) -> str:
+    if job.status != "STOPPED" or not printed.is_empty:
+        return ""
+    return (
+        " Whether somebody stopped it, or it ended itself since it could only fail again (exit "
+        "code 2 or 3), its output would say, of which nothing can be read from here."
+    )
 
 
 def left_in(run: Run | None, name: str, before: Json | None) -> Verdict | None:

@@ -1,5 +1,6 @@
-"""Why a RayJob does not run yet: its queue, its cluster's conditions, its pods and their events."""
+"""What a RayJob waits for: its queue, its cluster's conditions, its pods and their events."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,16 +9,30 @@ from pipeline.errors import ClusterError, ConfigError
 from pipeline.submission.api_server import ApiServer
 from pipeline.submission.objects import QUEUE, RAYJOBS, WORKLOADS, ClusterStatus, RayJob
 
-_PASSING = frozenset({"", "ContainerCreating", "PodInitializing", "ContainersNotReady"})
+_PASSING = frozenset({
+    "", "Unknown", "HeadPodNotFound", "ContainerCreating", "PodInitializing", "ContainersNotReady",
+})  # fmt: skip
 """Reasons that say no more than that it takes time."""
 
 
+_FAILED_PROBES = 24
+"""So many, each 5 s after the last, are more than a head's start takes."""
+
+
 def why_waiting(server: ApiServer, name: str) -> str:
-    """What stands in the way, in one line; "" if nothing is said to."""
+    """What stands in the way, in one line; "" if nothing is said to.
+
+    Of one that runs, what pods that it has asked for wait for: it may do without them.
+    """
     job = server.get(RAYJOBS, name)
     if job is None:
         return ""
     status = job.get("status") or {}
+    if not status.get("jobDeploymentStatus") and not job["spec"].get("suspend"):
+        return (
+            "KubeRay has taken no notice of it yet. If that stays so, its operator is not up: "
+            "kubectl -n kuberay-operator get pods"
+        )
     if job["spec"].get("suspend") or status.get("jobDeploymentStatus") == "Suspended":
         return _of_queue(server, job)
     cluster = status.get("rayClusterStatus") or {}
@@ -30,16 +45,17 @@ def why_waiting(server: ApiServer, name: str) -> str:
             said += _of_pods(pods)
     except ConfigError:
         unseen.append("its pods")
-    if not said:
+    runs = status.get("jobStatus") == "RUNNING"
+    if not said and not runs:  # Events stay for an hour, of what has long been got over, too.
         names = {name, status.get("rayClusterName"), *(pod.metadata.name for pod in pods)}
         try:
             said += _of_events(server.warnings(), names)
         except ConfigError:
             unseen.append("events")
     wanted, ready = cluster.get("desiredWorkerReplicas"), cluster.get("readyWorkerReplicas", 0)
-    if wanted and ready < wanted:
+    if wanted and ready < wanted and (said or not runs):
         said.append(f"{ready} of {wanted} workers are ready")
-    if unseen and len(said) < 2:
+    if unseen and len(said) < 2 and not runs:
         said.append(f"the Role may not read {' and '.join(unseen)}, which would say more")
     return "; ".join(said)
 
@@ -75,7 +91,9 @@ def _of_cluster(cluster: ClusterStatus) -> Iterator[str]:
         kind, is_true = condition["type"], condition["status"] == "True"
         bad = (kind == "ReplicaFailure" and is_true) or (kind == "HeadPodReady" and not is_true)
         if bad and condition.get("reason") not in _PASSING:
-            said = condition.get("message") or ""
+            # KubeRay tries again under another name each time, and it is the same reason.
+            said = re.sub(r'pods "[^"]*" is', "a pod is", condition.get("message") or "")
+            said = " ".join(said.removeprefix(condition["reason"]).split())
             what = "the head" if kind == "HeadPodReady" else "pods can't be made"
             yield f"{what}: {condition['reason']}: {said}".rstrip(": ")
 
@@ -101,7 +119,12 @@ def _of_pod(pod: Any) -> str:
 
 def _of_events(events: Sequence[Any], names: set[Any]) -> Iterator[str]:
     """The newest warning about one of these objects, such as a volume that can't be mounted."""
-    ours = [event for event in events if event.involved_object.name in names]
+    ours = [
+        event
+        for event in events
+        if event.involved_object.name in names
+        and (event.reason != "Unhealthy" or (event.count or 0) >= _FAILED_PROBES)
+    ]
     if ours:
         newest = max(ours, key=lambda e: str(e.last_timestamp or e.event_time or ""))
         yield f"{newest.involved_object.kind} {newest.involved_object.name}: {newest.message}"

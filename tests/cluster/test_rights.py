@@ -139,7 +139,7 @@ def rayjob(name: str) -> Any:
 def test_with_the_role_a_job_is_submitted_listed_seen_and_ended(alice: Cluster) -> None:
     submit(id="first", detach=True)
     made = alice.get("rayjob", "first")
-    assert made["spec"]["entrypoint"] == " ".join(DOCTOR)
+    assert made["spec"]["entrypoint"] == f"exec {' '.join(DOCTOR)}"
     # A dry run of it shows what was made.
     shown = dry(id="first")
     assert lacking(shown, made) == []
@@ -204,7 +204,7 @@ def test_a_job_has_the_clusters_own_patches(alice: Cluster) -> None:
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert head["nodeSelector"] == {"x": "y"}
     assert head["initContainers"][0]["env"] == [{"name": "JOB_LOGS", "value": "s3://l/logs/first"}]
-    assert (job["kind"], job["spec"]["entrypoint"]) == ("RayJob", " ".join(PACK))
+    assert (job["kind"], job["spec"]["entrypoint"]) == ("RayJob", f"exec {' '.join(PACK)}")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ def _parsed(command: tuple[str, ...]) -> Any:
     return validate(config_type, values)
 
 
+def command_of(rayjob: Object) -> list[str]:
+    """What it runs, without the shell around it."""
+    return shlex.split(rayjob["spec"]["entrypoint"].removeprefix("exec "))
+
+
 def entrypoints(objects: Sequence[Object]) -> Iterator[str]:
     """Each command line is one that its job understands, and fits the pods around it."""
     understood = True
@@ -166,7 +171,7 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
 def _on_ray(objects: Sequence[Object]) -> Iterator[tuple[Object, Sequence[str]]]:
     """Each job that runs on Ray, with its command; the night's as it is submitted."""
     for job in of_kind(objects, "RayJob"):
-        yield job, shlex.split(job["spec"]["entrypoint"])
+        yield job, command_of(job)
     (pod,) = every_pod([find(objects, "CronJob", "nightly")])
     for step in pod.containers:
         if step["args"][0] == "submit":
@@ -176,7 +181,7 @@ def _on_ray(objects: Sequence[Object]) -> Iterator[tuple[Object, Sequence[str]]]
 
 def _commands(objects: Sequence[Object]) -> Iterator[tuple[str, list[str]]]:
     for job in of_kind(objects, "RayJob"):
-        yield called(job), shlex.split(job["spec"]["entrypoint"])
+        yield called(job), command_of(job)
     for pod in every_pod(objects):
         for container in pod.containers:
             ours = container["image"].split(":")[0].endswith("vae-pipeline")
@@ -202,7 +207,7 @@ def _told(objects: Sequence[Object]) -> Iterator[tuple[str, str]]:
 
 def _sizes(job: Object) -> Iterator[str]:
     """As many ranks or actors as there is room for, once all pods are there."""
-    config = parsed(shlex.split(job["spec"]["entrypoint"]))
+    config = parsed(command_of(job))
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     gpus = int(limits.get(GPU, 0))

@@ -32,7 +32,7 @@ def test_the_nights_submission_creates_a_rayjob_that_fits_the_cluster(
             server.put(template)
         main(config.model_copy(update={"detach": True}))
         created = server.objects["nightly"]
-    assert tuple(shlex.split(created["spec"]["entrypoint"])) == config.command
+    assert tuple(shlex.split(created["spec"]["entrypoint"])[1:]) == config.command
     head = created["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]
     assert BY_SUBMISSION.items() <= head["labels"].items()
     assert head["annotations"]["vae-pipeline.internal/store"] == "s3://latents/photos"

@@ -172,6 +172,35 @@ def test_another_try_is_shown_from_its_beginning(
     assert said.index("the first try prints a long line") < said.index("again\n")
 
 
+def test_status_and_logs_tell_of_the_tries_before_and_of_no_earlier_job(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(detach=True)
+    server.objects["first"]["metadata"]["creationTimestamp"] = "2026-11-02T00:00:00Z"
+    kept(server, "of-before", "ValueError: of a job before\n", 1)
+    kept(server, "one", "its first head\n", 2)
+    kept(server, "one", DENIED, 3)
+    kept(server, "two", "again\n", 4)
+    server.script["first"] = [of_cluster("two", RUNNING | {"failed": 1})] * 9
+    status = main(SubmitConfig(kubernetes=True, id="first", status=True))
+    assert message_of(status) == (
+        "try 1 of 3 failed: AccessDeniedError: s3://d: looking it up was refused (403)"
+    )
+    capsys.readouterr()
+    main(SubmitConfig(kubernetes=True, id="first", logs=True))
+    assert capsys.readouterr().out == (
+        f"==> an earlier try <==\nits first head\n{DENIED}==> the newest try <==\nagain\n"
+    )
+
+
+def test_a_try_that_left_no_log_is_told_without_another_ones_cause(server: Any) -> None:
+    submit(detach=True)
+    kept(server, "one", DENIED, 1)
+    server.script["first"] = [of_cluster("three", RUNNING | {"failed": 2})] * 9
+    status = main(SubmitConfig(kubernetes=True, id="first", status=True))
+    assert message_of(status) == "try 2 of 3 failed: no log of it can be read"
+
+
 def test_logs_are_read_after_the_rayjob_itself_is_gone(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,7 +169,7 @@ def test_a_dry_run_needs_no_cluster(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     job: Any = submit(*train, gpus=2, dry_run=True).result["rayjob"]
-    assert parsed(job["spec"]["entrypoint"].split()).run == "My.Run"
+    assert parsed(job["spec"]["entrypoint"].split()[1:]).run == "My.Run"
     if CRDS.exists():
         assert list(crd_validator("RayJob").iter_errors(job)) == []
 

@@ -15,6 +15,10 @@ class Waiting(RayJobs):
     """A place that says why its job waits."""
 
     reason = "no node"
+    tries: tuple[str, ...] = ()
+
+    def earlier_tries(self, job: Job) -> tuple[str, ...]:
+        return self.tries
 
     def why_waiting(self, job: Job) -> str:
         return self.reason
@@ -45,11 +49,35 @@ def test_a_state_is_told_when_it_begins_and_an_end_is_left_to_the_verdict(
 
 def test_a_failed_try_is_told_with_its_cause_once(told: pytest.LogCaptureFixture) -> None:
     teller = Narrator(Waiting("http://127.0.0.1:9"))
-    for failed in (0, 1, 1):
-        teller.tell(job("RUNNING", tries=4, failed=failed))
+    for state, failed in (("RUNNING", 0), ("RETRYING", 1), ("RUNNING", 1)):
+        teller.tell(job(state, tries=4, failed=failed))
     failures = [message for message in told.messages if "failed" in message]
     assert failures == ["first: try 1 of 4 failed, and it is tried again: out of memory"]
     assert told.messages[-1] == "first: RUNNING, try 2 of 4"
+
+
+def test_the_cause_of_a_failed_try_that_nobody_saw_is_read_in_its_log_or_was_its_waiting(
+    told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    place = Waiting("http://127.0.0.1:9")
+    teller = Narrator(place)
+    for failed in (0, 0, 1):
+        now[0] += 30
+        teller.tell(job("PENDING", tries=4, failed=failed))
+    # The last lines of the second's log come a moment later, and of the third's none.
+    teller.tell(job("RUNNING", tries=4, failed=2))
+    place.tries = ("nothing", "INFO begins\nValueError: no such key\n")
+    for failed, seconds in ((2, 2), (2, 2), (3, 2), (3, 30), (3, 30)):
+        now[0] += seconds
+        teller.tell(job("RUNNING", tries=4, failed=failed))
+    failures = [message for message in told.messages if "failed" in message]
+    assert failures == [
+        "first: try 1 of 4 failed, and it is tried again: to the last it waited: no node",
+        "first: try 2 of 4 failed, and it is tried again: ValueError: no such key",
+        "first: try 3 of 4 failed, and it is tried again: the place says no more why",
+    ]
 
 
 def test_a_reason_is_told_when_it_is_another_and_again_after_a_while(
@@ -71,5 +99,12 @@ def test_a_reason_is_told_when_it_is_another_and_again_after_a_while(
     )
     brief = Verdict("first", "FAILED", "exit code 2: no such flag", job_exit_code=2)
     assert teller.with_reason(brief) == brief, "it ran between two looks"
-    teller.tell(job("RUNNING"))
+    place.reason = ""
+    for _ in range(2):
+        now[0] += 30
+        teller.tell(job("RUNNING"))
     assert teller.with_reason(late) == late, "it did run"
+    place.reason = "1 pod: Unschedulable"
+    now[0] += 30
+    teller.tell(job("RUNNING"))
+    assert told.messages[-1] == "first waits: 1 pod: Unschedulable"

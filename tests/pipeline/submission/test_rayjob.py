@@ -45,7 +45,7 @@ def test_without_a_size_only_kind_name_and_command_differ_from_the_file(
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     expected |= {"apiVersion": "ray.io/v1", "kind": "RayJob"}
     expected["metadata"]["name"] = "first"
-    expected["spec"]["entrypoint"] = shlex.join(command)
+    expected["spec"]["entrypoint"] = f"exec {shlex.join(command)}"
     cluster = expected["spec"]["rayClusterSpec"]
     (log,) = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert log["env"] == [{"name": "JOB_LOGS", "value": "s3://runs/job-logs"}]
@@ -59,7 +59,7 @@ def test_without_a_size_only_kind_name_and_command_differ_from_the_file(
 def test_a_shell_splits_the_entrypoint_into_the_same_words() -> None:
     # Ray gives the entrypoint to a shell; the quoted form is that of POSIX.
     entrypoint = rendered(TRAIN, name="first")["spec"]["entrypoint"]
-    assert entrypoint == "python -m jobs.train --data 's3://a b/train' --run first"
+    assert entrypoint == "exec python -m jobs.train --data 's3://a b/train' --run first"
 
 
 def test_training_workers_without_gpus_get_a_pod_each_all_of_them_needed() -> None:

@@ -57,6 +57,14 @@ def test_every_reason_but_done_is_told_whoever_printed_it(reason: str) -> None:
     assert other_job.status == "SUCCEEDED"
 
 
+def test_why_a_job_stopped_is_not_guessed_where_nothing_of_its_output_can_be_read() -> None:
+    unseen = verdict(job("STOPPED", message="Job was stopped."), printed(""), None)
+    assert (unseen.status, unseen.exit_code) == ("STOPPED", 5)
+    assert "exit code 2 or 3" in unseen.message
+    seen = verdict(job("STOPPED", message="Job was stopped."), printed("it has begun\n"), None)
+    assert seen.message == "Job was stopped."
+
+
 def test_who_had_itself_stopped_has_failed_and_who_was_stopped_has_not() -> None:
     said = f"ConfigError: no such flag\n{NOT_REPEATED}2\n"
     failed = verdict(job("STOPPED"), printed(said), None)

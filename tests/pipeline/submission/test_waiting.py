@@ -7,7 +7,7 @@ import pytest
 from jobs.submit import main
 from pipeline.config import SubmitConfig
 from pipeline.submission import narrator
-from tests.support.rayjobs import SUCCEEDED, submit
+from tests.support.rayjobs import RUNNING, SUCCEEDED, submit
 
 CLUSTER = "first-x7k2p"
 
@@ -42,11 +42,11 @@ def without_image(name: str, reason: str) -> dict[str, Any]:
     return pod(name, containerStatuses=[container])
 
 
-def event(about: str, message: str, at: str, kind: str = "Pod") -> dict[str, Any]:
+def event(about: str, message: str, at: str, kind: str = "Pod", **more: Any) -> dict[str, Any]:
     return {
         "kind": "Event", "apiVersion": "v1", "metadata": {"name": f"{about}.{at}"},
         "type": "Warning", "reason": "Failed", "message": message, "lastTimestamp": at,
-        "involvedObject": {"kind": kind, "name": about},
+        "involvedObject": {"kind": kind, "name": about}, **more,
     }  # fmt: skip
 
 
@@ -73,6 +73,49 @@ def test_pods_that_a_quota_refuses_are_told_by_the_clusters_own_condition(server
     condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod",
                  "message": "exceeded quota: gpus"}  # fmt: skip
     assert "FailedCreateWorkerPod: exceeded quota: gpus" in reason(server, initializing(condition))
+
+
+def test_a_reason_is_one_line_and_the_same_however_kuberay_names_the_pod(server: Any) -> None:
+    """The message as KubeRay 1.6.2 wrote it on a cluster, with another name at each attempt."""
+    said = set()
+    for suffix in ("l2s48", "rzm95"):
+        message = (
+            f'FailedCreateHeadPod\npods "first-{suffix}" is forbidden: exceeded quota: crowded'
+        )
+        made = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod",
+                "message": message}  # fmt: skip
+        head = {"type": "HeadPodReady", "status": "False", "reason": "HeadPodNotFound",
+                "message": "Head Pod not found"}  # fmt: skip
+        said.add(reason(server, initializing(made, head)))
+    assert said == {
+        "pods can't be made: FailedCreateHeadPod: a pod is forbidden: exceeded quota: crowded"
+    }
+
+
+def test_a_head_that_begins_has_nothing_to_wait_for_and_one_that_never_does_has(
+    server: Any,
+) -> None:
+    server.put(pod("head", conditions=[{"type": "PodScheduled", "status": "True"}]))
+    at, said = "2026-01-01T00:00:00Z", "Readiness probe failed: connection refused"
+    server.put(event("head", said, at, reason="Unhealthy", count=5))
+    assert reason(server, initializing()) == ""
+    server.put(event("head", said, at, reason="Unhealthy", count=60))
+    assert reason(server, initializing()) == f"Pod head: {said}"
+
+
+def test_of_a_job_that_runs_its_pods_are_told_and_no_event_of_long_ago(server: Any) -> None:
+    running = initializing(desiredWorkerReplicas=1, readyWorkerReplicas=0) | RUNNING
+    server.put(pod("head", conditions=[{"type": "PodScheduled", "status": "True"}]))
+    server.put(event("head", "Readiness probe failed", "2026-01-01T00:00:00Z"))
+    assert reason(server, running) == ""
+    server.put(unscheduled("w0", "0/3 nodes are available"))
+    assert reason(server, running) == (
+        "1 pod: Unschedulable: 0/3 nodes are available; 0 of 1 workers are ready"
+    )
+
+
+def test_an_operator_that_takes_no_notice_is_told(server: Any) -> None:
+    assert "KubeRay has taken no notice of it yet" in reason(server, {})
 
 
 def test_pods_for_which_no_node_has_room_are_counted(server: Any) -> None:
