@@ -12,7 +12,7 @@ import pytest
 from jobs.command import Outcome
 from jobs.submit import main
 from pipeline.config import SubmitConfig
-from pipeline.errors import ClusterError, ConfigError
+from pipeline.errors import ClusterError, ConfigError, NotNowError
 from tests.cluster.conftest import K8S
 from tests.k8s.manifests import build, find
 from tests.k8s.test_components import own_overlay
@@ -301,3 +301,21 @@ def test_a_credential_that_is_none_is_refused_by_a_dry_run_too(
     monkeypatch.setenv("KUBECONFIG", str(stranger))
     with pytest.raises(ConfigError, match="credentials are wrong"):
         dry()
+
+
+def test_a_quota_on_jobs_is_told_of_a_job_that_is_not_made_yet(
+    alice: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(SubmitConfig, "lost_seconds", 2)
+    monkeypatch.setattr(SubmitConfig, "poll_seconds", 0.5)
+    alice.kubectl("-n", "vae", "create", "quota", "jobs", "--hard=count/rayjobs.ray.io=0")
+    alice.wait("resourcequota", "jobs", "jsonpath={.status.hard}")
+    for more in ({"detach": True}, {"dry_run": True}):
+        with pytest.raises(NotNowError, match="exceeded quota: jobs"):
+            submit(id="first", **more)
+    assert "asking again" in caplog.text
+    assert "may well go on" not in caplog.text
+    assert alice.items("rayjobs") == []
+    alice.kubectl("-n", "vae", "delete", "quota", "jobs")
+    submit(id="first", detach=True)
+    submit(id="first", stop=True)
