@@ -1,4 +1,4 @@
-"""A cluster that has ended, however it did, leaves nothing."""
+"""A cluster that has ended, however it did, leaves nothing; nodes and servers go and come."""
 
 import os
 import re
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.pods import Pod
 from tests.servers.cluster.box import until
-from tests.servers.cluster.cluster import ROOT
+from tests.servers.cluster.cluster import ROOT, cluster
+from tests.servers.cluster.operators import start_dns
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SETTINGS = (
@@ -229,3 +231,45 @@ def test_nothing_of_a_cluster_is_left_however_it_ends(
     until(lambda: getattr(processes().get(keeper), "began", None) != began, "the keeper's end", 90)
     assert life.left() == []
     assert on_the_host(keep=number) - before == set()
+
+
+def test_nodes_are_cordoned_drained_powered_off_and_brought_back() -> None:
+    with cluster(nodes=2) as found:
+        start_dns(found)
+
+        def where(name: str) -> str | None:
+            pod = found.find("pod", name, "default")
+            return pod["spec"].get("nodeName") if pod else None
+
+        def runs(name: str) -> str | None:
+            found.apply([Pod(name, {"app": "probe"}, (8080,), "default").manifest()])
+            found.wait("pod", name, "condition=Ready", namespace="default")
+            return where(name)
+
+        found.kubectl("cordon", "node1")
+        assert runs("first") == "node2"
+        found.kubectl("uncordon", "node1")
+        found.kubectl("drain", "node2", "--force", "--timeout=60s")
+        assert where("first") is None
+        assert runs("second") == "node1"
+        found.kubectl("uncordon", "node2")
+
+        server = found.control.parts["kube-apiserver"]
+        server.kill()
+        assert found.try_kubectl("get", "nodes", seconds=60).returncode
+        server.start()
+        until(found.control.is_ready, "the API server again", 60)
+
+        found.kubectl("cordon", "node1")
+        assert runs("third") == "node2"
+        found.nodes[2].power_off()
+        found.wait("node", "node2", "condition=Ready=Unknown", namespace="default", seconds=90)
+        assert where("third") == "node2"
+        found.add_node(2)
+        assert runs("fourth") == "node2"
+        # Through both nodes' networks, as before.
+        found.kubectl("uncordon", "node1")
+        fourth = Pod("fourth", {}, (), "default")
+        second = Pod("second", {}, (), "default")
+        assert second.reaches(found, [f"{fourth.address(found)}:8080"]) == [True]
+        assert fourth.reaches(found, [f"{second.address(found)}:8080"]) == [True]
