@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -146,8 +145,3 @@ def until(holds: Callable[[], object], what: str, seconds: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.1)
-
-
-def has_programs(*names: str) -> bool:
-    """Whether all are on the PATH."""
-    return all(shutil.which(name) for name in names)
