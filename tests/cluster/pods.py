@@ -39,8 +39,8 @@ class Pod:
 
     name: str
     labels: Mapping[str, str]
-    ports: Sequence[int] = ()
-    namespace: str = "vae"
+    ports: Sequence[int]
+    namespace: str
 
     def manifest(self) -> dict[str, Any]:
         """As strict as the namespace asks for; ports below 1024 are anybody's."""

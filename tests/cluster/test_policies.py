@@ -21,23 +21,25 @@ SCALES = {"vae-pipeline.internal/scales": "yes"}
 RAY_PORTS = (6379, 8080, 8265, 9464, 10001, 31234, 44217, 44227)
 METRICS = (8080, 9464, 44217, 44227)
 
+PLACE = "policies"
+"""A namespace of its own: others count on the policies of `vae`."""
+
 PODS = (
-    Pod("train-head", HEAD | {COMPONENT: "train"}, RAY_PORTS),
-    Pod("train-worker", WORKER | {COMPONENT: "train"}, (8080, 9464, 31234)),
-    Pod("encode-head", HEAD | SCALES | {COMPONENT: "encode"}, RAY_PORTS),
-    Pod("encode-worker", WORKER | {COMPONENT: "encode"}, (8080, 31234)),
-    Pod("nightly", {COMPONENT: "nightly"}, (443, 8080)),
-    Pod("mlflow", {COMPONENT: "mlflow"}, (443, 5000, 9000)),
-    Pod("postgres", {COMPONENT: "postgres"}, (5432, 5000)),
-    Pod("pushgateway", {COMPONENT: "pushgateway"}, (9091,)),
-    Pod("s3", {COMPONENT: "s3"}, (9000, 443)),
-    Pod("stray", {"app": "stray"}, (443, 8080)),
+    Pod("train-head", HEAD | {COMPONENT: "train"}, RAY_PORTS, PLACE),
+    Pod("train-worker", WORKER | {COMPONENT: "train"}, (8080, 9464, 31234), PLACE),
+    Pod("encode-head", HEAD | SCALES | {COMPONENT: "encode"}, RAY_PORTS, PLACE),
+    Pod("encode-worker", WORKER | {COMPONENT: "encode"}, (8080, 31234), PLACE),
+    Pod("nightly", {COMPONENT: "nightly"}, (443, 8080), PLACE),
+    Pod("mlflow", {COMPONENT: "mlflow"}, (443, 5000, 9000), PLACE),
+    Pod("postgres", {COMPONENT: "postgres"}, (5432, 5000), PLACE),
+    Pod("pushgateway", {COMPONENT: "pushgateway"}, (9091,), PLACE),
+    Pod("s3", {COMPONENT: "s3"}, (9000, 443), PLACE),
+    Pod("stray", {"app": "stray"}, (443, 8080), PLACE),
     Pod("operator", {}, (443,), "kuberay-operator"),
     Pod("prometheus", {}, (443, 9090), "monitoring"),
     Pod("foreign", {}, (443, 5000, 6443, 80), "default"),
 )
 RAY_PODS = ("train-head", "train-worker", "encode-head", "encode-worker")
-IN_VAE = tuple(pod.name for pod in PODS if pod.namespace == "vae")
 OUTSIDE = ("operator", "prometheus", "foreign")
 JOBS = (*RAY_PODS, "nightly", "mlflow")
 METADATA = "169.254.169.254"
@@ -71,6 +73,8 @@ def allowed(source: str, target: str, port: int) -> bool:
 def places(nodes: Cluster) -> Iterator[dict[tuple[str, int], str]]:
     """ADDRESS:PORT of everything that listens; the policies of overlays/dev are there."""
     objects = [item for item in build("dev") if item["kind"] in ("Namespace", "NetworkPolicy")]
+    for item in objects:
+        item["metadata"]["name" if item["kind"] == "Namespace" else "namespace"] = PLACE
     for name in ("monitoring", "kuberay-operator"):
         if nodes.find("namespace", name, "") is None:
             nodes.kubectl("create", "namespace", name)
@@ -87,7 +91,7 @@ def places(nodes: Cluster) -> Iterator[dict[tuple[str, int], str]]:
     yield found
     for pod in PODS:
         nodes.kubectl("-n", pod.namespace, "delete", "pod", pod.name, "--wait=false")
-    nodes.kubectl("delete", "namespace", "vae")
+    nodes.kubectl("delete", "namespace", PLACE)
 
 
 def reached(nodes: Cluster, places: dict[tuple[str, int], str]) -> dict[tuple[str, str, int], bool]:
@@ -111,7 +115,7 @@ def test_each_pair_is_open_or_closed_as_the_table_says_and_all_are_open_without_
             break
     assert wrong == {}
     assert sum(seen.values()) > 60
-    nodes.kubectl("-n", "vae", "delete", "networkpolicies", "--all")
+    nodes.kubectl("-n", PLACE, "delete", "networkpolicies", "--all")
     deadline = time.monotonic() + 60
     while True:
         closed = [key for key, is_open in reached(nodes, places).items() if not is_open]
