@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -204,7 +205,8 @@ class ApiServer:
                 "view --minify` shows which ones are used, and what an exec plugin said stands "
                 "above."
             )
-        if refused.status == 403 and "exceeded quota" in refused.message:
+        # "exceeded quota: jobs", or "status unknown for quota: jobs" of one that is new.
+        if refused.status == 403 and re.search("(exceeded|for) quota: ", refused.message):
             return NotNowError(said)
         if refused.status == 403 and " cannot " in refused.message:
             if not self._is_ready():

@@ -309,7 +309,7 @@ def test_a_quota_on_jobs_is_told_of_a_job_that_is_not_made_yet(
     monkeypatch.setattr(SubmitConfig, "lost_seconds", 2)
     monkeypatch.setattr(SubmitConfig, "poll_seconds", 0.5)
     alice.kubectl("-n", "vae", "create", "quota", "jobs", "--hard=count/rayjobs.ray.io=0")
-    alice.wait("resourcequota", "jobs", "jsonpath={.status.hard}")
+    alice.wait("resourcequota", "jobs", "jsonpath={.status.used}")
     for more in ({"detach": True}, {"dry_run": True}):
         with pytest.raises(NotNowError, match="exceeded quota: jobs"):
             submit(id="first", **more)
