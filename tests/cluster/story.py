@@ -12,8 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -146,20 +145,6 @@ def here(command: str, environment: Mapping[str, str], folder: Path) -> Ended:
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
     return Ended(done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr)
-
-
-@contextmanager
-def forwarded(cluster: Cluster, service: str, port: int) -> Iterator[str]:
-    """The URL by which a Service is reached from here meanwhile."""
-    with subprocess.Popen(
-        ["kubectl", "-n", "vae", "port-forward", f"service/{service}", f":{port}"],
-        env=cluster.environment(), stdout=subprocess.PIPE, text=True,
-    ) as forward:  # fmt: skip
-        assert forward.stdout is not None
-        found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
-        assert found is not None
-        yield f"http://localhost:{found[1]}"
-        forward.terminate()
 
 
 def answers_to_tokens(cluster: Cluster, job: str, others_token: str) -> list[int]:

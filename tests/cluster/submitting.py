@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,21 +105,32 @@ class Submitter:
 
 
 @contextmanager
-def s3_from_here(cluster: Cluster) -> Iterator[dict[str, str]]:
-    """The environment in which S3 in the cluster is reached, by the README's port-forward."""
+def forwarded(cluster: Cluster, service: str, port: int) -> Iterator[str]:
+    """The URL by which a Service is reached from here meanwhile."""
     with subprocess.Popen(
-        ["kubectl", "-n", "vae", "port-forward", "service/s3", ":9000"],
+        ["kubectl", "-n", "vae", "port-forward", f"service/{service}", f":{port}"],
         env=cluster.environment(), stdout=subprocess.PIPE, text=True,
     ) as forward:  # fmt: skip
         assert forward.stdout is not None
-        port = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
-        assert port is not None
+        found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
+        assert found is not None
+        # It prints a line a connection, and stands still when nobody reads them.
+        threading.Thread(target=forward.stdout.read, daemon=True).start()
+        try:
+            yield f"http://localhost:{found[1]}"
+        finally:
+            forward.terminate()
+
+
+@contextmanager
+def s3_from_here(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """The environment in which S3 in the cluster is reached, by the README's port-forward."""
+    with forwarded(cluster, "s3", 9000) as url:
         yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port[1]}",
+            "AWS_ENDPOINT_URL": url,
             "AWS_ACCESS_KEY_ID": rgw.ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": rgw.SECRET_KEY,
         }
-        forward.terminate()
 
 
 @contextmanager

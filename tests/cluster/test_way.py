@@ -26,7 +26,6 @@ from tests.cluster.story import (
     Trained,
     answers_to_tokens,
     cluster_of,
-    forwarded,
     here,
     inline,
     is_ready,
@@ -37,7 +36,7 @@ from tests.cluster.story import (
     status,
     submissions,
 )
-from tests.cluster.submitting import Submitter, s3_from_here
+from tests.cluster.submitting import Submitter, forwarded, s3_from_here
 from tests.servers.cluster.box import until
 from tests.servers.cluster.cluster import Cluster
 
@@ -199,28 +198,28 @@ def trained(begun: Begun, alice: Submitter, vae: Cluster, prometheus: Prometheus
 
     until(lambda: head().get("status", {}).get("podIP"), "the head's address", 60)
     url = f"http://{head()['status']['podIP']}:9464/metrics"
-    early = answers(prometheus, url)
+    early = endpoint(prometheus, url) != ""
     training.says("train-photos: (PENDING|RUNNING)", 420)
     found = [*pods(vae, "train-photos", "head"), *pods(vae, "train-photos", "worker")]
     tokens = answers_to_tokens(vae, "train-photos", begun.token)
 
     vae.wait("pod", "foreign", "condition=Ready", namespace="default")
-    missing = prometheus.misses(SERIES, 300)
+    # While it runs: afterwards nobody would get in.
+    until(lambda: "vae_train_step{" in endpoint(prometheus, url), "the run's metrics", 200)
+    elsewhere = foreign.reaches(vae, [f"{head()['status']['podIP']}:9464"])
     seen = Trained(
-        Ended(-1, {}, ""), [is_ready(pod) for pod in found], early, tokens,
-        foreign.reaches(vae, [f"{head()['status']['podIP']}:9464"]),
-        prometheus.fetch(url) if answers(prometheus, url) else "",
-        missing,
+        Ended(-1, {}, ""), [is_ready(pod) for pod in found], early, tokens, elsewhere,
+        endpoint(prometheus, url), prometheus.misses(SERIES, 300),
     )  # fmt: skip
     return seen._replace(ended=Ended(*training.ends(600), training.said))
 
 
-def answers(prometheus: Prometheus, url: str) -> bool:
+def endpoint(prometheus: Prometheus, url: str) -> str:
+    """What it answers the namespace `monitoring`; "" where it does not."""
     try:
-        prometheus.fetch(url)
+        return prometheus.fetch(url)
     except RuntimeError:
-        return False
-    return True
+        return ""
 
 
 def test_a_training_of_two_workers_ends_with_its_last_step(trained: Trained) -> None:
