@@ -12,13 +12,14 @@ import yaml
 from pipeline.config import LoaderConfig
 from pipeline.errors import ConfigError
 from pipeline.submission.rayjob import base_template
-from tests.k8s import agreement, commands, schemas
+from tests.k8s import agreement, commands, lifetimes, schemas
 from tests.k8s.manifests import K8S, OVERLAYS, Object, build, example_secrets, find, of_kind
 
 CHECKS = [
     agreement.names_and_quantities, agreement.selectors, agreement.ports, agreement.accounts,
     agreement.references, agreement.network, agreement.hardening, commands.entrypoints,
     commands.images, commands.pools, commands.addresses, commands.nightly, commands.tracking,
+    lifetimes.beginnings, lifetimes.endings, lifetimes.budgets, lifetimes.command_lines,
 ]  # fmt: skip
 
 
@@ -279,6 +280,23 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         set_at("CronJob", "nightly",
                "spec/jobTemplate/spec/podFailurePolicy/rules/1/onExitCodes/values", [2]),
         "end the night"),
+    "a first start that is cut short": (
+        set_at("Deployment", "mlflow", f"{SERVER}/startupProbe/failureThreshold", 2),
+        "no more than 10 s"),
+    "a head whose log goes with it": (
+        set_at("RayJobTemplate", "encode",
+               f"{HEAD}/template/spec/initContainers/0/restartPolicy", None), "no job-log"),
+    "a stopped driver without time": (
+        set_at("RayJobTemplate", "train", f"{HEAD}/template/spec/containers/0/env/1/value", "3"),
+        "killed after 3 s"),
+    "a budget that counts heads": (
+        set_at("PodDisruptionBudget", "ray-heads", "spec", {
+            "minAvailable": 1, "selector": {"matchLabels": {"ray.io/node-type": "head"}}}),
+        "alerts where there are none"),
+    "a password in a command line": (
+        set_at("Deployment", "mlflow", f"{SERVER}/args/3",
+               "--backend-store-uri=postgresql://mlflow:$(PGPASSWORD)@postgres/mlflow"),
+        "stands in its command line"),
     "nights that overlap": (
         set_at("CronJob", "nightly", "spec/concurrencyPolicy", "Allow"), "overlap"),
 }  # fmt: skip

@@ -174,6 +174,8 @@ def test_a_template_of_eight_gpus_is_cut_down_for_four() -> None:
     eight = rendered(TRAIN, name="template", gpus=8)
     four = container(rendered(TRAIN, name="first", template=eight, gpus=4))
     assert four["resources"]["limits"] == {"cpu": "16", "memory": "32Gi", GPU: "4"}
+    asked = four["resources"]["requests"]  # more than the limits is refused by the API server
+    assert (asked["cpu"], asked["memory"]) == ("16", "32Gi")
 
 
 def test_a_template_of_the_cluster_keeps_its_patches_and_is_not_changed() -> None:

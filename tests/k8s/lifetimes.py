@@ -1,0 +1,58 @@
+"""How long things have to begin and to end, and what they leave. Checks yield what is wrong."""
+
+from collections.abc import Iterator, Sequence
+
+from tests.k8s.manifests import Object, called, of_kind, pods
+
+_FIRST_START_SECONDS = 120
+"""PostgreSQL makes its files in it, and MLflow its tables, on a slow disk."""
+_LAST_CHECKPOINT_SECONDS = 60
+"""What a driver's workers need for it; Ray itself gives a stopped driver 3."""
+
+
+def beginnings(objects: Sequence[Object]) -> Iterator[str]:
+    """A probe that ends containers waits for the first start."""
+    for pod in pods(objects):
+        for container in pod.containers:
+            probe = container.get("startupProbe")
+            if probe is not None:
+                seconds = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+                if seconds < _FIRST_START_SECONDS:
+                    yield f"{pod.owner}: its first start may take no more than {seconds} s"
+
+
+def endings(objects: Sequence[Object]) -> Iterator[str]:
+    """A deleted training's driver has time for a last checkpoint, and every head keeps its log."""
+    for template in of_kind(objects, "RayJobTemplate"):
+        head = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        logs = [each for each in head.get("initContainers", []) if each["name"] == "job-log"]
+        if [each.get("restartPolicy") for each in logs] != ["Always"]:
+            yield f"{called(template)}: no job-log stays beside its head"
+        if template["metadata"]["name"] == "train":
+            (driver,) = head["containers"]
+            given = {each["name"]: each.get("value") for each in driver["env"]}
+            seconds = int(given.get("RAY_JOB_STOP_WAIT_TIME_S", 3))
+            if not _LAST_CHECKPOINT_SECONDS <= seconds < head["terminationGracePeriodSeconds"]:
+                yield f"{called(template)}: a stopped driver is killed after {seconds} s"
+
+
+def budgets(objects: Sequence[Object]) -> Iterator[str]:
+    """A RayCluster's pods can't be counted: a budget that wants some is missed for ever."""
+    for budget in of_kind(objects, "PodDisruptionBudget"):
+        if "minAvailable" in budget["spec"]:
+            yield f"{called(budget)}: minAvailable lets heads go, and alerts where there are none"
+
+
+def command_lines(objects: Sequence[Object]) -> Iterator[str]:
+    """Whoever sees a process sees its arguments: no secret is among them."""
+    for pod in pods(objects):
+        for container in pod.containers:
+            secrets = [
+                each["name"]
+                for each in container.get("env", [])
+                if "secretKeyRef" in each.get("valueFrom", {})
+            ]
+            words = [*container.get("command", []), *container.get("args", [])]
+            for name in secrets:
+                if any(f"$({name})" in word for word in words):
+                    yield f"{pod.owner}/{container['name']}: {name} stands in its command line"
