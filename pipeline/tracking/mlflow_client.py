@@ -16,10 +16,14 @@ from pipeline.masking import masked
 DEFAULT_FOLDER = "runs"
 
 # A refused connection blocks a call for 4 minutes with MLflow's own numbers, a black hole for 20.
-_PATIENCE = {
+_OPTIONS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # Otherwise a server that passes artifacts on sends us past itself, to storage that we may not
+    # reach and have no keys for: a download from a cluster's inside tried that for minutes.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -38,7 +42,7 @@ def tracking_uri() -> str:
 
 def mlflow_client(uri: str) -> Any:
     """An `MlflowClient` for tracking and registry; needs no server for `sqlite:` URIs."""
-    for name, value in _PATIENCE.items():
+    for name, value in _OPTIONS.items():
         os.environ.setdefault(name, value)
     import mlflow
 
