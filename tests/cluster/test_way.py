@@ -352,7 +352,7 @@ def remains(
     before = prometheus.fetch(url)
     vae.kubectl("-n", "vae", "rollout", "restart", "deployment/pushgateway")
     vae.kubectl("-n", "vae", "rollout", "status", "deployment/pushgateway", "--timeout=60s")
-    restarted = prometheus.fetch(url, "--retry", "5", "--retry-connrefused")
+    restarted = prometheus.fetch(url, "--retry", "9", "--retry-all-errors")
     page = K8S / "base/monitoring/README.md"
     vae.bash(written("kubectl -n vae port-forward deployment/pushgateway", page))
     return Remains(
