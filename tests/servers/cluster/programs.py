@@ -45,6 +45,7 @@ def missing() -> list[str]:
     """What keeps a cluster from starting here, each in words; nothing where one can start."""
     found = [] if os.geteuid() == 0 else ["root"]
     found += sorted({package for name, package in _OF_DEBIAN.items() if shutil.which(name) is None})
+    found += ["kubectl"] if shutil.which("kubectl") is None else []
     found += ["Go"] if unbuilt() and shutil.which("go") is None else []
     if unbuilt():
         found.append("the programs that `make cluster` builds")
