@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.submission.rayjob import Wishes, base_template, render_rayjob
 from tests.k8s import kuberay_rules
+from tests.k8s.manifests import put_at
 from tests.servers.cluster.box import until
 from tests.servers.cluster.cluster import Cluster
 
@@ -75,14 +76,7 @@ def rayjob(name: str, pool: str) -> Any:
 
 def with_mistake(made: Any, path: str, value: Any) -> Any:
     made = copy.deepcopy(made)
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
-    place = made
-    for part in parents:
-        place = place[part]
-    if value is None:
-        del place[last]
-    else:
-        place[last] = value
+    put_at(made, path, value)
     return made
 
 

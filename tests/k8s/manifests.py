@@ -58,6 +58,18 @@ def find(objects: Sequence[Object], kind: str, name: str) -> Object:
     return found
 
 
+def put_at(item: Object, path: str, value: object) -> None:
+    """The field at `a/0/b` of an object gets this value; None removes it."""
+    place: Any = item
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    for part in parents:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+
+
 @dataclass(frozen=True)
 class Pod:
     """A pod template, with the labels that its pods will have; `claims` are StatefulSets' own."""

@@ -13,7 +13,16 @@ from pipeline.config import LoaderConfig
 from pipeline.errors import ConfigError
 from pipeline.submission.rayjob import base_template
 from tests.k8s import agreement, commands, lifetimes, schemas
-from tests.k8s.manifests import K8S, OVERLAYS, Object, build, example_secrets, find, of_kind
+from tests.k8s.manifests import (
+    K8S,
+    OVERLAYS,
+    Object,
+    build,
+    example_secrets,
+    find,
+    of_kind,
+    put_at,
+)
 
 CHECKS = [
     agreement.names_and_quantities, agreement.selectors, agreement.ports, agreement.accounts,
@@ -108,17 +117,7 @@ def test_a_planted_misfit_is_caught_by_the_schemas(plant: Callable[..., Any], sa
 def set_at(kind: str, name: str, path: str, value: object) -> Callable[[list[Object]], None]:
     """A mistake: that field of that object gets this value; None removes it."""
 
-    def plant(objects: list[Object]) -> None:
-        place: Any = find(objects, kind, name)
-        *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
-        for part in parents:
-            place = place[part]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-
-    return plant
+    return lambda objects: put_at(find(objects, kind, name), path, value)
 
 
 def without(kind: str, name: str) -> Callable[[list[Object]], None]:
