@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 EVERY_SECONDS = 10.0
 """The log is stored every few seconds, and read no more often than this."""
 LAST_SECONDS = 20.0
-"""So long its last lines may take, once a job has ended."""
+"""So long its last lines may take, once a job has ended; a brief job's are all that it has."""
 AGAIN_SECONDS = 300.0
 """Until a storage that can't be reached is asked once more."""
 CONTAINER = "job-log"
@@ -93,8 +93,8 @@ class LogReader:
         self._kept, self._of, self._next = Kept(), KeptLog(""), 0.0
         self._is_refused = False
 
-    def read(self, log: KeptLog, *, has_ended: bool) -> Kept:
-        """What is kept; of a job that `has_ended` also the last lines, which come a moment later.
+    def read(self, log: KeptLog, *, due_seconds: float = 0.0) -> Kept:
+        """What is kept; of a job that has ended also its last lines, due within `due_seconds`.
 
         Nothing where nothing is kept, or it can't be read from here.
         """
@@ -103,14 +103,11 @@ class LogReader:
                 self._next = 0.0
             self._kept, self._of = Kept(), log
         now = time.monotonic()
-        if now < self._next and not (has_ended and self._kept.text):
+        if now < self._next and (self._is_refused or not due_seconds):
             return self._kept
         try:
             self._kept = log.read()
-            deadline = now + LAST_SECONDS
-            while has_ended and self._kept.text and not _is_whole(self._kept.text):
-                if time.monotonic() > deadline:
-                    break
+            while not _is_whole(self._kept.text) and time.monotonic() < now + due_seconds:
                 time.sleep(1)
                 self._kept = log.read()
         except StorageError as error:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
 from pipeline import storage
@@ -11,7 +12,13 @@ from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, UnreachableError
 from pipeline.submission.api_server import ApiServer, is_named
 from pipeline.submission.job_output import said_and_printed
-from pipeline.submission.kept_log import Kept, KeptLog, LogReader, folder_of_logs
+from pipeline.submission.kept_log import (
+    LAST_SECONDS,
+    Kept,
+    KeptLog,
+    LogReader,
+    folder_of_logs,
+)
 from pipeline.submission.objects import (
     LOCAL_QUEUES,
     PRIORITY_CLASSES,
@@ -19,6 +26,7 @@ from pipeline.submission.objects import (
     RAYJOBS,
     TEMPLATES,
     RayJob,
+    RayJobStatus,
     RayJobTemplate,
 )
 from pipeline.submission.place import Job, Output, Request
@@ -85,7 +93,9 @@ class KubernetesJobs:
 
     def output(self, job: Job) -> Output:
         """What the head's `job-log` has put on storage; else what KubeRay tells of a failure."""
-        kept = self._log.read(job.log, has_ended=job.has_ended) if job.log else Kept()
+        kept = (
+            Kept() if job.log is None else self._log.read(job.log, due_seconds=job.log_due_seconds)
+        )
         if not kept.text:
             return Output(job.output_end, whole=False)
         return Output(kept.text, whole=True, source=kept.folder)
@@ -106,7 +116,7 @@ class KubernetesJobs:
         for folder in dict.fromkeys(map(folder_of_logs, templates)):
             if folder is not None:
                 log = KeptLog(storage.join(folder, name_of(request)))
-                text = self._log.read(log, has_ended=False).text
+                text = self._log.read(log).text
                 if text:
                     return Output(text, whole=True)
         return Output("", whole=False)
@@ -258,6 +268,16 @@ def _job(found: RayJob) -> Job:
         message=message,
         output_end=output_end,
         log=None if folder is None else KeptLog(folder, status.get("rayClusterName", ""), since),
+        log_due_seconds=_log_due_seconds(status),
         tries=1 + (spec.get("backoffLimit") or 0),
         failed_tries=status.get("failed") or 0,
     )
+
+
+def _log_due_seconds(status: RayJobStatus) -> float:
+    """So much longer the last lines of an ended job may take, if it had a head to print any."""
+    ended = status.get("endTime")
+    if not ended or not status.get("rayClusterName"):
+        return 0.0
+    ago = (datetime.now(UTC) - datetime.fromisoformat(ended)).total_seconds()
+    return min(max(LAST_SECONDS - ago, 0.0), LAST_SECONDS)

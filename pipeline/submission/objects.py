@@ -149,6 +149,7 @@ class RayJobStatus(TypedDict, total=False):
     reason: str
     message: str
     failed: int
+    endTime: str
     rayClusterName: str
     rayClusterStatus: ClusterStatus
 

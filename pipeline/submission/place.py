@@ -47,8 +47,8 @@ class Job:
 
     `uid` tells it from a later job of the same id. `status` is Ray's word where Ray has one, else
     that of the cluster around it. `message` is the place's sentence, `output_end` the end of what
-    the job has printed, where the place keeps that beside it. `log` is where storage has all of it.
-    `exit_code` is the driver's.
+    the job has printed, where the place keeps that beside it. `log` is where storage has all of it,
+    its last lines within `log_due_seconds`. `exit_code` is the driver's.
     Of the `tries` that the place makes by itself, `failed_tries` have failed.
     """
 
@@ -62,6 +62,7 @@ class Job:
     message: str = ""
     output_end: str = ""
     log: KeptLog | None = None
+    log_due_seconds: float = 0.0
     tries: int = 1
     failed_tries: int = 0
 

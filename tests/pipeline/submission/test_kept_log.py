@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,10 +48,15 @@ def of_cluster(cluster: str, state: dict[str, Any]) -> dict[str, Any]:
     return state | {"rayClusterName": cluster}
 
 
+def now() -> str:
+    """As Kubernetes writes a time."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_log, "EVERY_SECONDS", 0)
-    monkeypatch.setattr(kept_log, "LAST_SECONDS", 2)
+    monkeypatch.setattr("pipeline.submission.kubernetes_jobs.LAST_SECONDS", 4)
 
 
 def test_whole_lines_are_passed_on_as_they_come_and_the_last_one_at_the_end(
@@ -132,20 +139,30 @@ def test_a_job_that_is_no_training_keeps_its_result_and_is_shown_while_it_goes_o
     assert "INFO jobs: begins" in capsys.readouterr().err
 
 
-def test_its_last_lines_are_waited_for_a_moment(server: Any) -> None:
-    server.script["first"] = [of_cluster("c", SUCCEEDED)] * 9
-    kept(server, "c", "12:00:01 INFO jobs: begins\n")
-
-    def later() -> None:
-        time.sleep(0.5)
-        kept(server, "c", f"12:00:01 INFO jobs: begins\n{json.dumps(RESULT)}\n")
-
-    import threading
-
-    thread = threading.Thread(target=later)
-    thread.start()
+@pytest.mark.parametrize("before", ["", "12:00:01 INFO jobs: begins\n"])
+def test_the_last_lines_of_a_job_that_ended_just_now_are_waited_for(
+    server: Any, before: str
+) -> None:
+    """A brief job has ended before any of its lines are stored."""
+    ended = {"endTime": now()}
+    server.script["first"] = [of_cluster("c", SUCCEEDED | ended)] * 9
+    if before:
+        kept(server, "c", before)
+    later = threading.Timer(0.5, kept, (server, "c", f"{before}{json.dumps(RESULT)}\n"))
+    later.start()
     assert submit().result["result"] == RESULT
-    thread.join()
+    later.join()
+
+
+@pytest.mark.parametrize(("cluster", "ended"), [("c", "2026-11-29T01:00:00Z"), ("", "")])
+def test_nothing_is_waited_for_of_a_job_that_ended_long_ago_or_had_no_head(
+    server: Any, monkeypatch: pytest.MonkeyPatch, cluster: str, ended: str
+) -> None:
+    never = SimpleNamespace(monotonic=time.monotonic, sleep=pytest.fail)
+    monkeypatch.setattr(kept_log, "time", never)
+    state = SUCCEEDED | {"endTime": ended or now(), "rayClusterName": cluster}
+    server.script["first"] = [state] * 9
+    assert submit().result["result"] is None
 
 
 def test_a_usage_error_that_kuberay_did_not_repeat_is_told_as_one(server: Any) -> None:
