@@ -2,8 +2,8 @@
 
 A tar keeps its length and its other samples' places: where the image was stands one member of
 zeros, which readers pass over. So whoever reads an older generation meanwhile gets every other
-image, and that one masked. The index is written anew beside the old one, then tar, manifest,
-ledger and pointer, in this order: killed anywhere, the same call ends the same.
+image, and that one masked. Index and manifest are written anew beside the old ones, for nobody to
+read yet; then tar, ledger and pointer, in this order: killed anywhere, the same call ends the same.
 """
 
 import hashlib
@@ -120,7 +120,7 @@ class _Erasure:
         )
 
     def run(self) -> ErasedImages:
-        """Takes them out, bytes first; the next generation, where there is something to say."""
+        """Takes them out, bytes before the ledger; a next generation if something changed."""
         told, leftovers = self.told(), find_leftovers(self._root)
         records, state = self._records(), self._state
         manifests = {split: self._rewritten(split) for split in state.manifests}

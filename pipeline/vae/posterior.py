@@ -14,7 +14,10 @@ from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-"""Log-variances are clamped to this: the bounds of the latent-diffusion family, e^-15 to e^10."""
+"""Log-variances are clamped to this, the bounds of the latent-diffusion family: variances of e^-30
+to e^20. It is done where moments become a distribution, and nowhere else, so that the KL, the draw
+and the stored log-variance are of one and the same normal. Of a full posterior it bounds each
+dimension's variance given those before it."""
 
 
 @dataclass(frozen=True)
