@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 PASSING = (UnreachableError, NotNowError)
 
+_LONGEST_PAUSE_SECONDS = 15.0
+"""Between two looks at a job that has gone on for a while: a place has many followers."""
 _MEETING_SECONDS = 5.0
 """A place that has never answered is misnamed, or down: nothing of ours runs there to wait for."""
 
@@ -92,6 +94,7 @@ def follow(
     `before` is what a training's folder said of its end when it was submitted.
     """
     tail, narrator, silence = LogTail(place), Narrator(place), Silence(config.lost_seconds)
+    began = time.monotonic()
     while True:
         try:
             job = place.job(name)
@@ -110,7 +113,8 @@ def follow(
                 return ended
             if not silence.bears(error):
                 return Verdict(name, "LOST", f"no answer for {config.lost_seconds:g} s: {error}")
-        time.sleep(config.poll_seconds)
+        pause = max(config.poll_seconds, (time.monotonic() - began) / 60)
+        time.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
 
 
 def status(place: Place, request: Request) -> Verdict:

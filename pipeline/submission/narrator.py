@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 20.0
 """After so long in a state, and then as often, it is asked what the job waits for."""
+_RUNNING_SECONDS = 40.0
+"""So often of one that runs, and may wait for more workers all the same."""
 _LOG_SECONDS = 60.0
 """So long the last lines of a failed try's log may take."""
 _REPEAT_SECONDS = 600.0
@@ -75,7 +77,7 @@ class Narrator:
 
     def _tell_reason(self, job: Job) -> None:
         now = time.monotonic()
-        if now - self._asked_at < _WAIT_SECONDS:
+        if now - self._asked_at < (_RUNNING_SECONDS if job.status == "RUNNING" else _WAIT_SECONDS):
             return
         self._asked_at = now
         reason = self._place.why_waiting(job)

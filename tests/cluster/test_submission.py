@@ -79,7 +79,7 @@ def left_in(here: Mapping[str, str], run: str) -> tuple[Any, int]:
     """What the run's folder says of its end, and the step of its newest checkpoint."""
     found = objects(here).get_object(Bucket="runs", Key=f"train/{run}/ended.json")
     ended = json.load(found["Body"])
-    return ended, checkpoints(here, run)[-1]
+    return ended["result"], checkpoints(here, run)[-1]
 
 
 def checkpoints(here: Mapping[str, str], run: str) -> list[int]:
@@ -139,8 +139,12 @@ def in_head(cluster: Cluster, job: str, *command: str) -> str:
 
 
 def token_of(cluster: Cluster, job: str) -> str:
-    until(lambda: cluster.get("rayjob", job)["status"].get("rayClusterName"), "a RayCluster", 60)
-    name = cluster.get("rayjob", job)["status"]["rayClusterName"]
+    def cluster_of() -> Any:
+        found = cluster.find("rayjob", job) or {}
+        return found.get("status", {}).get("rayClusterName")
+
+    until(cluster_of, "a RayCluster", 60)
+    name = cluster_of()
     cluster.wait("secret", name, "create")
     return cluster.bash(
         f"kubectl -n vae get secret {name} -o jsonpath='{{.data.auth_token}}' | base64 -d"

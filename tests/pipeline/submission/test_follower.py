@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import AccessDeniedError, ClusterError
 from pipeline.runs.run import Run
-from pipeline.submission import follower
+from pipeline.submission import follower, log_tail, narrator
 from tests.servers.api_server import TOKEN
 from tests.support.rayjobs import (
     DENIED,
@@ -53,6 +54,35 @@ def test_the_exit_code_is_the_jobs_fate(
     server.script["first"] = list(states)
     outcome = submit()
     assert (outcome.exit_code, outcome.result["status"]) == (code, status)
+
+
+class Clock:
+    """Whose hours pass in a moment; `at_end` is called once four of them are over."""
+
+    def __init__(self, at_end: Callable[[], object]) -> None:
+        self.seconds, self._at_end = 0.0, at_end
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.seconds > 4 * 3600:
+            self._at_end()
+
+
+def test_a_follower_asks_the_api_server_less_often_the_longer_a_job_goes_on(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,160 an hour of each follower were many; a job's end is still told within some seconds."""
+    monkeypatch.setattr(SubmitConfig, "poll_seconds", 2.0)
+    clock = Clock(lambda: server.script.update(first=[SUCCEEDED]))
+    for module in (follower, narrator, log_tail):
+        monkeypatch.setattr(module, "time", clock)
+    server.script["first"] = [RUNNING] * 5000
+    assert submit().exit_code == 0
+    assert len(server.requests) < 4 * 500
+    assert clock.seconds < 4 * 3600 + 20
 
 
 @pytest.mark.parametrize("how", ["it is busy", "it knows no rights yet", "its token is refused"])

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.submit import main
 from pipeline.config import SubmitConfig
-from pipeline.submission import narrator
+from pipeline.submission import follower, narrator
 from tests.support.rayjobs import RUNNING, SUCCEEDED, submit
 
 CLUSTER = "first-x7k2p"
@@ -191,7 +191,10 @@ def test_a_follower_says_within_a_minute_why_nothing_happens_and_says_it_once(
     server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert narrator._WAIT_SECONDS <= 60
+    # Of a job that runs for long: the look comes up to 15 s later.
+    assert narrator._RUNNING_SECONDS + follower._LONGEST_PAUSE_SECONDS <= 60
     monkeypatch.setattr(narrator, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(narrator, "_RUNNING_SECONDS", 0.2)
     server.put(unscheduled("w0", "0/3 nodes are available"))
     server.script["first"] = [initializing()] * 60 + [SUCCEEDED]
     with caplog.at_level("INFO"):
