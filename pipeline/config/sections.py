@@ -190,6 +190,11 @@ def registrable(text: str) -> str:
         )
     if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
         raise ValueError(f"MLflow keeps the alias {alias} for itself; give another one")
+    if alias == "champion":
+        raise ValueError(
+            "the champion is whoever beats it: register under another alias or none, and then "
+            f"`python -m jobs.models --promote models:/{name}/VERSION`"
+        )
     return text
 
 

@@ -1,5 +1,5 @@
 """What aliases mean: the champion beat the one before it on equal terms, or is that one again; the
-candidate is the best version of its name, the newest of equals."""
+candidate is the best version of its name, the first of equals, or the one that somebody named."""
 
 import logging
 import math
@@ -26,6 +26,8 @@ came second. Whoever writes looks again until the alias is the tags' last, so wh
 leaves it right, and a kill in between leaves what the next promotion or rollback completes.
 """
 
+AT_ONCE_SECONDS = 600.0
+"""Versions that were registered so little before another one may still be moving an alias."""
 _BATCH = 100
 """Images at a time: no number depends on it, as noise goes by position and sums are float64."""
 
@@ -92,11 +94,9 @@ def place_alias(model: RegisteredModel, asked: str | None) -> str | None:
     if asked is not None:
         _point(model, asked)
         return asked
-    where = tracking_uri()
-    with tracking_errors(where):
-        aliases = mlflow_client(where).get_registered_model(model.name).aliases
-    if CANDIDATE in aliases and int(aliases[CANDIDATE]) != model.version:
-        present = resolve(f"models:/{model.name}/{aliases[CANDIDATE]}")
+    before = _alias(model.name, CANDIDATE)
+    if before is not None and before != model.version:
+        present = resolve(f"models:/{model.name}/{before}")
         why = _why_not_above(_standing(model), _standing(present))
         if why is not None:
             logger.warning(
@@ -111,7 +111,31 @@ def place_alias(model: RegisteredModel, asked: str | None) -> str | None:
             )
             return None
     _point(model, CANDIDATE)
-    return CANDIDATE
+    while _alias(model.name, CANDIDATE) != (best := _best_since(model, before or 0)).version:
+        _point(best, CANDIDATE)
+    return CANDIDATE if best.version == model.version else None
+
+
+def _best_since(model: RegisteredModel, before: int) -> RegisteredModel:
+    """The candidate among this new version, the one `before` it and those registered meanwhile.
+
+    Of two runs that end at once both may have seen the same candidate, and MLflow can't compare and
+    set: each looks again at what both have registered before they moved the alias.
+    """
+    where = tracking_uri()
+    with tracking_errors(where):
+        found = mlflow_client(where).search_model_versions(name_is(model.name))
+    made = {int(each.version): each for each in found}
+    since = made[model.version].creation_timestamp - AT_ONCE_SECONDS * 1000
+    best: Standing | None = None
+    for number, each in sorted(made.items()):
+        mine = _standing_by(RegisteredModel(model.name, number, each.source), each.tags)
+        if number != before and (number < before or each.creation_timestamp < since):
+            continue
+        if best is None or _why_not_above(mine, best) is None:
+            best = mine
+    assert best is not None, "the version itself is among them"
+    return best.model
 
 
 def _why_not_above(mine: Standing, other: Standing) -> str | None:
@@ -143,7 +167,7 @@ def roll_back(name: str) -> RegisteredModel:
     The present one is the one that the alias means: a promotion that was killed before it moved
     that never took place.
     """
-    past, present = champions(name), _alias(name)
+    past, present = champions(name), _alias(name, CHAMPION)
     ended = past[past.index(present) :] if present in past else past[-1:]
     left = past[: len(past) - len(ended)]
     if not left:
@@ -183,7 +207,10 @@ def _refuse_unless_better(mine: Standing, other: Standing) -> None:
 
 
 def _standing(model: RegisteredModel) -> Standing:
-    tags = version_tags(model)
+    return _standing_by(model, version_tags(model))
+
+
+def _standing_by(model: RegisteredModel, tags: Mapping[str, str]) -> Standing:
     terms = {name: tags.get(name) for name in ("holdout_digest", "preprocess", "measure")}
     return Standing(model, elbo_of(tags), terms, tags.get("run"))
 
@@ -213,7 +240,7 @@ def champions(name: str) -> list[int]:
             elbo = elbo_of(version.tags)
             placed.append((int(place), -math.inf if elbo is None else elbo, int(version.version)))
     past = [version for _, _, version in sorted(placed)]
-    present = _alias(name)
+    present = _alias(name, CHAMPION)
     known = {int(version.version) for version in found}
     if present in known and present not in past:
         past.append(present)  # Somebody moved the alias by hand.
@@ -240,10 +267,10 @@ def _newest(name: str) -> int:
     return max(int(version.version) for version in found)
 
 
-def _alias(name: str) -> int | None:
+def _alias(name: str, alias: str) -> int | None:
     where = tracking_uri()
     with tracking_errors(where):
-        present = mlflow_client(where).get_registered_model(name).aliases.get(CHAMPION)
+        present = mlflow_client(where).get_registered_model(name).aliases.get(alias)
     return int(present) if present is not None else None
 
 
@@ -276,7 +303,7 @@ def _settle(name: str) -> int:
     where = tracking_uri()
     while True:
         last = champions(name)[-1]
-        if _alias(name) == last:
+        if _alias(name, CHAMPION) == last:
             return last
         with tracking_errors(where):
             mlflow_client(where).set_registered_model_alias(name, CHAMPION, str(last))

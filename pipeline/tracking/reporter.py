@@ -103,7 +103,7 @@ class Reporter:
             terms=_terms(step),
             gradient_norm=step.gradient_norm,
             learning_rate=step.learning_rate,
-            nonfinite_steps=(before.nonfinite_steps or 0) + step.skipped,
+            nonfinite_steps=(before.nonfinite_steps or 0) + (step.skipped and step.images > 0),
             bad_images=(before.bad_images or 0) + step.bad_images,
             memory_bytes=_memory_bytes(),
             run_seconds=step.run_seconds,

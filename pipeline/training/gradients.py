@@ -21,6 +21,7 @@ from pipeline.training.state import COMPONENTS, TrainState
 from pipeline.training.step_counts import Counts
 from pipeline.training.world import World
 from pipeline.vae import ElboTerms, draw_noise, objective_loss
+from pipeline.vae.noise import set_generators
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 
@@ -137,6 +138,7 @@ def _forward(
     noise = draw_noise(
         state.vae, settings.seed, step, part.slots, world.device, samples=chosen.samples
     )
+    set_generators(settings.seed, step, part.slots[0], world.device)
     with (
         torch.autocast(world.device.type, autocast, autocast is not None),
         state.forward.running(world.device),

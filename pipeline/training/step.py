@@ -19,11 +19,12 @@ from pipeline.training.world import World
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did; the same on every rank but for the seconds.
+    """What one step did; the same on every rank but for seconds and this rank's own counts.
 
     `terms` are means in nats per valid image of the global batch, `objective` is what was
     maximised (nats per image), `images` counts valid images and `bad_images` those that could not
-    be read or decoded. `skipped` says that loss or gradient was not finite: no weight moved.
+    be read or decoded. `skipped` says that no weight moved: loss or gradient was not finite, or no
+    image was valid.
     """
 
     step: int

@@ -1,7 +1,8 @@
 """Noise by position: a function of (seed, step, slot) and nothing else.
 
 A slot is a place in the global batch, so any number of ranks draws the same numbers, a resumed run
-draws what the first one would have drawn, and no generator state is ever saved.
+draws what the first one would have drawn, and no generator state is ever saved. What a network
+draws of itself (dropout) comes from torch's generators, which are set at each forward pass.
 """
 
 import hashlib
@@ -73,6 +74,18 @@ def draw_noise(
     if not vae.uses_pixel_noise:
         uniforms = torch.zeros(()).expand(len(slots), *vae.image_shape)
     return Noise(torch.from_numpy(posterior).to(device), uniforms.to(device))
+
+
+def set_generators(seed: int, step: int, slot: int, device: torch.device) -> None:
+    """Sets torch's generators for a forward pass that begins with this slot.
+
+    Not by `torch.manual_seed`: without CUDA that formats the caller's stack each time.
+    """
+    mixed = int(_slot_key(seed, step, slot)[0]) >> 1
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(mixed)
 
 
 def slot_generator(seed: int, step: int, slot: int) -> np.random.Generator:

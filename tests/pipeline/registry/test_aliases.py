@@ -7,12 +7,21 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipeline.commands.encode import run_encoding
 from pipeline.commands.train import run_training
-from pipeline.config import EncodeConfig, ModelConfig, PreprocessConfig, TrackingConfig, TrainConfig
+from pipeline.config import (
+    EncodeConfig,
+    ModelConfig,
+    ModelsConfig,
+    PreprocessConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from pipeline.errors import ConfigError
 from pipeline.latents import LatentStore
+from pipeline.registry import promotion
 from pipeline.registry.catalogue import register_folder
 from pipeline.registry.models import RegisteredModel, resolve
 from pipeline.registry.promotion import place_alias
@@ -92,6 +101,25 @@ def test_without_a_hold_out_the_candidate_follows_its_own_run_alone(
     assert candidate(client, name) == 2
 
 
+@pytest.mark.parametrize("sleeper", [2, 3])
+def test_of_two_that_end_at_once_the_better_one_is_the_candidate(
+    client: mlflow.MlflowClient, name: str, sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sleeps between its look at the candidate and its move, while the other does both."""
+    place_alias(version(client, f"{name}-{sleeper}", holdout_elbo="-100.0"), None)
+    made = {n: version(client, f"{name}-{sleeper}", holdout_elbo=f"-9{n}.0") for n in (2, 3)}
+    point, other = promotion._point, made[5 - sleeper]
+
+    def late(model: RegisteredModel, alias: str) -> None:
+        monkeypatch.setattr(promotion, "_point", point)
+        place_alias(other, None)
+        point(model, alias)
+
+    monkeypatch.setattr(promotion, "_point", late)
+    assert place_alias(made[sleeper], None) == ("candidate" if sleeper == 2 else None)
+    assert candidate(client, f"{name}-{sleeper}") == 2
+
+
 def test_a_run_names_its_model_and_a_short_trial_takes_no_alias_from_a_longer_run(
     client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:
@@ -153,3 +181,10 @@ def test_an_alias_is_resolved_to_the_version_that_it_means(
 ) -> None:
     place_alias(version(client, name, holdout_elbo="-100.0"), None)
     assert resolve(f"models:/{name}@candidate").version == 1
+
+
+def test_no_training_and_no_import_names_the_champion() -> None:
+    with pytest.raises(ValidationError, match="the champion is whoever beats it"):
+        TrackingConfig(model="photos@champion")
+    with pytest.raises(ValidationError, match="jobs.models --promote models:/photos/VERSION"):
+        ModelsConfig(register="runs/bundle", model="photos@champion")

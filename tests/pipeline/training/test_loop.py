@@ -63,6 +63,22 @@ def test_a_run_moved_to_other_world_sizes_has_the_same_batches_and_float64_weigh
         torch.testing.assert_close(weights(moved)[name], expected, rtol=0, atol=1e-9)
 
 
+def test_what_a_network_drops_out_is_the_same_after_a_restart_and_at_another_world_size(
+    data: Path, tmp_path: Path
+) -> None:
+    def config(run: str, steps: int = 12) -> Any:
+        return train_config(
+            data, tmp_path, run, steps=steps, exact=True, micro_batch_size=3,
+            optimizer={"schedule": "constant"},
+            model={"kind": "custom", "custom": "tests.support.dropout_network:Dropping"},
+        )  # fmt: skip
+
+    undisturbed = train(config("whole"))[0]
+    train(config("restarted", 6))
+    assert train(config("restarted"))[0]["digest"] == undisturbed["digest"]
+    assert train(config("two"), 2)[0]["digest"] == undisturbed["digest"]
+
+
 def test_micro_batches_add_up_to_the_same_step(data: Path, tmp_path: Path) -> None:
     whole = train_config(data, tmp_path, "whole", precision="fp64")
     parts = train_config(data, tmp_path, "parts", precision="fp64", micro_batch_size=5)
