@@ -186,5 +186,5 @@ def test_an_alias_is_resolved_to_the_version_that_it_means(
 def test_no_training_and_no_import_names_the_champion() -> None:
     with pytest.raises(ValidationError, match="the champion is whoever beats it"):
         TrackingConfig(model="photos@champion")
-    with pytest.raises(ValidationError, match="jobs.models --promote models:/photos/VERSION"):
+    with pytest.raises(ValidationError, match=r"jobs\.models --promote models:/photos/VERSION"):
         ModelsConfig(register="runs/bundle", model="photos@champion")
