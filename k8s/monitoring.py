@@ -34,21 +34,35 @@ class Panel:
 
 
 _TRAINING_FIRST = (
-    Panel("Images per second", "vae:train_images:rate5m", "{{run}}"),
-    Panel("Goodput: share of time in new steps", "vae:goodput:share5m", "{{run}}", "percentunit"),
-    Panel("Data wait: share of step time", "vae:data_wait:share5m", "{{run}}", "percentunit"),
-    Panel("ELBO, last batch (nats per image)", "vae:elbo:nats", "{{run}}"),
-    Panel("ELBO, hold-out (nats per image)", "vae:holdout_elbo:nats", "{{run}}"),
-    Panel("KL, last batch (nats per image)", "vae:kl:nats", "{{run}}"),
+    Panel("Images per second", "vae:train_images:rate5m", "{{run}} {{namespace}}"),
+    Panel(
+        "Goodput: share of time in new steps",
+        "vae:goodput:share5m",
+        "{{run}} {{namespace}}",
+        "percentunit",
+    ),
+    Panel(
+        "Data wait: share of step time",
+        "vae:data_wait:share5m",
+        "{{run}} {{namespace}}",
+        "percentunit",
+    ),
+    Panel("ELBO, last batch (nats per image)", "vae:elbo:nats", "{{run}} {{namespace}}"),
+    Panel("ELBO, hold-out (nats per image)", "vae:holdout_elbo:nats", "{{run}} {{namespace}}"),
+    Panel("KL, last batch (nats per image)", "vae:kl:nats", "{{run}} {{namespace}}"),
 )
-_ENCODING_FIRST = (Panel("Images per second", "vae:encode_images:rate5m", "{{store}}"),)
+_ENCODING_FIRST = (
+    Panel("Images per second", "vae:encode_images:rate5m", "{{store}} {{namespace}}"),
+)
 
 
 def panel_of(row: Metric, label: str) -> Panel:
     """A counter's rate, a gauge's value, a time stamp's age."""
-    by = f"{label}, {row.label}" if row.label else label
+    names = (label, row.label) if row.label else (label,)
+    # Two teams' runs of one name are two lines; without Kubernetes there is no such label.
+    by = ", ".join(("namespace", *names))
     chosen = f'{row.series}{{{label}=~"${label}"}}'
-    legend = f"{{{{{label}}}}} {{{{{row.label}}}}}" if row.label else f"{{{{{label}}}}}"
+    legend = " ".join(f"{{{{{name}}}}}" for name in (*names, "namespace"))
     unit = row.unit.split()[0]
     if row.kind == "counter":
         query = f"sum by ({by}) (rate({chosen}[$__rate_interval]))"

@@ -75,9 +75,16 @@ def test_mlflow_answers_its_users_by_its_own_names_alone(
     assert status(url + search) == 401
     assert status(url + search, "pipeline:wrong") == 401
     assert status(url + search, f"pipeline:{password}") == 200
-    for host in ("mlflow:5000", "mlflow.vae.svc:5000", "mlflow.team-b.svc", "10.244.1.2:5000"):
+    for host in (
+        "mlflow:5000",
+        "mlflow.vae.svc:5000",
+        "mlflow.team-b.svc",
+        "10.244.1.2:5000",
+        "[fd00::5]:5000",
+    ):
         assert status(url + search, f"pipeline:{password}", host) == 200, host
-    assert status(url + search, f"pipeline:{password}", "other:5000") == 403
+    for host in ("other:5000", "10.evil.example:5000"):
+        assert status(url + search, f"pipeline:{password}", host) == 403
     assert status(f"{url}/metrics", f"pipeline:{password}") == 403
     assert status(f"{url}/metrics", f"admin:{admin}") == 200
 

@@ -16,6 +16,7 @@ from tests.k8s.manifests import (
 MADE_BY_KUBERNETES = {"kube-root-ca.crt"}
 MAY_HAVE_A_TOKEN = {"CronJob/nightly/encode"}
 """Containers; KubeRay adds the autoscaler's to heads."""
+OF_OPENSHIFT = {"system:openshift:scc:nonroot-v2"}
 ELSEWHERE = {
     # templates/service.yaml of KubeRay's chart.
     "kuberay-operator": {
@@ -110,7 +111,7 @@ def accounts(objects: Sequence[Object]) -> Iterator[str]:
         if name not in have:
             yield f"{pod.owner}: there is no service account {name}"
     for item in of_kind(objects, "RoleBinding"):
-        if item["roleRef"]["name"] not in roles:
+        if item["roleRef"]["name"] not in roles | OF_OPENSHIFT:
             yield f"{called(item)}: there is no role {item['roleRef']['name']}"
         for subject in item["subjects"]:
             if subject["name"] not in have:
@@ -172,6 +173,16 @@ def network(objects: Sequence[Object]) -> Iterator[str]:
     for source, target, port in sorted(sent ^ taken):
         end = "may not be sent" if (source, target, port) in taken else "is not taken"
         yield f"{source} to {target}, port {port}: {end}"
+
+
+def passwords(objects: Sequence[Object]) -> Iterator[str]:
+    """A password of MLflow's is with those alone who may speak with it."""
+    edges = _edges(of_kind(objects, "NetworkPolicy"), list(pods(objects)), "egress")
+    may = {source for source, target, _ in edges if target == "Deployment/mlflow"}
+    for pod in pods(objects):
+        held = {name for kind, name, _ in _referred(pod) if kind == "Secret"}
+        if "mlflow-credentials" in held and pod.owner not in may:
+            yield f"{pod.owner}: has MLflow's password, and may not reach MLflow"
 
 
 def hardening(objects: Sequence[Object]) -> Iterator[str]:

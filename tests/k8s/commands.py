@@ -20,7 +20,17 @@ from tests.k8s.manifests import pods as every_pod
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 OURS = {f"vae-pipeline:{VERSION}{variant}" for variant in ("", "-gpu", "-slim")}
-_PINNED = re.compile(r"[a-z0-9./-]+:[A-Za-z0-9._-]*\d[A-Za-z0-9._-]*(@sha256:[0-9a-f]{64})?")
+_DIGEST = "@sha256:[0-9a-f]{64}"
+_PINNED = re.compile(rf"[a-z0-9./-]+({_DIGEST}|:[\w.-]*\d[\w.-]*({_DIGEST})?)")
+_POD_ADDRESSES = ("10.244.1.2:5000", "100.64.3.210:5000", "[fd00:10:244::5]:5000")
+"""By these Prometheus comes, on clusters of each kind."""
+_OF_OTHERS = (
+    "evil.example:5000",
+    "10.evil.example:5000",
+    "172.evil.example",
+    "192.168.evil.example:5000",
+)
+"""Names that a page of somebody else's may have lead to a pod (DNS rebinding)."""
 _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
@@ -120,8 +130,9 @@ def nightly(objects: Sequence[Object]) -> Iterator[str]:
     for key in ("startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"):
         if key not in spec:
             yield f"CronJob/nightly: {key} is missing"
-    if not 0 < spec["jobTemplate"]["spec"].get("activeDeadlineSeconds", 0) < 24 * 3600:
-        yield "CronJob/nightly: a night may last until the next one"
+    longest = spec["jobTemplate"]["spec"].get("activeDeadlineSeconds", 24 * 3600)
+    if spec.get("startingDeadlineSeconds", 0) + longest >= 24 * 3600:
+        yield "CronJob/nightly: a night that begins late may last until the next one"
     policy = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     final = [rule["onExitCodes"]["values"] for rule in policy if rule["action"] == "FailJob"]
     # Wrong usage stays wrong, and what was stopped was meant to end (exit codes of jobs.submit).
@@ -150,13 +161,13 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
     (allowed,) = [a for a in container["args"] if a.startswith("--allowed-hosts=")]
     hosts = allowed.partition("=")[2].split(",")
     namespace = find(objects, "Deployment", "mlflow")["metadata"]["namespace"]
-    for host in (
-        uri.removeprefix("http://"),
-        f"mlflow.{namespace}.svc:5000",
-        f"mlflow.{namespace}.svc.cluster.local:5000",
-    ):
-        if not any(fnmatch.fnmatchcase(host, pattern) for pattern in hosts):
+    names = (f"mlflow.{namespace}.svc:5000", f"mlflow.{namespace}.svc.cluster.local:5000")
+    for host in (uri.removeprefix("http://"), *names, *_POD_ADDRESSES):
+        if not _answers(hosts, host):
             yield f"Deployment/mlflow: answers 403 to those who call it {host}"
+    for host in _OF_OTHERS:
+        if _answers(hosts, host):
+            yield f"Deployment/mlflow: answers those who call it {host}, a name of somebody else"
     if f"--port={container['ports'][0]['containerPort']}" not in container["args"]:
         yield "Deployment/mlflow: listens on another port than it declares"
     for job, command in _on_ray(objects):
@@ -166,6 +177,11 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
             yield f"{called(job)}: serves /metrics on another port than its head declares"
         if config.tracking.metrics_host != "0.0.0.0":
             yield f"{called(job)}: serves /metrics where Prometheus can't reach it"
+
+
+def _answers(allowed: Sequence[str], host: str) -> bool:
+    """is_allowed_host_header in MLflow's security_utils.py."""
+    return any(fnmatch.fnmatch(host, a) if "*" in a else host == a for a in allowed)
 
 
 def _on_ray(objects: Sequence[Object]) -> Iterator[tuple[Object, Sequence[str]]]:

@@ -1,8 +1,9 @@
 """How long things have to begin and to end, and what they leave. Checks yield what is wrong."""
 
+import re
 from collections.abc import Iterator, Sequence
 
-from tests.k8s.manifests import Object, called, of_kind, pods
+from tests.k8s.manifests import Object, called, find, of_kind, pods
 
 _FIRST_START_SECONDS = 120
 """PostgreSQL makes its files in it, and MLflow its tables, on a slow disk."""
@@ -19,6 +20,23 @@ def beginnings(objects: Sequence[Object]) -> Iterator[str]:
                 seconds = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
                 if seconds < _FIRST_START_SECONDS:
                     yield f"{pod.owner}: its first start may take no more than {seconds} s"
+                asked = probe.get("exec", {}).get("command", ["", "--host"])
+                if "--host" not in asked:
+                    # docker-entrypoint.sh of the image `postgres`: initdb's server has no port.
+                    yield f"{pod.owner}: {asked[0]} asks a socket, where initdb answers, too"
+
+
+def outcomes(objects: Sequence[Object]) -> Iterator[str]:
+    """What the Pushgateway was told outlives a kill; its own interval is five minutes."""
+    (container,) = find(objects, "Deployment", "pushgateway")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    given = dict(each.split("=") for each in container["args"])
+    mounts = [each["mountPath"] for each in container["volumeMounts"]]
+    if not given.get("--persistence.file", "").startswith(tuple(f"{each}/" for each in mounts)):
+        yield "Deployment/pushgateway: what it was told is on no volume"
+    if not re.fullmatch(r"\ds", given.get("--persistence.interval", "5m")):
+        yield "Deployment/pushgateway: a kill takes along what it was told for minutes"
 
 
 def endings(objects: Sequence[Object]) -> Iterator[str]:

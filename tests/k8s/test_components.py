@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.submission.rayjob import Wishes, render_rayjob
 from tests.k8s import schemas
-from tests.k8s.manifests import K8S, OVERLAYS, Object, build, called, of_kind
+from tests.k8s.manifests import K8S, OVERLAYS, Object, build, called, find, of_kind, pods
 from tests.k8s.test_manifests import CHECKS
 
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
@@ -38,11 +38,14 @@ def test_it_builds_on_every_overlay_and_fits(name: str, overlay: str, tmp_path: 
     objects = with_component(name, overlay, tmp_path)
     before = build(overlay)
     added = [item for item in objects if item not in before]
-    assert added
+    # One takes away what only an overlay with Prometheus has.
+    assert added or (name == "second-team" and (len(objects) < len(before)) == (overlay == "gpu"))
     # Cilium's schema can't be had here: its file says that it is unproven.
     known = [item for item in added if item["kind"] != "CiliumNetworkPolicy"]
     assert list(schemas.problems(known)) == []
-    assert [problem for check in CHECKS for problem in check(objects)] == []
+    found = {problem.partition(": ")[2] for check in CHECKS for problem in check(objects)}
+    # The ConfigMap of one's own CA is the only thing that no overlay has.
+    assert found == ({"there is no ConfigMap ca"} if name == "private-ca" else set())
     for item in of_kind(added, "NetworkPolicy"):
         assert item["spec"]["policyTypes"] == ["Egress"], called(item)
         assert "ingress" not in item["spec"]
@@ -71,27 +74,34 @@ def test_every_component_stands_in_the_readme() -> None:
 
 
 def test_what_no_controller_has_seen_says_so_where_it_stands() -> None:
-    for name in ("cilium-api-server", "volcano", "kai"):
+    for name in ("cilium-api-server", "volcano", "kai", "openshift-scc"):
         assert "Unproven" in (K8S / "components" / name / "kustomization.yaml").read_text()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_second_team_has_all_of_it_in_a_namespace_of_its_own(
+def test_a_private_ca_reaches_every_container_that_has_the_storages_keys(
     overlay: str, tmp_path: Path
 ) -> None:
-    objects = own_overlay(overlay, tmp_path, namespace="team-b")
-    assert {item["metadata"]["name"] for item in of_kind(objects, "Namespace")} == {"team-b"}
-    for item in objects:
-        if item["kind"] != "Namespace":
-            assert item["metadata"]["namespace"] == "team-b", called(item)
-    assert list(schemas.problems(objects)) == []
-    assert [problem for check in CHECKS for problem in check(objects)] == []
-    # Nothing in it speaks of the first one's.
-    assert not [item for item in objects if ".vae" in str(item) or "namespace: vae" in str(item)]
+    objects = with_component("private-ca", overlay, tmp_path)
+    bundle = find(objects, "ConfigMap", "pipeline-settings")["data"]["AWS_CA_BUNDLE"]
+    reached = set()
+    for pod in pods(objects):
+        for container in pod.containers:
+            taken = str(container.get("envFrom", []))
+            if "storage-credentials" not in taken:
+                continue
+            told = "pipeline-settings" in taken or "'key': 'AWS_CA_BUNDLE'" in str(container["env"])
+            places = [each["mountPath"] for each in container["volumeMounts"]]
+            assert told, f"{pod.owner}/{container['name']}"
+            assert str(Path(bundle).parent) in places, f"{pod.owner}/{container['name']}"
+            reached.add(f"{pod.owner.split('/')[-1]}/{container['name']}")
+    assert reached == {
+        "head/job-log", "head/ray-head", "workers/ray-worker", "mlflow/mlflow",
+        "nightly/append", "nightly/encode", "nightly/verify",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_buckets_are_named_only_where_a_second_team_is_told_to_patch_them(overlay: str) -> None:
-    named = {called(item) for item in build(overlay) if "s3://" in str(item)}
-    templates = {f"RayJobTemplate/{name}" for name in ("train", "encode", "cpu")}
-    assert named == {*templates, "Deployment/mlflow", "CronJob/nightly"}
+def test_openshifts_binding_names_every_account_of_a_pod(tmp_path: Path) -> None:
+    objects = with_component("openshift-scc", "gpu", tmp_path)
+    bound = {each["name"] for each in find(objects, "RoleBinding", "openshift-scc")["subjects"]}
+    assert bound == {pod.spec["serviceAccountName"] for pod in pods(objects)}

@@ -1,9 +1,7 @@
 """Each overlay builds, fits its schemas and itself; each planted mistake is caught by name."""
 
 import re
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import yaml
 from pipeline.config import LoaderConfig
 from pipeline.errors import ConfigError
 from pipeline.submission.rayjob import base_template
-from tests.k8s import agreement, commands, lifetimes, schemas
+from tests.k8s import agreement, commands, lifetimes, memory, schemas
 from tests.k8s.manifests import (
     K8S,
     OVERLAYS,
@@ -26,9 +24,11 @@ from tests.k8s.manifests import (
 
 CHECKS = [
     agreement.names_and_quantities, agreement.selectors, agreement.ports, agreement.accounts,
-    agreement.references, agreement.network, agreement.hardening, commands.entrypoints,
+    agreement.references, agreement.network, agreement.passwords, agreement.hardening,
+    commands.entrypoints,
     commands.images, commands.pools, commands.addresses, commands.nightly, commands.tracking,
-    lifetimes.beginnings, lifetimes.endings, lifetimes.budgets, lifetimes.command_lines,
+    lifetimes.beginnings, lifetimes.outcomes, lifetimes.endings, lifetimes.budgets,
+    lifetimes.command_lines, memory.shared_memory,
 ]  # fmt: skip
 
 
@@ -296,6 +296,26 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         set_at("Deployment", "mlflow", f"{SERVER}/args/3",
                "--backend-store-uri=postgresql://mlflow:$(PGPASSWORD)@postgres/mlflow"),
         "stands in its command line"),
+    "a late night that meets the next one": (
+        set_at("CronJob", "nightly", "spec/jobTemplate/spec/activeDeadlineSeconds", 79200),
+        "until the next one"),
+    "a probe that takes initdb for the server": (
+        set_at("StatefulSet", "postgres", f"{SERVER}/startupProbe/exec/command", ["pg_isready"]),
+        "initdb answers"),
+    "outcomes that a kill takes along": (
+        set_at("Deployment", "pushgateway", f"{SERVER}/args", ["--persistence.file=/data/o"]),
+        "takes along"),
+    "a password for who opens files from outside": (
+        set_at("CronJob", "nightly", f"{NIGHT}/initContainers/0/envFrom",
+               [{"secretRef": {"name": "mlflow-credentials"}}]),
+        "may not reach MLflow"),
+    "a name of somebody else that MLflow takes for an address": (
+        set_at("Deployment", "mlflow", f"{SERVER}/args/7", "--allowed-hosts=mlflow*,10.*"),
+        "10.evil.example"),
+    "a worker without room for Ray's objects": (
+        set_at("RayJobTemplate", "cpu", f"{WORKERS}/template/spec/volumes/1/emptyDir/sizeLimit",
+               "2Gi"),
+        "/dev/shm has"),
     "nights that overlap": (
         set_at("CronJob", "nightly", "spec/concurrencyPolicy", "Allow"), "overlap"),
 }  # fmt: skip
@@ -362,27 +382,3 @@ def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested() -> None:
     assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
     for name in ("training.json", "encoding.json"):
         assert shown["data"][name] == (K8S / "base/monitoring/dashboards" / name).read_text()
-
-
-def test_what_clusters_differ_in_builds_and_fits_when_all_of_it_is_taken(tmp_path: Path) -> None:
-    shutil.copytree(K8S, tmp_path / "k8s")
-    commented, count = r"^# (?=- op: |  path: |  value:|    )", 0
-    for name in ("cluster.yaml", "gpu-nodes.yaml"):
-        file = tmp_path / "k8s/overlays/gpu" / name
-        text, changed = re.subn(commented, "", file.read_text(), flags=re.M)
-        file.write_text(text)
-        count += changed
-    assert count >= 36
-    objects = build("gpu", tmp_path / "k8s")
-    worker = ray_worker(objects)["template"]["spec"]
-    assert len(worker["tolerations"]) == 2
-    assert "tolerations" not in ray_worker(objects, "cpu")["template"]["spec"]
-    assert worker["imagePullSecrets"] == [{"name": "pull"}]
-    assert worker["containers"][0]["resources"]["limits"]["rdma/hca"] == "1"
-    # The ConfigMap of one's own CA is the only thing that is not in the overlay.
-    found = [problem for check in CHECKS for problem in check(objects)]
-    assert set(found) == {
-        f"RayJobTemplate/{name}/workers: there is no ConfigMap ca"
-        for name in ("train", "encode", "cpu")
-    }
-    assert list(schemas.problems(objects)) == []

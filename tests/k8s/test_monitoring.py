@@ -1,11 +1,13 @@
 """The committed dashboards and tables are what the generator makes, and Grafana can place them."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from k8s.monitoring import dashboards, files
+from k8s.monitoring import FOLDER, dashboards, files
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
 
 
@@ -29,3 +31,16 @@ def test_every_metric_of_the_table_is_on_a_dashboard() -> None:
     shown = [p["targets"][0]["expr"] for d in dashboards().values() for p in d["panels"]]
     for row in (*TRAINING, *ENCODING, *OUTCOME):
         assert any(f"{row.series}{{" in query for query in shown), row.name
+
+
+def test_runs_of_one_name_in_two_namespaces_are_two_lines_with_two_names() -> None:
+    for each in dashboards().values():
+        for panel in each["panels"]:
+            (target,) = panel["targets"]
+            for labels in re.findall(r" by \(([^)]*)\)", target["expr"]):
+                assert "namespace" in labels.split(", "), target["expr"]
+            assert "{{namespace}}" in target["legendFormat"], panel["title"]
+    rules = yaml.safe_load((FOLDER / "rules.yaml").read_text())["spec"]["groups"]
+    for rule in [rule for group in rules for rule in group["rules"]]:
+        for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
+            assert "namespace" in labels.split(", "), rule
