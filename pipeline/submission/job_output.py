@@ -13,6 +13,8 @@ _LAST_LINES = 20
 _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
 _CAUSE_CHARACTERS = 2000
 """An error of ours with all its lines fits; what a library prints of itself is cut."""
+END_CHARACTERS = 8_000_000
+"""In these a result or an error is looked for: whole logs cut into lines take much memory."""
 _MARK_CHARACTERS = 5000
 """At the end of what was printed, where the mark of a stopped job stands before its last lines."""
 
@@ -38,7 +40,7 @@ def printed(text: str) -> Printed:
 
 def result_in(text: str) -> Json | None:
     """The result that a job prints last."""
-    for line in reversed(text.rstrip().splitlines()[-_LAST_LINES:]):
+    for line in reversed(text[-END_CHARACTERS:].rstrip().splitlines()[-_LAST_LINES:]):
         if line.startswith("{"):
             try:
                 found = json.loads(line)
@@ -49,8 +51,8 @@ def result_in(text: str) -> Json | None:
 
 
 def cause_of(output: str) -> str:
-    """The last error that a job's output names, with the indented lines below it; "" for none."""
-    lines = output.splitlines()
+    """The last error that the end of an output names, with the indented lines below it; or ""."""
+    lines = output[-END_CHARACTERS:].splitlines()
     for at in reversed(range(len(lines))):
         if _ERROR.match(lines[at]):
             below = itertools.takewhile(lambda line: line.startswith(" "), lines[at + 1 :])

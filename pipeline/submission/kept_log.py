@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StorageError
-from pipeline.submission.job_output import printed
+from pipeline.submission.job_output import END_CHARACTERS, printed
 from pipeline.submission.objects import Container, RayJob, RayJobTemplate
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,20 @@ _PATIENCE = storage.RetryPolicy(deadline_seconds=5)
 
 
 class Kept(NamedTuple):
-    """What one try has printed, and its folder."""
+    """What one try has printed, and its folder.
+
+    `before` characters came earlier, and are read no more. The first `full` characters of the text
+    are of `parts` that change no more.
+    """
 
     text: str = ""
     folder: str = ""
+    before: int = 0
+    full: int = 0
+    parts: tuple[str, ...] = ()
+
+
+_NOTHING = Kept()
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,29 @@ class KeptLog:
     cluster: str = ""
     since: str = ""
 
-    def read(self) -> "Kept":
-        """What the newest try printed so far; nothing while none is kept."""
+    def read(self, known: Kept = _NOTHING) -> Kept:
+        """What the newest try printed so far; nothing while none is kept.
+
+        Of parts that are `known` and full only the end is in the text again.
+        """
         with storage.retry_policy(_PATIENCE):
             tries = self._tries()
             ours = [folder for folder in tries if self._is_of_cluster(folder)]
-            return Kept(_text(tries[max(ours)]), max(ours)) if ours else Kept()
+            if not ours:
+                return _NOTHING
+            *full, last = tries[max(ours)]
+            if known.folder != max(ours):
+                known = Kept(folder=max(ours))
+            held = known.text[max(0, known.full - END_CHARACTERS) : known.full]
+            new = [part for part in full if part not in known.parts]
+            text = held + _text(new)
+            return Kept(
+                text=text + _text([last]),
+                folder=known.folder,
+                before=known.before + known.full - len(held),
+                full=len(text),
+                parts=(*known.parts, *new),
+            )
 
     def earlier(self) -> list[str]:
         """What the job's tries before this cluster's printed, oldest first."""
@@ -96,7 +123,8 @@ class LogReader:
     def read(self, log: KeptLog, *, due_seconds: float = 0.0) -> Kept:
         """What is kept; of a job that has ended also its last lines, due within `due_seconds`.
 
-        Nothing where nothing is kept, or it can't be read from here.
+        Nothing where nothing is kept, or it can't be read from here. The first time it is all of
+        it, and then, of a log that goes on, the end of what was read before and what is new.
         """
         if log != self._of:
             if log.url != self._of.url or not self._is_refused:
@@ -106,10 +134,12 @@ class LogReader:
         if now < self._next and (self._is_refused or not due_seconds):
             return self._kept
         try:
-            self._kept = log.read()
-            while not _is_whole(self._kept.text) and time.monotonic() < now + due_seconds:
+            found = log.read(self._kept)
+            while not _is_whole(found.text) and time.monotonic() < now + due_seconds:
                 time.sleep(1)
-                self._kept = log.read()
+                # Again from what the caller has: nothing of it is left out unseen.
+                found = log.read(self._kept)
+            self._kept = found
         except StorageError as error:
             self._refused(error)
             return self._kept

@@ -98,7 +98,7 @@ class KubernetesJobs:
         )
         if not kept.text:
             return Output(job.output_end, whole=False)
-        return Output(kept.text, whole=True, source=kept.folder)
+        return Output(kept.text, whole=True, source=kept.folder, before=kept.before)
 
     def earlier_tries(self, job: Job) -> Sequence[str]:
         """As their heads' `job-log` has put it on storage."""

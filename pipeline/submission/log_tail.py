@@ -12,6 +12,10 @@ _BYTES_PER_SECOND = 500_000
 """Ray always sends the whole log: a longer one is asked for less often, to stay below this."""
 
 
+_CHARACTERS_AT_ONCE = 1_000_000
+"""Each that is looked at takes 8 bytes: of a log of 100 MB that was 800 MB."""
+
+
 class LogTail:
     """Prints on stderr what is new in a job's output; one that can't be had is no reason to stop.
 
@@ -33,8 +37,11 @@ class LogTail:
         if output.source != self._source:
             self._shown, self._source = 0, output.source
         if output.whole:
-            sys.stderr.write(printable(output.text[self._shown :]))
-            self._shown = max(self._shown, len(output.text))
+            for at in range(
+                max(0, self._shown - output.before), len(output.text), _CHARACTERS_AT_ONCE
+            ):
+                sys.stderr.write(printable(output.text[at : at + _CHARACTERS_AT_ONCE]))
+            self._shown = max(self._shown, output.before + len(output.text))
         elif output.text and output.text != self._end:
             sys.stderr.write(
                 f"==> the end of what {job.id} printed <==\n{printable(output.text).rstrip()}\n"

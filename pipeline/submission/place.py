@@ -71,12 +71,14 @@ class Job:
 class Output:
     """What a job has printed; not `whole` where the place keeps the end of it alone.
 
-    Another `source` is another try, which prints from the beginning.
+    Another `source` is another try, which prints from the beginning. `before` characters were in
+    an earlier answer, and are left out of this one.
     """
 
     text: str
     whole: bool
     source: str = ""
+    before: int = 0
 
 
 class Place(Protocol):

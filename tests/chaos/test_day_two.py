@@ -1,9 +1,12 @@
 """Day 2 for real: a dump and copies of the buckets bring everything back; MLflow's upgrade."""
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from jobs.verify import main as verify
 from pipeline.commands.train import run_training
 from pipeline.config import ModelConfig, ModelsConfig, TrainConfig, VerifyConfig
 from pipeline.registry.named_models import load_named
+from tests.docs.blocks import ROOT, blocks
 from tests.servers import postgres as postgresql
 from tests.servers.mlflow import MlflowServer
 from tests.servers.postgres import NAME, PASSWORD
@@ -127,6 +131,48 @@ def test_a_dump_and_copies_of_the_buckets_bring_back_models_runs_and_datasets(
     ]
     assert 0 <= max(points, default=-1) <= 3, "what the dump had"
     assert train(tmp_path / "site", 6) == first + 1, "the run goes on, and is registered anew"
+
+
+@pytest.fixture
+def database_of_its_own() -> Iterator[postgresql.PostgresServer]:
+    program("pg_dump")
+    # A short path, which the server's own user can enter.
+    server = postgresql.start(Path(tempfile.mkdtemp(prefix="pg-")))
+    yield server
+    server.stop()
+
+
+def test_the_dump_and_the_restore_of_a_cluster_bring_the_database_back_as_they_are_written(
+    database_of_its_own: postgresql.PostgresServer, tmp_path: Path
+) -> None:
+    """What docs/operations.md has `kubectl exec` run in the pod of PostgreSQL."""
+    server, page = database_of_its_own, "\n".join(blocks(ROOT / "docs/operations.md", "bash"))
+    dump, *restore = re.findall(r"^kubectl -n vae exec .*statefulset/postgres -- (.*)$", page, re.M)
+    environment = {
+        **os.environ, "PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGPASSWORD": PASSWORD,
+        "PATH": f"{Path(program('pg_dump')).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+
+    def run(line: str) -> None:
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    with contextlib.closing(psycopg2.connect(server.uri.replace("+psycopg2", ""))) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE kept AS SELECT 7 AS number")
+        connection.commit()
+        run(dump)
+        cursor.execute("UPDATE kept SET number = 8")
+        connection.commit()
+        # This session is still there, as one of a server that has not ended may be.
+        for line in restore:
+            run(line)
+    with contextlib.closing(psycopg2.connect(server.uri.replace("+psycopg2", ""))) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT number FROM kept")
+        assert cursor.fetchall() == [(7,)]
 
 
 def answer_of(*arguments: str) -> str:

@@ -20,8 +20,10 @@ from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.submission import kept_log
 from pipeline.submission.driver_log import DriverLog, folder_of
-from pipeline.submission.kept_log import KeptLog
+from pipeline.submission.kept_log import Kept, KeptLog, LogReader
+from pipeline.submission.log_tail import LogTail
 from pipeline.submission.own_job import NOT_REPEATED
+from pipeline.submission.place import Job, Output
 from tests.k8s.manifests import ROOT
 from tests.servers import rgw
 from tests.support.rayjobs import DENIED, RUNNING, SUCCEEDED, failed, message_of, submit
@@ -86,6 +88,37 @@ def test_long_logs_are_kept_in_parts_of_which_the_first_and_the_newest_stay(
         log.look()
     read = KeptLog(str(tmp_path / "logs/job"), "c").read()
     assert read.text.splitlines() == [f"line number {n}" for n in (0, 4, 5)]
+
+
+def test_a_follower_shows_each_line_once_and_reads_no_full_part_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a log so long that the middle of what is kept goes."""
+    monkeypatch.setattr("pipeline.submission.driver_log.PART_BYTES", 10)
+    monkeypatch.setattr("pipeline.submission.driver_log.KEPT_PARTS", 6)
+    monkeypatch.setattr("pipeline.submission.log_tail._BYTES_PER_SECOND", 1e9)
+    monkeypatch.setattr(kept_log, "END_CHARACTERS", 20)
+    folder = tmp_path / "logs/job/20261129T010000Z-c-head-x"
+    log, reader = DriverLog(tmp_path / "ray", str(folder)), LogReader()
+    texts: list[str] = []
+
+    def output(job: Job) -> Output:
+        found = reader.read(KeptLog(str(tmp_path / "logs/job"), "c"))
+        texts.append(found.text)
+        return Output(found.text, whole=True, source=found.folder, before=found.before)
+
+    place: Any = SimpleNamespace(output=output)
+    tail = LogTail(place)
+    for number in range(20):
+        driver_prints(tmp_path / "ray", f"line number {number}\n")
+        log.look()
+        if number % 2 == 1:
+            tail.show(Job("job", "u", "RUNNING", "true", has_ended=False))
+            for part in sorted(folder.glob("*.log"))[:-1]:
+                part.write_text("a part that was read already")
+    shown = capsys.readouterr().err
+    assert shown == "".join(f"line number {n}\n" for n in range(20))
+    assert max(map(len, texts)) < 20 + 4 * len("line number 10\n")
 
 
 def test_a_secret_that_a_driver_prints_is_passed_on_nowhere(
@@ -263,5 +296,5 @@ def test_what_is_read_is_of_this_jobs_cluster_and_not_of_one_before(server: Any)
     assert submit().result["result"] is None
     folder = str(server.folder.parent / "job-logs/first")
     assert KeptLog(folder, "old").read().text
-    assert KeptLog(folder, "new").read() == ("", "")
+    assert KeptLog(folder, "new").read() == Kept()
     assert list(storage.list_objects(folder))
