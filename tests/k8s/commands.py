@@ -1,5 +1,6 @@
 """What the pods run: flags that the jobs know, images that we make, addresses that exist."""
 
+import configparser
 import fnmatch
 import functools
 import importlib
@@ -103,6 +104,14 @@ def pools(objects: Sequence[Object]) -> Iterator[str]:
             gpus = GPU in container.get("resources", {}).get("limits", {})
             if gpus != container["image"].endswith("-gpu"):
                 yield f"{owner}/{container['name']}: {container['image']} on {gpus or 'no'} GPU"
+    for owner, pod in by_owner.items():
+        tolerated = pod.spec.get("tolerations", [])
+        if not all(each.get("key") for each in tolerated):
+            yield f"{owner}: tolerates every node, also those that are to be left"
+        if owner.endswith("/head") and tolerated:
+            yield f"{owner}: a driver may land on nodes that are kept for others, or taken away"
+        if pod.spec.get("priorityClassName", "").startswith("system-"):
+            yield f"{owner}: pushes out what a cluster needs"
     worker = by_owner.get("RayJobTemplate/cpu/workers")
     if worker is not None and any(GPU in str(each) for each in (worker.spec, worker.labels)):
         yield "RayJobTemplate/cpu: asks for GPUs, or may take their nodes"
@@ -168,6 +177,10 @@ def tracking(objects: Sequence[Object]) -> Iterator[str]:
     for host in _OF_OTHERS:
         if _answers(hosts, host):
             yield f"Deployment/mlflow: answers those who call it {host}, a name of somebody else"
+    users = configparser.ConfigParser()
+    users.read_string(find(objects, "ConfigMap", "mlflow-authentication")["data"]["basic_auth.ini"])
+    if users["mlflow"]["default_permission"] != "READ":
+        yield "ConfigMap/mlflow-authentication: whoever has a password may change what others made"
     if f"--port={container['ports'][0]['containerPort']}" not in container["args"]:
         yield "Deployment/mlflow: listens on another port than it declares"
     for job, command in _on_ray(objects):

@@ -7,6 +7,8 @@ from tests.k8s.manifests import Object, called, find, of_kind, pods
 
 _FIRST_START_SECONDS = 120
 """PostgreSQL makes its files in it, and MLflow its tables, on a slow disk."""
+_UNREACHABLE_SECONDS = 300
+"""`for` of the alert VaeRunUnreachable: an endpoint that is gone for so long pages."""
 _LAST_CHECKPOINT_SECONDS = 60
 """What a driver's workers need for it; Ray itself gives a stopped driver 3."""
 
@@ -52,6 +54,32 @@ def endings(objects: Sequence[Object]) -> Iterator[str]:
             seconds = int(given.get("RAY_JOB_STOP_WAIT_TIME_S", 3))
             if not _LAST_CHECKPOINT_SECONDS <= seconds < head["terminationGracePeriodSeconds"]:
                 yield f"{called(template)}: a stopped driver is killed after {seconds} s"
+
+
+def tries(objects: Sequence[Object]) -> Iterator[str]:
+    """How long a job's tries wait and stay, as k8s/README.md has it; none has an end by itself."""
+    for template in of_kind(objects, "RayJobTemplate"):
+        spec, name = template["spec"], called(template)
+        if "activeDeadlineSeconds" in spec:
+            yield f"{name}: each job of it would end by the clock (--deadline-hours: one job)"
+        hours = (spec["backoffLimit"] + 1) * spec.get("preRunningDeadlineSeconds", 0) / 3600
+        if hours != (4 if template["metadata"]["name"] == "train" else 3):
+            yield f"{name}: gives up after {hours:g} hours of waiting"
+        if not spec["shutdownAfterJobFinishes"]:
+            yield f"{name}: its cluster stays"
+        if not spec["ttlSecondsAfterFinished"] < _UNREACHABLE_SECONDS:
+            yield f"{name}: an endpoint that is gone alerts while its cluster stays"
+
+
+def kept(objects: Sequence[Object]) -> Iterator[str]:
+    """No volume goes with the pods that wrote to it, and they can write to it."""
+    for item in of_kind(objects, "StatefulSet"):
+        if "Delete" in item["spec"].get("persistentVolumeClaimRetentionPolicy", {}).values():
+            yield f"{called(item)}: its volume goes with its pods"
+    for pod in pods(objects):
+        context = pod.spec["securityContext"]
+        if context.get("fsGroup") != context["runAsGroup"]:
+            yield f"{pod.owner}: its volumes are another group's"
 
 
 def budgets(objects: Sequence[Object]) -> Iterator[str]:

@@ -66,3 +66,16 @@ def _builtin(item: Object) -> Iterator[str]:
         except validate.ValidationError as error:
             where = ".".join(map(str, error.path))
             yield f"{called(item)}: {version}: {where}: {error.message[:200]}"
+
+
+def pruned(schema: Any, item: Any) -> Any:
+    """What the API server keeps of an object: fields that the schema names, or is told to keep."""
+    if not isinstance(item, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return item
+    known = schema.get("properties", {})
+    always = ("apiVersion", "kind", "metadata")
+    return {
+        key: pruned(known[key], value) if key in known else value
+        for key, value in item.items()
+        if key in known or key in always
+    }

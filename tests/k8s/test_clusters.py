@@ -10,6 +10,7 @@ import yaml
 
 from tests.k8s import commands, schemas
 from tests.k8s.manifests import K8S, OVERLAYS, Object, build, called, find, of_kind, pods
+from tests.k8s.memory import size_of
 from tests.k8s.test_components import own_overlay
 from tests.k8s.test_manifests import CHECKS
 
@@ -141,3 +142,19 @@ def test_buckets_are_named_only_where_a_second_team_is_told_to_patch_them(overla
     named = {called(item) for item in build(overlay) if "s3://" in str(item)}
     templates = {f"RayJobTemplate/{name}" for name in ("train", "encode", "cpu")}
     assert named == {*templates, "Deployment/mlflow", "CronJob/nightly"}
+
+
+def test_every_pod_of_dev_fits_a_small_cluster() -> None:
+    for pod in pods(build("dev")):
+        for container in pod.containers:
+            asked = container["resources"]["requests"]
+            cores = float(asked["cpu"].removesuffix("m")) / (1000 if "m" in asked["cpu"] else 1)
+            assert cores <= 1, f"{pod.owner}/{container['name']}"
+            assert size_of(asked["memory"]) <= 2 * 2**30, f"{pod.owner}/{container['name']}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_as_it_stands_names_nothing_that_a_cluster_may_not_have(overlay: str) -> None:
+    """Classes and nodes have other names on each cluster: these are offered as comments."""
+    for name in ("priorityClassName", "storageClassName", "runtimeClassName", "nodeSelector"):
+        assert f"'{name}'" not in str(build(overlay))

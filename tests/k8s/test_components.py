@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.submission.rayjob import Wishes, render_rayjob
 from tests.k8s import schemas
-from tests.k8s.manifests import K8S, OVERLAYS, Object, build, called, find, of_kind, pods
+from tests.k8s.manifests import K8S, OVERLAYS, Object, build, called, find, of_kind, pods, selects
 from tests.k8s.test_manifests import CHECKS
 
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
@@ -105,3 +105,19 @@ def test_openshifts_binding_names_every_account_of_a_pod(tmp_path: Path) -> None
     objects = with_component("openshift-scc", "gpu", tmp_path)
     bound = {each["name"] for each in find(objects, "RoleBinding", "openshift-scc")["subjects"]}
     assert bound == {pod.spec["serviceAccountName"] for pod in pods(objects)}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ciliums_component_lets_those_who_have_a_token_to_the_api_server_and_nowhere_else(
+    overlay: str, tmp_path: Path
+) -> None:
+    objects = with_component("cilium-api-server", overlay, tmp_path)
+    reach = set()
+    for policy in of_kind(objects, "CiliumNetworkPolicy"):
+        assert set(policy["spec"]) == {"endpointSelector", "egress"}
+        assert policy["spec"]["egress"] == [{"toEntities": ["kube-apiserver"]}]
+        selector = policy["spec"]["endpointSelector"]
+        reach |= {pod.owner for pod in pods(objects) if selects(selector, pod.labels)}
+    assert reach == {
+        "RayJobTemplate/encode/head", "RayJobTemplate/cpu/head", "CronJob/nightly",
+    }  # fmt: skip

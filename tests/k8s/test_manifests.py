@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import LoaderConfig
 from pipeline.errors import ConfigError
-from pipeline.submission.rayjob import base_template
-from tests.k8s import agreement, commands, lifetimes, memory, schemas
+from tests.k8s import agreement, commands, lifetimes, memory, reach, schemas
 from tests.k8s.manifests import (
     K8S,
     OVERLAYS,
@@ -28,7 +26,8 @@ CHECKS = [
     commands.entrypoints,
     commands.images, commands.pools, commands.addresses, commands.nightly, commands.tracking,
     lifetimes.beginnings, lifetimes.outcomes, lifetimes.endings, lifetimes.budgets,
-    lifetimes.command_lines, memory.shared_memory,
+    lifetimes.tries, lifetimes.kept, lifetimes.command_lines, memory.shared_memory, memory.disks,
+    reach.nodes, reach.names, reach.storage, reach.api_server,
 ]  # fmt: skip
 
 
@@ -52,7 +51,8 @@ def test_the_templates_kind_is_one_that_the_api_server_can_be_taught() -> None:
     for template in of_kind(build("gpu"), "RayJobTemplate"):
         group, _, version = template["apiVersion"].partition("/")
         assert (kind["spec"]["group"], kind["spec"]["names"]["kind"]) == (group, template["kind"])
-        assert version in [each["name"] for each in kind["spec"]["versions"]]
+        (served,) = [each for each in kind["spec"]["versions"] if each["name"] == version]
+        assert schemas.pruned(served["schema"]["openAPIV3Schema"], template) == template
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -364,16 +364,6 @@ def test_every_policy_stands_in_the_readmes_table(overlay: str) -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (K8S / "README.md").read_text(), flags=re.M)
     for policy in of_kind(build(overlay), "NetworkPolicy"):
         assert policy["metadata"]["name"] in rows
-
-
-def test_a_cache_of_the_default_size_fits_into_a_training_pods_disk() -> None:
-    # Above its sizeLimit the kubelet evicts the pod.
-    template: Any = base_template("train")
-    (group,) = template["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    (disk,) = [v for v in group["template"]["spec"]["volumes"] if v["name"] == "tmp"]
-    size = re.fullmatch(r"(\d+)Gi", disk["emptyDir"]["sizeLimit"])
-    assert size is not None
-    assert LoaderConfig().cache_bytes < int(size[1]) * 2**30
 
 
 def test_rules_and_dashboards_reach_the_cluster_as_they_are_tested() -> None:

@@ -9,6 +9,7 @@ import yaml
 
 from k8s.monitoring import FOLDER, dashboards, files
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
+from tests.k8s.manifests import build, of_kind
 
 
 @pytest.mark.parametrize(("path", "content"), list(files()), ids=lambda each: str(each)[-24:])
@@ -44,3 +45,24 @@ def test_runs_of_one_name_in_two_namespaces_are_two_lines_with_two_names() -> No
     for rule in [rule for group in rules for rule in group["rules"]]:
         for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
             assert "namespace" in labels.split(", "), rule
+
+
+def test_a_job_that_a_rule_looks_for_is_one_that_a_monitor_makes() -> None:
+    """The operator calls a PodMonitor's job NAMESPACE/NAME."""
+    monitors = of_kind(build("gpu"), "PodMonitor")
+    jobs = [f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in monitors]
+    wanted = set(re.findall(r'job=~"([^"]*)"', (FOLDER / "rules.yaml").read_text()))
+    assert wanted
+    for pattern in wanted:
+        assert any(re.fullmatch(pattern, job) for job in jobs), pattern
+
+
+def test_a_panel_takes_a_variable_of_several_values_as_an_expression() -> None:
+    """All of them is `.*`, and two are `one|two`: no series is called so."""
+    for each in dashboards().values():
+        several = [v["name"] for v in each["templating"]["list"] if v.get("multi")]
+        assert several
+        for panel in each["panels"]:
+            (target,) = panel["targets"]
+            for name in several:
+                assert re.search(rf'=~"\${name}"', target["expr"]), target["expr"]

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs.submit import main
 from pipeline.config import SubmitConfig
 from pipeline.submission.rayjob import OURS, Wishes, render_rayjob
 from tests.k8s import schemas
 from tests.k8s.commands import parsed
-from tests.k8s.manifests import BY_SUBMISSION, OVERLAYS, build, find, of_kind
+from tests.k8s.manifests import BY_SUBMISSION, K8S, OVERLAYS, build, find, of_kind
 from tests.k8s.test_manifests import CHECKS
 from tests.servers.api_server import ApiServer
 
@@ -83,3 +84,19 @@ def test_a_training_of_any_size_becomes_a_rayjob_that_fits_the_cluster(
     assert list(schemas.problems([made])) == []
     for check in CHECKS:
         assert list(check([*objects, made])) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlays_night_differs_from_the_bases_in_sizes_alone(overlay: str) -> None:
+    """Its arguments are a list, which a patch can only write anew."""
+    (base,) = yaml.safe_load_all((K8S / "base/nightly.yaml").read_text())
+    own, first = (
+        parsed(["python", "-m", "jobs.submit", *step["args"][1:]])
+        for night in (find(build(overlay), "CronJob", "nightly"), base)
+        for step in night["spec"]["jobTemplate"]["spec"]["template"]["spec"]["initContainers"]
+        if step["name"] == "encode"
+    )
+    sizes = {"actors": 1, "gpus": 0, "cores": 1}
+    encodes = [parsed(each.command).model_copy(update=sizes) for each in (own, first)]
+    assert encodes[0] == encodes[1]
+    assert own.model_copy(update={"command": ()}) == first.model_copy(update={"command": ()})
