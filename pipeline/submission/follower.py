@@ -33,23 +33,26 @@ _MEETING_SECONDS = 5.0
 
 @dataclass
 class Silence:
-    """Since when a place has not answered, and whether that is still borne."""
+    """Since when a place has refused or not answered, and whether that is still borne."""
 
     limit_seconds: float
     meanwhile: str = "the job may well go on. Waiting."
     since: float | None = None
+    was_answered: bool = False
 
     def bears(self, error: Exception) -> bool:
         """False once it has lasted too long."""
+        self.was_answered = not isinstance(error, UnreachableError)
         if self.since is None:
             logger.warning("%s; %s", str(error).rstrip("."), self.meanwhile)
             self.since = time.monotonic()
         return time.monotonic() - self.since <= self.limit_seconds
 
     def ends(self, place: Place) -> None:
-        """The place has answered."""
+        """The place has answered, and has not refused."""
         if self.since is not None:
-            logger.info("%s answers again", place.address)
+            now = "refuses it no more" if self.was_answered else "answers again"
+            logger.info("%s %s", place.address, now)
         self.since = None
 
 
@@ -69,10 +72,11 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
     for left in range(config.resubmit_on_head_loss, -1, -1):
         try:
             name = _start_or_join(config, place, request)
-        except PASSING:
+        except (*PASSING, ClusterError, ConfigError) as error:
             if lost is None:
                 raise
-            return lost
+            # What this refusal is about is the next one; the job was lost before.
+            return replace(lost, message=f"{lost.message}; submitting it again: {error}")
         if config.detach:
             return Verdict(name, "SUBMITTED", f"follow it with `--status --id {name}`")
         lost = follow(config, place, request, name, before.result)
@@ -89,7 +93,7 @@ def follow(
     name: str,
     before: Json | None,
 ) -> Verdict:
-    """Looks at the job until it has ended, however long its place is away.
+    """Looks at the job until it has ended, or could not be looked at for `lost_seconds`.
 
     `before` is what a training's folder said of its end when it was submitted.
     """
@@ -112,7 +116,12 @@ def follow(
             if ended is not None:
                 return ended
             if not silence.bears(error):
-                return Verdict(name, "LOST", f"no answer for {config.lost_seconds:g} s: {error}")
+                return Verdict(
+                    name,
+                    "LOST",
+                    f"it could not be looked at for {config.lost_seconds:g} s, and may well go on: "
+                    f"{error}",
+                )
         pause = max(config.poll_seconds, (time.monotonic() - began) / 60)
         time.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
 

@@ -1,6 +1,7 @@
 """Who submits from this machine with the Role `submitter` alone, and what they are told."""
 
 import copy
+import datetime
 import json
 import os
 import re
@@ -102,6 +103,12 @@ class Submitter:
     def asks_text(self, *arguments: str) -> str:
         """What is printed on stdout."""
         return str(self.submits(*arguments).process.communicate(timeout=120)[0])
+
+
+def seconds_between(first: str, second: str) -> float:
+    """By the times, HH:MM:SS, that two lines of a follower's log begin with; less than a day."""
+    begun, ended = (datetime.datetime.strptime(line[:8], "%H:%M:%S") for line in (first, second))
+    return (ended - begun).total_seconds() % 86400
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ import pytest
 from jobs.submit import main
 from pipeline import storage
 from pipeline.config import SubmitConfig
-from pipeline.errors import AccessDeniedError, ClusterError
+from pipeline.errors import (
+    AccessDeniedError,
+    ClusterError,
+    ConfigError,
+    NotNowError,
+    UnreachableError,
+)
 from pipeline.runs.run import Run
 from pipeline.submission import follower, log_tail, narrator
 from tests.servers.api_server import TOKEN
@@ -102,17 +109,46 @@ def test_an_api_server_that_restarts_ends_no_follower(server: Any, how: str) -> 
     assert outcomes[0].exit_code == 0
 
 
+@pytest.mark.parametrize("resubmit", [0, 3])
+@pytest.mark.parametrize("what", ["rights", "token"])
 def test_a_follower_whose_rights_are_taken_for_good_says_lost_not_wrong_usage(
-    server: Any, monkeypatch: pytest.MonkeyPatch
+    server: Any, monkeypatch: pytest.MonkeyPatch, what: str, resubmit: int
 ) -> None:
     monkeypatch.setattr(SubmitConfig, "lost_seconds", 0.5)
     server.script["first"] = [RUNNING] * 2000
-    thread, outcomes = followed()
+    thread, outcomes = followed(resubmit_on_head_loss=resubmit)
     until(lambda: "first" in server.objects)
-    server.rights["rayjobs"] = []
+    if what == "rights":
+        server.rights["rayjobs"] = []
+    else:
+        server.tokens = set()
     thread.join()
     assert (outcomes[0].exit_code, outcomes[0].result["status"]) == (4, "LOST")
-    assert "cannot get" in message_of(outcomes[0])
+    assert message_of(outcomes[0]).startswith("it could not be looked at for 0.5 s, and may well")
+    assert {"rights": "cannot get", "token": "log in again"}[what] in message_of(outcomes[0])
+    assert "no answer" not in message_of(outcomes[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "now"),
+    [
+        (UnreachableError("no answer"), "answers again"),
+        (NotNowError("exceeded quota"), "refuses it no more"),
+        (ConfigError("log in again"), "refuses it no more"),
+    ],
+)
+def test_what_passed_is_named_for_what_it_was(
+    caplog: pytest.LogCaptureFixture, error: Exception, now: str
+) -> None:
+    place: Any = SimpleNamespace(address="Kubernetes, namespace vae")
+    silence = follower.Silence(300)
+    with caplog.at_level("INFO"):
+        silence.ends(place)
+        assert caplog.text == ""
+        assert silence.bears(error)
+        silence.ends(place)
+        silence.ends(place)
+    assert caplog.messages[1:] == [f"Kubernetes, namespace vae {now}"]
 
 
 def test_the_reason_of_a_failure_is_told_and_its_output_shown(
