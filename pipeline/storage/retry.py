@@ -27,13 +27,24 @@ from pipeline.storage.urls import shown
 logger = logging.getLogger(__name__)
 
 Verdict = Literal[
-    "throttled", "server", "timeout", "connection", "short_body", "conflict",
+    "throttled", "server", "timeout", "connection", "short_body", "conflict", "full",
     "credentials", "signature", "denied", "no_bucket", "missing", "precondition", "past_the_end",
     "fatal",
 ]  # fmt: skip
 PASSING: frozenset[Verdict] = frozenset(
-    {"throttled", "server", "timeout", "connection", "short_body", "conflict", "credentials"}
+    {
+        "throttled",
+        "server",
+        "timeout",
+        "connection",
+        "short_body",
+        "conflict",
+        "full",
+        "credentials",
+    }
 )
+_UNTOUCHED: frozenset[Verdict] = frozenset({"throttled", "full", "credentials"})
+"""A request that fails so has surely had no effect."""
 
 
 class RequestFailedError(Exception):
@@ -113,7 +124,7 @@ class Attempts:
         """Waits, where another try makes sense; raises a `StorageError` where none does."""
         if error.verdict not in PASSING:
             _give_up(self._url, self._doing, error)
-        self.ambiguous = self.ambiguous or error.verdict not in ("throttled", "credentials")
+        self.ambiguous = self.ambiguous or error.verdict not in _UNTOUCHED
         wait = random.uniform(  # noqa: S311 - jitter, no secret
             0, min(self._policy.cap_seconds, self._policy.base_seconds * 2.0**self._number)
         )
@@ -121,8 +132,8 @@ class Attempts:
         if spent + wait > self._policy.deadline_seconds:
             raise StorageShortageError(
                 f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
-                f"{self._number + 1} tries; the last: {error}. When the storage is well again, run "
-                f"the same command again.{_endpoint(self._url)}"
+                f"{self._number + 1} tries; the last: {error}. {_cure(error.verdict)}, run the "
+                f"same command again.{_endpoint(self._url)}"
             ) from None
         with _State.lock:
             _State.retries[error.verdict] += 1
@@ -156,6 +167,13 @@ def _give_up(url: str, doing: str, error: RequestFailedError) -> NoReturn:
             f"{where}: {doing} was refused ({error}). {_credentials(verdict, str(error))}"
         ) from None
     raise StorageError(f"{where}: {doing} failed: {error}.") from None
+
+
+def _cure(verdict: Verdict) -> str:
+    """What comes before the next try of somebody."""
+    if verdict == "full":
+        return "The storage is full: once there is room in it, or its quota is larger"
+    return "When the storage is well again"
 
 
 def _endpoint(url: str) -> str:

@@ -20,6 +20,8 @@ _READ_SECONDS = 20.0
 _RENEW = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"})
 _SIGNATURE = frozenset({"SignatureDoesNotMatch", "InvalidAccessKeyId"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"})
+# Ceph's quota of a user or bucket, MinIO's disks and quota: room that others' deletions make.
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 
 
 class Fault(TypedDict, total=False):
@@ -184,6 +186,8 @@ def _verdict_of_response(response: Answer) -> Verdict:
         return "signature"
     if code in _THROTTLED or status in (429, 503):
         return "throttled"
+    if code in _FULL or status == 507:
+        return "full"
     if code in ("RequestTimeout", "RequestTimeTooSkewed") or status == 408:
         return "timeout"
     named: dict[str, Verdict] = {

@@ -18,6 +18,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 PROGRAMS = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "ceph-authtool")
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
+FULL = (
+    ("quota", "set", "--uid=test", "--quota-scope=bucket", "--max-size=1"),
+    ("quota", "enable", "--uid=test", "--quota-scope=bucket"),
+)
+ROOM = ("quota", "disable", "--uid=test", "--quota-scope=bucket")
+"""To `radosgw-admin`: each of the user's buckets may hold a byte at most, and what it likes."""
 
 _CONFIG = """
 [global]
@@ -117,6 +123,15 @@ class S3Server:
     def enable_user(self) -> None:
         self._admin("user", "enable", "--uid=test")
         _until_it_answers(self)
+
+    def fill_up(self) -> None:
+        """Refuses to store anything more, with 403 QuotaExceeded, until `make_room`."""
+        for words in FULL:
+            self._admin(*words)
+
+    def make_room(self) -> None:
+        """Stores again."""
+        self._admin(*ROOM)
 
     def kill_gateway(self) -> None:
         """SIGKILL to the process that serves S3; what was stored stays."""

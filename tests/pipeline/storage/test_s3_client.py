@@ -31,6 +31,9 @@ def refusal(code: str, status: int) -> ClientError:
         ("ConditionalRequestConflict", 409, "conflict"),
         ("InvalidRange", 416, "past_the_end"),
         ("InternalError", 500, "server"),
+        ("QuotaExceeded", 403, "full"),
+        ("XMinioAdminBucketQuotaExceeded", 400, "full"),
+        ("XMinioStorageFull", 507, "full"),
         ("InvalidArgument", 400, "fatal"),
     ],
 )

@@ -9,7 +9,12 @@ from typing import Any, Literal
 import pytest
 
 from pipeline import storage
-from pipeline.errors import AccessDeniedError, ObjectNotFoundError, StorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageShortageError,
+)
 from pipeline.storage import RetryPolicy, retry_counts, retry_policy, s3_client
 from tests.servers import rgw
 from tests.servers.fault_proxy import FaultProxy, Rule
@@ -45,6 +50,29 @@ def test_an_answer_of_5xx_is_asked_again_until_it_comes(
     assert storage.read(url) == DATA
     assert retried(kind, before) == 3
     assert len(fault_proxy.matching(GET)) == 4, "nobody below asks again on their own"
+
+
+def test_a_storage_that_is_full_is_waited_for_and_is_no_missing_right(
+    url: str, s3_server: rgw.S3Server
+) -> None:
+    """By the real server's quota, which it tells by a 403 as well."""
+    before = retry_counts()
+    s3_server.fill_up()
+    try:
+        with (
+            retry_policy(RetryPolicy(deadline_seconds=1, base_seconds=0.05)),
+            pytest.raises(StorageShortageError, match=r"QuotaExceeded 403\. The storage is full"),
+        ):
+            storage.publish(f"{url}-more", b"more")
+        assert retried("full", before) >= 1
+        assert storage.read(url) == DATA
+        later = threading.Timer(0.5, s3_server.make_room)
+        later.start()
+        storage.publish(f"{url}-more", b"more")
+        later.join()
+    finally:
+        s3_server.make_room()
+    assert storage.read(f"{url}-more") == b"more"
 
 
 def test_a_server_that_always_answers_503_is_given_up_at_the_deadline(
