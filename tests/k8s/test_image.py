@@ -160,6 +160,12 @@ def test_what_is_in_an_image_is_listed_in_it() -> None:
     copied = [rest for word, rest in end_stage() if word == "COPY" and "--from=sbom" in rest]
     assert len(copied) == 1
     assert "cyclonedx-bom" in pins("sbom")
+    # Without the interpreter it lists the packages of its own environment.
+    (listing,) = [rest for word, rest in instructions(dockerfile()) if "cyclonedx-py" in rest]
+    shipped = [rest.split()[-1] for word, rest in end_stage() if word == "COPY" and "venv" in rest]
+    command = re.search(r"cyclonedx-py environment ([^&;|]*)", listing)
+    assert command is not None
+    assert command[1].split()[-1] == f"{shipped[0]}/bin/python"
 
 
 def test_the_label_has_the_packages_version() -> None:
