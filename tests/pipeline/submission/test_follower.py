@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -39,6 +39,34 @@ from tests.support.rayjobs import (
 )
 
 
+class Clock:
+    """Whose hours pass in a moment; `at_end` is called once four of them are over."""
+
+    def __init__(self, at_end: Callable[[], object]) -> None:
+        self.seconds, self._at_end = 0.0, at_end
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.seconds > 4 * 3600:
+            self._at_end()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The follower's."""
+
+    def give_up() -> None:
+        raise AssertionError("still followed after four hours")
+
+    found = Clock(give_up)
+    for module in (follower, narrator, log_tail):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
 @pytest.mark.parametrize(
     ("states", "code", "status"),
     [
@@ -56,26 +84,24 @@ from tests.support.rayjobs import (
     ],
 )
 def test_the_exit_code_is_the_jobs_fate(
-    server: Any, states: list[dict[str, Any]], code: int, status: str
+    server: Any, clock: Clock, states: list[dict[str, Any]], code: int, status: str
 ) -> None:
     server.script["first"] = list(states)
     outcome = submit()
     assert (outcome.exit_code, outcome.result["status"]) == (code, status)
 
 
-class Clock:
-    """Whose hours pass in a moment; `at_end` is called once four of them are over."""
-
-    def __init__(self, at_end: Callable[[], object]) -> None:
-        self.seconds, self._at_end = 0.0, at_end
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
-        if self.seconds > 4 * 3600:
-            self._at_end()
+def test_each_outage_that_a_follower_bears_begins_with_its_own_first_error(clock: Clock) -> None:
+    silence, place = follower.Silence(limit_seconds=600), cast("Any", SimpleNamespace(address="x"))
+    for _ in range(3):
+        assert silence.bears(OSError("refused"))
+        clock.seconds += 500
+        assert silence.bears(OSError("refused"))
+        silence.ends(place)
+        clock.seconds += 1000
+    assert silence.bears(OSError("refused"))
+    clock.seconds += 601
+    assert not silence.bears(OSError("refused"))
 
 
 def test_a_follower_asks_the_api_server_less_often_the_longer_a_job_goes_on(

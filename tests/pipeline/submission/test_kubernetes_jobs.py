@@ -36,6 +36,21 @@ def test_a_lost_head_is_submitted_again_as_often_as_told(server: Any) -> None:
     assert submit(resubmit_on_head_loss=0).exit_code == 4
 
 
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 5),
+        (failed(1), 1),
+        (failed(2), 2),
+        ({"gone": ""}, 5),
+    ],
+)
+def test_only_a_lost_head_is_submitted_again(server: Any, end: dict[str, Any], code: int) -> None:
+    server.lives = [[RUNNING, end], [RUNNING, SUCCEEDED]]
+    assert submit(resubmit_on_head_loss=2).exit_code == code
+    assert server.lives == [[RUNNING, SUCCEEDED]]
+
+
 def test_a_job_that_runs_already_is_followed_not_doubled(server: Any) -> None:
     server.script["first"] = [RUNNING]
     submit(detach=True)

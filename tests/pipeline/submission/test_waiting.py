@@ -35,11 +35,11 @@ def unscheduled(name: str, message: str) -> dict[str, Any]:
     return pod(name, conditions=[condition])
 
 
-def without_image(name: str, reason: str) -> dict[str, Any]:
+def without_image(name: str, reason: str, of: str = "containerStatuses") -> dict[str, Any]:
     waiting = {"reason": reason, "message": 'Back-off pulling image "nowhere:1"'}
     container = {"name": "ray", "ready": False, "restartCount": 0, "image": "nowhere:1",
                  "imageID": "", "state": {"waiting": waiting}}  # fmt: skip
-    return pod(name, containerStatuses=[container])
+    return pod(name, **{of: [container]})
 
 
 def event(about: str, message: str, at: str, kind: str = "Pod", **more: Any) -> dict[str, Any]:
@@ -136,6 +136,12 @@ def test_a_container_that_only_takes_its_time_is_no_reason_and_a_missing_image_i
     assert reason(server, initializing()) == ""
     server.put(without_image("w1", "ErrImagePull"))
     assert "1 pod: ErrImagePull" in reason(server, initializing())
+
+
+def test_a_missing_image_of_what_a_head_starts_first_is_told(server: Any) -> None:
+    """`job-log` is an init container: until it is there, no other one is looked at."""
+    server.put(without_image("head", "ImagePullBackOff", of="initContainerStatuses"))
+    assert "1 pod: ImagePullBackOff" in reason(server, initializing())
 
 
 def test_a_volume_that_cannot_be_mounted_is_told_by_its_newest_event(server: Any) -> None:
