@@ -39,7 +39,8 @@ def without_image(name: str, reason: str, of: str = "containerStatuses") -> dict
     waiting = {"reason": reason, "message": 'Back-off pulling image "nowhere:1"'}
     container = {"name": "ray", "ready": False, "restartCount": 0, "image": "nowhere:1",
                  "imageID": "", "state": {"waiting": waiting}}  # fmt: skip
-    return pod(name, **{of: [container]})
+    statuses: dict[str, Any] = {of: [container]}
+    return pod(name, **statuses)
 
 
 def event(about: str, message: str, at: str, kind: str = "Pod", **more: Any) -> dict[str, Any]:
