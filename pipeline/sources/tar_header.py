@@ -5,12 +5,16 @@ from typing import Self
 
 _KINDS = (tarfile.REGTYPE, tarfile.XHDTYPE)
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
+_MAGIC, _PREFIX = slice(257, 265), slice(345, 500)
+_GNU_MAGIC = b"ustar  \0"
 
 
 class QuickHeader(tarfile.TarInfo):
     """Name, size and type alone, where these are written plainly; all else is `tarfile`'s.
 
     POSIX, `ustar`: name 0..100, size 124..136, checksum 148..156, type 156, magic 257, prefix 345.
+    GNU's own magic, `ustar  `, has no prefix: times of access and change stand there, which
+    `tarfile` takes for a folder (python/cpython#155629).
     """
 
     @classmethod
@@ -21,13 +25,23 @@ class QuickHeader(tarfile.TarInfo):
         plain = size >= 0 and kind in _KINDS and buf[257:262] == b"ustar"
         # The checksum's own field counts as blanks.
         if not plain or sum(buf) - sum(buf[_CHECKSUM]) + 8 * ord(" ") != checksum:
-            return super().frombuf(buf, encoding, errors)
+            return cls._without_times(super().frombuf(buf, encoding, errors), buf, encoding, errors)
         found = cls()
         found.size, found.type = size, kind
         found.name = _text(buf[:100], encoding, errors)
-        prefix = _text(buf[345:500], encoding, errors)
-        if prefix:
+        prefix = _text(buf[_PREFIX], encoding, errors)
+        if prefix and buf[_MAGIC] != _GNU_MAGIC:
             found.name = f"{prefix}/{found.name}"
+        return found
+
+    @classmethod
+    def _without_times(
+        cls, found: Self, buf: bytes | bytearray, encoding: str, errors: str
+    ) -> Self:
+        """A header of another type without the folder that `tarfile` made of GNU's times."""
+        times = _text(buf[_PREFIX], encoding, errors)
+        if times and buf[_MAGIC] == _GNU_MAGIC and found.type not in tarfile.GNU_TYPES:
+            found.name = found.name.removeprefix(f"{times}/")
         return found
 
 

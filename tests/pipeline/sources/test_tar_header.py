@@ -1,5 +1,7 @@
 import io
+import subprocess
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +56,18 @@ def test_a_header_with_a_wrong_byte_ends_as_in_tarfile(at: int, byte: int) -> No
         except tarfile.TarError as error:
             endings.append([(type(error), str(error))])
     assert endings[0] == endings[1]
+
+
+def test_times_in_a_gnu_header_are_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.png").write_bytes(b"one")
+    (tmp_path / "cats" / "2.png").symlink_to("1.png")
+    incremental = ["tar", "--listed-incremental=state", "--format=gnu", "-cf", "i.tar", "cats"]
+    subprocess.run(incremental, cwd=tmp_path, check=True)
+    data = (tmp_path / "i.tar").read_bytes()
+    assert data[345:357].strip(b"\0").isdigit(), "the times of access stand where POSIX has prefix"
+    told = subprocess.run(
+        ["tar", "-tf", "i.tar"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    names = [name for name, *_ in members(data, QuickHeader)]
+    assert names == told.stdout.splitlines() == ["cats/", "cats/1.png", "cats/2.png"]
