@@ -43,7 +43,10 @@ NAMELESS = FIRING.replace("}", ',run="",store="",name="",cronjob=""}')
 
 
 def series(world: World, minutes: int, step: int = 1) -> list[dict[str, str]]:
-    """In promtool's notation; where a series ends, Prometheus is told so (stale)."""
+    """In promtool's notation; where a series ends, Prometheus is told so (stale).
+
+    Each is of a namespace, as on every cluster: what compares two of them must keep it.
+    """
     found = []
     for name, values in world.items():
         words, was_there = [], False
@@ -51,7 +54,10 @@ def series(world: World, minutes: int, step: int = 1) -> list[dict[str, str]]:
             value = values(minute)
             words.append(("stale" if was_there else "_") if value is None else f"{value:.12g}")
             was_there = value is not None
-        found.append({"series": name, "values": " ".join(words)})
+        metric, _, labels = name.removesuffix("}").partition("{")
+        if "namespace=" not in labels:
+            labels = ",".join(filter(None, [labels, 'namespace="vae"']))
+        found.append({"series": f"{metric}{{{labels}}}", "values": " ".join(words)})
     return found
 
 

@@ -34,6 +34,9 @@ def test_every_metric_of_the_table_is_on_a_dashboard() -> None:
         assert any(f"{row.series}{{" in query for query in shown), row.name
 
 
+SUBJECTS = ("run", "store", "name", "cronjob")
+
+
 def test_runs_of_one_name_in_two_namespaces_are_two_lines_with_two_names() -> None:
     for each in dashboards().values():
         for panel in each["panels"]:
@@ -44,7 +47,9 @@ def test_runs_of_one_name_in_two_namespaces_are_two_lines_with_two_names() -> No
     rules = yaml.safe_load((FOLDER / "rules.yaml").read_text())["spec"]["groups"]
     for rule in [rule for group in rules for rule in group["rules"]]:
         for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
-            assert "namespace" in labels.split(", "), rule
+            # ... and what is told of says what it is.
+            told, *of = labels.split(", ")
+            assert (told, of) in [("namespace", [name]) for name in SUBJECTS], rule
 
 
 def test_a_job_that_a_rule_looks_for_is_one_that_a_monitor_makes() -> None:
