@@ -140,12 +140,20 @@ def _ask(method: Any) -> Any:
 
 def _until_ended(group: GroupSettings, rank: RankSettings, start: Start, recorder: str) -> RankEnd:
     """Fits again after what is no failure of the training: a drained node, a dead controller."""
+    from ray.exceptions import ActorUnschedulableError
     from ray.train import ControllerError
 
     failures = 0
     while True:
         try:
             end = _fit(group, rank, start, recorder)
+        except ActorUnschedulableError as error:
+            # Ray Train's own actors belong here, and a node that is drained begins none.
+            raise RunError(
+                f"run {rank.training.name!r}: this driver's own node is being taken away, and no "
+                "worker begins any more. The same command, on another cluster, continues it from "
+                "its last checkpoint."
+            ) from error
         except (ControllerError, *actor_deaths()) as error:
             # Ray replaces dead workers, not its own actors, which a lack of memory takes as well.
             failures += 1

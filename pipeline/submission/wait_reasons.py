@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.submission.api_server import ApiServer
-from pipeline.submission.objects import QUEUE, RAYJOBS, WORKLOADS, ClusterStatus, RayJob
+from pipeline.submission.objects import QUEUE, RAYJOBS, WORKLOADS, ClusterStatus, Condition, RayJob
 
 _PASSING = frozenset({
     "", "Unknown", "HeadPodNotFound", "ContainerCreating", "PodInitializing", "ContainersNotReady",
@@ -73,16 +73,31 @@ def _of_queue(server: ApiServer, job: RayJob) -> str:
         except ClusterError:
             continue  # Kueue is of another version, or not installed.
         for workload in found:
-            conditions = {
-                c["type"]: c for c in (workload.get("status") or {}).get("conditions", [])
-            }
-            for step in ("QuotaReserved", "Admitted"):
-                condition = conditions.get(step)
-                if condition is not None and condition["status"] != "True":
-                    return f"queue {queue}: {condition.get('message') or condition.get('reason')}"
+            listed = (workload.get("status") or {}).get("conditions", [])
+            conditions: dict[str, Condition] = {each["type"]: each for each in listed}
+            said = list(dict.fromkeys(_of_workload(conditions)))
+            if said:
+                return f"queue {queue}: {'; '.join(said)}"
         if found:
             return f"queue {queue}: Kueue has not said why"
     return f"queue {queue}, of which no Workload is there: is Kueue installed, and knows RayJobs?"
+
+
+def _of_workload(conditions: Mapping[str, Condition]) -> Iterator[str]:
+    """Why it was taken out, if it ran before, and why it is not let in."""
+    evicted = conditions.get("Evicted")
+    if evicted is not None and evicted["status"] == "True":
+        # Kept until it is let in again; what is said of the quota soon hides it.
+        yield _said(evicted)
+    for step in ("QuotaReserved", "Admitted"):
+        condition = conditions.get(step)
+        if condition is not None and condition["status"] != "True":
+            yield _said(condition)
+            return
+
+
+def _said(condition: Condition) -> str:
+    return condition.get("message") or condition.get("reason", "")
 
 
 def _of_cluster(cluster: ClusterStatus) -> Iterator[str]:

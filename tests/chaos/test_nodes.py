@@ -112,6 +112,22 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_of_its_last_step(
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
+def test_a_cluster_that_is_drained_whole_loses_no_step_and_says_so_in_a_line(
+    nodes: RayNodes, run: Running
+) -> None:
+    """As when a queue takes it for another job."""
+    run.until(lambda: max(run.checkpoints(), default=0) >= 200)
+    for name in ("head", "one", "two"):
+        nodes.send(name, signal.SIGTERM)
+    run.process.wait(120)
+    log = run.log()
+    (said,) = [line for line in log.splitlines() if "a node is being taken away" in line]
+    assert int(said.partition("at step ")[2].split()[0]) == max(run.checkpoints())
+    assert run.process.returncode == 1
+    assert "this driver's own node is being taken away" in log.splitlines()[-1]
+    assert "Traceback" not in log
+
+
 def test_workers_1_to_2_follow_the_nodes_and_each_image_still_counts_once(
     nodes: RayNodes, start: Callable[..., Running], data: str
 ) -> None:

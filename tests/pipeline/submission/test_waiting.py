@@ -186,6 +186,24 @@ def test_a_queue_says_why_it_holds_a_job_back(server: Any) -> None:
     assert queued(server, waits) == f"queue gpu: {said}"
 
 
+TAKEN = "Preempted to accommodate a workload (UID: 1, JobUID: 2) due to prioritization"
+FULL = "couldn't assign flavors to pod set head: insufficient unused quota for cpu"
+
+
+@pytest.mark.parametrize(
+    ("is_out", "of_quota", "told"),
+    [("True", TAKEN, TAKEN), ("True", FULL, f"{TAKEN}; {FULL}"), ("False", FULL, FULL)],
+)
+def test_a_queue_says_for_whom_it_took_a_job_out_and_why_it_is_not_let_in_again(
+    server: Any, is_out: str, of_quota: str, told: str
+) -> None:
+    # As Kueue 0.17 writes it: at first the quota's condition repeats the other, and what was
+    # taken out long ago stays there as False.
+    evicted = {"type": "Evicted", "status": is_out, "reason": "Preempted", "message": TAKEN}
+    pending = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": of_quota}
+    assert queued(server, evicted, pending) == f"queue gpu: {told}"
+
+
 def test_a_queue_that_nobody_serves_is_told(server: Any) -> None:
     assert "is Kueue installed" in queued(server)
 
