@@ -13,13 +13,21 @@ HUNGRY = Path("/tmp/hungry")
 """Where this file is there, all of a pod's memory is taken, once."""
 HURRIED = Path("/tmp/hurried")
 """Where this file is there, no time is taken any more."""
-_SECONDS = 0.02
 
 
 def pause(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """The images as they came."""
+    """The images as they came; a tenth of a second for a step of 96."""
+    return _wait(images, 0.02)
+
+
+def rest(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """The same, five times as long."""
+    return _wait(images, 0.1)
+
+
+def _wait(images: torch.Tensor, seconds: float) -> torch.Tensor:
     if "KUBERNETES_SERVICE_HOST" in os.environ:
-        time.sleep(0 if HURRIED.exists() else _SECONDS)
+        time.sleep(0 if HURRIED.exists() else seconds)
         if HUNGRY.exists():
             HUNGRY.unlink()
             _take_all_memory()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.training import EVERY, Training, client, open_s3
+from tests.cluster.training import EVERY, Training, open_s3, put_below
 from tests.servers.cluster.box import until
 from tests.servers.cluster.cluster import Cluster
 from tests.support.killing import finish, start_job
@@ -65,10 +65,7 @@ def storage(vae: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for workload in ("deployment/s3", "deployment/mlflow"):
         vae.kubectl("-n", "vae", "rollout", "status", workload, "--timeout=180s")
     environment = open_s3(vae)
-    folder = write_digits(tmp_path_factory.mktemp("digits")).parent
-    for file in (file for file in folder.rglob("*") if file.is_file()):
-        key = f"digits/{file.relative_to(folder)}"
-        client(environment).put_object(Bucket="datasets", Key=key, Body=file.read_bytes())
+    put_below(environment, "digits", write_digits(tmp_path_factory.mktemp("digits")).parent)
     return environment
 
 

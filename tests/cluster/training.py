@@ -47,15 +47,26 @@ def client(storage: Mapping[str, str]) -> Any:
     )  # fmt: skip
 
 
+def put_below(storage: Mapping[str, str], prefix: str, folder: Path) -> None:
+    """A folder's files into the bucket `datasets`."""
+    for file in (file for file in folder.rglob("*") if file.is_file()):
+        key = f"{prefix}/{file.relative_to(folder)}"
+        client(storage).put_object(Bucket="datasets", Key=key, Body=file.read_bytes())
+
+
 @dataclass(frozen=True)
 class Training:
-    """The run `name` below s3://runs/train; what its follower says goes to `log`."""
+    """The run `name` below s3://runs/train; what its follower says goes to `log`.
+
+    `every`: steps between its checkpoints.
+    """
 
     cluster: Cluster
     name: str
     follower: "subprocess.Popen[str]"
     log: Path
     s3: Any
+    every: int = EVERY
 
     @classmethod
     def start(
@@ -86,9 +97,32 @@ class Training:
 
     def groups(self, size: int) -> int:
         """Worker groups of that size so far; each rank's log begins with its place."""
+        return len(self._groups_of(size))
+
+    def made_by(self, size: int) -> int:
+        """Steps that groups of that size have made beyond all before, by the run's own tallies."""
+        groups, made, furthest = self._groups_of(size), 0, 0
+        for key in sorted(self._objects("time/")):
+            step = json.loads(self._read(key))["step"]
+            if Path(key).stem in groups:
+                made += step - furthest
+            furthest = step
+        return made
+
+    def _groups_of(self, size: int) -> set[str]:
+        """By the names of their claims."""
         keys = [key for key in self._objects("logs/") if "rank0" in key]
-        texts = [self.s3.get_object(Bucket="runs", Key=key)["Body"].read() for key in keys]
-        return sum(f"rank 0 of {size} starts".encode() in text for text in texts)
+        said = f"rank 0 of {size} starts".encode()
+        return {Path(key).name.partition("-")[0] for key in keys if said in self._read(key)}
+
+    def left(self) -> int:
+        """The step of the checkpoint with which the newest group ended; 0 if it says of none."""
+        keys = sorted(key for key in self._objects("logs/") if "rank0" in key)
+        found = re.search(rb"saved at step (\d+)", self._read(keys[-1]))
+        return int(found[1]) if found else 0
+
+    def _read(self, key: str) -> bytes:
+        return bytes(self.s3.get_object(Bucket="runs", Key=key)["Body"].read())
 
     def _objects(self, prefix: str) -> list[str]:
         try:
@@ -99,7 +133,7 @@ class Training:
 
     def goes_on(self, beyond: int | None = None, seconds: float = 600) -> None:
         """Waits until there are two checkpoints more than now, or beyond a step."""
-        goal = (self.newest() if beyond is None else beyond) + EVERY + 1
+        goal = (self.newest() if beyond is None else beyond) + self.every + 1
         deadline = time.monotonic() + seconds
         while self.newest() < goal:
             assert self.follower.poll() is None, self.said()
