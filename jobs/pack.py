@@ -99,7 +99,7 @@ def _beside(others: Mapping[str, int]) -> list[str]:
     if tables:
         lines.append(
             f"Tables that were not read: {shown(tables)}. `--annotations FILE` takes labels from "
-            "one."
+            "one that lies in no archive."
         )
     if sidecars:
         lines.append(

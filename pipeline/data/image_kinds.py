@@ -52,7 +52,7 @@ _COMPRESSIONS = frozenset((".br", ".bz2", ".gz", ".lz", ".lz4", ".lzo", ".sz", "
 _PART_OF_ARCHIVE = re.compile(
     r"(\.(tar|tgz|zip|7z|rar)(\.(gz|bz2|xz|zst))?\.?(part[-_.]?\w{1,4}|\d{2,4}|[a-c][a-z])|\.[rz]\d\d)$"
 )
-SPLIT, UNNAMED = "split archive", "unnamed archive"
+SPLIT, UNNAMED, PACKED_TABLE = "split archive", "unnamed archive", "table in an archive"
 """Kinds of ignored files that have no suffix of their own."""
 UNREADABLE = "unreadable"
 """The reason of an archive or table that can't be read to its end: nobody knows what it holds."""
@@ -217,6 +217,8 @@ _CURES = {
     "no-key": "jobs.pack gives them keys",
     "nested": "unpack the archives inside archives inside archives",
     "not-an-image": "see what they are, or copy them again",
+    PACKED_TABLE: "unpack the archives and pack the folder, or `--ignore 'table in an archive'` if "
+    "they hold no images",
     "outside": "name their prefix with `--below`",
     "scattered": "sort the members by name, so that those of a sample follow one another",
     "small": "lower `--min-side`",

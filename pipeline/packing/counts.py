@@ -31,7 +31,7 @@ class Counts:
     ignored: Mapping[str, int]
     """By kind: a suffix that is not read, `hidden`, `replaced` ..."""
     others: Mapping[str, int] = field(default_factory=dict)
-    """No inputs: files that are no images, by suffix; folders; links that were followed."""
+    """None of `seen`: files that are no images, by suffix; folders, devices, dangling links."""
 
     def __post_init__(self) -> None:
         accounted = self.packed + self.duplicates + self.rejected + sum(self.ignored.values())

@@ -200,7 +200,7 @@ def stock_samples(stream: HashingStream, where: str, beside: Beside) -> Iterator
             if _utf8(key) != key:
                 sample.fault = ("name", "its name is not UTF-8: rename it, or jobs.pack its images")
         _add_member(sample, stream, base + member.offset_data, member, extension)
-        if not member.isreg() or member.issparse():
+        if (not member.isreg() or member.issparse()) and needs_head(f"x.{extension}"):
             beside.others["links" if member.islnk() or member.issym() else "sparse"] += 1
     if sample is not None:
         yield sample

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.data.image_kinds import (
     HEAD_BYTES,
+    PACKED_TABLE,
     UNREADABLE,
     is_apple_double,
     judge,
@@ -55,7 +56,7 @@ class Listing:
     """Whether there is one source: an archive that can't be read is then an error, not a reject."""
     seen: int = 0
     others: Counter[str] = field(default_factory=Counter)
-    """By suffix, and `folders`, `links` (followed, so that their targets count by other names)."""
+    """By suffix, and `folders`, `devices`, `dangling` links; none is among `seen`."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def _files(
                     yield SourceFile(path, item.url, item.size, item.etag or "")
                 elif item.etag is None and item.size < 0:
                     yield from _dangling(path, item.url, listing)
+                elif item.size < 0:
+                    listing.others["devices"] += 1
                 elif is_archive(path) and not _is_hidden(path):
                     prefix = without_archive_suffix(path)
                     inside = _members(item.url, item.etag or "", prefix, listing)
@@ -278,10 +281,9 @@ def _refused(file: SourceFile, status: str, reason: str, message: str) -> Source
 
 
 def _dangling(path: str, url: str, listing: Listing) -> Iterator[SourceFile]:
-    listing.others["links"] += 1
     if not needs_head(path):
         file = SourceFile(path, url, 0, "")
-        yield _refused(file, "ignored", "dangling", "a link that leads to nothing")
+        yield _refused(file, "ignored", "dangling", "a link that leads to nothing, or in a ring")
     else:
         listing.others["dangling"] += 1
 
@@ -323,14 +325,15 @@ def _path_in(prefix: str, name: str) -> str:
 
 def _member(found: _Found, listing: Listing) -> Iterator[SourceFile]:
     member = found.member
-    if member.linked:
-        listing.others["links"] += 1
     if member.guessed:
         listing.others["names in no UTF-8, read as CP437"] += 1
     if member.kind == "dangling":
         yield from _dangling(found.path, found.url, listing)
     elif member.kind != "file":
         listing.others["folders" if member.kind == "folder" else "devices"] += 1
+    elif is_table(found.path) and not _is_hidden(found.path):
+        file = _file_of(found.path, found.url, member)
+        yield _refused(file, "ignored", PACKED_TABLE, "its images, if it has any, are not read")
     else:
         yield from _judged(_file_of(found.path, found.url, member), member.peek, listing)
 

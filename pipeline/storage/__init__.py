@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pipeline.errors import ObjectNotFoundError, StorageError
@@ -152,7 +153,8 @@ def list_objects(url: str, *, dangling: bool = False) -> Iterator[ObjectInfo]:
     """Every object below a folder or prefix, recursively, sorted by URL; none is an error.
 
     Reads the listing page by page, so that any number of objects needs little memory. `dangling`:
-    also local links that lead to nothing, with the size -1 and no tag.
+    also local links that lead to nothing or to a folder that they lie in, with the size -1 and no
+    tag, and FIFOs, sockets and devices, with the size -1 and a tag.
     """
     found = False
     for info in _list(url):
@@ -168,6 +170,8 @@ def _list(url: str) -> Iterator[ObjectInfo]:
         for name, status in local.walk(path):
             if status is None:
                 yield ObjectInfo(name, -1, None)
+            elif not S_ISREG(status.st_mode):
+                yield ObjectInfo(name, -1, local.version(status))
             else:
                 yield ObjectInfo(
                     name, status.st_size, local.version(status), modified=status.st_mtime

@@ -1,6 +1,6 @@
 """The local filesystem: replace atomically, create exactly once, list without leftovers."""
 
-import logging
+import errno
 import os
 import secrets
 import shutil
@@ -17,8 +17,6 @@ from pipeline.errors import (
     is_shortage,
 )
 from pipeline.masking import one_line
-
-logger = logging.getLogger(__name__)
 
 _TEMPORARY = ".partial"
 # Without O_NONBLOCK a FIFO is waited on for ever by whoever opens it.
@@ -115,40 +113,47 @@ def delete(path: Path) -> None:
 def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
     """Every file below `root` in the order of their paths, as S3 lists keys; links are followed.
 
-    A link that leads to nothing has no status. Folders may lie as deep as a path is long.
+    A link that leads to nothing, or to a folder that it lies in, has no status. FIFOs, sockets and
+    devices are given like files. Folders may lie as deep as a path is long.
     """
     # Each open folder: what is left of it, and which folders led to it, to which no link may lead.
     first = _identity(root)
     open_folders = [(iter(_sorted_entries(root)), first)]
-    above = {first: root}
+    above = {first, *map(_identity, root.resolve().parents)}
     while open_folders:
         entries, identity = open_folders[-1]
         entry = next(entries, None)
         if entry is None:
             open_folders.pop()
-            del above[identity]
+            above.discard(identity)
             continue
         try:
-            if entry.is_dir():
+            if _is_folder(entry):
                 folder = Path(entry.path)
                 inside = _identity(folder)
-                if inside in above:
-                    raise StorageError(
-                        f"{folder}: leads back to {above[inside]}, in which it lies, so that a "
-                        "listing would never end. Remove that link."
-                    )
-                above[inside] = folder
+                if inside in above:  # A listing would never end; what lies there has a name.
+                    yield entry.path, None
+                    continue
+                above.add(inside)
                 open_folders.append((iter(_sorted_entries(folder)), inside))
                 continue
             status: os.stat_result | None = entry.stat()
-        except FileNotFoundError:  # removed since, or a dangling link
+        except OSError as error:  # removed since, or a link that dangles or leads to itself
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
             if not entry.is_symlink():
                 continue
             status = None
-        if status is not None and not stat.S_ISREG(status.st_mode):
-            logger.warning("%s is left out: it is no regular file", entry.path)
-            continue
         yield entry.path, status
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -163,12 +168,12 @@ def _sorted_entries(folder: Path) -> "list[os.DirEntry[str]]":
     try:
         with os.scandir(folder) as entries:
             found = [
-                (f"{entry.name}/" if entry.is_dir() else entry.name, entry)
+                (f"{entry.name}/" if _is_folder(entry) else entry.name, entry)
                 for entry in entries
                 if not _is_temporary(entry.name)
             ]
     except OSError as error:
-        # A link to itself can't even be looked at: the system's error names it, not the folder.
+        # A link may lead where nobody may look: the system's error names it, not the folder.
         raise explain(error, Path(error.filename or folder), "listing") from None
     return [entry for _, entry in sorted(found, key=lambda pair: os.fsencode(pair[0]))]
 
