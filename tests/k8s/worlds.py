@@ -92,7 +92,8 @@ def training(run: str = "r") -> World:
         f"vae_checkpoint_every_steps{label}": always(500),
         f"vae_train_restarts_total{label}": always(0),
         f"vae_train_start{label}": always(1),
-        f"vae_holdout_active_units{label}": lambda minute: 0 if minute < 9 else 20,
+        # Within its first tenth, and for longer than any alert waits.
+        f"vae_holdout_active_units{label}": lambda minute: 0 if minute < 60 else 20,
         f"vae_holdout_step{label}": growing(100),
         f'vae_train_nats{{run="{run}",term="elbo"}}': growing(0.01, -200),
         f'vae_train_nats{{run="{run}",term="kl"}}': always(20),
