@@ -4,6 +4,7 @@ One column names the image (its path below the source, with or without suffix); 
 and `caption` (or `text`) mean what they say, and any other column goes into the sample's json.
 """
 
+import base64
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
+from pipeline.data.image_kinds import kind_of
 from pipeline.data.keys import without_suffix
 from pipeline.errors import DatasetError
 from pipeline.json_value import Json
@@ -25,6 +27,8 @@ PATH_COLUMNS = (
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class")
 CAPTION_COLUMNS = ("caption", "text")
+_MOST_PATH = 255
+"""Longer than any name: only such a text can be an image."""
 TEXT_COLUMNS = frozenset((*PATH_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS))
 
 
@@ -88,9 +92,31 @@ def read_annotations(url: str) -> Iterator[AnnotationRow]:
                 f"{storage.shown(url)}: has the columns {', '.join(row)}; one of "
                 f"{', '.join(PATH_COLUMNS)} must name the image.{split}"
             )
+        _check_path(row[path_column], f"{storage.shown(url)}: its column {path_column!r}", number)
         path = (text_of(row[path_column]) or "").strip()
         rest = {name: value for name, value in row.items() if name != path_column}
         yield AnnotationRow(number, path, annotation_of(rest))
+
+
+def _check_path(value: Any, where: str, number: int) -> None:
+    """Raises `DatasetError` for what is an image, or a part of one, instead of its name."""
+    kinds = {bytes: "bytes", list: "a list", dict: "a struct"}
+    found = next((name for kind, name in kinds.items() if isinstance(value, kind)), "")
+    if isinstance(value, str) and len(value) > _MOST_PATH and _is_base64(value):
+        found = "an image as base64 text"
+    if found:
+        raise DatasetError(
+            f"{where} holds {found} in row {number}, and no path. A table names its images by "
+            "their paths (string), or holds their files' bytes (binary): write one of these."
+        )
+
+
+def _is_base64(text: str) -> bool:
+    """Of an image, perhaps behind `data:image/png;base64,`."""
+    try:
+        return kind_of(base64.b64decode(text.rpartition(",")[2][:64])) is not None
+    except ValueError:
+        return False
 
 
 def annotation_of(row: Row) -> Annotation:

@@ -154,17 +154,26 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
             "to pack with `--image-column`."
         )
     image = schema.field(columns[0])
-    if pa.types.is_nested(image.type) and not _is_image(image):
-        raise DatasetError(
-            f"{storage.shown(url)}: the column {columns[0]} holds lists of images. Write a row for "
-            "each image."
-        )
+    _check_column(image, url)
     lower = {name.lower(): name for name in schema.names}
     label = next((lower[name] for name in LABEL_COLUMNS if name in lower), None)
     if label is not None and pa.types.is_nested(schema.field(label).type):
         label = None  # several labels are no class: a column like any other
     dropped = tuple(f.name for f in schema if _has_bytes(f) and f.name != image.name)
     return _Layout(image.name, label, _classes(schema, label), dropped)
+
+
+def _check_column(image: Any, url: str) -> None:
+    """Raises `DatasetError` for one whose values are neither images' bytes nor paths."""
+    import pyarrow as pa
+
+    if _is_image(image) or _is_binary(image.type) or _is_text(image.type):
+        return
+    if _inside_list(image) is not None and not pa.types.is_primitive(image.type.value_type):
+        what = "lists of images. Write a row for each image."
+    else:
+        what = f"{image.type}, and no image's file. Write its bytes (binary) or its path (string)."
+    raise DatasetError(f"{storage.shown(url)}: the column {image.name} holds {what}")
 
 
 def _schema(url: str) -> Any:
@@ -180,14 +189,14 @@ def _image_columns(url: str, schema: Any) -> list[str]:
 
     One that holds lists of such counts only where nothing else does.
     """
-    import pyarrow as pa
-
     unsure = [f.name for f in schema if _is_binary(f.type)]
     found = {f.name for f in schema if _is_image(f)} | _with_images(url, unsure)
     if found:
         return [name for name in schema.names if name in found]
-    lists = [f for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)]
-    return [f.name for f in lists if _is_image(f.type.value_field)]
+    lists = {f.name: inside for f in schema if (inside := _inside_list(f)) is not None}
+    unsure = [name for name, inside in lists.items() if _is_binary(inside.type)]
+    sure = [name for name, inside in lists.items() if _is_image(inside)]
+    return sure or sorted(_with_images(url, unsure))
 
 
 def _with_images(url: str, columns: list[str]) -> set[str]:
@@ -204,7 +213,7 @@ def _with_images(url: str, columns: list[str]) -> set[str]:
         looked = 0
         for batch in batches:
             for name in columns:
-                values = (value.as_py() for value in batch[name])
+                values = (_first_of(value.as_py()) for value in batch[name])
                 if any(value and kind_of(value[:HEAD_BYTES]) for value in values):
                     found.add(name)
             looked += batch.num_rows
@@ -217,10 +226,36 @@ _LOOKED_AT_ONCE, _MOST_LOOKED_AT = 8, 1024
 """Rows: the first may be empty, or broken."""
 
 
-def _is_binary(kind: Any) -> bool:
-    import pyarrow as pa
+def _first_of(value: Any) -> bytes | None:
+    """Of a list of bytes the first that are there."""
+    return next(filter(None, value), None) if isinstance(value, list) else value
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+def _inside_list(field: Any) -> Any:
+    """What the lists of a column hold, None for a column without."""
+    import pyarrow.types as kinds
+
+    checks = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list, kinds.is_list_view)
+    return field.type.value_field if any(check(field.type) for check in checks) else None
+
+
+def _is_binary(kind: Any) -> bool:
+    """Bytes in any of Arrow's layouts; Polars writes views, Pandas' categories are dictionaries."""
+    import pyarrow.types as kinds
+
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return any(
+        check(kind) for check in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view)
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return any(
+        check(kind) for check in (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
+    )
 
 
 def _is_image(field: Any) -> bool:
