@@ -139,6 +139,8 @@ def _of_events(events: Sequence[Any], names: set[Any]) -> Iterator[str]:
         for event in events
         if event.involved_object.name in names
         and (event.reason != "Unhealthy" or (event.count or 0) >= _FAILED_PROBES)
+        # Of KubeRay, which looks at a late copy of what is there: what it lacks, it has made.
+        and not (event.message or "").endswith("already exists")
     ]
     if ours:
         newest = max(ours, key=lambda e: str(e.last_timestamp or e.event_time or ""))

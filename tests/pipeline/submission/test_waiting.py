@@ -104,6 +104,16 @@ def test_a_head_that_begins_has_nothing_to_wait_for_and_one_that_never_does_has(
     assert reason(server, initializing()) == f"Pod head: {said}"
 
 
+def test_what_kuberay_has_made_before_it_looked_is_nothing_to_wait_for(server: Any) -> None:
+    """As KubeRay 1.6.2 said it on a cluster under load, of a RayCluster that was there."""
+    said = f'Failed to create RayCluster vae/{CLUSTER}: "{CLUSTER}" already exists'
+    server.put(event("first", said, "2026-01-01T00:00:00Z", kind="RayJob"))
+    assert reason(server, initializing()) == ""
+    said = f"Failed to create RayCluster vae/{CLUSTER}: exceeded quota: clusters"
+    server.put(event("first", said, "2026-01-01T00:00:00Z", kind="RayJob"))
+    assert reason(server, initializing()) == f"RayJob first: {said}"
+
+
 def test_of_a_job_that_runs_its_pods_are_told_and_no_event_of_long_ago(server: Any) -> None:
     running = initializing(desiredWorkerReplicas=1, readyWorkerReplicas=0) | RUNNING
     server.put(pod("head", conditions=[{"type": "PodScheduled", "status": "True"}]))
