@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 
+from pipeline.cluster.worker_warnings import KeptWarnings
 from pipeline.encoding.driver import Event, ShardFailed, WorkerLost, attempt
 from pipeline.errors import StoreError
 from pipeline.latents.receipt import Receipt
@@ -23,7 +24,10 @@ _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 1.0
 """One wait at most: while no worker has started there is no event, and it is to be said."""
 _SAY_SECONDS = 30.0
-"""As often it is said that no actor has started: a node takes minutes to come."""
+"""As often it is said that no actor has started: a node takes minutes to come; and as often actors
+are asked what they warn of."""
+_WORDS = "words"
+"""The thread of an actor that answers while all others encode, or wait for storage."""
 _STILLBORN = 5
 """Actors in a row that die before they begin: chance takes one or two, a cause takes all."""
 
@@ -34,6 +38,7 @@ class EncodeActor:
     """Holds one model on one device and encodes shards in as many threads as Ray lends it."""
 
     def __init__(self, make: Callable[[], EncodeOne]) -> None:
+        self._warnings = KeptWarnings()
         self._encode = make()
 
     def ready(self) -> None:
@@ -42,6 +47,10 @@ class EncodeActor:
     def encode(self, worker: str, shard: int) -> Event:
         """One try at one shard; expected failures come back as data."""
         return attempt(self._encode, worker, shard)
+
+    def warnings(self) -> list[str]:
+        """What it has warned of since it was last asked, such as storage that is full."""
+        return self._warnings.take()
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,12 @@ class RayCrew:
     _actors: dict[str, ActorHandle] = field(default_factory=dict)
     _starting: dict[Any, str] = field(default_factory=dict)
     _running: dict[Any, tuple[str, int]] = field(default_factory=dict)
+    _asked: dict[Any, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
-        self._said = time.monotonic()
-        self._class = ray.remote(EncodeActor)
+        self._said = self._asked_at = time.monotonic()
+        self._class = ray.remote(concurrency_groups={_WORDS: 1})(EncodeActor)
         # One copy in the object store for all actors: no node needs to reach the model's files.
         self._shared = ray.put(self.make)
         for _ in range(self.count):
@@ -90,7 +100,8 @@ class RayCrew:
 
     def wait(self) -> Sequence[Event]:
         """See `Crew`."""
-        pending = [*self._running, *self._starting]
+        self._ask()
+        pending = [*self._running, *self._starting, *self._asked]
         ready, _ = ray.wait(pending, num_returns=1, timeout=_WAIT_SECONDS)
         if not self.workers() and not ready:
             self._say_waiting()
@@ -118,6 +129,8 @@ class RayCrew:
     def _event(self, reference: Any) -> Sequence[Event]:
         if reference in self._starting:
             return self._started(reference)
+        if reference in self._asked:
+            return self._tell(reference)
         if reference not in self._running:
             return ()
         worker, shard = self._running.pop(reference)
@@ -143,6 +156,26 @@ class RayCrew:
                 ) from error
             return (self._bury(worker, error),)
         self.stillborn = 0
+        return ()
+
+    def _ask(self) -> None:
+        """What the actors warn of, whose log lies on their own nodes alone."""
+        now = time.monotonic()
+        if self._asked or now - self._asked_at < _SAY_SECONDS:
+            return
+        self._asked_at = now
+        for name in self.workers():
+            asked = self._actors[name].warnings.options(concurrency_group=_WORDS).remote()
+            self._asked[asked] = name
+
+    def _tell(self, reference: Any) -> Sequence[Event]:
+        name = self._asked.pop(reference)
+        try:
+            told = ray.get(reference)
+        except RayError:  # Its death is told by what it held.
+            return ()
+        for said in told:
+            _LOG.warning("%s: %s", name, said)
         return ()
 
     def _say_waiting(self) -> None:

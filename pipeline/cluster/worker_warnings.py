@@ -1,9 +1,16 @@
-"""Warnings of Ray's workers on their way to the driver's terminal: by the run's recorder."""
+"""Warnings of Ray's workers on their way to the driver's terminal.
+
+Those of a training go to the run's recorder; an encoding's driver asks its actors for theirs.
+"""
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_MOST_KEPT = 20
+"""Of an actor that nobody asks the newest ones stay."""
 
 
 @contextmanager
@@ -29,3 +36,23 @@ class _ToRecorder(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Sends it, and waits for nothing."""
         self._recorder.warn.remote(self._rank, record.getMessage())
+
+
+class KeptWarnings(logging.Handler):
+    """Warnings of this package, from when it is made on, until they are taken."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._messages: deque[str] = deque(maxlen=_MOST_KEPT)
+        logging.getLogger("pipeline").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps it."""
+        self._messages.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        """Those since the last time, oldest first."""
+        taken = []
+        while self._messages:
+            taken.append(self._messages.popleft())
+        return taken
