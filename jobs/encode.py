@@ -1,5 +1,6 @@
 """Encode a dataset into a latent store, exactly once; run again, it writes nothing."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -22,15 +23,37 @@ def main(config: EncodeConfig) -> Outcome:
     result = run_encoding(config)
     whole = result.samples + result.failed
     lost = bool(result.lost) and config.limit is None and config.bad_fraction < 1
-    over = lost or result.failed > config.bad_fraction * whole
-    return Outcome(asdict(result), REFUSED_EXIT if over else 0, _summary(result))
+    over = result.failed > config.bad_fraction * whole
+    lines = _summary(result)
+    if over:
+        share = math.ceil(100 * result.failed / whole) / 100
+        lines.append(
+            f"More than {config.bad_fraction:.1%} of the images failed, so the exit code is 3. To "
+            f"take that for success: `--bad-fraction {1 if lost else share:g}`."
+        )
+    elif lost:
+        lines.append("Shards are missing, so the exit code is 3.")
+    lines.append(f"Prove it whole: `vae verify --store {result.store}`")
+    return Outcome(asdict(result), REFUSED_EXIT if over or lost else 0, lines)
 
 
 def _summary(result: "Encoded") -> list[str]:
-    lines = [
-        f"{result.store}: {result.samples:,} latents in {result.shards:,} shards; "
-        f"{result.encoded:,} images encoded now, {result.failed:,} failed."
-    ]
+    from pipeline.encoding.report import MAX_LISTED
+
+    now, shards = result.now, f"{result.shards:,} shard{'s' * (result.shards != 1)}"
+    lines = [f"{result.store}: {result.samples:,} latents in {shards}."]
+    if now.read:
+        others = ("failed", now.failed), ("left out", now.filtered), ("superseded", now.superseded)
+        more = "".join(f" + {count:,} {name}" for name, count in others if count)
+        lines.append(f"{now.read:,} images read now = {now.encoded:,} encoded{more}.")
+    elif not result.lost:
+        lines.append("Nothing is new: all of it was encoded before.")
+    if result.failed:
+        first = f" the first {MAX_LISTED}" if result.failed > MAX_LISTED else ""
+        lines.append(
+            f"{result.failed:,} images failed and have no latent; listed{first} with reasons: "
+            f"{result.report}"
+        )
     if result.filtered:
         lines.append(f"{result.filtered:,} images do not meet `--where` and were left out.")
     if result.lost:
@@ -39,7 +62,7 @@ def _summary(result: "Encoded") -> list[str]:
             "the same command tries them again:"
         )
         lines += [f"  {shard}: {reason}" for shard, reason in result.lost[:_LOST_SHOWN]]
-    return [*lines, f"Prove it whole: `vae verify --store {result.store}`"]
+    return lines
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.marks import begin, end
 from pipeline.latents.receipt import ATTEMPTS, Receipt
-from pipeline.latents.snapshot import LostShard, Pointer, read_pointer, read_snapshot
+from pipeline.latents.snapshot import Pointer, Snapshot, read_pointer, read_snapshot
 from pipeline.latents.store import LatentStore
+from pipeline.latents.stored_shard import StoredShard
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 from pipeline.packing.leftovers import refuse_inside_sources
 from pipeline.progress import Progress
@@ -65,7 +66,7 @@ _TILED_IMAGES = 4
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a store holds after an encoding; `encoded` counts the source images of this one."""
+    """What a store holds after an encoding, and under `now` what this one did."""
 
     store: str
     samples: int
@@ -73,6 +74,9 @@ class Encoded:
     filtered: int
     shards: int
     encoded: int
+    now: "Now"
+    report: str
+    """Where the snapshot's report lies, which lists the failed images."""
     images_per_second: float
     retries: int
     identity: str
@@ -81,6 +85,18 @@ class Encoded:
     lost: tuple[tuple[str, str], ...] = ()
     """Shards that are not in it, each with the reason."""
     lost_samples: int = 0
+
+
+@dataclass(frozen=True)
+class Now:
+    """read = encoded + failed + filtered + superseded: the images of the shards read this time."""
+
+    read: int
+    encoded: int
+    failed: int
+    filtered: int
+    superseded: int
+    """Removed from the dataset, or replaced: they count nowhere."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ def run_encoding(config: EncodeConfig) -> Encoded:
     except PipelineError:
         tell_outcome(store, config.tracking, started, None)
         raise
-    end = EncodingEnd(result.complete, result.encoded, result.failed, len(result.lost))
+    end = EncodingEnd(result.complete, result.now.read, result.failed, len(result.lost))
     tell_outcome(store, config.tracking, started, end)
     return result
 
@@ -173,7 +189,7 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
     pointer = asked.pointer
     if pointer is not None and is_finished(store, pointer, dataset.digest, identity.digest):
         logger.info("%s holds all of %s already", store, dataset.url)
-        return _result(store, pointer, DriveReport(), ())
+        return _result(store, pointer, DriveReport(), None)
     if not config.replace_model:
         refuse_another_model(store, asked)
     mark = begin(store, identity.digest, dataset.digest)
@@ -195,7 +211,7 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
         note_store(asked.registered, store)
     if plan.todo:
         _keep_attempt(store, identity, report)
-    return _result(store, pointer, report, snapshot.lost)
+    return _result(store, pointer, report, snapshot)
 
 
 def refuse_another_model(store: str, asked: _Asked) -> None:
@@ -322,7 +338,7 @@ def _report(vae: VAE, dataset: Dataset, store: LatentStore) -> None:
         files["channels.png"] = to_png(draw_channels, store.snapshot.statistics)
     try:
         for name, data in files.items():
-            storage.publish(storage.join(store.url, report_folder(store.snapshot), name), data)
+            storage.publish(storage.join(store.url, report_folder(store.snapshot.path), name), data)
     except StorageError as error:
         # A full disk has room for the snapshot, which says what is lost, sooner than for pictures.
         logger.warning("the snapshot has no whole report: %s", error)
@@ -344,17 +360,33 @@ def _keep_attempt(store: str, identity: Identity, report: DriveReport) -> None:
     storage.publish(url, storage.canonical_json(record))
 
 
+def _now(report: DriveReport, shards: Sequence[StoredShard]) -> Now:
+    done = {event.receipt.source_sha256 for event in report.done}
+    fresh = [shard for shard in shards if shard.receipt.source_sha256 in done]
+    read = sum(shard.receipt.samples for shard in fresh)
+    # An image that failed in several sizes is one.
+    failed = sum(len({sample.position for sample in shard.failed}) for shard in fresh)
+    filtered = sum(shard.filtered for shard in fresh)
+    superseded = sum(len(shard.removed) for shard in fresh)
+    return Now(read, read - failed - filtered - superseded, failed, filtered, superseded)
+
+
 def _result(
-    store: str, pointer: Pointer, report: DriveReport, lost: Sequence[LostShard]
+    store: str, pointer: Pointer, report: DriveReport, snapshot: Snapshot | None
 ) -> Encoded:
+    """Without `snapshot` of an encoding that had nothing to do."""
+    lost = snapshot.lost if snapshot else ()
     lost_samples = sum(shard.samples for shard in lost)
+    now = _now(report, snapshot.shards if snapshot else ())
     return Encoded(
         store=store,
         samples=pointer.samples,
         failed=pointer.failed - lost_samples,
         filtered=pointer.filtered,
         shards=pointer.shards,
-        encoded=report.images,
+        encoded=now.encoded,
+        now=now,
+        report=storage.join(store, report_folder(pointer.snapshot), "report.md"),
         images_per_second=round(report.images / report.seconds, 1) if report.seconds else 0.0,
         retries=report.retries,
         identity=pointer.identity,

@@ -24,7 +24,7 @@ from pipeline.masking import markdown
 from pipeline.vae.vae import VAE
 
 _LOG = logging.getLogger(__name__)
-_MAX_LISTED = 100
+MAX_LISTED = 100
 """Samples named in a report for people; the receipts hold all of them."""
 
 
@@ -82,9 +82,9 @@ class StoreReport:
     """What tiles cost; None also where no image that was looked at fits whole."""
 
 
-def report_folder(snapshot: Snapshot) -> str:
-    """Where a snapshot's report lies, relative to the store."""
-    return REPORTS + snapshot.path.removeprefix(SNAPSHOTS).removesuffix(".json")
+def report_folder(snapshot_path: str) -> str:
+    """Where the report of the snapshot at this path lies, both relative to the store."""
+    return REPORTS + snapshot_path.removeprefix(SNAPSHOTS).removesuffix(".json")
 
 
 def reconstruct(
@@ -152,7 +152,7 @@ def report_of(
         shapes=_shapes(snapshot),
         redone_batches=sum(shard.receipt.redone_batches for shard in snapshot.shards),
         failures=dict(sorted(Counter(sample.reason for _, sample in failed).items())),
-        failed_samples=[(shard, s.key, s.reason) for shard, s in failed[:_MAX_LISTED]],
+        failed_samples=[(shard, s.key, s.reason) for shard, s in failed[:MAX_LISTED]],
         lost=[(s.shard, s.samples, s.reason) for s in snapshot.lost],
         mean=statistics.mean,
         std=statistics.std,

@@ -346,6 +346,33 @@ def test_the_failed_of_all_shards_are_told(world: Any, tmp_path: Path) -> None:
     assert max(held) < 12
 
 
+def test_what_was_read_adds_up_and_why_the_exit_code_is_3_is_said(
+    world: Any, tmp_path: Path
+) -> None:
+    write_digits(tmp_path / "images", range(20))
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    for path in paths[:4]:
+        path.write_bytes(path.read_bytes()[:-30])
+    world.grow(range(0), verify="header")
+    gone = [str(path.relative_to(tmp_path / "images")) for path in (paths[0], paths[9])]
+    world.grow(range(0), verify="header", append=True, remove=tuple(gone))
+    asked = EncodeConfig(
+        model=world.bundle, data=str(tmp_path / "data"), output=str(tmp_path / "store"), actors=0
+    )
+    outcome = encode_job.main(asked)
+    text = "\n".join(outcome.summary)  # two are removed, one of them broken; 3 more are broken
+    assert ": 15 latents in 2 shards." in text
+    assert "20 images read now = 15 encoded + 3 failed + 2 superseded." in text
+    assert "More than 0.1% of the images failed, so the exit code is 3." in text
+    assert "`--bad-fraction 0.17`" in text
+    assert outcome.exit_code == 3
+    page = text.partition("listed with reasons: ")[2].splitlines()[0]
+    assert "| failed because |" in Path(page).read_text()
+    again = encode_job.main(asked.model_copy(update={"bad_fraction": 0.17}))
+    assert (again.exit_code, again.result["now"]["read"]) == (0, 0)
+    assert "Nothing is new: all of it was encoded before." in again.summary
+
+
 def test_moments_of_a_full_covariance_are_refused_and_its_means_are_not(
     world: Any, tmp_path: Path
 ) -> None:

@@ -69,7 +69,9 @@ def test_two_reports_of_one_snapshot_are_equal_and_name_it(world: Any) -> None:
     assert one == other
     assert storage.canonical_json(asdict(one))
     assert "| latents | 40 |" in to_markdown(one)
-    assert report_folder(store.snapshot).startswith(f"reports/{store.snapshot.identity.digest}/")
+    assert report_folder(store.snapshot.path).startswith(
+        f"reports/{store.snapshot.identity.digest}/"
+    )
 
 
 def test_names_that_somebody_else_chose_stay_text_in_the_page(world: Any) -> None:
