@@ -41,6 +41,11 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
     lines += result.counts.summary()
     if result.samples and not (result.added or result.removed or config.repack):
         lines.append("Nothing is new: all of it was packed before.")
+    if result.removed:
+        lines.append(
+            f"{result.removed:,} input{'s' * (result.removed != 1)} removed now, as `--remove` "
+            "asked: no sample of theirs counts."
+        )
     if result.rejects_url:
         lines.append(f"Rejected and ignored inputs, with reasons: {result.rejects_url}")
     found, table = result.found, result.table
@@ -65,6 +70,10 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             f"{table.unmatched:,} of {table.rows:,} rows name no input"
             + (f" (e.g. {table.example!r})." if table.example else ".")
         )
+        if table.folders:
+            lines.append(
+                f"{table.folders:,} inputs have no label there: theirs is the first folder's name."
+            )
     elif config.annotations is None:
         lines += _beside(result.counts.others)
     if result.copies:

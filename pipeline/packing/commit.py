@@ -18,6 +18,7 @@ from pipeline.json_value import Json
 from pipeline.packing.counts import Counts, TableCounts, counted
 from pipeline.packing.inventory import Inventory
 from pipeline.packing.ledger import (
+    GONE,
     STATE,
     LedgerRow,
     PackState,
@@ -166,6 +167,7 @@ class _Merger:
         """`first`: no key is known yet, and none is looked for."""
         self._plan, self._receipts, self._inventory = plan, receipts, inventory
         self._first = first
+        self._removals = frozenset(plan.removals)
         self._untold: list[LedgerRow] = []
         """Rows that the inventory will hold: a statement for each would cost a tenth of a pack."""
         self.dead: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(
@@ -187,16 +189,18 @@ class _Merger:
                     self.dead[row.split][row.shard].add(row.position)
                     row = replace(row, status="duplicate", split="", shard="", position=-1)
                 self._take(row, before)
-                self.statuses[f"{row.status}:{row.reason}"] += 1
+                leaves = file.key in self._removals
+                self.statuses["removed:" if leaves else f"{row.status}:{row.reason}"] += 1
                 self.added += found.status == "packed" and row.status == "packed"
                 yield row
         self._tell_inventory()
-        for key in self._plan.removals:
+        self.removed = len(self._plan.removals)
+        gone = dict.fromkeys(self._plan.vanished, GONE)
+        for key, reason in {**gone, **dict.fromkeys(self._plan.removals, "")}.items():
             old = self._inventory.ledger.row(key)
             assert old is not None, "only what is there is removed"
-            self.removed += bool(old.shard)
             row = replace(
-                old, split="", shard="", position=-1, status="removed", reason="", message=""
+                old, split="", shard="", position=-1, status="removed", reason=reason, message=""
             )
             self._take(row, old)
             yield row

@@ -94,6 +94,8 @@ class TableCounts:
     """Inputs that a row names."""
     example: str = ""
     """What a row says that names none."""
+    folders: int = 0
+    """Inputs that took the folder's name for their label, beside others that have the table's."""
 
     def __post_init__(self) -> None:
         assert self.rows == self.met + self.unmatched, f"the law of tables: {self}"

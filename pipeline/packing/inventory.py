@@ -17,7 +17,7 @@ from pipeline.data.image_kinds import UNREADABLE
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
 from pipeline.packing.key_clashes import settle
-from pipeline.packing.ledger import ERASED
+from pipeline.packing.ledger import ERASED, GONE
 from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, write_rows
 from pipeline.sources.annotations import (
     Annotation,
@@ -48,6 +48,8 @@ class Choice:
     """Also those whose samples lie in these shards."""
     image_column: str | None = None
     below: tuple[str, ...] = ()
+    told: bool = False
+    """A table beside the inputs was read: what it doesn't say of an image is not said."""
 
 
 class Inventory:
@@ -128,7 +130,12 @@ class Inventory:
             last = page[-1][0]
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
-        return TableCounts(rows_, met or 0, rows_ - (met or 0), images, unmet[0] if unmet else "")
+        folders = self._db.execute(
+            "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
+            "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
+        ).fetchone()[0]
+        example = unmet[0] if unmet else ""
+        return TableCounts(rows_, met or 0, rows_ - (met or 0), images, example, folders)
 
     def _only_archive(self) -> str:
         """The path of the one archive among the sources, without suffix; "" where others are."""
@@ -189,14 +196,24 @@ class Inventory:
         )
         return Counter({(s, r): count for s, r, count in self._db.execute(query)})
 
-    def known(self, choice: Choice) -> Counter[tuple[str, str]]:
-        """How many inputs are not read, by what the ledger says of them: status and reason."""
+    def known(self, choice: Choice, removals: Iterable[str] = ()) -> Counter[tuple[str, str]]:
+        """How many inputs are not read, by what the ledger says of them: status and reason.
+
+        Of those that are in `removals`, what it is about to say.
+        """
         fresh, values = _fresh(choice)
         query = (
             "SELECT COALESCE(d.status, 'ignored'), COALESCE(d.reason, 'new'), COUNT(*) "  # noqa: S608
-            f"FROM listed l LEFT JOIN ledger d ON d.key=l.key WHERE NOT ({fresh}) GROUP BY 1, 2"
+            f"FROM listed l LEFT JOIN ledger d ON d.key=l.key WHERE NOT ({fresh}) "
         )
-        return Counter({(s, r): count for s, r, count in self._db.execute(query, values)})
+        grouped = self._db.execute(f"{query} GROUP BY 1, 2", values)
+        found = Counter({(status, reason): count for status, reason, count in grouped})
+        for key in removals:
+            row = self._db.execute(f"{query} AND l.key=?", (*values, key)).fetchone()
+            if row is not None and row[2]:
+                found[row[0], row[1]] -= 1
+                found["removed", ""] += 1
+        return found
 
     def fresh(self, choice: Choice) -> Iterator[tuple[SourceFile, str]]:
         """The inputs to read in packing order, each with what was packed before, or "".
@@ -206,7 +223,7 @@ class Inventory:
         fresh, values = _fresh(choice)
         anew, more = _among("d.shard", choice.repack)
         known = (
-            f"CASE WHEN d.key IS NULL OR d.status IN ('removed') OR {anew} THEN '' "
+            f"CASE WHEN d.key IS NULL OR d.status='removed' OR {anew} OR {_hushed(choice)} THEN '' "
             "ELSE d.sha256 || '/' || d.annotation END"
         )
         query = (
@@ -216,13 +233,17 @@ class Inventory:
         for *file, content in self._db.execute(query, (*more, *values)):
             yield SourceFile(*file), "" if choice.retry else content
 
-    def mended(self) -> list[str]:
-        """Keys of archives that could not be read to their end when they were listed before."""
-        query = (
-            "SELECT key FROM ledger d WHERE status='rejected' AND reason=? AND EXISTS "
-            "(SELECT 1 FROM listed l WHERE l.url=d.url) AND key NOT IN (SELECT key FROM listed)"
-        )
-        return [key for (key,) in self._db.execute(query, (UNREADABLE,))]
+    def vanished(self, sources: Iterable[str]) -> list[str]:
+        """Keys of inputs that were rejected or ignored, and that these sources hold no more."""
+        lost = "status IN ('rejected', 'ignored') AND key NOT IN (SELECT key FROM listed)"
+        # What a list named lies elsewhere: it is known by what else is listed of that archive.
+        here = "url IN (SELECT url FROM listed)"
+        found = {row.key for row in self.ledger.rows(f"{lost} AND {here}")}
+        for root in sources:
+            below = root, len(root) + 1, f"{root}/"
+            rows = self.ledger.rows(f"{lost} AND (url=? OR substr(url, 1, ?)=?)", below)
+            found |= {row.key for row in rows}
+        return sorted(found)
 
     def gone(self) -> list[str]:
         """Keys of the ledger that no listed input has."""
@@ -273,14 +294,23 @@ def _fresh(choice: Choice) -> tuple[str, tuple[str, ...]]:
     return f"(COALESCE(d.status || ':' || d.reason, '')<>'removed:{ERASED}' AND {asked})", values
 
 
+def _hushed(choice: Choice) -> str:
+    """The condition under which a table said something of an input, and says nothing any more.
+
+    What a table says of its own rows lies within it.
+    """
+    silent = "(l.annotation='' AND %d OR l.annotation<>'' AND digest(l.annotation)='')"
+    return f"(d.annotation<>'' AND l.row_group='' AND {silent % choice.told})"
+
+
 def _asked(choice: Choice) -> tuple[str, tuple[str, ...]]:
     if choice.retry:
         return (
             "(l.status='' AND (COALESCE(d.status, '') IN ('rejected', 'ignored') OR "
-            "d.key IS NULL AND l.url IN "
+            "COALESCE(d.reason, '')=? OR d.key IS NULL AND l.url IN "
             # What lies in an archive that is whole by now.
             "(SELECT url FROM ledger WHERE status='rejected' AND reason=?)))"
-        ), (UNREADABLE,)
+        ), (GONE, UNREADABLE)
     if choice.checksum:
         return "1", ()
     anew, values = _among("COALESCE(d.shard, '')", choice.repack)
@@ -288,6 +318,7 @@ def _asked(choice: Choice) -> tuple[str, tuple[str, ...]]:
         "(d.key IS NULL OR l.etag='' OR d.size<>l.size OR d.etag<>l.etag "
         f"OR (d.status='ignored')<>(l.status='ignored') OR {anew} "
         "OR d.status='packed' AND l.annotation<>'' AND digest(l.annotation)<>d.annotation "
+        f"OR d.status='packed' AND {_hushed(choice)} OR d.status='removed' AND d.reason='{GONE}' "
         # These say nothing of the image: it was not there, or grew, at that moment.
         "OR d.status='rejected' AND d.reason IN ('missing', 'changed'))"
     ), values

@@ -27,6 +27,8 @@ from pipeline.storage.tables import parse_table
 STATE = "pack.json"
 ERASED = "erased"
 """Why a key was removed whose image no pack may bring back."""
+GONE = "gone"
+"""Why a rejected or ignored input was removed that its source holds no more: back, it is new."""
 
 Split = Literal["", "train", "holdout"]
 
@@ -47,7 +49,8 @@ class LedgerRow:
     status: str
     """packed, rejected, ignored, duplicate, removed: what counts is `packed`."""
     reason: str
-    """Why it was rejected, or under which kind it was ignored; of a removed one "" or `ERASED`."""
+    """Why it was rejected, or under which kind it was ignored; of a removed one "",
+    `ERASED` or `GONE`."""
     message: str
     label: str
     width: int

@@ -21,7 +21,7 @@ from pipeline.packing.commit import (
 from pipeline.packing.counts import TableCounts
 from pipeline.packing.inspect_image import PackOptions
 from pipeline.packing.inventory import Choice, Inventory, open_inventory
-from pipeline.packing.ledger import PackState, ledger_rows, read_state
+from pipeline.packing.ledger import GONE, PackState, ledger_rows, read_state
 from pipeline.packing.leftovers import (
     find_leftovers,
     refuse_beside_removal,
@@ -82,7 +82,7 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
         check_request(plan, request_of(config), output)
     else:
         plan = make_plan(config, state, inventory, generation)
-        if not plan.files and not plan.removals:
+        if not (plan.files or plan.removals or plan.vanished):
             if state is None:
                 raise DatasetError(f"{output}: there is nothing to pack: {plan.seen} inputs seen.")
             remove_plans(output, state.generation)
@@ -165,19 +165,20 @@ def make_plan(
     known = Counter({("ignored", "replaced"): inventory.settle()})
     told = _tell(config, inventory)
     choice = Choice(config.checksum, config.retry_rejected, config.repack, config.image_column,
-                    config.below)  # fmt: skip
+                    config.below, told=bool(told.rows))  # fmt: skip
+    removals, vanished = _removals(config, inventory), _vanished(config, inventory)
     if state is not None and not (config.append or config.remove):
         _check_unchanged(inventory, choice, storage.absolute(config.output))
         inputs = PlannedInputs(0, 0, 0, "")
         known += inventory.unread()
     else:
-        known += inventory.known(choice)
+        known += inventory.known(choice, removals)
         fresh = islice(inventory.fresh(choice), config.limit)
         unit_bytes = int(config.shard_bytes / (1 - config.holdout))
         inputs = write_inputs(inventory.folder / "planned.arrow", fresh, unit_bytes)
     known["ignored", "limit"] += listing.seen - known.total() - inputs.files
     return Plan(
-        generation, request_of(config), _classes(state, inventory), _removals(config, inventory),
+        generation, request_of(config), _classes(state, inventory), removals, vanished,
         **vars(inputs), seen=listing.seen,
         known={f"{status}:{reason}": n for (status, reason), n in sorted(known.items()) if n},
         others=dict(sorted(listing.others.items())),
@@ -218,7 +219,7 @@ def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
 
 
 def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
-    """The keys to remove, from keys or paths as people write them; rejects that are none now."""
+    """The keys to remove, from keys or paths as people write them."""
     found = []
     for asked in config.remove:
         key = inventory.ledger.find(asked, storage.absolute(config.output), "--remove")
@@ -226,7 +227,12 @@ def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
         # Asked for once more after it was done, it is done.
         if row is not None and row.status != "removed" and key not in found:
             found.append(key)
-    return (*found, *(key for key in inventory.mended() if key not in found))
+    return tuple(found)
+
+
+def _vanished(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
+    sources = [storage.absolute(source).rstrip("/") for source in config.source]
+    return tuple(inventory.vanished(sources))
 
 
 def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
@@ -236,8 +242,19 @@ def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
         row = inventory.ledger.row(file.key)
         # What a table's own row says lies within it, and its content is compared.
         told = "" if file.row_group else digest_of_text(file.annotation)
-        is_told = row is not None and told in ("", row.annotation)
-        if row is None or not is_told or _content_of(file, choice) != row.sha256:
+        is_hushed = (
+            row is not None
+            and not told
+            and not file.row_group
+            and (bool(row.annotation) and (choice.told or bool(file.annotation)))
+        )
+        is_told = row is not None and told in ("", row.annotation) and not is_hushed
+        if (
+            row is None
+            or row.reason == GONE
+            or not is_told
+            or _content_of(file, choice) != row.sha256
+        ):
             changed, example = changed + 1, example or file.path
     gone = inventory.gone()
     if changed or gone:

@@ -80,6 +80,8 @@ class Plan:
     """Another one may not go on with this plan."""
     classes: Mapping[str, int]
     removals: tuple[str, ...]
+    vanished: tuple[str, ...]
+    """Keys of rejects that the sources hold no more."""
     files: int
     units: int
     size: int
@@ -246,6 +248,7 @@ class _Header:
     request: Request
     classes: dict[str, int]
     removals: tuple[str, ...]
+    vanished: tuple[str, ...]
     files: Count
     units: Count
     size: Count

@@ -369,7 +369,7 @@ def test_what_was_read_adds_up_and_why_the_exit_code_is_3_is_said(
     page = text.partition("listed with reasons: ")[2].splitlines()[0]
     assert "| failed because |" in Path(page).read_text()
     again = encode_job.main(asked.model_copy(update={"bad_fraction": 0.17}))
-    assert (again.exit_code, again.result["now"]["read"]) == (0, 0)
+    assert (again.exit_code, again.result["encoded"]) == (0, 0)
     assert "Nothing is new: all of it was encoded before." in again.summary
 
 
