@@ -32,6 +32,11 @@ from pipeline.sources.source_file import SourceFile
 
 _CACHE_KIB = 65_536
 """SQLite's own memory: 64 MiB, however many inputs there are."""
+_FOLDERS = (
+    "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
+    "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
+)
+"""Inputs with a folder's name for their label, beside others that have a table's."""
 _FILE = [field.name for field in fields(SourceFile)]
 _values_of = attrgetter(*_FILE)
 
@@ -100,7 +105,7 @@ class Inventory:
             ),
         )
         self._db.execute("CREATE INDEX told_path ON told (path)")
-        self._join_captions()
+        _join_captions(self._db)
         twice = self._db.execute(
             "SELECT MIN(written) FROM told WHERE path IS NOT NULL GROUP BY path "
             "HAVING COUNT(DISTINCT annotation) > 1"
@@ -130,12 +135,11 @@ class Inventory:
             last = page[-1][0]
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
-        folders = self._db.execute(
-            "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
-            "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
-        ).fetchone()[0]
+        folders = int(self._db.execute(_FOLDERS).fetchone()[0])
         example = unmet[0] if unmet else ""
-        return TableCounts(rows_, met or 0, rows_ - (met or 0), images, example, folders)
+        return TableCounts(
+            rows_, met or 0, rows_ - (met or 0), images=images, example=example, folders=folders
+        )
 
     def _only_archive(self) -> str:
         """The path of the one archive among the sources, without suffix; "" where others are."""
@@ -144,21 +148,6 @@ class Inventory:
         if len(found) != 1:
             return ""
         return without_archive_suffix(found[0][0].removeprefix(found[0][1]).lstrip("/"))
-
-    def _join_captions(self) -> None:
-        """Rows of one image that differ by their caption alone become its several captions."""
-        several = (
-            "SELECT path FROM told WHERE path IS NOT NULL GROUP BY path "
-            "HAVING COUNT(DISTINCT annotation) > 1"
-        )
-        for (path,) in self._db.execute(several).fetchall():
-            query = "SELECT annotation FROM told WHERE path=? ORDER BY rowid"
-            texts = [text for (text,) in self._db.execute(query, (path,))]
-            joined = join_captions([Annotation.from_text(text) for text in texts])
-            if joined is not None:
-                self._db.execute(
-                    "UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path)
-                )
 
     def _told(self, names: Iterable[str]) -> str | None:
         for spelling in names:
@@ -268,6 +257,20 @@ class Inventory:
             found = self._db.execute(query, (root, len(root) + 1, f"{root}/")).fetchone()
             count, first = count + found[0], first or found[1] or ""
         return count, first
+
+
+def _join_captions(db: sqlite3.Connection) -> None:
+    """Rows of one image that differ by their caption alone become its several captions."""
+    several = (
+        "SELECT path FROM told WHERE path IS NOT NULL GROUP BY path "
+        "HAVING COUNT(DISTINCT annotation) > 1"
+    )
+    for (path,) in db.execute(several).fetchall():
+        query = "SELECT annotation FROM told WHERE path=? ORDER BY rowid"
+        texts = [text for (text,) in db.execute(query, (path,))]
+        joined = join_captions([Annotation.from_text(text) for text in texts])
+        if joined is not None:
+            db.execute("UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path))
 
 
 @contextmanager
