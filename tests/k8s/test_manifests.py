@@ -316,6 +316,23 @@ MISTAKES: dict[str, tuple[Callable[[list[Object]], None], str]] = {
         set_at("RayJobTemplate", "cpu", f"{WORKERS}/template/spec/volumes/1/emptyDir/sizeLimit",
                "2Gi"),
         "/dev/shm has"),
+    "a node's own rights within reach": (
+        set_at("NetworkPolicy", "to-storage", "spec/egress/0/to/0/ipBlock/except", None),
+        "own metadata"),
+    "names asked of pods that are not there": (
+        set_at("NetworkPolicy", "dns", "spec/egress/0/to/0/podSelector",
+               {"matchLabels": {"k8s-app": "coredns"}}), "no server for names"),
+    "a worker that reaches the API server": (
+        set_at("RayJobTemplate", "cpu", f"{WORKERS}/template/metadata/labels",
+               {"vae-pipeline.internal/scales": "yes"}), "no business"),
+    "a volume that goes with its pods": (
+        set_at("StatefulSet", "postgres", "spec/persistentVolumeClaimRetentionPolicy",
+               {"whenScaled": "Delete"}), "goes with its pods"),
+    "a cluster that outlasts its endpoint": (
+        set_at("RayJobTemplate", "train", "spec/ttlSecondsAfterFinished", 600), "alerts while"),
+    "a head on any node": (
+        set_at("RayJobTemplate", "train", f"{HEAD}/template/spec/tolerations",
+               [{"operator": "Exists"}]), "tolerates every node"),
     "nights that overlap": (
         set_at("CronJob", "nightly", "spec/concurrencyPolicy", "Allow"), "overlap"),
 }  # fmt: skip
