@@ -37,6 +37,10 @@ class ObjectNotFoundError(StorageError):
     """An object or a folder that was named doesn't exist."""
 
 
+class ObjectChangedError(StorageError):
+    """An object is not the one that it was when its tag was asked for."""
+
+
 class AccessDeniedError(StorageError):
     """The storage refused the credentials or the permission: never retried."""
 

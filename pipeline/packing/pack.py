@@ -1,6 +1,7 @@
 """Packing: sources are listed and planned, units run in parallel, the manifest comes last."""
 
 import hashlib
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,8 @@ from pipeline.sources.listing import Listing, list_sources
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.tables import read_table_row
 
+logger = logging.getLogger(__name__)
+
 
 def pack(config: PackConfig, executor: Executor | None = None) -> PackResult:
     """Packs, or goes on packing, `config.source` into `config.output`.
@@ -80,6 +83,13 @@ def _pack_with(config: PackConfig, executor: Executor | None, inventory: Invento
     plan = find_plan(output, generation, inventory.folder)
     if plan is not None:
         check_request(plan, request_of(config), output)
+        logger.warning(
+            "%s: goes on with what an earlier start of this command listed, %s inputs and what was "
+            "said of them then. What is new, gone, changed or labelled otherwise since comes by "
+            "`--append`, once this has ended.",
+            storage.shown(output),
+            f"{plan.files:,}",
+        )
     else:
         plan = make_plan(config, state, inventory, generation)
         if not (plan.files or plan.removals or plan.vanished):

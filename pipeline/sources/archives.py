@@ -28,6 +28,7 @@ from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, container_of
 from pipeline.errors import (
     DatasetError,
+    ObjectChangedError,
     ObjectNotFoundError,
     SampleError,
     StorageShortageError,
@@ -42,6 +43,7 @@ from pipeline.sources.members import (
     tar_members,
     where_of,
     zip_members,
+    zip_tag,
 )
 from pipeline.storage.ranged_file import RangedFile
 
@@ -125,19 +127,23 @@ def _name_of(inner: str) -> str:
 def read_member(url: str, etag: str, place: MemberPlace) -> bytes:
     """A member's bytes; as a slice: fewer where a tar ends before.
 
-    Raises `SampleError` where a zip's or a sparse member can't be had whole.
+    `etag` is the member's: a zip's has its crc, any other the archive's tag when it was listed.
+
+    Raises `SampleError` where a zip's or a sparse member can't be had whole, and
+    `ObjectChangedError` where the archive is another one by now: whose bytes lie there then?
     """
-    if place.inner or place.offset < 0:
-        etag = storage.stat(url).etag or ""  # a zip's members have tags of their own
-    if place.member == SPARSE and place.offset >= 0:
-        return _read_sparse(url, etag, place)
-    if place.member:
-        return _read_zip_member(url, etag, place)
+    if place.member and place.offset < 0:
+        return _read_zip_member(url, storage.stat(url).etag or "", place, etag)
+    if place.member == SPARSE:
+        data = _read_sparse(url, etag, place)
+        storage.refuse_changed(url, etag)
+        return data
+    # What is unpacked was compared when it was.
     if place.inner or _container(url, etag, "") in _READERS:
         # By its own name here: a file that the cache lets go is closed, its number another one's.
         file = _unpacked(url, etag, place.inner)
         return os.pread(file.fileno(), place.size, place.offset)
-    return storage.read(url, place.offset, place.offset + place.size)
+    return storage.read(url, place.offset, place.offset + place.size, etag)
 
 
 def _read_sparse(url: str, etag: str, place: MemberPlace) -> bytes:
@@ -154,11 +160,13 @@ def _read_sparse(url: str, etag: str, place: MemberPlace) -> bytes:
         raise SampleError("archive", f"sparse member: {error}") from None
 
 
-def _read_zip_member(url: str, etag: str, place: MemberPlace) -> bytes:
+def _read_zip_member(url: str, etag: str, place: MemberPlace, listed: str) -> bytes:
     try:
         archive = _open_zip(url, etag, place.inner)
         if archive.getinfo(place.member).flag_bits & 1:
             raise SampleError("encrypted", "is encrypted: unpack the archive with its password")
+        if zip_tag(archive.getinfo(place.member)) != listed:
+            raise ObjectChangedError(f"{storage.shown(url)}: has changed since it was listed.")
         with archive.open(place.member) as file:
             data = file.read(place.size + 1)  # no more than it says: a bomb may lie about its size
     except (KeyError, ObjectNotFoundError) as error:
@@ -276,6 +284,7 @@ def _unpacked(url: str, etag: str, inner: str) -> BinaryIO:
                 part = path.with_suffix(".part")
                 try:
                     _unpack(url, etag, inner, part)
+                    storage.refuse_changed(url, etag)
                     part.replace(path)
                 except (*ARCHIVE_ERRORS, SampleError) as error:
                     where = where_of(url, _name_of(inner))

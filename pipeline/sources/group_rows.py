@@ -21,10 +21,14 @@ _BUFFER_BYTES = 2**23
 
 
 class GroupRows:
-    """Rows as dictionaries, without the columns `dropped`; whoever asks in order reads once."""
+    """Rows as dictionaries, without the columns `dropped`; whoever asks in order reads once.
 
-    def __init__(self, url: str, group: int, dropped: Sequence[str]) -> None:
-        self._url, self._group, self._dropped = url, group, dropped
+    A table that has another tag than `etag` by now is an `ObjectChangedError`: another row may have
+    this number.
+    """
+
+    def __init__(self, url: str, etag: str, group: int, dropped: Sequence[str]) -> None:
+        self._url, self._etag, self._group, self._dropped = url, etag, group, dropped
         self._lock = threading.Lock()
         self._begin()
 
@@ -40,6 +44,7 @@ class GroupRows:
                 self._begin()
             while row >= self._next:
                 batch = next(self._batches, None)
+                storage.refuse_changed(self._url, self._etag)
                 if batch is None:
                     return None
                 mean = batch.nbytes // max(batch.num_rows, 1)

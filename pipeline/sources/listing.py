@@ -22,7 +22,12 @@ from pipeline.data.image_kinds import (
     judge,
     needs_head,
 )
-from pipeline.errors import DatasetError, ObjectNotFoundError, UnreadableError
+from pipeline.errors import (
+    DatasetError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    UnreadableError,
+)
 from pipeline.nearest import did_you_mean
 from pipeline.sources.archives import (
     is_archive,
@@ -91,7 +96,7 @@ def _to_its_end(files: Iterator[SourceFile], path: str, url: str) -> Iterator[So
     """What an archive or table holds; where it can't be read any further, itself as a reject."""
     try:
         yield from files
-    except UnreadableError as error:
+    except (UnreadableError, ObjectChangedError) as error:
         info = storage.stat(url)
         file = SourceFile(path, url, info.size, info.etag or "")
         yield _refused(file, "rejected", UNREADABLE, f"can't be read to its end: {error}")

@@ -336,7 +336,7 @@ _UTF8_FLAG, _UNICODE_PATH = 0x800, 0x7075
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> ArchiveMember:
-    etag = f"crc32:{info.CRC:08x}"
+    etag = zip_tag(info)
     if name.endswith("/"):
         return ArchiveMember(name, 0, etag, kind="folder")
 
@@ -355,6 +355,11 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> A
         name, info.file_size, etag, member=info.filename,
         guessed=_is_guessed(info, _zip_name(info)), peek=peek,
     )  # fmt: skip
+
+
+def zip_tag(info: zipfile.ZipInfo) -> str:
+    """A member's own tag: one zip may be written anew with the same images in it."""
+    return f"crc32:{info.CRC:08x}"
 
 
 def where_of(url: str, inner: str = "") -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.data.keys import key_of, without_suffix
-from pipeline.errors import ObjectNotFoundError, SampleError
+from pipeline.errors import ObjectChangedError, ObjectNotFoundError, SampleError
 from pipeline.sources.archives import MemberPlace, read_member
 
 MAX_FILE_BYTES = 2**30
@@ -76,6 +76,8 @@ class SourceFile:
                 data = storage.read(self.url, 0, self.size)
         except ObjectNotFoundError as error:
             raise SampleError("missing", str(error)) from None
+        except ObjectChangedError as error:
+            raise SampleError("changed", f"{error} `--append` reads it again.") from None
         if len(data) != self.size:
             raise SampleError("changed", f"holds {len(data)} bytes, was listed with {self.size}")
         return data

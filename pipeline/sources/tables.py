@@ -13,7 +13,13 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, kind_of
-from pipeline.errors import DatasetError, SampleError, UnreadableError, is_shortage
+from pipeline.errors import (
+    DatasetError,
+    ObjectChangedError,
+    SampleError,
+    UnreadableError,
+    is_shortage,
+)
 from pipeline.sources.annotations import (
     LABEL_COLUMNS,
     Annotation,
@@ -296,6 +302,8 @@ def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = (
         found = _rows_of(file.url, file.etag, group, layout).take(file.offset)
     except UnicodeDecodeError as error:
         raise SampleError("corrupt", f"a text of its row is not UTF-8: {error}") from None
+    except ObjectChangedError as error:
+        raise SampleError("changed", f"{error} `--append` reads it again.") from None
     except FAULTS as error:
         if is_shortage(error):
             raise
@@ -324,7 +332,7 @@ def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = (
 
 @lru_cache(maxsize=_GROUPS_KEPT)
 def _rows_of(url: str, etag: str, group: int, layout: _Layout) -> GroupRows:
-    return GroupRows(url, group, layout.dropped)
+    return GroupRows(url, etag, group, layout.dropped)
 
 
 def holds_images(url: str, named: str | None) -> bool:

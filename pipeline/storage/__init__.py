@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from pipeline.errors import ObjectNotFoundError, StorageError
+from pipeline.errors import ObjectChangedError, ObjectNotFoundError, StorageError
 from pipeline.json_value import Json
 from pipeline.storage import local, other, s3
 from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
@@ -91,19 +91,31 @@ class ObjectInfo:
     modified: float = field(default=0.0, compare=False)
 
 
-def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
+def read(
+    url: str, start: int | None = None, end: int | None = None, etag: str | None = None
+) -> bytes:
     """Bytes [start, end) of an object, as a slice: fewer where it ends before.
 
-    Retried with full jitter until a deadline, going on at the byte that was reached.
+    Retried with full jitter until a deadline, going on at the byte that was reached. With a tag of
+    before, an object that has another one by now is an `ObjectChangedError`.
     """
     first = start or 0
     if end is not None and end <= first:
         return b""
     if (path := local_path(url)) is not None:
-        return local.read(path, first, end)
+        return local.read(path, first, end, etag)
     if protocol(url) in ("s3", "s3a"):
-        return s3.read(url, first, end)
-    return other.read(url, first, end)
+        return s3.read(url, first, end, etag)
+    data = other.read(url, first, end)
+    if etag is not None:
+        refuse_changed(url, etag)
+    return data
+
+
+def refuse_changed(url: str, etag: str) -> None:
+    """Raises `ObjectChangedError` if an object has another tag by now; "" is one that has none."""
+    if etag and stat(url).etag != etag:
+        raise ObjectChangedError(f"{shown(url)}: has changed since it was listed.")
 
 
 def read_json(url: str, limit_bytes: int = _JSON_BYTES) -> Any:

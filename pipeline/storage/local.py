@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import (
     AccessDeniedError,
+    ObjectChangedError,
     ObjectNotFoundError,
     StorageError,
     StorageShortageError,
@@ -28,7 +29,7 @@ def scratch(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{_TEMPORARY}")
 
 
-def read(path: Path, start: int, end: int | None) -> bytes:
+def read(path: Path, start: int, end: int | None, tag: str | None = None) -> bytes:
     """Bytes [start, end); fewer where the file ends before."""
     try:
         # Half of what a file object costs, which is a hundredth of a photo's decoding.
@@ -41,6 +42,9 @@ def read(path: Path, start: int, end: int | None) -> bytes:
             while at < last and (part := os.pread(file, last - at, at)):
                 parts.append(part)
                 at += len(part)
+            # Of the file that was read, and after that: neither a new one nor new bytes pass.
+            if tag and version(os.fstat(file)) != tag:
+                raise ObjectChangedError(f"{path}: has changed since it was listed.")
             return parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
             os.close(file)

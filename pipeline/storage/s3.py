@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pipeline.errors import StorageError
+from pipeline.errors import ObjectChangedError, StorageError
 from pipeline.storage.retry import Attempts, RequestFailedError, retrying
 from pipeline.storage.s3_client import Answer, ShortBodyError, request, run
 from pipeline.storage.urls import bucket_and_key, shown
@@ -26,10 +26,10 @@ def call(url: str, doing: str, method: str, **arguments: Any) -> Answer:
     raise AssertionError("retrying() ends only by success or an error")
 
 
-def read(url: str, start: int, end: int | None) -> bytes:
+def read(url: str, start: int, end: int | None, tag: str | None = None) -> bytes:
     """Bytes [start, end) in requests of at most 48 MiB; fewer where the object ends before."""
     received = _Received()
-    etag: str | None = None
+    etag = f'"{tag}"' if tag else None
     attempts = Attempts(url, "reading")
     while end is None or start + received.size < end:
         position = start + received.size
@@ -40,7 +40,7 @@ def read(url: str, start: int, end: int | None) -> bytes:
             if error.verdict == "past_the_end":
                 break
             if error.verdict == "precondition":
-                raise StorageError(
+                raise ObjectChangedError(
                     f"{shown(url)}: was replaced while it was read. Run the same command again."
                 ) from None
             if start + received.size > position:
