@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
@@ -60,10 +60,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         more = ", ..." if found.num_labels > len(shown) else ""
         lines.append(f"{found.num_labels:,} labels: {', '.join(shown)}{more}.")
         if found.num_labels == 1 and result.samples > 1 and not table.rows:
-            lines.append(
-                f"All have the label {shown[0].rpartition(' ')[0]!r}, the first part of their path "
-                "below the source: to take what lies in it for labels, name that as `--source`."
-            )
+            lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
     if table.rows:
         lines.append(
             f"{table.images:,} of {result.seen:,} inputs found their row; "
@@ -92,6 +89,17 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             "Training will have no held-out measure; pack anew with a larger `--holdout SHARE`."
         )
     return lines
+
+
+def _alike(label: str, sources: Sequence[str]) -> str:
+    """That all images have one label, and how to have others."""
+    from pipeline.sources.archives import is_archive
+
+    unpack = "unpack the archive, and " if any(map(is_archive, sources)) else ""
+    return (
+        f"All have the label {label!r}, the first part of their path below the source: to take "
+        f"what lies in it for labels, {unpack}name that as `--source`."
+    )
 
 
 def _beside(others: Mapping[str, int]) -> list[str]:

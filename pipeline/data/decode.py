@@ -229,18 +229,15 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
     try:
         image = _twice(lambda: Image.open(io.BytesIO(data), formats=_formats()))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise SampleError("bomb", str(error)) from None
+        found = str(error).partition(" exceeds ")[0]
+        raise SampleError("bomb", f"{found} is over the limit of {pixel_limit:,}") from None
     except UnidentifiedImageError:
         kind = kind_of(data[:HEAD_BYTES])
         if kind in EXTRAS and not has_extra(kind):
             raise SampleError(
                 f"needs-{kind}", f"is {kind.upper()}: install vae-pipeline[{kind}] to read it"
             ) from None
-        raise SampleError(
-            "not-an-image",
-            f"{len(data):,} bytes starting with {data[:8]!r} are no JPEG, PNG, WebP, GIF, BMP, "
-            "TIFF, AVIF or JPEG 2000 that can be opened",
-        ) from None
+        raise SampleError("not-an-image", _strangeness(data, kind)) from None
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     _check_pixels(image.width, image.height, pixel_limit)
@@ -249,6 +246,17 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
         pixel_limit,
     )  # fmt: skip
     return image
+
+
+def _strangeness(data: bytes, kind: str | None) -> str:
+    """Why nothing opens these bytes, of which `kind` is what the first of them say."""
+    if not data:
+        return "an empty file"
+    if kind is not None:
+        return f"begins as {kind.upper()}, but its header is damaged ({len(data):,} bytes)"
+    also = [kind.upper() for kind in EXTRAS if has_extra(kind)]
+    names = ", ".join(("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", *also))
+    return f"{len(data):,} bytes starting with {data[:8]!r} are no {names} or JPEG 2000"
 
 
 def _bytes_of(image: Image.Image) -> int:

@@ -203,7 +203,7 @@ def cure_of(kind: str) -> str:
 
 
 _CURES = {
-    "archive": "unpack those archives anew",
+    "archive": "copy those archives again",
     "bomb": "scale them down first",
     "changed": "run the same command again",
     "corrupt": "copy them again",
@@ -220,13 +220,14 @@ _CURES = {
     PACKED_TABLE: "unpack the archives and pack the folder, or `--ignore 'table in an archive'` if "
     "they hold no images",
     "outside": "name their prefix with `--below`",
+    "replaced": "a later member or row of the same path counts",
     "scattered": "sort the members by name, so that those of a sample follow one another",
     "small": "lower `--min-side`",
     "sparse": "jobs.pack reads them",
-    SPLIT: "join their parts with cat",
+    SPLIT: "join their parts with cat, those of .z01 with zip -s 0",
     "truncated": "copy them again",
     UNNAMED: "name them as what they are: .tar, .tar.gz or .zip",
-    UNREADABLE: "copy those archives and tables again",
+    UNREADABLE: "copy those archives and tables again, or see what the list says of each",
     "unsupported": "convert them to PNG or JPEG",
 }
 

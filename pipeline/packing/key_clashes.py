@@ -1,12 +1,14 @@
 """One input for each key: of those that share one, the later counts, or the pack is refused."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from pipeline import storage
 from pipeline.errors import DatasetError
 from pipeline.sources.annotations import Annotation, join_captions
+from pipeline.sources.archives import without_archive_suffix
 from pipeline.sources.source_file import SourceFile
 
 _MOST_SHOWN = 5
@@ -22,13 +24,18 @@ def settle(db: sqlite3.Connection) -> int:
     """
     db.execute("CREATE INDEX listed_key ON listed (key)")
     _check_sources(db)
-    clashes, gone = [], 0
+    clashes: list[list[SourceFile]] = []
+    shared = Counter[str]()
+    sources = db.execute("SELECT COUNT(DISTINCT root) FROM listed").fetchone()[0]
+    gone = 0
     twice = "SELECT key FROM listed GROUP BY key HAVING COUNT(*) > 1"
     for (key,) in db.execute(twice).fetchall():
         found = _listed(db, "key=? ORDER BY rowid", (key,))
-        first, last = found[0], found[-1]
+        last = found[-1]
         if any(file.url != last.url for file in found):
-            clashes.append(f"{first.place} and {last.place} (both {key!r})")
+            shared += Counter(paths=1, inputs=len(found))
+            if len(clashes) < _MOST_SHOWN:
+                clashes.append(found)
         elif any(file.annotation != last.annotation for file in found):
             joined = join_captions([Annotation.from_text(file.annotation) for file in found])
             if joined is None:
@@ -43,13 +50,44 @@ def settle(db: sqlite3.Connection) -> int:
             {"key": key},
         )
     if clashes:
-        shown = "; ".join(clashes[:_MOST_SHOWN]) + ("; ..." if len(clashes) > _MOST_SHOWN else "")
-        raise DatasetError(
-            f"{len(clashes)} pairs of inputs have one path below their sources, of which the "
-            f"key is made: {shown}. Name a folder that both lie in as the one source, or pack "
-            "them into two datasets."
-        )
+        raise DatasetError(_said(clashes, shared, sources))
     return gone
+
+
+def _said(clashes: Sequence[Sequence[SourceFile]], shared: Mapping[str, int], sources: int) -> str:
+    """Which inputs share a path, and what to do, as the first of them tell."""
+    pairs = [
+        f"{found[0].place} and {found[-1].place} (both {found[0].path!r})"
+        + (f", and {len(found) - 2:,} more" if len(found) > 2 else "")
+        for found in clashes
+    ]
+    shown = "; ".join(pairs) + ("; ..." if shared["paths"] > len(pairs) else "")
+    first, last = clashes[0][0], clashes[0][-1]
+    one, other = _holder(first, last), _holder(last, first)
+    if sources > 1:
+        cure = "Name a folder that all lie in as the one source, or pack them into several datasets"
+    elif not one.endswith("/") or not other.endswith("/"):
+        cure = (
+            f"{one} and {other} stand for one folder: leave one of them out (move it out of the "
+            "source), or pack them into two datasets"
+        )
+    else:
+        cure = "Leave one of each out of the list, or pack them into two datasets"
+    return (
+        f"{shared['inputs']:,} inputs share {shared['paths']:,} path{'s' * (shared['paths'] > 1)} "
+        f"below their sources, of which the key is made: {shown}. {cure}."
+    )
+
+
+def _holder(file: SourceFile, other: SourceFile) -> str:
+    """The archive or table that holds an input; the folder of a file, as large as one may be."""
+    if file.offset >= 0 or file.member:
+        return storage.shown(file.url)
+    folder = file.url.rpartition("/")[0]
+    for stem in (without_archive_suffix(other.url), other.url.rpartition(".")[0]):
+        if file.url.startswith(f"{stem}/"):
+            folder = stem
+    return f"{storage.shown(folder)}/"
 
 
 def _source_of(db: sqlite3.Connection, key: str) -> str:

@@ -39,6 +39,7 @@ from pipeline.sources.members import (
     ARCHIVE_ERRORS,
     SPARSE,
     ArchiveMember,
+    is_last_volume,
     section,
     tar_members,
     where_of,
@@ -205,9 +206,18 @@ def forget_unpacked() -> None:
 def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
     """A zip open for random access; one that changes is opened anew."""
     try:
+        file: BinaryIO
         if inner:
-            return zipfile.ZipFile(_reader(_unpacked(url, etag, inner)))
-        return zipfile.ZipFile(io.BufferedReader(storage.StorageFile(url), 2**16))
+            file = _reader(_unpacked(url, etag, inner))
+        else:
+            file = io.BufferedReader(storage.StorageFile(url), 2**16)
+        if is_last_volume(file):
+            where = where_of(url, _name_of(inner))
+            raise UnreadableError(
+                f"{where}: is the last part of a split archive. Join its parts first: "
+                "zip -s 0 THIS --out WHOLE.zip, and pack that one."
+            )
+        return zipfile.ZipFile(file)
     except ARCHIVE_ERRORS as error:
         if is_shortage(error):
             raise

@@ -3,6 +3,7 @@
 import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 from pipeline import storage
@@ -49,7 +50,13 @@ def _listed(row: AnnotationRow, url: str, prefixes: Sequence[str]) -> SourceFile
     relative = path
     try:
         relative = target.removeprefix(f"{_prefix_of(path, target, prefixes)}/")
-        info = _stat(target)
+        try:
+            info = _stat(target)
+        except SampleError:
+            if "\\" not in path:
+                raise
+            # As Windows writes paths: the annotations of a table are found by these, too.
+            return _listed(replace(row, path=path.replace("\\", "/")), url, prefixes)
     except SampleError as error:
         said = storage.shown(target)
         # The ledger would keep a secret for ever.

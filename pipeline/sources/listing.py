@@ -172,6 +172,13 @@ def _list(root: str, listing: Listing) -> Iterator[storage.ObjectInfo]:
     try:
         yield from storage.list_objects(root, dangling=True)
     except ObjectNotFoundError as error:
+        above = ("/".join(root.split("/")[:count]) for count in range(1, root.count("/") + 1))
+        archive = next((url for url in above if is_archive(url) and _exists(url)), None)
+        if archive is not None:
+            raise DatasetError(
+                f"--source {storage.shown(root)}: lies in an archive, which is packed whole. "
+                f"Name {storage.shown(archive)}, or unpack it."
+            ) from None
         likely = storage.near(root)
         raise DatasetError(
             f"--source {error}{did_you_mean(likely and f'--source {likely}')}"
@@ -314,7 +321,9 @@ def _inside(
             inside = _path_in(prefix, member.name)
             if member.kind == "file" and is_archive(inside):
                 file = _file_of(inside, url, member)
-                yield _refused(file, "ignored", "nested", "three archives deep: unpack it once")
+                yield _refused(
+                    file, "ignored", "nested", "over two archives deep: unpack the outer ones"
+                )
             else:
                 yield from _member(_Found(inside, url, member), listing)
     except DatasetError as error:

@@ -1,5 +1,6 @@
 """What lies in a tar or zip: every member, links followed, tars joined by `cat` read on."""
 
+import io
 import itertools
 import lzma
 import posixpath
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal
 
 from pipeline import storage
-from pipeline.data.image_kinds import HEAD_BYTES
+from pipeline.data.image_kinds import HEAD_BYTES, container_of
 from pipeline.errors import DatasetError, UnreadableError, is_shortage
 from pipeline.sources.tar_header import QuickHeader
 from pipeline.storage.ranged_file import RangedFile
@@ -29,7 +30,8 @@ _MOST_HOPS = 40
 _MOST_LINKED = 10**6
 """Names that links to folders may make: links in folders of links double with each level."""
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
-_LISTING_OF_A_FOLDER = b"D"
+_LISTING_OF_A_FOLDER, _LATER_VOLUME = b"D", b"M"
+_VOLUMES = "is a later volume of a tar in several. Unpack these with tar -M, and pack the folder."
 ARCHIVE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
     NotImplementedError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError,
@@ -126,6 +128,8 @@ def tar_headers(
             whole = section(file, base, stop)
             with tarfile.open(fileobj=whole, mode="r:", tarinfo=QuickHeader) as tar:
                 for info in tar:
+                    if info.type == _LATER_VOLUME:
+                        raise UnreadableError(f"{where}: {_VOLUMES}")
                     if info.size < 0:
                         raise tarfile.ReadError(f"{info.name!r} has a size below zero")
                     if _has_bytes(info) and not info.issparse():
@@ -141,6 +145,13 @@ def tar_headers(
                     f"{where}: {stop - base:,} bytes follow its end mark, and are no tar ({error})."
                     " Cut them off, or copy it again."
                 ) from None
+            file.seek(start)
+            kind = container_of(file.read(HEAD_BYTES))
+            if kind not in (None, "tar"):
+                raise UnreadableError(
+                    f"{where}: is {kind} by its first bytes, no plain tar: jobs.pack reads tars in "
+                    "gzip, bzip2, xz and zstd, and zips."
+                ) from None
             raise UnreadableError(
                 f"{where}: can't be read as a tar ({error}): it was cut short, or is none. Copy it "
                 "again."
@@ -153,8 +164,8 @@ def tar_headers(
 def _check_whole(end: int, stop: int, name: str, where: str) -> None:
     if end > stop:
         raise UnreadableError(
-            f"{where}: ends inside {name}: it was cut short. Copy it "
-            "again, or give another `--source URL`."
+            f"{where}: ends inside {name}: it was cut short. Copy it again; if it is a volume of "
+            "several (tar -M), unpack these with tar, and pack the folder."
         )
 
 
@@ -276,6 +287,22 @@ def _resolve(path: str, links: Mapping[str, str]) -> str | None:
     return None
 
 
+def is_last_volume(file: BinaryIO) -> bool:
+    """Whether a zip's end says that its members lie in files before this one."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - _ZIP_END, 0))
+    tail = file.read()
+    for found in re.finditer(b"PK\5\6", tail):
+        record = tail[found.start() :]
+        if len(record) >= 22 and len(record) == 22 + int.from_bytes(record[20:22], "little"):
+            return record[4:6] not in (b"\0\0", b"\xff\xff")  # the last: a zip64 says it elsewhere
+    return False
+
+
+_ZIP_END = 22 + 2**16
+"""Of a zip: its end's record, and the longest comment."""
+
+
 def zip_members(archive: zipfile.ZipFile) -> Iterator[ArchiveMember]:
     """Every member of a zip, links followed.
 
@@ -306,12 +333,14 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
     Others write them as Windows would, and in UTF-8 in a field beside.
     """
-    if info.flag_bits & _UTF8_FLAG or info.filename.isascii():
-        return info.filename
     extra = info.extra
+    if info.flag_bits & _UTF8_FLAG or (info.filename.isascii() and not extra):
+        return info.filename
+    written = zlib.crc32(info.orig_filename.encode("cp437", "replace"))
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
-        if kind == _UNICODE_PATH and length > 5:
+        # A program that renamed the member may have left the field: its checksum is the old name's.
+        if kind == _UNICODE_PATH and length > 5 and extra[5:9] == written.to_bytes(4, "little"):
             return extra[9 : 4 + length].decode(errors="replace")
         extra = extra[4 + length :]
     try:

@@ -1,6 +1,7 @@
 """One input: where it is, how it is named, and, if it can't be packed, why."""
 
 import hashlib
+import posixpath
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +50,10 @@ class SourceFile:
         """The table's, else the name of the first folder below the source."""
         if self.given_label is not None or self.row_group:
             return self.given_label
-        first, slash, _ = self.path.lstrip("/").partition("/")
+        path = self.path.lstrip("/")
+        if path.startswith(".") or "/." in path:  # `..` is no folder's name
+            path = posixpath.normpath(f"/{path}")[1:]
+        first, slash, _ = path.partition("/")
         return first if slash else None
 
     @property

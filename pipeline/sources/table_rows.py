@@ -104,9 +104,14 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[dict[str, str]]:
             if not cells:
                 continue
             if len(cells) != len(header):
+                cure = (
+                    f"Quote what holds a {delimiter!r}"
+                    if len(cells) > len(header)
+                    else (f"Write a {delimiter!r} for each that is empty")
+                )
                 raise DatasetError(
                     f"{storage.shown(url)}: line {reader.line_num} has {len(cells)} cells, the "
-                    f"header {len(header)} ({', '.join(header)}). Quote what holds a {delimiter!r}."
+                    f"header {len(header)} ({', '.join(header)}). {cure}."
                 )
             yield dict(zip(header, cells, strict=True))
 

@@ -6,6 +6,7 @@ import json
 import lzma
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_names_in_zips_are_read_as_macos_and_windows_write_them(tmp_path: Path) 
         info = zipfile.ZipInfo("XX/a.png")
         name = "猫/a.png".encode()
         info.extra = (0x7075).to_bytes(2, "little") + (5 + len(name)).to_bytes(2, "little")
-        info.extra += b"\1" + bytes(4) + name
+        info.extra += b"\1" + zlib.crc32(b"\x94L/a.png").to_bytes(4, "little") + name
         writer.writestr(info, png(2))
     data = bytearray(buffer.getvalue().replace(b"XX/a.png", b"\x94L/a.png"))
     (tmp_path / "win.zip").write_bytes(data)

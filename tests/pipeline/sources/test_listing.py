@@ -11,7 +11,7 @@ from pipeline.sources.source_file import SourceFile
     ("path", "key", "label"),
     [
         ("cats/a.b.jpg", "cats/a%2Eb%2Ejpg", "cats"),
-        ("../x.png", "%2E%2E/x%2Epng", ".."),
+        ("../x.png", "%2E%2E/x%2Epng", None),
         ("/etc/x.png", "etc/x%2Epng", "etc"),
         ("é 1.png", "%C3%A9%201%2Epng", None),
         ("train/cats/1.webp", "train/cats/1%2Ewebp", "train"),
