@@ -194,7 +194,7 @@ def cut_sample(
             _check_beside(beside, index.json_crc32[position], key)
             _check_beside(label, index.cls_crc32[position], key)
             _check_beside(caption, index.txt_crc32[position], key)
-            found = _columns_of(beside, label, caption, key)
+            found = columns_of(beside, label, caption, key)
         except SampleError as fault:
             return RawSample(key, b"", crc32, values, fault)
         values = {name: found.get(name) for name in columns}
@@ -208,14 +208,17 @@ def _check_beside(data: bytes | None, crc32: np.uint32, key: str) -> None:
         raise SampleError("checksum", f"{key}: what lies beside it is not what was packed")
 
 
-def _columns_of(fields: bytes | None, label: bytes | None, caption: bytes | None, key: str) -> Json:
-    """The columns in a sample's .json, .cls and .txt; raises `SampleError` where they make none."""
+def columns_of(fields: bytes | None, label: bytes | None, caption: bytes | None, key: str) -> Json:
+    """The columns in a sample's .json, .cls and .txt; raises `SampleError` where they make none.
+
+    As webdataset reads them: a .cls without the white space around it, a .txt to the letter.
+    """
     try:
         found = json.loads(fields) if fields else {}
         if not isinstance(found, dict):
             raise SampleError("annotation", f"{key}.json: holds {str(found)[:100]}, no columns")
         if label is not None:
-            found.setdefault("label", label.decode())
+            found.setdefault("label", label.decode().strip())
         if caption is not None:
             found.setdefault("caption", caption.decode())
     except (ValueError, RecursionError) as error:

@@ -22,11 +22,12 @@ from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.image_kinds import UNREADABLE
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
 from pipeline.errors import DatasetError, SampleError, UnreadableError
+from pipeline.json_value import Json
 from pipeline.packing.commit import REJECTS, PackResult
 from pipeline.packing.counts import counted
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import Extent, IndexRow, index_of
-from pipeline.packing.stock_tar import Beside, HashingStream, Unused, stock_samples
+from pipeline.packing.stock_tar import Beside, HashingStream, StockSample, Unused, stock_samples
 from pipeline.progress import Progress
 from pipeline.sources.archives import is_archive
 
@@ -142,28 +143,25 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
     stream = HashingStream(url)
     where = storage.shown(url)
     rows: list[IndexRow] = []
-    removed: list[int] = []
-    keys: set[str] = set()
+    positions: dict[str, int] = {}
+    unused: dict[str, tuple[str, str]] = {}
+    """Parts of samples without an image, by key: reason and message."""
+    removed: dict[int, tuple[str, str]] = {}
     beside = Beside(url)
     columns: dict[str, str] = {}
-    seen = 0
     for sample in stock_samples(stream, where, beside):
-        seen += 1
-        fault = sample.fault
-        image = None if fault else sample.chosen(extension, where)
+        image = None if sample.fault else sample.chosen(extension, where)
         if image is None:
-            absent = _SCATTERED if sample.key in keys else _NO_IMAGE
-            keys.add(sample.key)
-            beside.refuse("rejected", sample.key, *(fault or absent))
+            unused[sample.key] = sample.fault or unused.get(sample.key, _NO_IMAGE)
             continue
-        keys.add(sample.key)
         beside.others.update(other.extension for other in sample.images if other is not image)
+        found = PackedImage(b"", "", 0, 0)
         try:
             found = _inspect(image.data, verify)
+            note_columns(columns, _columns(sample, verify))
         except SampleError as error:
-            found = PackedImage(b"", "", 0, 0)
-            removed.append(len(rows))
-            beside.refuse("rejected", sample.key, error.reason, str(error))
+            removed[len(rows)] = error.reason, str(error)
+        positions[sample.key] = len(rows)
         rows.append(
             IndexRow(
                 sample.key, image.extension, sample.start, sample.end,
@@ -171,20 +169,34 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
                 width=found.width, height=found.height, beside=sample.beside,
             )
         )  # fmt: skip
-        note_columns(columns, sample.columns())
     stream.drain()
+    for key in unused.keys() & positions.keys():
+        fault = unused.pop(key)
+        removed.setdefault(positions[key], _SCATTERED if fault == _NO_IMAGE else fault)
+    for key, fault in [*((rows[at].key, why) for at, why in removed.items()), *unused.items()]:
+        beside.refuse("rejected", key, *fault)
     index = index_of(rows, columns).to_bytes()
     name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
     record = ShardRecord(
         url if "://" in url else f"file://{url}", stream.size, stream.sha256, len(rows),
         index_path=f"index/{name}.arrow", index_sha256=hashlib.sha256(index).hexdigest(),
-        removed=tuple(removed),
+        removed=tuple(sorted(removed)),
     )  # fmt: skip
-    seen += beside.alone
+    seen = len(rows) + len(unused) + beside.alone
     found_keys = [row.key for row in rows]
     return AdoptedShard(
         record, index, found_keys, seen=seen, unused=beside.unused, others=beside.others
     )
+
+
+def _columns(sample: StockSample, verify: str) -> Json:
+    """What lies beside the image; where samples are not looked at, what can't be read is none."""
+    try:
+        return sample.columns()
+    except SampleError:
+        if verify != "none":
+            raise
+        return {}
 
 
 def _inspect(image: bytes, verify: str) -> PackedImage:

@@ -1,7 +1,6 @@
 """A WebDataset tar, read once from its beginning to its end: samples, and what belongs to none."""
 
 import hashlib
-import json
 import tarfile
 import zlib
 from collections import Counter, deque
@@ -13,6 +12,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, is_apple_double, judge, needs_head
+from pipeline.data.shard_index import columns_of
 from pipeline.errors import DatasetError
 from pipeline.json_value import Json
 from pipeline.packing.shard_writer import SIDECARS, Extent
@@ -22,8 +22,8 @@ from pipeline.storage.ranged_file import RangedFile
 
 _PART_BYTES = 16 * 2**20
 """Of one request: a tar is read through once, and memory does not grow with it."""
-_JSON_BYTES = 2**24
-"""Of one sample; a larger one is not looked into for its columns."""
+_TEXT_BYTES = 2**24
+"""Of one member beside an image; a larger one is not looked into for its columns."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +141,13 @@ class StockSample:
     fault: tuple[str, str] | None = None
     """Why it can't be used as it lies: reason and message."""
     beside: dict[str, Extent] = field(default_factory=dict)
-    fields: bytes = b""
-    """Its .json."""
+    texts: dict[str, bytes] = field(default_factory=dict)
+    """Its .json, .cls and .txt."""
 
     def columns(self) -> Json:
-        """What lies beside the image, as a loader reads it; nothing where it can't be read."""
-        try:
-            found = json.loads(self.fields) if self.fields else {}
-        except (ValueError, RecursionError):
-            return {}
-        also = {"label": "cls", "caption": "txt"}
-        return {
-            **{name: "" for name, member in also.items() if member in self.beside},
-            **(found if isinstance(found, dict) else {}),
-        }
+        """What lies beside the image, as a loader reads it; `SampleError` where it can't be."""
+        of = self.texts.get
+        return columns_of(of("json"), of("cls"), of("txt"), self.key)
 
     def chosen(self, extension: str | None, where: str) -> ImageMember | None:
         """Its image: the one of that extension, else the plain one, else the only one.
@@ -227,8 +220,8 @@ def _add_member(
         stream.seek(offset)
         data = stream.read(member.size)
         sample.beside[extension] = Extent(offset, member.size, zlib.crc32(data))
-        if extension == "json" and member.size <= _JSON_BYTES:
-            sample.fields = data
+        if member.size <= _TEXT_BYTES:
+            sample.texts[extension] = data
         return
     stream.seek(offset)
     head = stream.read(min(member.size, HEAD_BYTES))

@@ -112,6 +112,30 @@ def test_samples_without_an_image_were_seen_and_rejected_until_they_are_mended(
     assert len((output / "rejects.jsonl").read_text().splitlines()) == 3
 
 
+def test_what_readers_refuse_beside_an_image_is_a_reject_and_a_class_has_no_newline(
+    tmp_path: Path,
+) -> None:
+    beside = {
+        "a": {"json": b"{"}, "b": {"json": b"[1]"}, "c": {"txt": b"\xff"}, "d": {"cls": b"4\n"},
+        "e": {"cls": b"4", "txt": b"two\n"}, "f": {"json": b'{"x": NaN}'},
+    }  # fmt: skip
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        for number, (key, members) in enumerate(beside.items()):
+            writer.write({"__key__": key, "jpg": jpeg(number), **members})
+    output = str(tmp_path / "adopted")
+    result = adopt(IndexConfig(source=(str(tmp_path),), output=output, verify="header"))
+    assert (result.seen, result.samples, result.reasons) == (6, 3, {"annotation": 3})
+    dataset = Dataset.open(output, None, [str(tmp_path)])
+    stock = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+    decoded = stock.decode(handler=webdataset.ignore_and_continue)
+    theirs = {sample["__key__"]: sample for sample in decoded}
+    assert [dataset[number].columns.get("label") for number in range(2)] == ["4", "4"]
+    assert int(theirs["d"]["cls"]) == int(theirs["e"]["cls"]) == 4
+    assert dataset[1].columns["caption"] == theirs["e"]["txt"]
+    unlooked = adopt(IndexConfig(source=(str(tmp_path),), output=f"{output}2", verify="none"))
+    assert unlooked.samples == 6
+
+
 def test_braces_expand_with_their_zeros() -> None:
     assert expand_braces("s3://b/{08..10}.tar") == [f"s3://b/{n}.tar" for n in ("08", "09", "10")]
 

@@ -95,7 +95,9 @@ def test_parts_of_an_adopted_sample_that_do_not_follow_one_another_are_told_so(
     members = [("1.png", png(1)), ("2.png", png(2)), ("1.txt", b"one"), ("3.txt", b"three")]
     write(tmp_path, {"t.tar": tar(*(file(*each) for each in members))})
     result = adopt(IndexConfig(source=(str(tmp_path / "t.tar"),), output=str(tmp_path / "out")))
-    assert (result.samples, result.reasons) == (2, {"scattered": 1, "no-image": 1})
+    # An image whose caption lies elsewhere is one input, and not packed as if it had none.
+    assert (result.seen, result.samples) == (3, 1)
+    assert result.reasons == {"scattered": 1, "no-image": 1}
     assert any("sort the members by name" in line for line in result.counts.summary())
 
 
