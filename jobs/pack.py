@@ -47,7 +47,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             "asked: no sample of theirs counts."
         )
     if result.rejects_url:
-        lines.append(f"Rejected and ignored inputs, with reasons: {result.rejects_url}")
+        lines.append(f"Inputs that are no samples, with reasons: {result.rejects_url}")
     found, table = result.found, result.table
     if result.samples and found is not None:
         lines.append(

@@ -46,7 +46,9 @@ class PackConfig(PortionConfig):
         False, description="With --append: read only what was rejected or ignored before."
     )
     deduplicate: bool = Field(
-        False, description="Of inputs with the same bytes, the first one counts alone."
+        False,
+        description="Of inputs with the same bytes one counts alone: the one packed "
+        "before, else the first by a hash of its path; rejects.jsonl lists the others.",
     )
     image_column: str | None = Field(
         None, description="The column of tables that holds the images; None: the one that does."

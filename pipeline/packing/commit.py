@@ -185,9 +185,11 @@ class _Merger:
             for file, found in zip(unit.files, receipt.rows, strict=True):
                 before = None if self._first else self._inventory.ledger.row(file.key)
                 row = _ledger_row(file, found, receipt, before)
-                if row.status == "packed" and self._is_duplicate(row, before):
+                same = self._copy_of(row, before) if row.status == "packed" else None
+                if same is not None:
                     self.dead[row.split][row.shard].add(row.position)
-                    row = replace(row, status="duplicate", split="", shard="", position=-1)
+                    row = replace(row, status="duplicate", message=f"has the same bytes as {same}",
+                                  split="", shard="", position=-1)  # fmt: skip
                 self._take(row, before)
                 leaves = file.key in self._removals
                 self.statuses["removed:" if leaves else f"{row.status}:{row.reason}"] += 1
@@ -206,9 +208,9 @@ class _Merger:
             yield row
         self._tell_inventory()
 
-    def _is_duplicate(self, row: LedgerRow, before: LedgerRow | None) -> bool:
+    def _copy_of(self, row: LedgerRow, before: LedgerRow | None) -> str | None:
         if not self._plan.request.deduplicate or (before and before.shard == row.shard):
-            return False
+            return None
         self._tell_inventory()
         return self._inventory.ledger.copy_of(row.sha256, row.key)
 
@@ -299,7 +301,7 @@ def present_result(
     )
 
 
-_LOST = "status IN ('rejected', 'ignored')"
+_LOST = "status IN ('rejected', 'ignored', 'duplicate')"
 _MOST_LABELS = 100
 """Of which the result tells how many images each has: the most frequent ones."""
 
@@ -346,7 +348,7 @@ def _ledger_row(
 
 
 def write_rejects(output: str, inventory: Inventory) -> None:
-    """Lists what was rejected or ignored, with the reason; no file where there is nothing."""
+    """Lists what was rejected, ignored or a duplicate, and why; no file where there is nothing."""
     url, data = storage.join(output, REJECTS), rejects_of(inventory.ledger.rows(_LOST))
     if data:
         _replace(url, data)
@@ -358,10 +360,15 @@ def rejects_of(rows: Iterable[LedgerRow]) -> bytes:
     """What `REJECTS` holds of these rows, which are in the order of their keys."""
     return b"".join(
         storage.canonical_json(
-            {"path": row.path, "url": row.url, "reason": row.reason, "message": row.message}
+            {
+                "path": row.path,
+                "url": row.url,
+                "message": row.message,
+                "reason": "duplicate" if row.status == "duplicate" else row.reason,
+            }
         )
         for row in rows
-        if row.status in ("rejected", "ignored")
+        if row.status in ("rejected", "ignored", "duplicate")
     )
 
 

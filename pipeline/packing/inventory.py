@@ -223,8 +223,10 @@ class Inventory:
             yield SourceFile(*file), "" if choice.retry else content
 
     def vanished(self, sources: Iterable[str]) -> list[str]:
-        """Keys of inputs that were rejected or ignored, and that these sources hold no more."""
-        lost = "status IN ('rejected', 'ignored') AND key NOT IN (SELECT key FROM listed)"
+        """Keys of inputs that were no samples, and that these sources hold no more."""
+        lost = (
+            "status IN ('rejected', 'ignored', 'duplicate') AND key NOT IN (SELECT key FROM listed)"
+        )
         # What a list named lies elsewhere: it is known by what else is listed of that archive.
         here = "url IN (SELECT url FROM listed)"
         found = {row.key for row in self.ledger.rows(f"{lost} AND {here}")}

@@ -28,7 +28,7 @@ STATE = "pack.json"
 ERASED = "erased"
 """Why a key was removed whose image no pack may bring back."""
 GONE = "gone"
-"""Why a rejected or ignored input was removed that its source holds no more: back, it is new."""
+"""Why an input that was no sample was removed that its source holds no more: back, it is new."""
 
 Split = Literal["", "train", "holdout"]
 

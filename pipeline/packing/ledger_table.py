@@ -74,11 +74,12 @@ class LedgerTable:
         query = f"SELECT {expression} FROM ledger WHERE {where}"  # noqa: S608  # our own words
         return int(self._db.execute(query).fetchone()[0] or 0)
 
-    def copy_of(self, sha256: str, key: str) -> bool:
-        """Whether a sample of another key that counts has this content."""
+    def copy_of(self, sha256: str, key: str) -> str | None:
+        """The path of a sample of another key that counts and has this content."""
         self._db.execute("CREATE INDEX IF NOT EXISTS by_content ON ledger (sha256)")
-        query = "SELECT 1 FROM ledger WHERE sha256=? AND status='packed' AND key<>?"
-        return self._db.execute(query, (sha256, key)).fetchone() is not None
+        query = "SELECT path FROM ledger WHERE sha256=? AND status='packed' AND key<>? ORDER BY key"
+        found = self._db.execute(query, (sha256, key)).fetchone()
+        return None if found is None else str(found[0])
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -40,6 +40,13 @@ def test_a_duplicate_that_is_removed_is_one_less_at_once(tmp_path: Path) -> None
     pack(config(source, out, deduplicate=True))
     (kept,) = contents(str(out))
     gone = next(f"{n}.png" for n in range(3) if kept != f"{n}%2Epng")
+    listed = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert {(row["reason"], row["message"]) for row in listed} == {
+        ("duplicate", f"has the same bytes as {kept.replace('%2E', '.')}")
+    }
+    assert sorted(row["path"] for row in [*listed, {"path": kept.replace("%2E", ".")}]) == [
+        "0.png", "1.png", "2.png"
+    ]  # fmt: skip
     _, text = said(config(source, out, append=True, deduplicate=True, remove=(gone,)))
     assert "3 seen = 1 packed + 1 duplicates + 0 rejected + 1 ignored." in text
     assert "Nothing is new" not in text
