@@ -32,6 +32,7 @@ from pipeline.sources.source_file import SourceFile
 
 _CACHE_KIB = 65_536
 """SQLite's own memory: 64 MiB, however many inputs there are."""
+_LOST = "status IN ('rejected', 'ignored', 'duplicate') AND key NOT IN (SELECT key FROM listed)"
 _FOLDERS = (
     "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
     "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
@@ -114,7 +115,7 @@ class Inventory:
             raise DatasetError(
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
-        images, last, archive = 0, 0, self._only_archive()
+        images, last, archive = 0, 0, _only_archive(self._db)
         query = "SELECT rowid, path, url, root FROM listed WHERE rowid>? ORDER BY rowid LIMIT ?"
         while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
             found = [
@@ -140,14 +141,6 @@ class Inventory:
         return TableCounts(
             rows_, met or 0, rows_ - (met or 0), images=images, example=example, folders=folders
         )
-
-    def _only_archive(self) -> str:
-        """The path of the one archive among the sources, without suffix; "" where others are."""
-        query = "SELECT DISTINCT url, root FROM listed WHERE offset>=0 OR member<>'' LIMIT 2"
-        found = self._db.execute(query).fetchall()
-        if len(found) != 1:
-            return ""
-        return without_archive_suffix(found[0][0].removeprefix(found[0][1]).lstrip("/"))
 
     def _told(self, names: Iterable[str]) -> str | None:
         for spelling in names:
@@ -224,15 +217,12 @@ class Inventory:
 
     def vanished(self, sources: Iterable[str]) -> list[str]:
         """Keys of inputs that were no samples, and that these sources hold no more."""
-        lost = (
-            "status IN ('rejected', 'ignored', 'duplicate') AND key NOT IN (SELECT key FROM listed)"
-        )
         # What a list named lies elsewhere: it is known by what else is listed of that archive.
         here = "url IN (SELECT url FROM listed)"
-        found = {row.key for row in self.ledger.rows(f"{lost} AND {here}")}
+        found = {row.key for row in self.ledger.rows(f"{_LOST} AND {here}")}
         for root in sources:
             below = root, len(root) + 1, f"{root}/"
-            rows = self.ledger.rows(f"{lost} AND (url=? OR substr(url, 1, ?)=?)", below)
+            rows = self.ledger.rows(f"{_LOST} AND (url=? OR substr(url, 1, ?)=?)", below)
             found |= {row.key for row in rows}
         return sorted(found)
 
@@ -259,6 +249,15 @@ class Inventory:
             found = self._db.execute(query, (root, len(root) + 1, f"{root}/")).fetchone()
             count, first = count + found[0], first or found[1] or ""
         return count, first
+
+
+def _only_archive(db: sqlite3.Connection) -> str:
+    """The path of the one archive among the sources, without suffix; "" where others are."""
+    query = "SELECT DISTINCT url, root FROM listed WHERE offset>=0 OR member<>'' LIMIT 2"
+    found = db.execute(query).fetchall()
+    if len(found) != 1:
+        return ""
+    return without_archive_suffix(found[0][0].removeprefix(found[0][1]).lstrip("/"))
 
 
 def _join_captions(db: sqlite3.Connection) -> None:

@@ -113,6 +113,8 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[dict[str, str]]:
                     f"{storage.shown(url)}: line {reader.line_num} has {len(cells)} cells, the "
                     f"header {len(header)} ({', '.join(header)}). {cure}."
                 )
+            if "NaN" in cells:  # how pandas and R write a cell that is none
+                cells = ["" if cell == "NaN" else cell for cell in cells]
             yield dict(zip(header, cells, strict=True))
 
 
@@ -161,7 +163,7 @@ def _read_jsonl(url: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=storage.unique_keys)
                 if line.count("[") + line.count("{") > _MOST_LEVELS:
                     _refuse_deep(row)
                 if "\\ud" in line.lower():

@@ -17,7 +17,13 @@ from typing import Any
 from pipeline.errors import ObjectChangedError, ObjectNotFoundError, StorageError
 from pipeline.json_value import Json
 from pipeline.storage import local, other, s3
-from pipeline.storage.documents import DocumentKind, canonical_json, checksum_of, parse_json
+from pipeline.storage.documents import (
+    DocumentKind,
+    canonical_json,
+    checksum_of,
+    parse_json,
+    unique_keys,
+)
 from pipeline.storage.neighbours import names_beside, near, refuse_file_above
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
@@ -71,6 +77,7 @@ __all__ = [
     "stat",
     "temporary_folder",
     "unfinished",
+    "unique_keys",
 ]
 
 _JSON_BYTES = 2**28

@@ -51,7 +51,7 @@ def parse_json(data: bytes, url: str) -> Any:
         # Given bytes, `json` takes UTF-16 too, and halves of a character in any of them.
         value = json.loads(
             data.decode("utf-8-sig"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique_keys,
             parse_int=_integer if _LONG.search(data) else None,
             parse_float=_finite,
             parse_constant=_no_number,
@@ -64,7 +64,8 @@ def parse_json(data: bytes, url: str) -> Any:
     return value
 
 
-def _unique(pairs: list[tuple[str, JsonValue]]) -> Json:
+def unique_keys(pairs: list[tuple[str, JsonValue]]) -> Json:
+    """An object of JSON from its pairs; raises `ValueError` for a key that is there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs import pack as job
+from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
 from pipeline.packing.verify_dataset import verify_dataset
 from tests.pipeline.packing.test_pack import config, contents, png, write
@@ -78,6 +81,22 @@ def test_folder_names_beside_a_table_s_labels_are_counted(tmp_path: Path) -> Non
     (tmp_path / "u.csv").write_text("path,caption\nk/0.png,a\n")
     _, text = said(config(source, tmp_path / "other", annotations=str(tmp_path / "u.csv")))
     assert "no label there" not in text
+
+
+def test_nan_is_no_label_in_any_table_and_a_doubled_key_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(2)})
+    (tmp_path / "t.csv").write_text("path,label,n\n0.png,NaN,1\n1.png,a,NaN\n")
+    (tmp_path / "t.jsonl").write_text(
+        '{"path": "0.png", "label": NaN, "n": 1}\n{"path": "1.png", "label": "a", "n": NaN}\n'
+    )
+    for name in ("t.csv", "t.jsonl"):
+        pack(config(source, tmp_path / name[2:], annotations=str(tmp_path / name)))
+        assert told(tmp_path / name[2:]) == {
+            "0%2Epng": {"path": "0.png", "n": 1}, "1%2Epng": {"path": "1.png", "label": "a"}
+        }  # fmt: skip
+    (tmp_path / "t.jsonl").write_text('{"path": "0.png", "label": "a", "label": "b"}\n')
+    with pytest.raises(DatasetError, match=r"line 1 is no JSON \(the key 'label' is there twice"):
+        pack(config(source, tmp_path / "twice", annotations=str(tmp_path / "t.jsonl")))
 
 
 def test_rejects_that_the_source_holds_no_more_leave_the_list_and_are_new_when_back(
