@@ -39,13 +39,13 @@ from pipeline.sources.members import (
     ARCHIVE_ERRORS,
     SPARSE,
     ArchiveMember,
-    is_last_volume,
     section,
     tar_members,
     where_of,
     zip_members,
     zip_tag,
 )
+from pipeline.sources.zip_end import is_last_volume, without_comment
 from pipeline.storage.ranged_file import RangedFile
 
 COMPRESSED_SUFFIXES = (
@@ -217,7 +217,7 @@ def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
                 f"{where}: is the last part of a split archive. Join its parts first: "
                 "zip -s 0 THIS --out WHOLE.zip, and pack that one."
             )
-        return zipfile.ZipFile(file)
+        return zipfile.ZipFile(without_comment(file))
     except ARCHIVE_ERRORS as error:
         if is_shortage(error):
             raise

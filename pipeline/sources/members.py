@@ -1,6 +1,5 @@
 """What lies in a tar or zip: every member, links followed, tars joined by `cat` read on."""
 
-import io
 import itertools
 import lzma
 import posixpath
@@ -285,22 +284,6 @@ def _resolve(path: str, links: Mapping[str, str]) -> str | None:
         else:
             return path
     return None
-
-
-def is_last_volume(file: BinaryIO) -> bool:
-    """Whether a zip's end says that its members lie in files before this one."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(size - _ZIP_END, 0))
-    tail = file.read()
-    for found in re.finditer(b"PK\5\6", tail):
-        record = tail[found.start() :]
-        if len(record) >= 22 and len(record) == 22 + int.from_bytes(record[20:22], "little"):
-            return record[4:6] not in (b"\0\0", b"\xff\xff")  # the last: a zip64 says it elsewhere
-    return False
-
-
-_ZIP_END = 22 + 2**16
-"""Of a zip: its end's record, and the longest comment."""
 
 
 def zip_members(archive: zipfile.ZipFile) -> Iterator[ArchiveMember]:

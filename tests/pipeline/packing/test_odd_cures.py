@@ -67,7 +67,7 @@ def test_the_last_part_of_a_split_zip_is_told_as_one(tmp_path: Path) -> None:
         pack_file(tmp_path, "t.zip", bytes(data))
     plain = io.BytesIO(zipped({"a.png": png(1)}))
     with zipfile.ZipFile(plain, "a") as archive:
-        archive.comment = b"says PK, and is no split archive"
+        archive.comment = b"says PK\5\6, and is no split archive, however long it is"
     assert pack_file(tmp_path, "c.zip", plain.getvalue()).samples == 1
 
 

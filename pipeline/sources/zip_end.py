@@ -1,0 +1,46 @@
+"""The record that a zip ends with (APPNOTE.TXT, 4.3.16), where `zipfile` takes the wrong one."""
+
+import io
+import re
+from typing import BinaryIO
+
+from pipeline.storage.ranged_file import RangedFile
+
+_SIGN, _BYTES, _LENGTH = b"PK\5\6", 22, slice(20, 22)
+_MOST_BYTES = _BYTES + 2**16
+"""With the longest comment."""
+
+
+def is_last_volume(file: BinaryIO) -> bool:
+    """Whether a zip's end says that its members lie in files before this one."""
+    _, record = _end_of(file)
+    return record[4:6] not in (b"", b"\0\0", b"\xff\xff")  # the last: a zip64 says it elsewhere
+
+
+def without_comment(file: BinaryIO) -> BinaryIO:
+    """The same zip; without its comment where that holds the sign that `zipfile` looks for."""
+    at, record = _end_of(file)
+    if _SIGN not in record[_BYTES:]:
+        return file
+    end = at + _BYTES
+
+    def read(start: int, stop: int) -> bytes:
+        file.seek(start)
+        data = bytearray(file.read(min(stop, end) - start))
+        for place in range(max(start, end - 2), min(stop, end)):
+            data[place - start] = 0  # the comment's length
+        return bytes(data)
+
+    return io.BufferedReader(RangedFile(read, end))
+
+
+def _end_of(file: BinaryIO) -> tuple[int, bytes]:
+    """Where the record begins that reaches to the file's end, and its bytes; (0, b"") for none."""
+    size = file.seek(0, io.SEEK_END)
+    start = file.seek(max(size - _MOST_BYTES, 0))
+    tail = file.read()
+    for found in re.finditer(re.escape(_SIGN), tail):
+        record = tail[found.start() :]
+        if len(record) == _BYTES + int.from_bytes(record[_LENGTH], "little"):
+            return start + found.start(), record
+    return 0, b""
