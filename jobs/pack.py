@@ -62,15 +62,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         if found.num_labels == 1 and result.samples > 1 and not table.rows:
             lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
     if table.rows:
-        lines.append(
-            f"{table.images:,} of {result.seen:,} inputs found their row; "
-            f"{table.unmatched:,} of {table.rows:,} rows name no input"
-            + (f" (e.g. {table.example!r})." if table.example else ".")
-        )
-        if table.folders:
-            lines.append(
-                f"{table.folders:,} inputs have no label there: theirs is the first folder's name."
-            )
+        lines += _of_table(result)
     elif config.annotations is None:
         lines += _beside(result.counts.others)
     if result.copies:
@@ -100,6 +92,26 @@ def _alike(label: str, sources: Sequence[str]) -> str:
         f"All have the label {label!r}, the first part of their path below the source: to take "
         f"what lies in it for labels, {unpack}name that as `--source`."
     )
+
+
+def _of_table(result: "PackResult") -> list[str]:
+    """What a table beside the inputs said of them, and what it did not."""
+    table = result.table
+    lines = [
+        f"{table.images:,} of {result.seen:,} inputs found their row; "
+        f"{table.unmatched:,} of {table.rows:,} rows name no input"
+        + (f" (e.g. {table.example!r})." if table.example else ".")
+    ]
+    if table.hushed:
+        lines.append(
+            f"Of {table.hushed:,} samples an earlier table said something, and this one says "
+            "nothing: it is gone."
+        )
+    if table.folders:
+        lines.append(
+            f"{table.folders:,} inputs have no label there: theirs is the first folder's name."
+        )
+    return lines
 
 
 def _beside(others: Mapping[str, int]) -> list[str]:

@@ -188,7 +188,7 @@ class _Merger:
                 same = self._copy_of(row, before) if row.status == "packed" else None
                 if same is not None:
                     self.dead[row.split][row.shard].add(row.position)
-                    row = replace(row, status="duplicate", message=f"has the same bytes as {same}",
+                    row = replace(row, status="duplicate", message=f"had the same bytes as {same}",
                                   split="", shard="", position=-1)  # fmt: skip
                 self._take(row, before)
                 leaves = file.key in self._removals

@@ -96,6 +96,8 @@ class TableCounts:
     """What a row says that names none."""
     folders: int = 0
     """Inputs that took the folder's name for their label, beside others that have the table's."""
+    hushed: int = 0
+    """Samples of which a table said something when they were packed, and this one says nothing."""
 
     def __post_init__(self) -> None:
         assert self.rows == self.met + self.unmatched, f"the law of tables: {self}"

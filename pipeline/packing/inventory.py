@@ -33,6 +33,7 @@ from pipeline.sources.source_file import SourceFile
 _CACHE_KIB = 65_536
 """SQLite's own memory: 64 MiB, however many inputs there are."""
 _LOST = "status IN ('rejected', 'ignored', 'duplicate') AND key NOT IN (SELECT key FROM listed)"
+_HUSHED = "SELECT COUNT(*) FROM listed l JOIN ledger d ON d.key=l.key WHERE d.status='packed' AND "
 _FOLDERS = (
     "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
     "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
@@ -137,10 +138,12 @@ class Inventory:
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
         folders = int(self._db.execute(_FOLDERS).fetchone()[0])
+        hushed = int(self._db.execute(_HUSHED + _hushed(Choice(told=True))).fetchone()[0])
         example = unmet[0] if unmet else ""
         return TableCounts(
-            rows_, met or 0, rows_ - (met or 0), images=images, example=example, folders=folders
-        )
+            rows_, met or 0, rows_ - (met or 0), images=images, example=example, folders=folders,
+            hushed=hushed,
+        )  # fmt: skip
 
     def _told(self, names: Iterable[str]) -> str | None:
         for spelling in names:

@@ -45,7 +45,7 @@ def test_a_duplicate_that_is_removed_is_one_less_at_once(tmp_path: Path) -> None
     gone = next(f"{n}.png" for n in range(3) if kept != f"{n}%2Epng")
     listed = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert {(row["reason"], row["message"]) for row in listed} == {
-        ("duplicate", f"has the same bytes as {kept.replace('%2E', '.')}")
+        ("duplicate", f"had the same bytes as {kept.replace('%2E', '.')}")
     }
     assert sorted(row["path"] for row in [*listed, {"path": kept.replace("%2E", ".")}]) == [
         "0.png", "1.png", "2.png"
@@ -66,7 +66,8 @@ def test_a_label_whose_row_or_cell_is_gone_is_gone_as_in_a_fresh_pack(tmp_path: 
     pack(config(source, tmp_path / "out", append=True))
     assert sorted(meta["label"] for meta in told(tmp_path / "out").values()) == list("abcd")
     table.write_text("path,label\n0.png,a\n1.png,\n3.png,d\n")
-    pack(config(source, tmp_path / "out", append=True, **annotations))
+    _, text = said(config(source, tmp_path / "out", append=True, **annotations))
+    assert "Of 2 samples an earlier table said something, and this one says nothing" in text
     fresh = pack(config(source, tmp_path / "fresh", **annotations))
     assert told(tmp_path / "out") == told(tmp_path / "fresh")
     again = pack(config(source, tmp_path / "out", append=True, **annotations))
