@@ -61,7 +61,7 @@ class Listing:
     """Whether there is one source: an archive that can't be read is then an error, not a reject."""
     seen: int = 0
     others: Counter[str] = field(default_factory=Counter)
-    """By suffix, and `folders`, `devices`, `dangling` links; none is among `seen`."""
+    """By suffix, and `folders`, `devices`, `dangling links`; none is among `seen`."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def _dangling(path: str, url: str, listing: Listing) -> Iterator[SourceFile]:
         file = SourceFile(path, url, 0, "")
         yield _refused(file, "ignored", "dangling", "a link that leads to nothing, or in a ring")
     else:
-        listing.others["dangling"] += 1
+        listing.others["dangling links"] += 1
 
 
 def _members(url: str, etag: str, prefix: str, listing: Listing) -> Iterator[SourceFile]:

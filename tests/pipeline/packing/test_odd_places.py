@@ -23,7 +23,7 @@ def test_links_in_rings_are_left_out_of_a_folder_as_of_a_tar(tmp_path: Path) -> 
         result = pack(config(source, tmp_path / output))
         assert set(packed(result)) == {"x/a.png", "x/b.png"}
         assert (result.seen, result.ignored) == (3, {"dangling": 1})
-        assert result.counts.others == {"dangling": 3}, "what is seen is not beside"
+        assert result.counts.others == {"dangling links": 3}, "what is seen is not beside"
 
 
 def test_a_fifo_a_socket_and_a_device_are_counted_in_a_folder_as_in_a_tar(tmp_path: Path) -> None:
