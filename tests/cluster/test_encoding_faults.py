@@ -161,9 +161,8 @@ def test_a_storage_that_is_full_for_a_minute_is_waited_for(encoding: Encoding) -
     assert encoding.receipts() == before
     admin(*rgw.ROOM)
     encoding.goes_on()
-    # Both have work: one that has none is taken away by now.
-    assert encoding.pods() == pods
-    assert len(pods) == 2
+    # One that had no work would be taken away by now.
+    assert set(pods) <= set(encoding.pods())
     encoding.follower.says(r"actor-\d: .*has failed for \d+ s.*QuotaExceeded 403", 90)
 
 
