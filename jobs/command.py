@@ -50,7 +50,7 @@ def run_job(
     main: Callable[[Config], Outcome],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parses the command line, runs `main` and exits with 0, 1, 2 or what the outcome says."""
+    """Parses the command line, runs `main` and exits as docs/operations.md lists."""
     # Before torch is imported, here and in what this process starts: its threads sleep while they
     # wait. By default they spin, on cores that decode the next batch (measured: 4 times the CPU).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

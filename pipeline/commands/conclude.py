@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def conclude(run: Run, start: Start, end: RunEnd) -> TrainingResult:
-    """The result of a run that has ended, kept in its folder when it is finished.
+    """The result of a run that has ended, kept in its folder.
 
     Raises `RunError` if another start took the run over.
     """

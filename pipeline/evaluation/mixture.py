@@ -61,10 +61,11 @@ class Mixture:
 
 
 def choose_mixture(points: Tensor, seed: int = 0) -> Mixture:
-    """The best of three shapes for points `[N, D]`: fitted to two thirds, chosen by the last third.
+    """The best of three shapes for points `[N, D]`: fitted to two thirds, chosen by every third.
 
-    Ten Gaussians with full or diagonal covariances, or a single full one: with few points in many
-    dimensions ten full covariances describe nothing but the points they were fitted to.
+    Ten Gaussians (fewer where less than 20 points fall on each) with full or diagonal covariances,
+    or a single full one: with few points in many dimensions ten full covariances describe nothing
+    but the points they were fitted to.
     """
     points = points.double().flatten(1)
     judges = torch.arange(len(points)) % 3 == 2
@@ -88,7 +89,8 @@ def fit_mixture(
 ) -> Mixture:
     """Expectation maximisation on points `[N, D]` from k-means++ seeds, in float64.
 
-    Covariances are full or diagonal; ends when the mean log density rises by less than `tolerance`
+    Of `components` there are at most as many as get 20 points each. Covariances are full or
+    diagonal; ends when the mean log density rises by less than `tolerance`
     nats, after `steps` rounds at most.
     """
     points = points.double().flatten(1)

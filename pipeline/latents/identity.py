@@ -157,7 +157,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class Identity:
-    """Two stores with the same identity hold the same numbers; anything else never mixes."""
+    """What decides an image's numbers but for the processor and torch's release; two never mix."""
 
     model_digest: str
     preprocess_digest: str

@@ -11,7 +11,7 @@ from pipeline.runs.run import Run, Start
 
 
 class StopSignal:
-    """Looks at the run's folder every few seconds, in a thread of rank 0.
+    """Looks at the run's folder every few seconds, in a thread; rank 0's is asked.
 
     `requested` becomes true when a newer start owns the run, a `STOP` object lies in its folder,
     or `drained` says that a node is being taken away; the loop reads it at every step and tells

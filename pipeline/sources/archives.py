@@ -132,6 +132,7 @@ def read_member(url: str, etag: str, place: MemberPlace) -> bytes:
 
     Raises `SampleError` where a zip's or a sparse member can't be had whole, and
     `ObjectChangedError` where the archive is another one by now: whose bytes lie there then?
+    `UnreadableError` is of an archive that can't be unpacked any more.
     """
     if place.member and place.offset < 0:
         return _read_zip_member(url, storage.stat(url).etag or "", place, etag)

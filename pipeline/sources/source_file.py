@@ -7,7 +7,12 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.data.keys import key_of, without_suffix
-from pipeline.errors import ObjectChangedError, ObjectNotFoundError, SampleError
+from pipeline.errors import (
+    ObjectChangedError,
+    ObjectNotFoundError,
+    SampleError,
+    UnreadableError,
+)
 from pipeline.sources.archives import MemberPlace, read_member
 
 MAX_FILE_BYTES = 2**30
@@ -47,7 +52,7 @@ class SourceFile:
 
     @property
     def label(self) -> str | None:
-        """The table's, else the name of the first folder below the source."""
+        """What is said of it, else the name of the first folder; of a table's row never that."""
         if self.given_label is not None or self.row_group:
             return self.given_label
         path = self.path.lstrip("/")
@@ -80,7 +85,8 @@ class SourceFile:
                 data = storage.read(self.url, 0, self.size)
         except ObjectNotFoundError as error:
             raise SampleError("missing", str(error)) from None
-        except ObjectChangedError as error:
+        except (ObjectChangedError, UnreadableError) as error:
+            # An archive could be read when it was listed.
             raise SampleError("changed", f"{error} `--append` reads it again.") from None
         if len(data) != self.size:
             raise SampleError("changed", f"holds {len(data)} bytes, was listed with {self.size}")

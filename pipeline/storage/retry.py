@@ -74,7 +74,7 @@ class RetryPolicy:
 
 _TOLD_SECONDS = 30.0
 """So long an operation fails in silence, and so long again from one warning to the next: a worker
-that tries on for ten minutes must not look as one that works."""
+that tries on must not look as one that works."""
 
 
 class _State:

@@ -33,10 +33,12 @@ class TrackedRun:
     def log(self, points: Sequence[Point]) -> None:
         """Logs points in order; those of steps that MLflow has already are skipped."""
         waiting: list[Any] = []
+        # Within one call, too: while MLflow is away workers may have made a step again.
+        newest = dict(self._last)
         for point in points:
-            series = point.series
-            if point.step <= self._last[series]:
+            if point.step <= newest[point.series]:
                 continue
+            newest[point.series] = point.step
             metrics = [
                 self._metric(name, value, point.time_ms, point.step)
                 for name, value in sorted(point.values.items())
@@ -47,8 +49,7 @@ class TrackedRun:
             waiting += metrics
         if waiting:
             self._client.log_batch(self.run_id, metrics=waiting)
-        for point in points:
-            self._last[point.series] = max(self._last[point.series], point.step)
+        self._last = newest
 
     def set_status(self, status: str) -> None:
         """`RUNNING`, `FINISHED`, `FAILED` or `KILLED`."""

@@ -27,7 +27,7 @@ class Incidents:
     def __init__(
         self, run: Run, start: Start, world: World, dataset: Dataset, bad_fraction: float
     ) -> None:
-        """`bad_fraction`: the part of the dataset's images that may be bad before the run ends."""
+        """`bad_fraction`: the part of all images seen, at least of one epoch's, that may be bad."""
         self._run, self._start, self._world = run, start, world
         self._dataset, self._bad_fraction = dataset, bad_fraction
         self._reasons: dict[str, str] = {}

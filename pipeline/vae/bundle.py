@@ -68,7 +68,7 @@ def load_bundle(
 
     `allow_custom`: the classes of their own that the user named, as package.module:Class. A bundle
     that needs another one is refused before anything is imported. `digest`: what the bundle must
-    be, compared before a file is read.
+    be, compared with the receipt's before another file is read.
     """
     url = str(url)
     receipt = _receipt(url)

@@ -68,6 +68,19 @@ def test_replayed_points_and_a_second_start_leave_each_point_once(uri: str, reco
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
+def test_a_step_that_is_made_again_before_mlflow_got_it_first_is_logged_once(
+    uri: str, recorder: Any
+) -> None:
+    """Both wait in one queue while MLflow is away, with times of their own."""
+    one = recorder(uri)
+    with one._lock:  # Nothing is sent meanwhile.
+        one._queue.extend(("1", point(step, 1_000 + step)) for step in range(1, 31))
+        one._queue.extend(("2", point(step, 9_000 + step)) for step in range(20, 41))
+    assert one.flush(30) == []
+    run_id = one.finish("FINISHED")
+    assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 41)]
+
+
 def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(
     uri: str, recorder: Any
 ) -> None:
