@@ -56,7 +56,9 @@ def check_regular(status: os.stat_result, path: Path) -> None:
     """Raises `StorageError` for a FIFO, a socket or a device, of which a read may never end."""
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
-        raise StorageError(f"{path}: is {kind}, no file: it was not read. Name a file.")
+        raise StorageError(
+            f"{path}: is {kind}, no file: it was not read. Put a file there, or name one."
+        )
 
 
 _KINDS = {
