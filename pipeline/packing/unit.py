@@ -252,7 +252,7 @@ def _inspect(job: UnitJob, file: SourceFile, known: str) -> _Inspected:
         read = _read(job, file)
         sha256 = hashlib.sha256(read.data).hexdigest()
         content, _, said = known.partition("/")
-        # A pack that is told nothing of an image leaves what was said of it.
+        # A pack without a table leaves what one said; a row that is gone makes `known` "".
         if sha256 == content and read.annotation.digest in ("", said):
             return _Inspected(UnitRow("same", sha256))
         image = inspect_image(read.data, job.options)

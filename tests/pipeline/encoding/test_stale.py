@@ -166,12 +166,19 @@ def test_a_repeated_image_has_the_same_latents_and_may_be_left_out(world: World)
     assert world.pack("fewer", deduplicate=True).samples == COUNT
 
 
-def test_a_pack_that_is_told_nothing_of_an_image_keeps_its_caption(world: World) -> None:
+def test_a_pack_without_a_table_keeps_captions_and_one_whose_row_is_gone_takes_it(
+    world: World,
+) -> None:
     before = told(world.encode())
-    del world.captions["03.png"]
-    world.pack(append=True)
+    source, output = (str(world.images),), str(world.folder / "data")
+    pack(PackConfig(source=source, output=output, shard_bytes=12_000, workers=1, append=True))
     assert world.todo() == 0
     assert told(world.encode()) == before
+    del world.captions["03.png"]
+    world.pack(append=True)
+    assert world.todo() == 1
+    (key,) = (key for key, (_, caption) in before.items() if caption == "picture 3")
+    assert told(world.encode()) == {**before, key: (before[key][0], None)}
 
 
 @pytest.mark.parametrize(
