@@ -163,8 +163,8 @@ def tar_headers(
 def _check_whole(end: int, stop: int, name: str, where: str) -> None:
     if end > stop:
         raise UnreadableError(
-            f"{where}: ends inside {name}: it was cut short. Copy it again; if it is a volume of "
-            "several (tar -M), unpack these with tar, and pack the folder."
+            f"{where}: ends inside {name}: it was cut short. Copy it again, or, if it is a "
+            "volume of several (tar -M), unpack these with tar and give the folder, `--source URL`."
         )
 
 
