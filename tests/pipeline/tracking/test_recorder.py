@@ -81,6 +81,34 @@ def test_a_step_that_is_made_again_before_mlflow_got_it_first_is_logged_once(
     assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 41)]
 
 
+def test_what_the_next_recorder_is_handed_late_is_logged_though_newer_points_are_there(
+    uri: str, recorder: Any
+) -> None:
+    """It learns of the points that a dead one held only when the next points have come."""
+    one = recorder(uri)
+    one.record("1", [point(12, 12)], MetricsReport())
+    assert one.flush(30) == []
+    one.record("1", [point(step, step) for step in range(1, 14)], MetricsReport())
+    assert one.flush(30) == []
+    run_id = one.finish("FINISHED")
+    assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 14)]
+
+
+def test_no_more_steps_are_kept_in_memory_than_a_replay_may_go_back(
+    uri: str, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.mlflow_run.STEPS_KEPT", 10)
+    one = recorder(uri)
+    for first in range(1, 100, 20):
+        one.record("1", [point(step, step) for step in range(first, first + 20)], MetricsReport())
+        assert one.flush(30) == []
+    one.record("2", [point(step, 9_000) for step in range(1, 103)], MetricsReport())
+    assert one.flush(30) == []
+    assert max(map(len, one._tracked._sent.values())) <= 20
+    run_id = one.finish("FINISHED")
+    assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 103)]
+
+
 def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(
     uri: str, recorder: Any
 ) -> None:
