@@ -175,7 +175,6 @@ def test_it_goes_on_once_the_queue_has_room_however_long_it_waited(
     assert (code, now["status"]) == (0, "SUSPENDED")
     assert "insufficient quota for cpu" in now["message"]
     vae.apply(queue("small", "8"))
-    waiting["no-room-in-queue"].says("no-room-in-queue: RUNNING")
     assert waiting["no-room-in-queue"].ends()[0] == 0
 
 
