@@ -236,7 +236,7 @@ def find_plan(output: str, generation: int, folder: Path) -> Plan | None:
 
 
 PLAN = storage.DocumentKind(
-    "vae-pipeline/plan", 2, DatasetError, "Delete it, and run the same command again."
+    "vae-pipeline/plan", 3, DatasetError, "Delete it, and run the same command again."
 )
 
 
