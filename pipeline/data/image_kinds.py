@@ -205,7 +205,7 @@ def cure_of(kind: str) -> str:
 _CURES = {
     "archive": "copy those archives again",
     "bomb": "scale them down first",
-    "changed": "run the same command again",
+    "changed": "the same command with `--append` reads them",
     "corrupt": "copy them again",
     "dangling": "restore what those links lead to",
     "encrypted": "unpack them with their password",
