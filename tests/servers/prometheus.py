@@ -72,9 +72,10 @@ class PrometheusServer:
             "prometheus", f"--config.file={config}", f"--storage.tsdb.path={self.folder / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
         )  # fmt: skip
-        self._run(
-            "prometheus-pushgateway", f"--web.listen-address=127.0.0.1:{self.pushgateway_port}"
-        )
+        self._run(  # it keeps nothing: Debian's build would read what another test's had kept
+            "prometheus-pushgateway", f"--web.listen-address=127.0.0.1:{self.pushgateway_port}",
+            "--persistence.file=",
+        )  # fmt: skip
         self.until(lambda: all(map(_is_ready, (self.url, self.pushgateway))))
 
     def stop(self) -> None:

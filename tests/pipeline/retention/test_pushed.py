@@ -39,7 +39,7 @@ def test_groups_of_stores_that_are_gone_go_and_no_other(
     assert any(f"{gone}: would go" in line for line in told.summary)
     assert ours() == {here: False, gone: True}, "a dry run"
     main(StoresConfig(pushgateway=gateway, gc=True, delete=True))
-    assert ours() == {here: False}
+    prometheus.until(lambda: ours() == {here: False}, 60)  # it answers 202: queued
     prometheus.until(lambda: bool(prometheus.query("of_somebody_else")))
     assert JOB == PUSHED
 
