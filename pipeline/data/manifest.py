@@ -30,15 +30,16 @@ _AGAIN = (
     "Delete it, and run the same jobs.pack again (`python -m jobs.pack --source IMAGES --output "
     "URL`), which writes it anew."
 )
-CURRENT = DocumentKind("vae-pipeline/dataset", 2, DatasetError, _AGAIN)
-MANIFEST = DocumentKind("vae-pipeline/manifest", 2, DatasetError, _RESTORE)
+_ANEW = "pack the images anew, into another `--output`"
+CURRENT = DocumentKind("vae-pipeline/dataset", 2, DatasetError, _AGAIN, _ANEW)
+MANIFEST = DocumentKind("vae-pipeline/manifest", 2, DatasetError, _RESTORE, _ANEW)
 OLDEST = DocumentKind(
     "vae-pipeline/oldest-generation",
     1,
     DatasetError,
     "Delete it: then generations that were removed on purpose are called missing.",
 )
-PACK_STATE = DocumentKind("vae-pipeline/pack", 3, DatasetError, _RESTORE)
+PACK_STATE = DocumentKind("vae-pipeline/pack", 3, DatasetError, _RESTORE, _ANEW)
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]

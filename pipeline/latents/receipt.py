@@ -32,8 +32,13 @@ POINTER = "store.json"
 SNAPSHOTS, RECEIPTS, LATENTS = "snapshots", "receipts", "latents"
 REPORTS, ATTEMPTS = "reports", "attempts"
 
+ANEW = "encode the dataset anew, into another `--output`"
 RECEIPT = storage.DocumentKind(
-    "vae-pipeline/latent-receipt", 3, StoreError, "Delete it, and run the same jobs.encode again."
+    "vae-pipeline/latent-receipt",
+    3,
+    StoreError,
+    "Delete it, and run the same jobs.encode again.",
+    ANEW,
 )
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import (
 from pipeline.json_value import Json
 from pipeline.latents.identity import Identity
 from pipeline.latents.receipt import (
+    ANEW,
     POINTER,
     SNAPSHOTS,
     Receipt,
@@ -29,8 +30,8 @@ from pipeline.latents.statistics import ChannelStatistics, empty
 from pipeline.latents.stored_shard import StoredPart, StoredShard, removed_of
 
 _AGAIN = "Delete it and run the same jobs.encode again."
-SNAPSHOT = storage.DocumentKind("vae-pipeline/latent-snapshot", 3, StoreError, _AGAIN)
-STORE = storage.DocumentKind("vae-pipeline/latent-store", 3, StoreError, _AGAIN)
+SNAPSHOT = storage.DocumentKind("vae-pipeline/latent-snapshot", 3, StoreError, _AGAIN, ANEW)
+STORE = storage.DocumentKind("vae-pipeline/latent-store", 3, StoreError, _AGAIN, ANEW)
 _LOG = logging.getLogger(__name__)
 PUBLISHED = "published"
 

@@ -105,6 +105,8 @@ class DocumentKind:
     error: type[PipelineError]
     advice: str
     """What to do about a damaged one: a sentence."""
+    anew: str = "make it anew in another place"
+    """What to do where only another program version can read it, beside using that."""
 
     def encode(self, value: Json) -> bytes:
         """The document's bytes, the same for the same value."""
@@ -147,7 +149,7 @@ class DocumentKind:
         said = "{} version {}".format(*map(_shown, here)) if here else f"no {self.format}"
         raise self.error(
             f"{one_line(url)}: is {said}; this program reads {self.format} version "
-            f"{self.version}. Use the program version that wrote it, or another place."
+            f"{self.version}. Use the program version that wrote it, or {self.anew}."
         )
 
     def typed(self, kind: type[Value], value: Any, url: str) -> Value:

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jobs.demo import write_digits
 from pipeline.config import ModelConfig, PackConfig, PreprocessConfig
@@ -67,22 +69,40 @@ def test_a_training_whose_workers_are_killed_four_times_ends_with_the_same_bits(
     assert (result["digest"], result["samples"]) == (calm["digest"], calm["samples"])
 
 
-def test_an_encoding_killed_ten_times_at_random_ends_with_the_same_files(tmp_path: Path) -> None:
-    write_digits(tmp_path / "images", range(1797))
+def write_shapes(folder: Path, count: int) -> None:
+    """Images of noise, square, wide and tall in turn."""
+    folder.mkdir()
+    for number in range(count):
+        shape = [(32, 32), (32, 64), (64, 32)][number % 3]
+        pixels = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+
+
+@pytest.mark.parametrize(
+    "views",
+    [(), ("--buckets", "32:16", "48:16")],
+    ids=["one size", "buckets of two sizes"],
+)  # fmt: skip
+def test_an_encoding_killed_ten_times_at_random_ends_with_the_same_files(
+    tmp_path: Path, views: tuple[str, ...]
+) -> None:
+    write_shapes(tmp_path / "images", 1200)
     pack(
         PackConfig(
             source=(str(tmp_path / "images"),), output=str(tmp_path / "d"), shard_bytes=40_000
         )
     )
     torch.manual_seed(0)
-    vae = build_vae(ModelConfig(width=48), PreprocessConfig(image_size=32, channels=1))
+    grid = ModelConfig(kind="autoencoder_kl", widths=(16, 16), groups=4, latent_channels=2)
+    size = PreprocessConfig(image_size=32, channels=1)
+    vae = build_vae(grid if views else ModelConfig(width=48), size)
     save_bundle(vae, str(tmp_path / "bundle"), {})
 
     def encode(folder: Path) -> Any:
         folder.mkdir(exist_ok=True)
         return start_job(
             folder, "jobs.encode", "--model", str(tmp_path / "bundle"), "--data",
-            str(tmp_path / "d"), "--output", "s", "--actors", "2", "--attempts", "10",
+            str(tmp_path / "d"), "--output", "s", "--actors", "2", "--attempts", "10", *views,
         )  # fmt: skip
 
     finish(encode(tmp_path / "calm"))

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pipeline import storage
 from pipeline.config import PackConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, StoreError
-from pipeline.latents import LatentStore
+from pipeline.latents import LatentStore, verify_store
 from pipeline.packing.pack import pack
 from tests.servers import rgw
 from tests.support.small_store import LATENT_SHAPE, encode, small_dataset, small_vae
@@ -166,3 +167,30 @@ def test_a_store_opened_by_a_relative_path_is_read_from_any_folder(
     store = LatentStore.open("s")
     monkeypatch.chdir("/")
     assert store[0].key == expected
+
+
+def test_a_store_of_another_version_is_refused_in_one_line_that_says_how_to_make_it_anew(
+    tmp_path: Path,
+) -> None:
+    """By every command that opens it, and nothing in it is changed."""
+    data, store = small_dataset(tmp_path, range(10)), tmp_path / "store"
+    encode(small_vae(), data, store)
+    for path in store.rglob("*.json"):
+        found = json.loads(path.read_bytes())
+        if str(found.get("format", "")).startswith("vae-pipeline/latent"):
+            kind = storage.DocumentKind(found.pop("format"), 99, StoreError, "")
+            rest = {key: found[key] for key in found if key not in ("checksum", "version")}
+            path.write_bytes(kind.encode(rest))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    for opens in (
+        lambda: LatentStore.open(str(store)),
+        lambda: verify_store(str(store)),
+        lambda: encode(small_vae(), data, store),
+    ):
+        with pytest.raises(StoreError) as refused:
+            opens()
+        said = str(refused.value)
+        assert "\n" not in said
+        assert "version 99; this program reads vae-pipeline/latent-store version" in said
+        assert "encode the dataset anew, into another `--output`." in said
+    assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
