@@ -121,14 +121,25 @@ def submitting_pod(*arguments: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def training(run: str, batch: int = 16) -> tuple[str, ...]:
-    """A command that trains on s3://datasets/photos as good as for ever."""
+def training(run: str, batch: int = 16, steps: int = 1000000) -> tuple[str, ...]:
+    """A command that trains on s3://datasets/photos, as good as for ever if not told otherwise."""
     return (
         "--", "python", "-m", "jobs.train", "--data", "s3://datasets/photos", "--run", run,
-        "--storage", "s3://runs/train", "--workers", "1", "--steps", "1000000",
+        "--storage", "s3://runs/train", "--workers", "1", "--steps", str(steps),
         "--global-batch-size", str(batch), "--image-size", "8", "--channels", "1",
         "--model.kind", "mlp", "--model.width", "8", "--checkpoint-every", "200",
         "--evaluate-every", "1000000", "--tracking.metrics", "0.0.0.0:9464", "--no-register",
+    )  # fmt: skip
+
+
+def is_failed_for_the_operator(cluster: Cluster, job: str) -> bool:
+    """Whether KubeRay's metrics have it as failed."""
+    (pod,) = cluster.items("pod", namespace="kuberay-operator")
+    path = f"/api/v1/namespaces/kuberay-operator/pods/{pod['metadata']['name']}:8080/proxy/metrics"
+    return any(
+        line.startswith("kuberay_job_deployment_status{")
+        and 'deployment_status="Failed"' in line and f'name="{job}"' in line
+        for line in cluster.kubectl("get", "--raw", path).splitlines()
     )  # fmt: skip
 
 
@@ -206,6 +217,10 @@ def test_what_failed_is_tried_again_and_every_trys_cause_is_told(
     assert vae.get("rayjob", "failing")["status"]["failed"] == 2
     log = alice.asks_text("--logs", "--id", "failing")
     assert log.count("ValueError: wrong from the start") == 2
+    # What VaeJobFailed looks at ends with the RayJob.
+    assert is_failed_for_the_operator(vae, "failing")
+    vae.kubectl("-n", "vae", "delete", "rayjob", "failing")
+    until(lambda: not is_failed_for_the_operator(vae, "failing"), "its series' end", 60)
 
 
 def test_a_job_that_takes_too_long_is_given_up_for_good(vae: Cluster, limited: Submission) -> None:
@@ -248,6 +263,30 @@ def test_a_training_leaves_a_last_checkpoint_however_it_is_stopped_and_goes_on_f
     code, status, _ = bob.asks("--status", "--id", "train-long")
     assert (code, status["status"]) == (0, "SUCCEEDED")
     assert "can't be seen from here" in status["message"]
+
+
+def test_a_trained_run_that_mlflow_does_not_take_is_kept_and_not_tried_again(
+    vae: Cluster, alice: Submitter, here: dict[str, str]
+) -> None:
+    """After the training before, which leaves images."""
+    command = ("--id", "kept", "--retries", "1", *training("kept", steps=6000))
+    first = alice.submits(*command)
+    first.says("kept: RUNNING")
+    until(lambda: checkpoints(here, "kept"), "a checkpoint", 300)
+    vae.kubectl("-n", "vae", "scale", "deployment/mlflow", "--replicas=0")
+    code, result = first.ends()
+    assert code != 0
+    assert "is trained and its bundle is s3://runs/train/kept/bundle" in result["message"]
+    status = vae.get("rayjob", "kept")["status"]
+    assert (status["jobStatus"], status.get("failed", 0)) == ("STOPPED", 0)
+    log = alice.asks_text("--logs", "--id", "kept")
+    assert "Not repeated, since the same command can only fail again" in log
+    assert objects(here).head_object(Bucket="runs", Key="train/kept/bundle/bundle.json")
+    vae.kubectl("-n", "vae", "scale", "deployment/mlflow", "--replicas=1")
+    vae.kubectl("-n", "vae", "rollout", "status", "deployment/mlflow", "--timeout=180s")
+    code, result = alice.submits(*command).ends()
+    assert (code, result["status"]) == (0, "SUCCEEDED")
+    assert result["result"]["run_id"]
 
 
 def test_wrong_usage_and_quarantine_are_told_by_their_own_codes_and_never_repeated(

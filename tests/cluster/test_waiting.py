@@ -35,6 +35,7 @@ SENTENCES = {
     "no-quota": "pods can't be made: .*exceeded quota: crowded",
     "no-room-in-queue": "queue small: .*insufficient quota for cpu",
     "queue-on-hold": "queue held: LocalQueue held is inactive",
+    "no-workers-image": r"[12] pods?: (ErrImagePull|ImagePullBackOff): .*nowhere\.invalid/none:1",
     "no-workers": "1 pod: Unschedulable: 0/2 nodes are available: .*node affinity/selector",
 }  # fmt: skip
 """What the words of Kubernetes and Kueue are, behind `NAME waits: `."""
@@ -70,6 +71,12 @@ def without_workers(spec: Any) -> None:
     group["template"]["spec"]["nodeSelector"] = {"nowhere": "yes"}
 
 
+def workers_of_no_image(spec: Any) -> None:
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    (worker,) = group["template"]["spec"]["containers"]
+    worker["image"] = "nowhere.invalid/none:1"
+
+
 CHANGES: dict[str, Any] = {
     "no-node": nowhere,
     "no-claim": volume({"persistentVolumeClaim": {"claimName": "none"}}),
@@ -78,6 +85,7 @@ CHANGES: dict[str, Any] = {
     "not-admitted": unadmitted,
     "no-quota": lambda spec: head_pod(spec).update(priorityClassName="crowded"),
     "no-room-in-queue": impatient,
+    "no-workers-image": workers_of_no_image,
     "no-workers": without_workers,
 }
 FLAGS = {
@@ -135,7 +143,8 @@ def waiting(vae: Cluster, user: Submitter) -> Iterator[dict[str, Submission]]:
     vae.apply(OBJECTS)
     found = {}
     for name in SENTENCES:
-        pool = template(vae, name, CHANGES[name]) if name in CHANGES else "cpu"
+        of = "train" if name == "no-workers-image" else "cpu"
+        pool = template(vae, name, CHANGES[name], of) if name in CHANGES else "cpu"
         command = ("--", "python", "-c", A_TASK) if name == "no-workers" else NOTHING
         found[name] = user.submits(
             "--pool", pool, "--id", name, *FLAGS.get(name, ("--retries", "0")), *command
