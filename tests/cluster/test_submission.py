@@ -60,6 +60,25 @@ def bob(vae: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Submitter:
     return Submitter.bound(vae, "bob", tmp_path_factory.mktemp("bob"))
 
 
+@pytest.fixture(scope="module")
+def reader(
+    vae: Cluster, here: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Submitter:
+    """Has the Role, and a key that may read the bucket `runs` and nothing else."""
+    vae.kubectl(
+        "-n", "vae", "exec", "deployment/s3", "-c", "s3", "--", "radosgw-admin", "-c",
+        "/data/.ceph/ceph.conf", "-n", "client.rgw", "user", "create", "--uid=reader",
+        "--display-name=reader", "--access-key=reader", "--secret-key=reading",
+    )  # fmt: skip
+    allowed = {"Effect": "Allow", "Principal": {"AWS": ["arn:aws:iam:::user/reader"]},
+               "Action": ["s3:GetObject", "s3:ListBucket"],
+               "Resource": ["arn:aws:s3:::runs", "arn:aws:s3:::runs/*"]}  # fmt: skip
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    objects(here).put_bucket_policy(Bucket="runs", Policy=policy)
+    keys = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reading"}
+    return Submitter.bound(vae, "reader", tmp_path_factory.mktemp("reader"), {**here, **keys})
+
+
 def objects(here: Mapping[str, str]) -> Any:
     """A client of the cluster's S3."""
     return boto3.client(
@@ -263,6 +282,22 @@ def test_a_training_leaves_a_last_checkpoint_however_it_is_stopped_and_goes_on_f
     code, status, _ = bob.asks("--status", "--id", "train-long")
     assert (code, status["status"]) == (0, "SUCCEEDED")
     assert "can't be seen from here" in status["message"]
+
+
+def test_a_key_that_may_read_runs_follows_and_can_not_ask_for_a_last_checkpoint(
+    alice: Submitter, reader: Submitter, here: dict[str, str]
+) -> None:
+    """After the training before, which goes on once more; deleted, it leaves a checkpoint still."""
+    newest = checkpoints(here, "long")[-1]
+    third = alice.submits(*training("long"))
+    until(lambda: checkpoints(here, "long")[-1] > newest, "another checkpoint", 300)
+    code, now, said = reader.asks("--status", "--id", "train-long")
+    assert (code, now["status"]) == (0, "RUNNING"), said
+    assert f"from step {newest}" in reader.asks_text("--logs", "--id", "train-long")
+    code, stopped, said = reader.asks("--stop", "--id", "train-long")
+    assert (code, stopped["status"]) == (0, "STOPPED"), said
+    assert "train-long can't be asked for a last checkpoint from here" in said
+    assert third.ends()[0] == 5
 
 
 def test_a_trained_run_that_mlflow_does_not_take_is_kept_and_not_tried_again(
