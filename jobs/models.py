@@ -39,8 +39,9 @@ def main(config: ModelsConfig) -> Outcome:
     if config.rollback is not None:
         result["champion"] = roll_back(config.rollback).uri
     models = list_models()
+    now = [f"{result['champion']} is the champion of its name."] if "champion" in result else []
     return Outcome(
-        {**result, "models": [asdict(model) for model in models]}, summary=_table(models)
+        {**result, "models": [asdict(model) for model in models]}, summary=[*now, *_table(models)]
     )
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from pipeline.commands.encode import Encoded
     from pipeline.commands.evaluate import Evaluation
@@ -13,10 +14,18 @@ if TYPE_CHECKING:
     from pipeline.runs.result import TrainingResult
     from pipeline.vae import VAE
 
+    Place = str | Path
+    """A folder's path or a URL."""
+
 Asked = TypeVar("Asked", bound="Section")
+_OF_COMMANDS = {
+    "dry_run": "from Python nothing is tried out; `vae COMMAND --dry-run` says what it would do",
+    "sweep": "that is several runs; call `train` for each value, or `vae train --sweep`",
+}
+"""Keys that are of the commands alone, and what to do instead."""
 
 
-def load_model(uri: str, allow_custom: "Collection[str]" = ()) -> "VAE":
+def load_model(uri: "Place", allow_custom: "Collection[str]" = ()) -> "VAE":
     """The VAE behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a bundle's path.
 
     Its checksums are verified. A network of somebody's own is built only if `allow_custom` names
@@ -25,10 +34,10 @@ def load_model(uri: str, allow_custom: "Collection[str]" = ()) -> "VAE":
     """
     from pipeline.registry.models import load_model as load
 
-    return load(uri, allow_custom=allow_custom)
+    return load(str(uri), allow_custom=allow_custom)
 
 
-def pack(*source: str, output: str, **settings: Any) -> "PackResult":
+def pack(*source: "Place", output: "Place", **settings: Any) -> "PackResult":
     """What `jobs.pack` does, from Python: images of these places become the dataset `output`.
 
     `settings` are the keys of `pipeline.config.PackConfig`, as `holdout=0.05`. Raises `ConfigError`
@@ -37,10 +46,14 @@ def pack(*source: str, output: str, **settings: Any) -> "PackResult":
     from pipeline.config import PackConfig
     from pipeline.packing.pack import pack as run
 
-    return run(_asked("pack", PackConfig, {"source": list(source), "output": output, **settings}))
+    return run(
+        _asked(
+            "pack", PackConfig, {"source": [*map(str, source)], "output": str(output), **settings}
+        )
+    )
 
 
-def train(data: str, *, run: str, **settings: Any) -> "TrainingResult":
+def train(data: "Place", *, run: str, **settings: Any) -> "TrainingResult":
     """What `jobs.train` does, from Python: the same run, folder, model and numbers.
 
     `settings` are the keys of `pipeline.config.TrainConfig`, sections as dictionaries:
@@ -50,10 +63,10 @@ def train(data: str, *, run: str, **settings: Any) -> "TrainingResult":
     from pipeline.commands.train import run_training
     from pipeline.config import TrainConfig
 
-    return run_training(_asked("train", TrainConfig, {"data": data, "run": run, **settings}))
+    return run_training(_asked("train", TrainConfig, {"data": str(data), "run": run, **settings}))
 
 
-def evaluate(model: str, data: str, **settings: Any) -> "Evaluation":
+def evaluate(model: "Place", data: "Place", **settings: Any) -> "Evaluation":
     """What `jobs.evaluate` does, from Python: exact numbers of a model, or of a finished run.
 
     `settings` are the keys of `pipeline.config.EvaluateConfig`: `compare=("second",)` sets another
@@ -63,11 +76,11 @@ def evaluate(model: str, data: str, **settings: Any) -> "Evaluation":
     from pipeline.config import EvaluateConfig
 
     return run_evaluation(
-        _asked("evaluate", EvaluateConfig, {"model": model, "data": data, **settings})
+        _asked("evaluate", EvaluateConfig, {"model": str(model), "data": str(data), **settings})
     )
 
 
-def encode(model: str, data: str, *, output: str, **settings: Any) -> "Encoded":
+def encode(model: "Place", data: "Place", *, output: "Place", **settings: Any) -> "Encoded":
     """What `jobs.encode` does, from Python: the images that have no latents yet get them.
 
     `settings` are the keys of `pipeline.config.EncodeConfig`: `columns=("label",)` copies labels,
@@ -76,7 +89,7 @@ def encode(model: str, data: str, *, output: str, **settings: Any) -> "Encoded":
     from pipeline.commands.encode import run_encoding
     from pipeline.config import EncodeConfig
 
-    asked = {"model": model, "data": data, "output": output, **settings}
+    asked = {"model": str(model), "data": str(data), "output": str(output), **settings}
     return run_encoding(_asked("encode", EncodeConfig, asked))
 
 
@@ -86,8 +99,24 @@ def _asked(name: str, kind: "type[Asked]", values: "Json") -> "Asked":
 
     from pipeline.errors import ConfigError
 
+    for key, why in _OF_COMMANDS.items():
+        if values.get(key):
+            raise ConfigError(f"{name}: {key}: {why}.")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        wrong = [_wrong(kind, each["loc"], each["msg"]) for each in error.errors()]
         raise ConfigError(f"{name}: {'; '.join(wrong)}.") from None
+
+
+def _wrong(kind: "type[Asked]", loc: tuple[int | str, ...], said: str) -> str:
+    """What is wrong with a key, and which ones there are like one that is none."""
+    from pipeline.config.command_line import keys_of, near_names
+
+    if len(loc) == 1 and loc[0] not in kind.model_fields:
+        keys = [*kind.model_fields, *(".".join(path) for path, _ in keys_of(kind))]
+        names = [each.replace("_", "-") for each in dict.fromkeys(keys)]
+        near = [each.replace("-", "_") for each in near_names(str(loc[0]).replace("_", "-"), names)]
+        meant = f"; did you mean {' or '.join(near)}" if near else ""
+        said = f"`pipeline.config.{kind.__name__}` has no such key{meant}"
+    return f"{'.'.join(map(str, loc))}: {said}"

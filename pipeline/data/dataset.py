@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from PIL import Image
@@ -59,7 +60,7 @@ class Dataset:
 
     @staticmethod
     def open(
-        url: str,
+        url: str | Path,
         digest: str | None = None,
         shards_below: Sequence[str] = (),
         *,

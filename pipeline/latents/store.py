@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -58,7 +59,7 @@ class LatentStore:
 
     @staticmethod
     def open(
-        url: str,
+        url: str | Path,
         snapshot: str | None = None,
         *,
         where: str = "",
@@ -76,7 +77,9 @@ class LatentStore:
         return replace(found, where=parse_where(where).text if where else "", size=chosen)
 
     @staticmethod
-    def open_all(url: str, snapshot: str | None = None, *, flag: str = "--store") -> "LatentStore":
+    def open_all(
+        url: str | Path, snapshot: str | None = None, *, flag: str = "--store"
+    ) -> "LatentStore":
         """Whatever a store holds, of all sizes: each image as often as there are sizes."""
         url = storage.absolute(url)
         if snapshot is not None:

@@ -47,8 +47,9 @@ def local_path(url: str) -> Path | None:
     return Path(_SCHEME.sub("", url))
 
 
-def absolute(url: str) -> str:
+def absolute(url: str | Path) -> str:
     """The same place named from the root, so that another process's working folder is no matter."""
+    url = str(url)
     path = local_path(url)
     return url if path is None else str(path.absolute())
 

@@ -141,11 +141,11 @@ class VAE(nn.Module):
             return elbo_terms(self.likelihood, self.prior, drawn, target)
 
     def pixels(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures as the model sees them: uint8 [B, C, H, W], cropped and resized as in training.
+        """Pictures cropped and resized for the model: uint8 [B, C, H, W].
 
-        A picture is a PIL image, a NumPy array uint8 [H, W] or [H, W, 3], or a file's bytes. Large
-        JPEGs are shrunk while they are decoded, so only their bytes give the very pixels of
-        training. Raises `SampleError` for one that is none.
+        A picture is a file's bytes, which give the very pixels of training, or a PIL image or a
+        NumPy array uint8 [H, W] or [H, W, 3]: of a large JPEG these give others by some levels,
+        since its bytes are shrunk while they are decoded. Raises `SampleError` for any other.
         """
         settings = self.preprocess.held_out()
         ready = [preprocess_image(picture_bytes(each), settings) for each in pictures]
@@ -217,7 +217,7 @@ class VAE(nn.Module):
             raise SampleError(
                 "unsupported",
                 f"images: found {found}, this model needs {expected}. `vae.pixels(pictures)` crops "
-                "and resizes them as in training",
+                "and resizes them",
             )
 
     def _posterior(self, moments: Tensor) -> Posterior:

@@ -172,5 +172,31 @@ def test_training_from_python_is_what_the_job_does(
     assert "<td>elbo</td>" in run._repr_html_()
     assert run.model is not None
     assert pipeline.load_model(run.model).digest == run.digest
-    with pytest.raises(ConfigError, match=r"steps: .*greater than 0; optimiser: Extra"):
+    with pytest.raises(
+        ConfigError, match=r"steps: .*greater than 0; optimiser: .*did you mean optimizer"
+    ):
         pipeline.train(str(data), run="second", steps=-1, optimiser={})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sweep": "objective.beta=0.5,1"}, "train: sweep: that is several runs; call `train` for"),
+        ({"dry_run": True}, "train: dry_run: from Python nothing is tried out"),
+        ({"lr": 1e-3}, r"train: lr: .* has no such key; did you mean optimizer\.learning_rate"),
+        ({"batch_size": 8}, "did you mean .*global_batch_size"),
+        ({"recipe": "photos-64"}, "train: recipe: `pipeline.config.TrainConfig` has no such key"),
+    ],
+)
+def test_a_key_that_training_from_python_does_not_heed_is_refused(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        pipeline.train("data", run="r", storage=str(tmp_path / "runs"), **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_may_be_paths(tmp_path: Path) -> None:
+    write_digits(tmp_path / "given")
+    pipeline.pack(tmp_path / "given/images", output=tmp_path / "data", workers=1)
+    assert len(Dataset.open(tmp_path / "data")) > 0
