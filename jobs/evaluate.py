@@ -55,7 +55,7 @@ def _summary(found: "Evaluation") -> list[str]:
         )
     lines += _comparison(found.comparison) if found.comparison else []
     if found.figures:
-        lines.append(f"{len(found.figures)} pictures beside {found.figures[0]}")
+        lines.append(f"{len(found.figures)} pictures, all beside the first: {found.figures[0]}")
     return lines
 
 

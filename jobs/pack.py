@@ -40,7 +40,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         lines.append(f"{result.holdout}: {result.holdout_samples:,} images, held out.")
     lines += result.counts.summary()
     if result.samples and not (result.added or result.removed or config.repack):
-        lines.append("Nothing is new: all of it was packed before.")
+        lines.append("No sample is new.")
     if result.removed:
         lines.append(
             f"{result.removed:,} input{'s' * (result.removed != 1)} removed now, as `--remove` "

@@ -96,7 +96,7 @@ def _on_drawn_images(n: Numbers) -> list[Sentence]:
     bracket, found = n.bracket, []
     if bracket is None:
         return []
-    if bracket.images < n.bound_images:
+    if n.gap.images < min(n.bound_images, n.images):
         found.append(
             claim(
                 Check.BOUND_IMAGES,

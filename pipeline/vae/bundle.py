@@ -220,8 +220,8 @@ def _receipt(url: str) -> "_Receipt":
         raise ModelError(
             f"{url}: no bundle.json, so this is no model bundle, or writing it was cut short; nor "
             "is it a diffusers autoencoder's folder. Name the folder that jobs.pull or a training "
-            "run wrote, or a registered model: `models:/NAME@ALIAS`; for a run by its name a "
-            "command takes its `--storage URL` too."
+            "run wrote, or a registered model as models:/NAME@ALIAS; for a run by its name give "
+            "its `--storage URL` too; a bundle to register is a folder: `--register FOLDER`."
         )
     return BUNDLE.typed(_Receipt, storage.read_document(BUNDLE, where), where)
 

@@ -52,7 +52,7 @@ def test_a_duplicate_that_is_removed_is_one_less_at_once(tmp_path: Path) -> None
     ]  # fmt: skip
     _, text = said(config(source, out, append=True, deduplicate=True, remove=(gone,)))
     assert "3 seen = 1 packed + 1 duplicates + 0 rejected + 1 ignored." in text
-    assert "Nothing is new" not in text
+    assert "No sample is new" not in text
     assert "1 input removed now" in text
 
 
