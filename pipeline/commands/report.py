@@ -56,12 +56,11 @@ def _reported_run(name: str, config: ReportConfig, flag: str) -> ReportedRun:
     result, pins, asked = found.run.result(), found.run.pins(), found.config
     assert result is not None, "it is finished"
     assert pins is not None, "and was opened"
-    below = (*asked.shards_below, *config.shards_below)
+    below = config.shards_below
     dataset, of = Dataset.open(asked.data, pins.dataset, below), "images that were trained on"
     if asked.holdout and pins.holdout:
         dataset, of = Dataset.open(asked.holdout, pins.holdout, below), "held-out images"
-    allowed = (*config.allow_custom, *asked.model.own_classes)
-    vae = load_bundle(found.bundle, allowed, digest=found.digest).eval()
+    vae = load_bundle(found.bundle, config.allow_custom, digest=found.digest).eval()
     return ReportedRun(
         name=asked.run,
         run=found.run,

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline import storage
 from pipeline.commands.report import run_report
 from pipeline.config import ReportConfig, TrainConfig
-from pipeline.errors import RunError
+from pipeline.errors import ModelError, RunError
 from pipeline.runs.run import Pins, Run
+from tests.support.packed_digits import write_digits
 
 
 @pytest.mark.parametrize("output", ["latents/store.json", "photos/cat.jpg", "pages/", "runs/first"])
@@ -36,3 +38,19 @@ def test_a_name_with_a_line_break_is_told_on_one_line(tmp_path: Path) -> None:
         run_report(ReportConfig(run="a\nb", storage=str(tmp_path)))
     assert str(error.value).startswith(r"a\nb: is no finished run in ")
     assert "\n" not in str(error.value)
+
+
+def test_a_class_that_a_run_names_is_imported_only_if_this_command_names_it(
+    tmp_path: Path,
+) -> None:
+    own, runs = "tests.chaos.deadly_network:Deadly", str(tmp_path / "runs")
+    pipeline.train(
+        write_digits(tmp_path, 40), run="own", storage=runs, workers=0, steps=2,
+        global_batch_size=8, image_size=8, channels=1, no_register=True,
+        model={"kind": "custom", "custom": own},
+    )  # fmt: skip
+    page = str(tmp_path / "page.html")
+    with pytest.raises(ModelError, match=f"--allow-custom {own}"):
+        run_report(ReportConfig(run="own", storage=runs, output=page))
+    run_report(ReportConfig(run="own", storage=runs, output=page, allow_custom=(own,)))
+    assert Path(page).exists()
