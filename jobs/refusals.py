@@ -26,7 +26,8 @@ def refusals(config_type: type[BaseModel], error: ValidationError) -> Iterator[s
         path = tuple(str(part) for part in problem["loc"])
         path = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in kinds), path)
         where, flag = ".".join(path) or config_type.__name__, flag_name(path)
-        shown = safe(repr(problem["input"])[:_MOST_SHOWN])
+        # Masked, then cut: half a URL is not seen as one.
+        shown = safe(repr(problem["input"]))[:_MOST_SHOWN]
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key.{_near_key(config_type, path)}"
         elif problem["type"] == "missing":

@@ -25,7 +25,7 @@ class Section(BaseModel):
     A config is written down: in the run's folder, MLflow, Ray's list of jobs, the process table.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     first: ClassVar[tuple[str, ...]] = ()
     """The keys that people use first: `--help` shows them above the others. Empty: all."""

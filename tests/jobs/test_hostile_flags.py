@@ -18,6 +18,7 @@ def test_a_yaml_that_names_a_python_object_is_refused(tmp_path: Path) -> None:
     "flags",
     [("train", "--data", "s3://AKIA:planted@b/d", "--run", "r"),
      ("train", "--data", "d", "--run", "r", "--storage", "https://me:planted@host"),
+     ("train", "--data", f"https://me:planted{'x' * 400}@host/d", "--run", "r"),
      ("pack", "--source", "https://me:planted@host/x.tar", "--output", "o"),
      ("submit", "--", "python", "-m", "jobs.train", "--data", "s3://a:planted@b", "--run", "r")],
 )  # fmt: skip

@@ -34,3 +34,13 @@ def test_keys_of_sections_are_followed_and_sections_are_none_themselves() -> Non
     paths = [path for path, _ in keys_of(EncodeConfig)]
     assert ("tracking", "pushgateway") in paths
     assert ("tracking",) not in paths
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("keys", ["stall_seconds", "optimizer.learning_rate", "objective.beta"])
+def test_no_number_of_a_configuration_is_infinite_or_none(keys: str, value: float) -> None:
+    """JSON has no such numbers, and a run's configuration is kept as JSON."""
+    section, _, key = keys.rpartition(".")
+    given = {section: {key: value}} if section else {key: value}
+    with pytest.raises(ValueError, match="finite number"):
+        TrainConfig(data="d", run="r", **given)
