@@ -100,7 +100,7 @@ def _asked(name: str, kind: "type[Asked]", values: "Json") -> "Asked":
     from pipeline.errors import ConfigError
 
     for key, why in _OF_COMMANDS.items():
-        if values.get(key):
+        if key in kind.model_fields and values.get(key):
             raise ConfigError(f"{name}: {key}: {why}.")
     try:
         return kind.model_validate(values)

@@ -196,6 +196,13 @@ def test_a_key_that_training_from_python_does_not_heed_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_of_another_command_is_none_of_this_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pack: sweep: `pipeline\.config\.PackConfig` has no such"
+    ):
+        pipeline.pack("images", output=tmp_path / "o", sweep="a=1,2")
+
+
 def test_places_may_be_paths(tmp_path: Path) -> None:
     write_digits(tmp_path / "given")
     pipeline.pack(tmp_path / "given/images", output=tmp_path / "data", workers=1)

@@ -172,7 +172,7 @@ def test_a_store_opened_by_a_relative_path_is_read_from_any_folder(
 def test_a_store_of_another_version_is_refused_in_one_line_that_says_how_to_make_it_anew(
     tmp_path: Path,
 ) -> None:
-    """By every command that opens it, and nothing in it is changed."""
+    """By all that opens it, and nothing in it is changed."""
     data, store = small_dataset(tmp_path, range(10)), tmp_path / "store"
     encode(small_vae(), data, store)
     for path in store.rglob("*.json"):
