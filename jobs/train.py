@@ -46,7 +46,6 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
     lines = [f"{config.run}: {result.steps:,} steps of {result.samples:,} images", *_elbo(result)]
     if result.model is None and not config.no_register:
         return [*lines, f"no model was registered; its run lies in {result.run}"]
-    model = result.model or result.bundle
     return [
         *lines,
         f"model: {result.model} (version {result.model_version}), the same in {result.bundle}"
@@ -54,9 +53,17 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
         else f"model: {result.bundle}; not registered, as asked",
         f"curves and pictures: {_where_to_look(result)}",
         f"What its numbers mean: `vae explain --run {config.run}{config.storage_flag}`",
-        f"Latents: `vae encode --model {model} --data {shlex.quote(config.data)} "
-        "--output runs/latents`",
+        f"Latents: {_encoding(config, result)}",
     ]
+
+
+def _encoding(config: TrainConfig, result: "TrainingResult") -> str:
+    """The command that encodes by this model, as a store that is there already was encoded."""
+    from pipeline.latents.repair_command import encode_next
+
+    model = result.model or result.bundle or ""
+    places = "runs/latents", f"runs/{config.run}-latents"
+    return encode_next(model, config.data, places, digest=result.digest)
 
 
 def _where_to_look(result: "TrainingResult") -> str:

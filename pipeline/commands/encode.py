@@ -15,7 +15,7 @@ import torch
 from pipeline import storage
 from pipeline.cluster.ray_cluster import cluster_resources, ray_cluster
 from pipeline.commands.encode_cost import EncodingCost, probe
-from pipeline.commands.encode_identity import identity_of
+from pipeline.commands.encode_identity import allow_another, identity_of
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
 from pipeline.encoding.also import load_again
@@ -24,6 +24,7 @@ from pipeline.encoding.driver import (
     EncodePlan,
     ShardDone,
     ThreadCrew,
+    current_of,
     drive,
     drop_orphans,
     finish,
@@ -36,14 +37,14 @@ from pipeline.encoding.report import reconstruct, report_folder, report_of, to_m
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
 from pipeline.encoding.tiles import tiling_cost
-from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.errors import PipelineError, StorageError
 from pipeline.exchange.model_folder import is_model_folder
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.identity import EncodeOptions, Identity
-from pipeline.latents.marks import begin, end
+from pipeline.latents.marks import begin, end, withdraw
 from pipeline.latents.receipt import ATTEMPTS, Receipt
-from pipeline.latents.snapshot import Pointer, Snapshot, read_pointer, read_snapshot
+from pipeline.latents.snapshot import Pointer, Snapshot, read_pointer
 from pipeline.latents.store import LatentStore
 from pipeline.latents.stored_shard import StoredShard
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
@@ -134,8 +135,7 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
     storage.refuse_file_above(store, "--output")
     refuse_inside_sources(store, storage.absolute(config.data))
     asked = _asked(config, store, None)
-    if not config.replace_model:
-        refuse_another_model(store, asked)
+    _check_store(config, store, asked)
     plan = plan_encoding(store, asked.dataset, asked.identity, config.limit)
     lanes = _window(config)
     also = load_again(asked.identity.options.also, asked.vae.device)
@@ -190,16 +190,19 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
     if pointer is not None and is_finished(store, pointer, dataset.digest, identity.digest):
         logger.info("%s holds all of %s already", store, dataset.url)
         return _result(store, pointer, DriveReport(), None)
-    if not config.replace_model:
-        refuse_another_model(store, asked)
+    _check_store(config, store, asked)
     mark = begin(store, identity.digest, dataset.digest)
-    plan = plan_encoding(store, dataset, identity, config.limit)
-    drop_orphans(store, identity.digest, plan)
-    report = (
-        _encode(config, vae, dataset, identity=identity, store=store, plan=plan)
-        if plan.todo
-        else DriveReport()
-    )
+    try:
+        plan = plan_encoding(store, dataset, identity, config.limit)
+        drop_orphans(store, identity.digest, plan)
+        report = (
+            _encode(config, vae, dataset, identity=identity, store=store, plan=plan)
+            if plan.todo
+            else DriveReport()
+        )
+    except PipelineError:
+        withdraw(mark)
+        raise
     lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
     lost |= dict.fromkeys(plan.skipped, "not asked for (`--limit`)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
@@ -214,22 +217,11 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
     return _result(store, pointer, report, snapshot)
 
 
-def refuse_another_model(store: str, asked: _Asked) -> None:
-    """Raises `ConfigError` where the store's current snapshot is of another model.
-
-    Whoever reads the store would get other latents under the same keys, and nothing would say so.
-    """
-    pointer, digest = asked.pointer, asked.identity.model_digest
-    if pointer is None:
-        return
-    present = read_snapshot(store, pointer.snapshot, pointer.sha256).identity.model_digest
-    if present != digest:
-        raise ConfigError(
-            f"{storage.shown(store)}: its current snapshot is of the model {pointer.model} (digest "
-            f"{present[:12]}), and {asked.model} is another one (digest {digest[:12]}). Nothing "
-            "was changed. Give another `--output URL`, or `--replace-model` to make the store this "
-            "model's; the older snapshot stays until jobs.stores with --gc."
-        )
+def _check_store(config: EncodeConfig, store: str, asked: _Asked) -> None:
+    """Refuses a place that is not this encoding's, before anything is written there."""
+    present = current_of(store, asked.pointer, asked.dataset)
+    if present is not None and asked.pointer is not None:
+        allow_another(store, asked.pointer, present.identity, asked.identity, config)
 
 
 def _encode(

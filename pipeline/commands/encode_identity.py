@@ -17,6 +17,7 @@ from pipeline.encoding.precision import Rounding, Unmeasured
 from pipeline.errors import ConfigError
 from pipeline.latents.identity import EncodeOptions, Identity, Precision, View
 from pipeline.latents.receipt import receipts_present
+from pipeline.latents.repair_command import difference, encode_again
 from pipeline.latents.snapshot import Pointer
 from pipeline.storage.row_filter import parse_where
 from pipeline.vae import VAE
@@ -79,6 +80,32 @@ def identity_of(
         return identity
     each = [replace(identity, options=replace(options, precision=p)) for p in _PRECISIONS]
     return _begun(each, storage.absolute(config.output), pointer) or _chosen(each, try_bf16)
+
+
+def allow_another(
+    store: str, pointer: Pointer, present: Identity, asked: Identity, config: EncodeConfig
+) -> None:
+    """Says what becomes current in place of what; nothing where it is the same identity.
+
+    Raises `ConfigError` for another model's, unless that is asked for: whoever reads the store
+    would get other latents under the same keys, and nothing would say so.
+    """
+    if present.digest == asked.digest:
+        return
+    if present.model_digest != asked.model_digest and not config.replace_model:
+        raise ConfigError(
+            f"{storage.shown(store)}: its current snapshot is of the model {pointer.model} (digest "
+            f"{present.model_digest[:12]}), and {config.model} is another one (digest "
+            f"{asked.model_digest[:12]}). Nothing was changed. Give another `--output URL`, or "
+            "`--replace-model` to make the store this model's; the older snapshot stays until "
+            "jobs.stores with --gc."
+        )
+    logger.warning(
+        "%s: another identity becomes current. What differs: %s. Until now it was %s (%s latents "
+        "of %s), which stays until jobs.stores with --gc; %s makes it current again",
+        storage.shown(store), difference(present, asked), present.digest[:12],
+        f"{pointer.samples:,}", pointer.model, encode_again(store, pointer),
+    )  # fmt: skip
 
 
 def _begun(each: list[Identity], store: str, pointer: Pointer | None) -> Identity | None:

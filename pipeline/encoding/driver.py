@@ -266,16 +266,19 @@ def _latent_files(store: str, identity: str) -> set[str]:
         return set()
 
 
-def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[str, Receipt]:
-    """The receipts that the current snapshot already tells, so that they needn't be read again."""
-    pointer = read_pointer(store)
+def current_of(store: str, pointer: Pointer | None, dataset: Dataset) -> Snapshot | None:
+    """The store's current snapshot; None where there is none yet.
+
+    Raises `StoreError` for a place that holds something else: an image dataset, or the latents of
+    a dataset that shares no shard with this one.
+    """
     if pointer is None:
         if storage.exists(storage.join(store, "manifest.json")):
             raise StoreError(
                 f"{store}: holds an image dataset. A latent store needs a place of its own: give "
                 "another `--output URL`."
             )
-        return {}
+        return None
     snapshot = read_snapshot(store, pointer.snapshot, pointer.sha256)
     theirs = {s.receipt.source_sha256 for s in snapshot.shards}
     theirs |= {s.source_sha256 for s in snapshot.lost}
@@ -286,7 +289,14 @@ def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[st
             f"{pointer.dataset[:16]}), which shares no shard with {dataset.url} (digest "
             f"{dataset.digest[:16]}). Give another `--output URL`."
         )
-    if pointer.identity != identity.digest:
+    return snapshot
+
+
+def _known_receipts(store: str, dataset: Dataset, identity: Identity) -> dict[str, Receipt]:
+    """The receipts that the current snapshot already tells, so that they needn't be read again."""
+    pointer = read_pointer(store)
+    snapshot = current_of(store, pointer, dataset)
+    if snapshot is None or snapshot.identity.digest != identity.digest:
         return {}
     return {s.receipt.source_sha256: s.receipt for s in snapshot.shards}
 

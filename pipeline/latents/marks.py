@@ -11,11 +11,13 @@ encoded, and no encoding begins beside a removal, whose list may name what it wo
 """
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.errors import StoreError
+from pipeline.errors import ObjectNotFoundError, StorageError, StoreError
+from pipeline.latents.receipt import LATENTS
 from pipeline.storage.marks import marks_in, removals
 
 BEGUN = "begun"
@@ -57,6 +59,20 @@ def end(mark: Mark, *, whole: bool) -> None:
     for url in marks_in(storage.join(mark.store, BEGUN, mark.identity)) if whole else ():
         if PurePosixPath(url).name.startswith(f"{mark.dataset}."):
             storage.delete(url)
+
+
+def withdraw(mark: Mark) -> None:
+    """Removes the mark of an encoding that failed before there was anything for it to keep.
+
+    Where storage fails it stays, and the failure is what that encoding ended by.
+    """
+    with suppress(StorageError):
+        try:
+            made = list(storage.list_objects(storage.join(mark.store, LATENTS, mark.identity)))
+        except ObjectNotFoundError:
+            made = []
+        if not made:
+            storage.delete(mark.url)
 
 
 def begun(store: str) -> set[str]:

@@ -29,7 +29,7 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.json_value import Json
-from pipeline.runs.history import Validation
+from pipeline.runs.history import Validation, no_course
 from pipeline.runs.outbox import Point
 from pipeline.runs.run import Run, Start
 from pipeline.vae import ObjectiveState
@@ -73,6 +73,8 @@ class Checkpoint:
     order: Json
     points: tuple[Point, ...]
     validations: tuple[Validation, ...]
+    course: torch.Tensor = field(default_factory=no_course)
+    """Training steps since the last validation, as the next one keeps them: rank 0's, `[T, 6]`."""
     scaler: State = field(default_factory=dict)
     skipped_in_a_row: int = 0
     terms: dict[str, float] = field(default_factory=dict)

@@ -13,6 +13,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -161,6 +162,11 @@ def read_kl_per_dimension(run: Run, validation: Validation) -> Tensor:
 def read_elbos(run: Run, validation: Validation) -> Tensor:
     """The ELBO of each of the first images at a validation: `[M]` nats, float64."""
     return _tensor(run, validation, "elbos")
+
+
+def no_course() -> Tensor:
+    """Of a run that has made no step since its last validation: `[0, 6]`."""
+    return torch.empty(0, len(COURSE), dtype=torch.float64)
 
 
 def read_course(run: Run, validation: Validation) -> Tensor:

@@ -19,6 +19,7 @@ from pipeline.config import EncodingTrackingConfig
 from pipeline.encoding.driver import ShardDone
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.errors import StorageError
+from pipeline.latents.marks import begun
 from pipeline.latents.receipt import ATTEMPTS
 from pipeline.tracking.endpoint import Endpoint, discovery, forget
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, EncodingOutcome, EncodingReport
@@ -89,7 +90,11 @@ class EncodingEnd:
 def tell_outcome(
     store: str, tracking: EncodingTrackingConfig, started: float, end: EncodingEnd | None
 ) -> None:
-    """Tells how an encoding ended that began at `started`; None: by an error."""
+    """Tells how an encoding ended that began at `started`; None: by an error.
+
+    Beside the store too, unless it was refused before anything was written there: then no folder
+    comes into being, in what may be no store at all.
+    """
     ended, hours = time.time(), tracking.expected_hours
     known = end or EncodingEnd(complete=False, encoded=0, failed=0, lost=0)
     outcome = EncodingOutcome(
@@ -124,7 +129,10 @@ def _tell(
     with suppress(StorageError):
         if outcome.succeeded is None:
             url = storage.join(place, "outcome.json")
-            before = storage.read_json(url) if storage.exists(url) else {}
+            is_told = storage.exists(url)
+            if not is_told and not begun(store):
+                return
+            before = storage.read_json(url) if is_told else {}
             outcome = replace(outcome, succeeded=before.get("succeeded"))
             endpoint.update(outcome)
         text = generate_latest(endpoint.registry)

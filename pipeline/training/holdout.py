@@ -41,7 +41,7 @@ class HoldOutSettings:
 
 
 class HoldOut:
-    """All ranks look together; rank 0 alone writes. `validations` go on from a checkpoint's."""
+    """All ranks look together; rank 0 alone writes. It goes on from what a checkpoint kept."""
 
     def __init__(
         self,
@@ -52,13 +52,14 @@ class HoldOut:
         settings: HoldOutSettings,
         batches: BatchSettings,
         validations: Sequence[Validation],
+        course: torch.Tensor,
     ) -> None:
-        """`dataset` None: there is none, and no look is ever due."""
+        """`dataset` None: there is none, and no look is ever due. `course`: as the property."""
         self._run, self._world, self._dataset = run, world, dataset
         self._settings, self._batches = settings, batches
         self._history: HistoryWriter | None = None
         self._looks: list[Look] | None = None
-        self._course: list[tuple[float, ...]] = []
+        self._course = [tuple(row) for row in course.tolist()]
         self.validations = list(validations)
 
     def is_due(self, step: int, *, last: bool) -> bool:
@@ -82,8 +83,7 @@ class HoldOut:
         held = validate(state, self._dataset, self._batches, self._world)
         self.validations.append(held.validation)
         if self._world.rank == 0:
-            course = torch.tensor(self._course, dtype=torch.float64).view(-1, len(COURSE))
-            self._course = []
+            course, self._course = self.course, []
             self._warn(held, course)
             averaged = averaged_of(state)
             if self._history is None:
@@ -101,6 +101,12 @@ class HoldOut:
         self._looks.append(look_of(held, course))
         for alarm in new_alarms(self._looks, self._settings.warmup_steps):
             logger.warning("step %d: %s", held.validation.step, alarm.words)
+
+    @property
+    def course(self) -> torch.Tensor:
+        """The training steps since the last look, `[T, 6]` float64: a checkpoint keeps them, so
+        that the next look tells of those before a kill, too."""
+        return torch.tensor(self._course, dtype=torch.float64).view(-1, len(COURSE))
 
     @property
     def has_converged(self) -> bool:

@@ -1,6 +1,6 @@
 """The training loop, as a generator of reports: no Ray, no MLflow, no clock but for durations."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pipeline.data import Dataset, Loader
 from pipeline.runs.checkpoint import Cadence, Checkpoint, CheckpointWriter
 from pipeline.runs.facts import RunFacts
 from pipeline.runs.goodput import State, WallClock
-from pipeline.runs.history import Validation
+from pipeline.runs.history import Validation, no_course
 from pipeline.runs.outbox import Outbox
 from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run, Start
@@ -86,10 +86,11 @@ def _train(
     state, checkpoint = restore(settings.state, run, world, dataset)
     if checkpoint and world.rank == 0:
         outbox.take_over(checkpoint.points)
-    seen = checkpoint.validations if checkpoint else ()
     holdout = HoldOut(
-        run, world, held, settings=settings.looks, batches=settings.batches, validations=seen
-    )
+        run, world, held, settings=settings.looks, batches=settings.batches,
+        validations=checkpoint.validations if checkpoint else (),
+        course=checkpoint.course if checkpoint else no_course(),
+    )  # fmt: skip
     incidents = Incidents(run, start, world, dataset, settings.bad_fraction)
     order = checkpoint.order if checkpoint else None
     # Every rank makes the same steps: one trace tells of them.
@@ -123,7 +124,7 @@ def _train(
                 clock.enter("checkpoint")
                 incidents.publish()
                 if world.rank == 0:
-                    writer.save(_checkpoint(state, loader, outbox, holdout.validations))
+                    writer.save(_checkpoint(state, loader, outbox, holdout))
         clock.enter("checkpoint")
         writer.finish()
     reason = stopping.at_end(reason)
@@ -168,9 +169,7 @@ def _facts(settings: TrainSettings, dataset: Dataset, state: TrainState) -> RunF
     )
 
 
-def _checkpoint(
-    state: TrainState, loader: Loader, outbox: Outbox, validations: Sequence[Validation]
-) -> Checkpoint:
+def _checkpoint(state: TrainState, loader: Loader, outbox: Outbox, holdout: HoldOut) -> Checkpoint:
     return Checkpoint(
         step=state.step,
         images_seen=state.images_seen,
@@ -181,7 +180,8 @@ def _checkpoint(
         objective=state.objective,
         order=loader.state_dict(),
         points=tuple(outbox.pending()),
-        validations=tuple(validations),
+        validations=tuple(holdout.validations),
+        course=holdout.course,
         scaler=state.scaler.state_dict(),
         skipped_in_a_row=state.skipped_in_a_row,
         terms=dict(state.terms.items()),

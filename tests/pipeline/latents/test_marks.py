@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from pipeline.latents.marks import begin, begun, end
+from pipeline.latents.marks import begin, begun, end, withdraw
 
 
 def test_what_has_begun_is_seen_until_it_ends_and_each_process_has_a_mark_of_its_own(
@@ -29,3 +29,13 @@ def test_a_whole_snapshot_ends_the_marks_of_killed_encodings_of_its_dataset_alon
     assert begun(store) == {"one"}
     end(begin(store, "one", "tuesday"), whole=True)
     assert begun(store) == set()
+
+
+def test_a_mark_is_withdrawn_only_while_it_keeps_nothing(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    withdraw(begin(store, "one", "monday"))
+    assert begun(store) == set()
+    (tmp_path / "latents/one").mkdir(parents=True)
+    (tmp_path / "latents/one/a.arrow").write_bytes(b"half of a shard")
+    withdraw(begin(store, "one", "monday"))
+    assert begun(store) == {"one"}

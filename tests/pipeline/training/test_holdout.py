@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import LoaderConfig, PreprocessConfig
 from pipeline.data import Dataset
-from pipeline.runs.history import Validation
+from pipeline.runs.history import Validation, no_course
 from pipeline.runs.run import Run
 from pipeline.training.batches import BatchSettings
 from pipeline.training.holdout import HoldOut, HoldOutSettings
@@ -29,7 +29,7 @@ def holdout(dataset: Dataset | None, folder: Path, *seen: Validation) -> HoldOut
     return HoldOut(
         Run(str(folder)), World(0, 1, torch.device("cpu")), dataset,
         settings=HoldOutSettings(every_steps=5, patience=1, keeps_best=True, warmup_steps=0),
-        batches=BATCHES, validations=seen,
+        batches=BATCHES, validations=seen, course=no_course(),
     )  # fmt: skip
 
 

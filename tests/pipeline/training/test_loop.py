@@ -11,6 +11,7 @@ from pipeline.data import Dataset, Loader
 from pipeline.errors import RunError
 from pipeline.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from pipeline.runs.goodput import State, WallClock
+from pipeline.runs.history import read_course, read_validations
 from pipeline.runs.run import Run
 from pipeline.training import stepper
 from pipeline.training.holdout import HoldOut
@@ -263,3 +264,32 @@ def test_each_part_of_the_loop_is_booked_under_its_own_state(
     seen.clear()
     train(config)
     assert seen == {("finish", "checkpoint"), ("save_final", "checkpoint")}
+
+
+def test_a_look_after_a_restart_tells_of_the_steps_before_it_to_the_same_bytes(
+    data: Path, tmp_path: Path
+) -> None:
+    def config(run: str, steps: int = 12) -> Any:
+        return train_config(
+            data, tmp_path, run, steps=steps, holdout=str(data), checkpoint_every=4,
+            optimizer={"schedule": "constant"},
+        )  # fmt: skip
+
+    def looks(run: str) -> dict[str, bytes]:
+        files = (tmp_path / run / "history").iterdir()
+        return {path.name: path.read_bytes() for path in files}
+
+    train(config("whole"))
+    train(config("restarted"))
+    # As a kill after step 8 leaves it: the look at step 6, the checkpoint of step 8.
+    folder = tmp_path / "restarted"
+    for path in folder.glob("checkpoints/*"):
+        if "step-00000008" not in path.name and "step-00000004" not in path.name:
+            path.unlink()
+    for path in folder.glob("history/0000000012.*"):
+        path.unlink()
+    train(config("restarted"))
+    run = Run(str(folder))
+    course = torch.cat([read_course(run, each) for each in read_validations(run)])
+    assert course[:, 0].tolist() == list(range(1, 13))
+    assert looks("restarted") == looks("whole")

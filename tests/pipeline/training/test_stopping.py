@@ -9,7 +9,7 @@ import torch
 
 from pipeline import storage
 from pipeline.config import LoaderConfig, PreprocessConfig
-from pipeline.runs.history import Validation
+from pipeline.runs.history import Validation, no_course
 from pipeline.runs.reason import Reason
 from pipeline.runs.run import Run
 from pipeline.runs.stop import StopSignal
@@ -35,7 +35,9 @@ def stopping(
     start = run.claim()
     settings = HoldOutSettings(every_steps=1, patience=2, keeps_best=False, warmup_steps=0)
     seen = [Validation(step, 1, {"elbo": elbo}) for step, elbo in enumerate(elbos)]
-    holdout = HoldOut(run, WORLD, None, settings=settings, batches=BATCHES, validations=seen)
+    holdout = HoldOut(
+        run, WORLD, None, settings=settings, batches=BATCHES, validations=seen, course=no_course()
+    )
     with closing(StopSignal(run, start, lambda: drained)) as signal:
         yield Stopping(10, run, start, WORLD, holdout, signal)
 
