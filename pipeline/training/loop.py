@@ -86,11 +86,7 @@ def _train(
     state, checkpoint = restore(settings.state, run, world, dataset)
     if checkpoint and world.rank == 0:
         outbox.take_over(checkpoint.points)
-    holdout = HoldOut(
-        run, world, held, settings=settings.looks, batches=settings.batches,
-        validations=checkpoint.validations if checkpoint else (),
-        course=checkpoint.course if checkpoint else no_course(),
-    )  # fmt: skip
+    holdout = _holdout(settings, run, world, held, checkpoint)
     incidents = Incidents(run, start, world, dataset, settings.bad_fraction)
     order = checkpoint.order if checkpoint else None
     # Every rank makes the same steps: one trace tells of them.
@@ -133,6 +129,25 @@ def _train(
         digest, chosen = holdout.save_final(state, _facts(settings, dataset, state))
     clock.finish(as_asked=reason in ("done", "stopped"))
     yield _ended(reason, state, holdout, chosen=chosen, digest=digest, clock=clock)
+
+
+def _holdout(
+    settings: TrainSettings,
+    run: Run,
+    world: World,
+    held: Dataset | None,
+    checkpoint: Checkpoint | None,
+) -> HoldOut:
+    """As the checkpoint left it, or at the run's beginning."""
+    return HoldOut(
+        run,
+        world,
+        held,
+        settings=settings.looks,
+        batches=settings.batches,
+        validations=checkpoint.validations if checkpoint else (),
+        course=checkpoint.course if checkpoint else no_course(),
+    )
 
 
 def _ended(
