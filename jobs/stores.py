@@ -40,12 +40,13 @@ def main(config: StoresConfig) -> Outcome:
 def _look(config: StoresConfig) -> None:
     """What will refuse does so before anything is removed: an error tells of nothing else."""
     from pipeline import storage
-    from pipeline.retention.generations import splits_at
+    from pipeline.retention.generations import refuse_links, splits_at
     from pipeline.retention.latents import refuse_beside_encoding
     from pipeline.retention.pushed import pushed_groups
 
     if config.dataset is not None and config.gc:
-        splits_at(config.dataset)
+        for split in splits_at(config.dataset).values():
+            refuse_links(split)
     if config.store is not None:
         url = storage.absolute(config.store)
         # Garbage beside an encoding is left alone, and that is no error.
@@ -57,10 +58,13 @@ def _look(config: StoresConfig) -> None:
 def _store(config: StoresConfig) -> Outcome:
     from pipeline import storage
     from pipeline.latents.garbage import describe, find_garbage, remove_garbage
+    from pipeline.latents.marks import refuse_links
 
     if config.store is None:
         return Outcome({})
     url = storage.absolute(config.store)
+    if config.gc:
+        refuse_links(url)
     rows = describe(url)
     result: Json = {"stores": [asdict(row) for row in rows]}
     lines = [

@@ -7,6 +7,7 @@ most a temporary file.
 
 import logging
 import os
+import stat
 import tempfile
 import time
 import zlib
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import storage
 from pipeline.config import PreprocessConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.errors import StorageError
+from pipeline.masking import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class ChunkCache:
     """Byte ranges of shards by the shards' checksums, at most about `limit_bytes` of them."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = _made(folder / "chunks")
+        self._folder = _made(folder, "chunks")
         self._limit_bytes = limit_bytes
         self._forget_leftovers()
         self._held_bytes = sum(size for _, size, _ in self._found())
@@ -45,8 +48,8 @@ class ChunkCache:
     def read(self, sha256: str, start: int, end: int, fetch: Callable[[], bytes]) -> bytes:
         """The range from disk, or by `fetch`, which then is kept."""
         path = self._folder / sha256 / f"{start}-{end}"
-        with suppress(OSError):
-            data = path.read_bytes()
+        with suppress(StorageError):
+            data = storage.read(str(path), 0, end - start + 1)
             if len(data) == end - start:
                 self.hits += 1
                 return data
@@ -90,12 +93,18 @@ class ChunkCache:
         self._held_bytes = held
 
     def _found(self) -> list[tuple[int, int, Path]]:
-        """Time of writing, size and path of each chunk; others may remove some meanwhile."""
+        """Time of writing, size and path of each chunk; others may remove some meanwhile.
+
+        Files alone, and none behind a link: all that is found here may be removed.
+        """
         found = []
-        for path in self._folder.glob("*/*"):
-            with suppress(FileNotFoundError):
-                state = path.stat()
-                found.append((state.st_mtime_ns, state.st_size, path))
+        for folder in self._folder.iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for path in () if folder.is_symlink() else folder.iterdir():
+                    with suppress(FileNotFoundError):
+                        state = path.lstat()
+                        if stat.S_ISREG(state.st_mode):
+                            found.append((state.st_mtime_ns, state.st_size, path))
         return found
 
     def _forget_leftovers(self) -> None:
@@ -111,7 +120,7 @@ class DecodedCache:
 
     def __init__(self, folder: Path, dataset: Dataset, preprocess: PreprocessConfig) -> None:
         name = f"{dataset.digest[:16]}-{preprocess_digest(preprocess)[:16]}"
-        place = _made(folder / "decoded" / name)
+        place = _made(folder, f"decoded/{name}")
         size = preprocess.image_size
         shape = (len(dataset), preprocess.channels, size, size)
         self._images: npt.NDArray[np.uint8] = _mapped(place / "images.u8", np.uint8, shape)
@@ -164,6 +173,8 @@ class DecodedCache:
 def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:
     """A file of zeros, mapped into memory; it takes disk only where it is written."""
     wanted = int(np.prod(shape)) * np.dtype(kind).itemsize
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise _foreign(path)
     try:
         with path.open("ab") as file:
             if file.tell() < wanted:
@@ -177,7 +188,11 @@ def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> Any:
         ) from None
 
 
-def _made(folder: Path) -> Path:
+def _made(place: Path, name: str) -> Path:
+    folder = place / name
+    for each in (folder, folder.parent):
+        if each != place and each.is_symlink():
+            raise _foreign(each)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -186,3 +201,12 @@ def _made(folder: Path) -> Path:
             "that can be written with `--loader.cache-folder`, or leave it out."
         ) from None
     return folder
+
+
+def _foreign(path: Path) -> StorageError:
+    """Of what another user of a shared folder may have laid down in place of the cache's own."""
+    return StorageError(
+        f"{one_line(str(path))}: is a link, a FIFO or a device in place of the loader's cache, and "
+        "nothing was read or written there. Remove it, or name another folder with "
+        "`--loader.cache-folder`."
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError
 from pipeline.json_value import Json
-from pipeline.latents.marks import begun
+from pipeline.latents.marks import begun, refuse_links
 from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS, receipt_path
 from pipeline.latents.snapshot import Snapshot, read_pointer, read_snapshot
 from pipeline.latents.store import no_store
@@ -80,8 +80,10 @@ def find_garbage(store: str, *, unfinished: bool = False) -> Garbage:
     """What no snapshot names; nothing of an identity that is being encoded.
 
     `unfinished`: also what encodings that never ended have made, which is right only when none
-    runs. A partial snapshot goes when a whole one of the same dataset is there.
+    runs. A partial snapshot goes when a whole one of the same dataset is there. Raises
+    `StorageError` for links to folders: what lies there is nobody's garbage.
     """
+    refuse_links(store)
     busy = set() if unfinished else begun(store)
     snapshots = list_snapshots(store)
     pointer = read_pointer(store)

@@ -17,10 +17,11 @@ from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, StorageError, StoreError
-from pipeline.latents.receipt import LATENTS
+from pipeline.latents.receipt import LATENTS, RECEIPTS, REPORTS, SNAPSHOTS
 from pipeline.storage.marks import marks_in, removals
 
 BEGUN = "begun"
+_FOLDERS = (BEGUN, SNAPSHOTS, REPORTS, RECEIPTS, LATENTS)
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,17 @@ class Mark:
         return storage.join(self.store, BEGUN, self.identity, f"{self.dataset}.{self.name}.json")
 
 
+def refuse_links(store: str) -> None:
+    """Raises `StorageError` where a store leads out of its folder by a link."""
+    storage.refuse_links(store, *_FOLDERS)
+
+
 def begin(store: str, identity: str, dataset: str) -> Mark:
-    """Marks an encoding of this dataset digest as begun; `StoreError` beside a removal."""
+    """Marks an encoding of this dataset digest as begun; `StoreError` beside a removal.
+
+    `StorageError` for a store whose folders are links, or hold some.
+    """
+    refuse_links(store)
     mark = Mark(store, identity, dataset, secrets.token_hex(6))
     # The mark first, then the look; a removal does the same: of two at once one sees the other.
     storage.publish(mark.url, storage.canonical_json({"identity": identity, "dataset": dataset}))

@@ -19,10 +19,15 @@ def find_leftovers(output: str) -> list[storage.ObjectInfo]:
     """Unfinished files of this dataset and its splits; to be called before its state is read.
 
     Of the folders themselves, and of those below that packing makes: another dataset may lie in
-    one of its own.
+    one of its own. Raises `StorageError` for links to folders there: packing writes, replaces and
+    removes below them.
     """
+    splits = ("", "train", "holdout")
+    storage.refuse_links(
+        output, *(f"{split}/{name}".lstrip("/") for split in splits for name in _FOLDERS)
+    )
     found: list[storage.ObjectInfo] = []
-    for split in ("", "train", "holdout"):
+    for split in splits:
         place = storage.join(output, split) if split else output
         found += storage.unfinished(place, below=False)
         for folder in _FOLDERS:

@@ -68,19 +68,28 @@ def describe(url: str) -> list[Generation]:
     ]  # fmt: skip
 
 
+_FOLDERS = ("manifests", "shards", "index")
+"""Manifests first: what names a shard goes before it."""
+
+
+def refuse_links(url: str) -> None:
+    """Raises `StorageError` where the dataset at `url` leads out of its folder by a link."""
+    root, split = root_of(url)
+    storage.refuse_links(root, *(f"{split}/{name}".lstrip("/") for name in _FOLDERS), "plans")
+
+
 def find_unnamed(url: str, keep_last: int) -> dict[str, int]:
-    """Paths and bytes of what the newest generations don't name; `keep_last` 0: none of them."""
+    """Paths and bytes of what the newest generations don't name; `keep_last` 0: none of them.
+
+    Raises `StorageError` for links to folders: what lies there is nobody's garbage.
+    """
+    refuse_links(url)
     every = generations(url)
     kept = every[:keep_last] if keep_last else every
     named = {f"manifests/{manifest.digest}.json" for manifest in kept}
     for shard in {shard for manifest in kept for shard in manifest.shards}:
         named |= {shard.path, shard.index_path}
-    # Manifests first: what names a shard goes before it.
-    found = {
-        path: size
-        for folder in ("manifests", "shards", "index")
-        for path, size in _paths(url, folder).items()
-    }
+    found = {path: size for folder in _FOLDERS for path, size in _paths(url, folder).items()}
     return {path: size for path, size in found.items() if path not in named}
 
 
@@ -89,6 +98,7 @@ def remove_unnamed(url: str, keep_last: int) -> dict[str, int]:
 
     Whoever began with an older generation can't read it any more; that is said in `oldest.json`.
     """
+    refuse_links(url)
     with removing(root_of(url)[0]):
         refuse_beside_pack(root_of(url)[0])
         if keep_last:

@@ -32,7 +32,12 @@ from pipeline.packing.ledger import (
 )
 from pipeline.packing.leftovers import find_leftovers, remove_leftovers, root_of
 from pipeline.packing.shard_writer import BLOCK, header
-from pipeline.retention.generations import find_unnamed, generations, refuse_beside_pack
+from pipeline.retention.generations import (
+    find_unnamed,
+    generations,
+    refuse_beside_pack,
+    refuse_links,
+)
 from pipeline.storage.marks import removing
 
 _PIECE_BYTES = 32 * 2**20
@@ -72,6 +77,8 @@ def erase_images(url: str, asked: Sequence[str], *, delete: bool) -> ErasedImage
             f"{root}: jobs.pack did not make this dataset, so its tars are not ours to change. "
             "Take the images out of them where they came from, and adopt them again (jobs.index)."
         )
+    for split in state.manifests:
+        refuse_links(split_url(root, split))
     if not delete:
         with open_inventory() as inventory:
             return _Erasure(root, state, asked, inventory).told()

@@ -8,7 +8,7 @@ from pipeline.data.keys import find_key
 from pipeline.errors import StoreError
 from pipeline.latents.garbage import describe, find_garbage, list_snapshots, paths_in, stem_of
 from pipeline.latents.identity import Identity
-from pipeline.latents.marks import begun
+from pipeline.latents.marks import begun, refuse_links
 from pipeline.latents.part_rows import PartRows, part_without, stored_shard
 from pipeline.latents.receipt import (
     LATENTS,
@@ -61,7 +61,11 @@ def erase_latents(
 
 
 def refuse_beside_encoding(store: str, *, unfinished: bool) -> None:
-    """Raises `StoreError` where there is no store, or an encoding has begun, not `unfinished`."""
+    """Raises `StoreError` where there is no store, or an encoding has begun, not `unfinished`.
+
+    `StorageError` for a store whose folders are links, or hold some.
+    """
+    refuse_links(store)
     describe(store)
     if begun(store) and not unfinished:
         raise StoreError(

@@ -3,9 +3,9 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pipeline import storage
@@ -210,17 +210,6 @@ def _delete_folders(folder: str, run: str) -> None:
         folder = folder.rpartition("/")[0]
 
 
-def _links(run: str) -> Iterator[Path]:
-    """Links to folders that a local run is, or holds: listings follow them."""
-    path = storage.local_path(run)
-    if path is None:
-        return
-    if path.is_symlink():
-        yield path
-    for folder, names, _ in os.walk(path):
-        yield from (each for name in names if (each := Path(folder, name)).is_symlink())
-
-
 def _refusal(
     place: str, run: ListedRun, what: Literal["checkpoints", "runs"], *, named: bool
 ) -> str:
@@ -230,7 +219,7 @@ def _refusal(
             f"{where}: is alive: it was written to {time.time() - run.changed:.0f} seconds ago and "
             f"has not ended. Stop it first (a file {where}/STOP does), or wait for its end."
         )
-    for link in _links(storage.join(place, run.run)):
+    for link in storage.links(place, run.run):
         return (
             f"{where}: {one_line(str(link))} is a link to another folder, and nothing is removed "
             "through links. Remove the run where it lies, or that link first."

@@ -210,6 +210,7 @@ class CheckpointWriter:
             logger.warning("the run goes on, but checkpoints are kept that could go: %s", error)
 
     def _remove_old(self) -> None:
+        storage.refuse_links(self._run.url, "checkpoints")
         receipts = _receipts(self._run)
         # What is newer is no rubbish: a start that took the run over may be about to receipt it.
         oldest = receipts[-self._keep :][0].rsplit("/", 1)[-1].removesuffix(".json")

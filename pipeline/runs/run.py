@@ -108,6 +108,7 @@ class Run:
 
     def begin_anew(self) -> None:
         """Removes what is left of a run that lost something or made no step; its claims stay."""
+        storage.refuse_links(self.url, *_TRACES, "init")
         for name in (*_TRACES, "run.json", "points.json", "init"):
             for url in self._below(name):
                 storage.delete(url)

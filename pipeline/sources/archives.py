@@ -27,10 +27,10 @@ from typing import Any, BinaryIO
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, container_of
 from pipeline.errors import (
-    DatasetError,
     ObjectChangedError,
     ObjectNotFoundError,
     SampleError,
+    StorageError,
     StorageShortageError,
     UnreadableError,
     is_shortage,
@@ -190,9 +190,11 @@ def forget_unpacked() -> None:
     While another pack unpacks, all is left to that one's end.
     """
     _unpacked.cache_clear()
+    if not os.path.lexists(_folder()):
+        return
     try:
-        handle = os.open(_folder(), os.O_RDONLY)
-    except OSError:  # There is none, or it is another user's.
+        handle = storage.private_folder(_folder())
+    except StorageError:  # Another user's: nothing of ours lies there.
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,13 +269,7 @@ def _hold_folder() -> int:
     """A handle on the folder; until it is closed, no other pack's end removes the folder."""
     folder = _folder()
     while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            if folder.stat().st_uid != os.getuid():
-                raise DatasetError(f"{folder}: belongs to another user. Remove it, or set TMPDIR.")
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # Another pack's end removed it just now.
-            continue
+        handle = storage.private_folder(folder)
         fcntl.flock(handle, fcntl.LOCK_SH)
         if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
             return handle

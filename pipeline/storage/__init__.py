@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import ObjectChangedError, ObjectNotFoundError, StorageError
 from pipeline.json_value import Json
+from pipeline.masking import one_line
 from pipeline.storage import local, other, s3
 from pipeline.storage.documents import (
     DocumentKind,
@@ -27,7 +28,7 @@ from pipeline.storage.documents import (
 from pipeline.storage.neighbours import names_beside, near, refuse_file_above
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
-from pipeline.storage.temporary import temporary_folder
+from pipeline.storage.temporary import private_folder, temporary_folder
 from pipeline.storage.urls import (
     absolute,
     below,
@@ -56,11 +57,13 @@ __all__ = [
     "delete_empty_folder",
     "exists",
     "join",
+    "links",
     "list_objects",
     "local_path",
     "names_beside",
     "near",
     "parse_json",
+    "private_folder",
     "protocol",
     "publish",
     "read",
@@ -68,6 +71,7 @@ __all__ = [
     "read_document",
     "read_json",
     "refuse_file_above",
+    "refuse_links",
     "removal",
     "retry_counts",
     "retry_policy",
@@ -252,6 +256,26 @@ def delete(url: str) -> None:
         s3.delete(url)
     else:
         other.refuse_writing(url)
+
+
+def links(url: str, name: str = "") -> list[Path]:
+    """Local links to folders on the way from `url` to `name` below it, and in that."""
+    path = local_path(url)
+    return [] if path is None else list(local.links(path, name))
+
+
+def refuse_links(url: str, *names: str) -> None:
+    """Raises `StorageError` for a link to a folder in one of these folders of `url`, or as one.
+
+    For who is about to replace or remove what is listed there: where a link leads lies what belongs
+    to something else. `url` itself may be a link: the user named it.
+    """
+    for name in names:
+        for link in links(url, name):
+            raise StorageError(
+                f"{one_line(str(link))}: is a link to another folder, and nothing is written or "
+                "removed through links. Remove that link, or put the folder itself in its place."
+            )
 
 
 def delete_empty_folder(url: str) -> None:

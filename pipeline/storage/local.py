@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipeline.errors import (
     AccessDeniedError,
@@ -182,6 +182,33 @@ def _sorted_entries(folder: Path) -> "list[os.DirEntry[str]]":
         # A link may lead where nobody may look: the system's error names it, not the folder.
         raise explain(error, Path(error.filename or folder), "listing") from None
     return [entry for _, entry in sorted(found, key=lambda pair: os.fsencode(pair[0]))]
+
+
+def links(root: Path, name: str = "") -> Iterator[Path]:
+    """Links to folders on the way from `root`, which may be one, to `name` below it, and in that.
+
+    Listings follow them; who removes what a listing gives must not.
+    """
+    place = root
+    for part in PurePath(name).parts:
+        place /= part
+        if place.is_symlink():
+            yield place
+            return
+    left = [place]
+    while left:
+        folder = left.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(Path(entry.path))
+                    elif entry.is_symlink() and _is_folder(entry):
+                        yield Path(entry.path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise explain(error, folder, "listing") from None
 
 
 def delete_empty_folder(path: Path) -> None:

@@ -24,6 +24,7 @@ def removing(place: str, name: str = "") -> Iterator[None]:
     Raises `StorageError` beside another removal: one would take away what the other has written and
     not named yet, or write a file anew as it was before the other.
     """
+    storage.refuse_links(place, _FOLDER)
     mark = f"{name or secrets.token_hex(6)}.json"
     url = storage.join(place, _FOLDER, mark)
     storage.publish(url, storage.canonical_json({}))

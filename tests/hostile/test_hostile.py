@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hostile.cases import CASES, LISTENER, SECRET, Case
+from tests.hostile import cases, links
+from tests.hostile.cases import LISTENER, SECRET, Case
 from tests.hostile.gifts import World, make_world
 from tests.support.killing import tree
 from tests.support.warm import run
 
+CASES = (*cases.CASES, *links.LINKS)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 _REFUSAL = re.compile(r"^\w+Error: ", re.MULTILINE)
 

@@ -228,3 +228,40 @@ def test_a_full_disk_is_told_once_and_what_was_not_kept_is_not_counted(
     assert ["No space left" in record.message for record in caplog.records] == [True]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert cache._held_bytes == 0
+
+
+def test_chunks_behind_a_link_are_nobodys_to_remove_and_a_fifo_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "beyond/mine"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(5000))
+    cache = ChunkCache(tmp_path, 1000)
+    (tmp_path / "chunks/evil").symlink_to(mine.parent)
+    (tmp_path / "chunks" / ("a" * 64)).mkdir()
+    os.mkfifo(tmp_path / "chunks" / ("a" * 64) / "0-10")
+    assert cache.read("a" * 64, 0, 10, lambda: b"0123456789") == b"0123456789"
+    for start in range(0, 3000, 500):
+        cache.read("b" * 64, start, start + 500, lambda: bytes(500))
+    assert mine.read_bytes() == bytes(5000)
+
+
+@pytest.mark.parametrize("name", ["images.u8", "sums.u64", "", "decoded"])
+def test_decoded_images_are_not_written_through_a_link(
+    data: Path, tmp_path: Path, name: str
+) -> None:
+    dataset, kept = Dataset.open(str(data)), tmp_path / "cache"
+    beyond = tmp_path / "beyond"
+    read = PreprocessConfig(image_size=8, channels=1)
+    DecodedCache(kept, dataset, read)
+    (place,) = kept.glob("decoded/*")
+    evil = kept / "decoded" if name == "decoded" else place / name
+    evil.rename(beyond)
+    evil.symlink_to(beyond)
+    with pytest.raises(StorageError, match="is a link, a FIFO or a device in place of"):
+        DecodedCache(kept, dataset, read)
+    evil.unlink()
+    if name.endswith("8"):
+        os.mkfifo(evil)
+        with pytest.raises(StorageError, match="is a link, a FIFO or a device in place of"):
+            DecodedCache(kept, dataset, read)
