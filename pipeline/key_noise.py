@@ -57,5 +57,11 @@ def coins(keys: Sequence[str], seed: int, stream: str = "") -> npt.NDArray[np.bo
     return np.array([_digest(key, seed, stream)[0] & 1 for key in keys], dtype=np.bool_)
 
 
+def choices(keys: Sequence[str], of: int, seed: int, stream: str) -> npt.NDArray[np.int64]:
+    """A number below `of` for each key, each as likely: a function of (key, seed, stream) only."""
+    drawn = [int.from_bytes(_digest(key, seed, stream)[:8], "little") % of for key in keys]
+    return np.array(drawn, dtype=np.int64)
+
+
 def _digest(key: str, seed: int, stream: str) -> bytes:
     return hashlib.blake2b(f"{seed}\0{stream}\0{key}".encode(), digest_size=16).digest()

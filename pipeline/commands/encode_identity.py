@@ -54,6 +54,7 @@ def identity_of(
         content=config.content,
         seed=config.seed,
         flip=config.flip,
+        crops=config.crops,
         columns=tuple(asked),
         kinds=tuple(kinds[name] for name in asked),
         where=where.text if where else "",

@@ -57,6 +57,12 @@ class EncodeConfig(PortionConfig):
     )
     seed: int = Field(0, ge=0, description=SEED)
     flip: bool = Field(False, description="Store the mirrored images' latents as well.")
+    crops: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Store the latents of so many random crops of each image as well, by `seed`.",
+    )
     columns: tuple[str, ...] = Field(
         (),
         description="Source columns to copy, such as label; NAME:KIND where later images need a "

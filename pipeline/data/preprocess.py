@@ -105,8 +105,7 @@ def fit_into(
         tall, wide = covered(height, width, rows, columns)
         top, left = (height - tall) // 2, (width - wide) // 2
         if crop == "random":
-            top = draw % (height - tall + 1)
-            left = (draw >> 20) % (width - wide + 1)
+            top, left = random_corner(height - tall, width - wide, draw)
         image = image[:, top : top + tall, left : left + wide]
     elif crop == "pad":
         scale = min(rows / height, columns / width)
@@ -124,6 +123,11 @@ def covered(height: int, width: int, rows: int, columns: int) -> tuple[int, int]
     """Height and width of the largest part of an image that has the proportions rows : columns."""
     tall = min(height, max(1, round(width * rows / columns)))
     return tall, min(width, max(1, round(height * columns / rows)))
+
+
+def random_corner(rows: int, columns: int, draw: int) -> tuple[int, int]:
+    """Top and left of a random crop that leaves so many rows and columns out."""
+    return draw % (rows + 1), (draw >> 20) % (columns + 1)
 
 
 def is_mirrored(draw: int) -> bool:

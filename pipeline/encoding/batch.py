@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.encoding.tiles import encode_in_tiles
 from pipeline.int8 import to_int8
 from pipeline.key_noise import normal_noise
-from pipeline.latents.identity import EncodeOptions
+from pipeline.latents.identity import EncodeOptions, crop_suffix
 from pipeline.latents.latent_file import SCALE
 from pipeline.vae.vae import VAE
 
@@ -50,7 +50,9 @@ class BatchRounding:
 def encode_batch(
     vae: VAE, images: Tensor, keys: Sequence[str], valid: Array, options: EncodeOptions
 ) -> EncodedBatch:
-    """Encodes images uint8 [b, C, H, W]; rows that are not `valid` are computed but never judged.
+    """Encodes images uint8 [b, cuts, C, H, W]; rows that are not `valid` are never judged.
+
+    `cuts` are the one from the centre, and the options' random crops.
 
     A batch with a value that is not finite, or beyond the stored type, is computed again as a whole
     in fp32. Rows that are still wrong are refused: `non_finite`, or `overflow` of the stored type.
@@ -111,9 +113,10 @@ def _compute(
     """The tensors to store, as float32."""
     device = next(vae.parameters()).device
     on_device = images.to(device, non_blocking=True)
-    views = {"": on_device}
+    endings = ("", *map(crop_suffix, range(options.crops)))
+    views = dict(zip(endings, on_device.unbind(1), strict=True))
     if options.flip:
-        views["_flipped"] = on_device.flip(-1)
+        views |= {f"{ending}_flipped": view.flip(-1) for ending, view in views.items()}
     tensors: dict[str, Tensor] = {}
     for suffix, view in views.items():
         with (

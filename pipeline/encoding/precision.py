@@ -85,7 +85,7 @@ def measure_rounding(
 def _of_shard(
     vae: VAE, dataset: Dataset, shard: ShardRecord, options: EncodeOptions, threads: int
 ) -> Rounding:
-    wide = replace(options, content="mean", flip=False, dtype="float32")
+    wide = replace(options, content="mean", flip=False, crops=0, dtype="float32")
     batches = shard_batches(vae, dataset, shard, wide, threads)
     with exact_numerics(), closing(batches):
         batch = next(batches, None)

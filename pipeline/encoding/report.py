@@ -117,7 +117,7 @@ def reconstruct(
         with exact_numerics(), torch.inference_mode():
             decoded.append(vae.decode(z[None].to(device)).cpu()[0].clamp(0, 1))
         keys.append(latent.key)
-        originals.append(cut.cuts[place_of(vae, options, part)])
+        originals.append(cut.cuts[place_of(vae, options, part)][0])
     if not keys:
         return None
     return Reconstructions(tuple(keys), torch.stack(originals), torch.stack(decoded))

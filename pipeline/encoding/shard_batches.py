@@ -49,7 +49,7 @@ class PlacedBatch:
         if not also or not good:
             return self
         chosen = [self.samples[row] for row in good]
-        images = torch.stack([sample.cuts[self.place] for sample in chosen]).to(vae.device)
+        images = torch.stack([sample.cuts[self.place][0] for sample in chosen]).to(vae.device)
         names = dict.fromkeys(name for sample in chosen for name in sample.columns)
         columns = {name: [sample.columns.get(name) for sample in chosen] for name in names}
         samples, beside = list(self.samples), dict[int, str]()

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.json_value import JsonValue
-from pipeline.key_noise import coins, normal_noise
+from pipeline.key_noise import choices, coins, normal_noise
 from pipeline.latents.gather import Found, Gather
-from pipeline.latents.identity import EncodeOptions
+from pipeline.latents.identity import CROP_BOXES, EncodeOptions, crop_suffix
 from pipeline.latents.latent_file import Column
 from pipeline.latents.positions import Ids
 from pipeline.latents.selection import ShapedParts
@@ -94,11 +94,12 @@ class Wanted:
 
     give: Give
     flip: bool
+    crops: bool
     stored_type: bool
     scaled: Affine | None
 
     def names(self, options: EncodeOptions) -> tuple[str, ...]:
-        """The tensors of a view that it takes; a flipped view has them with another ending."""
+        """The tensors of a view that it takes; other views have them with other endings."""
         return options.tensors[: 1 if self.give == "first" else 2]
 
 
@@ -161,10 +162,11 @@ class Assembler:
         gather, options, shape = source.gather, source.options, source.shaped.shape
         records = gather.records(found)
         read = gather.keys(found, records)
-        suffixes = [""] * len(read)
+        crops = self._crops(read, options)
+        suffixes = [""] * len(read) if crops is None else [*map(crop_suffix, crops.tolist())]
         if self._wanted.flip:
-            heads = coins(read, self._seed, f"flip of epoch {self._epoch}")
-            suffixes = ["_flipped" if head else "" for head in heads.tolist()]
+            heads = coins(read, self._seed, f"flip of epoch {self._epoch}").tolist()
+            suffixes = [s + "_flipped" * head for s, head in zip(suffixes, heads, strict=True)]
         taken = [
             gather.take(found, records, [name + suffix for suffix in suffixes], shape)
             for name in self._wanted.names(options)
@@ -174,10 +176,11 @@ class Assembler:
         keys = [""] * count
         for slot, key, is_lost in zip(planned.slots, read, found.is_lost.tolist(), strict=True):
             keys[slot] = next(lost) if is_lost else key
-        columns = {
-            name: _spread(count, planned.slots, gather.column(found, records, name))
-            for name in options.column_kinds
-        }
+        beside = {name: gather.column(found, records, name) for name in options.column_kinds}
+        if crops is not None:
+            boxes = zip(beside[CROP_BOXES], crops.tolist(), strict=True)
+            beside["crop_box"] = [box and box[4 * n : 4 * n + 4] for box, n in boxes]
+        columns = {name: _spread(count, planned.slots, values) for name, values in beside.items()}
         valid = np.zeros(count, dtype=np.bool_)
         valid[planned.slots] = ~found.is_lost
         made = self._values(taken, read, shape)
@@ -193,6 +196,12 @@ class Assembler:
             slots=self._slots,
             log_variance=values[1] if len(values) > 1 else None,
         )
+
+    def _crops(self, keys: list[str], options: EncodeOptions) -> Ids | None:
+        """Of each sample the number of the crop that it is in this epoch; None: it has its own."""
+        if not self._wanted.crops:
+            return None
+        return choices(keys, options.crops, self._seed, f"crop of epoch {self._epoch}")
 
     def _values(
         self, taken: list[npt.NDArray[Any]], keys: list[str], shape: tuple[int, int, int]

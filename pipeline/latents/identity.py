@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
@@ -20,7 +21,10 @@ StoredType = Literal["float16", "float32", "int8"]
 OWN_COLUMNS = {"original_size": "list<int64>[2]", "crop_box": "list<int64>[4]"}
 """Of each image that was cut for this store: its height and width, and top, left, height, width of
 what was cut from it, in pixels of the image itself."""
-RESERVED_COLUMNS = (*OWN_COLUMNS, "key", "position", "mean", "logvar", "sample")
+CROP_BOXES = "crop_boxes"
+"""The boxes of an image's random crops, one after the other."""
+RESERVED_COLUMNS = (*OWN_COLUMNS, CROP_BOXES, "key", "position", "mean", "logvar", "sample")
+_SUFFIXES = re.compile(r"(_crop\d+)?(_flipped)?$")
 _FORMAT_VERSION = 2
 _MOST = 2**20
 """Of a latent's channels and sides, of a batch, of a view's pixels a side: there are no larger."""
@@ -78,8 +82,9 @@ class EncodeOptions:
     """Everything about an encoding, apart from the model, that changes a stored byte.
 
     `content`: mean and log-variance, the mean alone, or one draw per image with `seed`. `flip` adds
-    the mirrored image's latents as columns of their own. `batch_size` counts: a convolution's
-    rounding depends on the batch's shape. `columns` are copied from the source samples.
+    the mirrored image's latents as columns of their own, `crops` those of so many cuts at places
+    that `seed` draws. `batch_size` counts: a convolution's rounding depends on the batch's shape.
+    `columns` are copied from the source samples.
     """
 
     precision: Precision
@@ -103,13 +108,14 @@ class EncodeOptions:
     also: tuple[AlsoEncoder, ...] = ()
     tile: int = 0
     """Pixels of the squares that larger images are encoded in; 0: each whole."""
+    crops: int = 0
 
     def __post_init__(self) -> None:
         theirs = [name for each in self.also for name, _ in each.columns]
         for name in (*self.columns, *theirs):
             if [*self.columns, *theirs].count(name) > 1:
                 raise ConfigError(f"columns: two are called {name!r}. Rename one of them.")
-            if name.removesuffix("_flipped") in RESERVED_COLUMNS:
+            if _SUFFIXES.sub("", name) in RESERVED_COLUMNS:
                 raise ConfigError(
                     f"columns: {name!r} is the name of one of the store's own columns "
                     f"({', '.join(RESERVED_COLUMNS)}). Rename it in the source, or leave it out."
@@ -119,7 +125,9 @@ class EncodeOptions:
     def column_kinds(self) -> dict[str, str]:
         """The kind of each column, by name, in the file's order."""
         kinds = self.kinds or ("",) * len(self.columns)
-        own = OWN_COLUMNS if self.views else {}
+        own = dict(OWN_COLUMNS) if self.views or self.crops else {}
+        if self.crops:
+            own[CROP_BOXES] = f"list<int64>[{4 * self.crops}]"
         theirs = {n: f"list<float32>[{size}]" for each in self.also for n, size in each.columns}
         return dict(zip(self.columns, kinds, strict=True)) | own | theirs
 
@@ -129,7 +137,7 @@ class EncodeOptions:
             **asdict(self), "columns": list(self.columns), "kinds": list(self.kinds),
             "where_kinds": [list(pair) for pair in self.where_kinds],
             # A seed that nothing draws with must not split stores that are equal.
-            "seed": self.seed if self.content == "sample" else 0,
+            "seed": self.seed if self.content == "sample" or self.crops else 0,
         }  # fmt: skip
         if not set(self.kinds) - {"", "string"}:
             del options["kinds"]  # text is what columns are when nothing is said
@@ -139,6 +147,8 @@ class EncodeOptions:
             del options["also"]
         if not self.tile:
             del options["tile"]
+        if not self.crops:
+            del options["crops"]
         options["views"] = [asdict(view) for view in self.views]
         return options
 
@@ -152,7 +162,17 @@ class EncodeOptions:
         """The names of the tensor columns, in the file's order."""
         names = {"moments": ("mean", "logvar"), "mean": ("mean",), "sample": ("sample",)}
         plain = names[self.content]
-        return plain + tuple(f"{name}_flipped" for name in plain) if self.flip else plain
+        return tuple(
+            name + cut + mirrored
+            for cut in ("", *map(crop_suffix, range(self.crops)))
+            for mirrored in ("", "_flipped")[: 1 + self.flip]
+            for name in plain
+        )
+
+
+def crop_suffix(number: int) -> str:
+    """The ending of the names of a random crop's tensors; the first crop is number 0."""
+    return f"_crop{number + 1}"
 
 
 @dataclass(frozen=True)

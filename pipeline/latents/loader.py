@@ -119,9 +119,10 @@ class LatentLoader:
     `sample`: z = mean + std * noise with noise of its own for each (seed, key, epoch), else the
     mean (or the draw that was stored). `moments`: the mean, and the log-variance beside it, for
     drawing elsewhere. `flip`: half of the images, by a coin for each (seed, key, epoch), are the
-    mirrored view. `normalize`: (z - `offset`) * `factor` for each channel, to deviation 1 over the
-    store, or as the `model`'s publisher says. `stored_type`: in the store's type and not in
-    float32, which int8 is given as in any case.
+    mirrored view. `crops`: each image is one of its stored random crops, by a draw for each (seed,
+    key, epoch), and `crop_box` tells where it lay. `normalize`: (z - `offset`) * `factor` for each
+    channel, to deviation 1 over the store, or as the `model`'s publisher says. `stored_type`: in
+    the store's type and not in float32, which int8 is given as in any case.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class LatentLoader:
         sample: bool = False,
         moments: bool = False,
         flip: bool = False,
+        crops: bool = False,
         normalize: Normalize = False,
         stored_type: bool = False,
         memory_bytes: int = 512 * 2**20,
@@ -152,6 +154,8 @@ class LatentLoader:
             raise ConfigError("sample, moments: either is drawn here, or both are given out.")
         if flip and not options.flip:
             raise ConfigError(f"flip=True: {store.url} has no flipped view. Encode with `--flip`.")
+        if crops and not options.crops:
+            raise ConfigError(f"crops=True: {store.url} has no crops. Encode with `--crops 4`.")
         self.store = store
         self.order = order or plan_order(
             store, global_batch_size, seed, memory_bytes, shuffle=shuffle, tail=tail
@@ -163,8 +167,8 @@ class LatentLoader:
         self._started = False
         scaled = affine(store, normalize, draws=sample or moments)
         give: Give = "draws" if sample else "moments" if moments else "first"
-        self._wanted = Wanted(give, flip, stored_type, scaled)
-        tensors = options.tensors if flip else self._wanted.names(options)
+        self._wanted = Wanted(give, flip, crops, stored_type, scaled)
+        tensors = options.tensors if flip or crops else self._wanted.names(options)
         self._sources = [
             Source(shaped, options, shaped.gather(tensors, memory_bytes // len(store.shapes)))
             for shaped in map(store.selection.of_shape, store.shapes)

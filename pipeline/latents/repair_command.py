@@ -77,7 +77,7 @@ def _words(options: EncodeOptions) -> list[str]:
 def _flags(options: EncodeOptions) -> dict[str, list[str]]:
     """Those that differ from what jobs.encode does unasked, precision first."""
     words: dict[str, list[str]] = {"--precision": [options.precision]}
-    for name in ("batch_size", "dtype", "content", "seed"):
+    for name in ("batch_size", "dtype", "content", "seed", "crops"):
         value = getattr(options, name)
         if value != EncodeConfig.model_fields[name].default:
             words[f"--{name.replace('_', '-')}"] = [str(value)]

@@ -17,7 +17,7 @@ IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8)
 
 def encode(vae: Any, images: Any = IMAGES, valid: Any = VALID, **options: Any) -> Any:
     given = EncodeOptions(**{"precision": "fp32", "batch_size": 4, "dtype": "float32", **options})
-    return encode_batch(vae, images, KEYS, valid, given)
+    return encode_batch(vae, images[:, None], KEYS, valid, given)
 
 
 class Spoilt(torch.nn.Module):

@@ -244,7 +244,7 @@ def test_the_range_of_pixels_is_nobodys_choice_and_that_of_latents_is_in_the_ide
         return inside(images)
 
     vae.network.encode = spied  # type: ignore[method-assign]
-    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    images = torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8)
     images[1] = 255
     options = identity_of(vae, **GIVEN).options
     changes: list[dict[str, Any]] = [

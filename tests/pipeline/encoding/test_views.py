@@ -269,7 +269,7 @@ def test_a_size_alone_cuts_as_the_model_does_at_that_size() -> None:
         cut = Cutter(preprocess, options).cut(3, raw)
         wanted = PreprocessConfig(image_size=24, crop=crop, resize="bicubic")
         assert seen(preprocess, options) == wanted
-        found = cut.cuts[Place(24, (24, 24))].numpy()
+        found = cut.cuts[Place(24, (24, 24))][0].numpy()
         np.testing.assert_array_equal(found, preprocess_image(data, wanted))
         box = [10, 0, 50, 50] if crop == "center" else [0, 0, 70, 50]
         assert cut.alone(Place(24, (24, 24))).columns["crop_box"] == box
