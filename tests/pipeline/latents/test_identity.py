@@ -13,7 +13,7 @@ OTHER: dict[str, Any] = {
     "precision": "bf16", "batch_size": 63, "dtype": "float32", "content": "mean", "seed": 1,
     "flip": True, "columns": ("label",), "kinds": ("int64",), "where": "a > 1",
     "where_kinds": (("a", "double"),), "views": (View(32),), "crop": "pad", "resize": "bicubic",
-    "also": (AlsoEncoder("a:B", "d" * 64, (("v", 3),)),), "tile": 64,
+    "also": (AlsoEncoder("a:B", "d" * 64, (("v", 3),)),), "tile": 64, "crops": 2,
 }  # fmt: skip
 
 
