@@ -82,16 +82,22 @@ class Progress:
         return (self._done - self._first[1]) / seconds
 
     def lines(self, columns: int = 200) -> list[str]:
-        """The bar's line, and the note's if there is one; where room is short the bar gives way."""
-        parts = [f"{self._label}:", self._count(), self._unit, f"[{self._times()}]"]
+        """The bar's line, and the note's if there is one, on as many as it needs.
+
+        Where room is short the bar gives way, then the rate, then the time left.
+        """
+        parts = [f"{self._label}:", self._count(), self._unit]
+        times = self._times()
         if self._total:
-            share = min(1.0, self._done / self._total)
-            parts.insert(1, f"{share:4.0%}")
-            cells = min(_BAR_CELLS, columns - len(" ".join(parts)) - 1)
+            parts.insert(1, f"{min(1.0, self._done / self._total):4.0%}")
+        while len(times) > 1 and len(_line(parts, times)) > columns:
+            times.pop()
+        if self._total:
+            cells = min(_BAR_CELLS, columns - len(_line(parts, times)) - 1)
             if cells >= _LEAST_CELLS:
-                filled = round(share * cells)
+                filled = round(min(1.0, self._done / self._total) * cells)
                 parts.insert(2, "━" * filled + "─" * (cells - filled))
-        return [" ".join(parts), *([f"  {self._note}"] * bool(self._note))]
+        return [_line(parts, times), *_wrapped(self._note, columns)]
 
     def _log(self) -> None:
         self._shown_at = time.monotonic()
@@ -99,7 +105,8 @@ class Progress:
             return
         self._shown = (self._done, self._note)
         note = f", {self._note}" if self._note else ""
-        text = f"{self._label}: {self._count()} {self._unit} [{self._times()}{note}]"
+        times = ", ".join(self._times())
+        text = f"{self._label}: {self._count()} {self._unit} [{times}{note}]"
         if _screen.by_log_lines:
             logger.info("%s", text)
             return
@@ -109,7 +116,7 @@ class Progress:
     def _count(self) -> str:
         return f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
 
-    def _times(self) -> str:
+    def _times(self) -> list[str]:
         rate, parts = self.rate, [_clock(time.monotonic() - self._start)]
         if rate and self._total is not None and self._done < self._total:
             parts.append(f"{_clock((self._total - self._done) / rate)} left")
@@ -119,7 +126,24 @@ class Progress:
                 if rate >= 1
                 else f"{1 / rate:,.1f} s each"
             )
-        return ", ".join(parts)
+        return parts
+
+
+def _line(parts: list[str], times: list[str]) -> str:
+    return f"{' '.join(parts)} [{', '.join(times)}]"
+
+
+def _wrapped(note: str, columns: int) -> list[str]:
+    """A note on lines of its own, broken between its parts: what is cut off nobody reads."""
+    lines: list[str] = []
+    for part in note.split(", ") if note else ():
+        if lines and len(f"{lines[-1]}, {part},") <= columns:
+            lines[-1] += f", {part}"
+            continue
+        if lines:
+            lines[-1] += ","
+        lines.append(f"  {part}")
+    return lines
 
 
 class _Phase:

@@ -35,6 +35,10 @@ _FIRST = 256
 """Images for pictures, for the split of the gap and to find the one nearest to each sample."""
 _FEATURES_OF, _FEATURES_AT_ONCE = 50_000, 50
 """Images for distances over a user's features: as many as papers take."""
+WITHOUT_BOUNDS = (
+    "`--bound-images 0` (from Python `bound_images=0`) leaves this out, and the posterior gap's "
+    "bound is that of importance sampling alone"
+)
 _LATENTS = 10_000
 """First images whose posteriors are kept, 2 Z h w numbers each, for statistics of the latents."""
 
@@ -101,7 +105,7 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
     for name, (vae, _) in loaded.items():
         vae.refuse_without_posterior(name)
     check_comparable({name: vae for name, (vae, _) in loaded.items()})
-    judges = judges_of(config)
+    judges = judges_of(config, WITHOUT_BOUNDS)
     models = {
         name: measure_model(Named(name, *found), config, dataset, judges)
         for name, found in loaded.items()
@@ -163,13 +167,17 @@ class Judges:
     features: NamedFeatures | None
 
 
-def judges_of(config: EvaluateConfig) -> Judges:
-    """A network or weights that are not there are refused before anything is measured."""
+def judges_of(config: EvaluateConfig, without_bounds: str = "") -> Judges:
+    """A network or weights that are not there are refused before anything is measured.
+
+    `without_bounds`: as of `FindingOptions`.
+    """
     finding = FindingOptions(
         config.seed,
         config.importance_samples,
         config.bound_images,
         load_perception(config.lpips) if config.lpips else None,
+        without_bounds,
     )
     return Judges(finding, named_features(config.features) if config.features else None)
 
@@ -196,7 +204,7 @@ def measure_model(
             "`--optimizer.learning-rate RATE`."
         )
     first = read_first(dataset, vae, _FIRST)
-    with phase("bounding log p(x) and the posterior gap"):
+    with phase(f"finding the numbers of {named.name}"):
         found = find(vae, measured, first, judges.finding)
     if judges.features is not None:
         with closing(in_order(dataset, vae.preprocess, _FEATURES_AT_ONCE)) as loader:

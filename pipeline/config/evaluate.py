@@ -31,7 +31,8 @@ class EvaluateConfig(MeasurementConfig):
         ge=0,
         le=256,
         description="Images whose log p(x) gets better bounds than importance sampling's: the "
-        "first, and as many drawn from the model; fewer where they take over a minute; 0: none.",
+        "first, and as many drawn from the model; fewer where, by a short trial, either would take "
+        "a minute, which is longer beside other load; 0: none.",
     )
     features: str | None = Field(
         None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.progress import Progress
 from pipeline.vae import VAE, Noise, Posterior, draw_noise
 from pipeline.vae.posterior import posterior_from_moments
 
@@ -35,12 +36,17 @@ class OptimisedPosterior:
 
 
 def optimise_posterior(
-    vae: VAE, start: Posterior, target: Tensor, seed: int, steps: int
+    vae: VAE,
+    start: Posterior,
+    target: Tensor,
+    seed: int,
+    steps: int,
+    progress: Progress | None = None,
 ) -> OptimisedPosterior:
     """`steps` of Adam on fresh noise from the encoder's q, for targets `[B, C, H, W]`.
 
     Image i's noise is that of slot i. An image whose q became worse keeps the encoder's, which is
-    a member of the family too.
+    a member of the family too. `progress` counts the gradients, one for each image and draw.
     """
     slots = range(len(target))
     begin = _moments(vae, start)
@@ -56,6 +62,8 @@ def optimise_posterior(
             loss = -_elbo(vae, moments, target, fresh).sum()
         (moments.grad,) = torch.autograd.grad(loss, [moments])
         optimizer.step()
+        if progress is not None:
+            progress.advance(len(target) * OPTIMISING_DRAWS)
     found = moments.detach()
     choosing = draw_noise(vae, seed, _CHOOSING, slots, target.device, samples=_SCORING_DRAWS)
     better = _score(vae, found, target, choosing) > _score(vae, begin, target, choosing)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pipeline.progress import Progress
 from pipeline.vae import VAE, Posterior
 from pipeline.vae.noise import slot_generator
 from pipeline.vae.posterior import DiagonalPosterior, FullPosterior
@@ -43,6 +44,11 @@ class Schedule:
         moves = self.temperatures - 1
         return self.leapfrogs * (self.chains * moves + _PILOTS * (moves + 3))
 
+    @property
+    def gradients_back(self) -> int:
+        """That one image takes on top for its upper bound: a chain the other way."""
+        return self.leapfrogs * (self.temperatures - 1)
+
     def places(self) -> list[float]:
         """t of each step, 0 first and 1 last, dense at both ends."""
         steps = [step / self.temperatures for step in range(self.temperatures + 1)]
@@ -69,11 +75,12 @@ def anneal(
     schedule: Schedule,
     *,
     drawn_from: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> Annealed:
     """Bounds on log p(target), targets `[B, C, H, W]`, from chains that start at `posterior`.
 
     `drawn_from` `[B, Z, h, w]`: latents that drew the targets. Image i's noise is that of (seed, i)
-    whatever else is in the batch.
+    whatever else is in the batch. `progress` counts the gradients.
     """
     rows = max(1, _PIXELS // (target[0].numel() * schedule.chains))
     parts = []
@@ -82,8 +89,9 @@ def anneal(
         slots = range(start, min(start + rows, len(target)))
         known = None if drawn_from is None else drawn_from[part]
         path = _Path(
-            vae, _sliced(posterior, part), target[part], schedule=schedule, seed=seed, slots=slots
-        )
+            vae, _sliced(posterior, part), target[part], schedule=schedule, seed=seed, slots=slots,
+            progress=progress,
+        )  # fmt: skip
         parts.append(path.run(known))
     uppers = [found.upper for found in parts if found.upper is not None]
     return Annealed(
@@ -115,6 +123,7 @@ class _Path:
     schedule: Schedule
     seed: int
     slots: Sequence[int]
+    progress: Progress | None
 
     def run(self, drawn_from: Tensor | None) -> Annealed:
         sizes = self._step_sizes()
@@ -179,6 +188,8 @@ class _Path:
             last = number == self.schedule.leapfrogs - 1
             speed = speed - (0.5 if last else 1.0) * step * self._slope(moved, place)
         end = self._energy(moved, place) + 0.5 * speed.square().sum(2).double()
+        if self.progress is not None:
+            self.progress.advance(self.schedule.leapfrogs * momentum[..., 0].numel())
         # A state whose density is not a number is never moved to.
         taken = (uniforms.log() < start - end) & end.isfinite()
         return _Point(

@@ -23,6 +23,7 @@ from pipeline.evaluation.amortisation import (
 )
 from pipeline.evaluation.annealing import Schedule, anneal
 from pipeline.evaluation.sums import evaluating, seen_images
+from pipeline.progress import Progress
 from pipeline.vae import VAE, draw_noise
 
 Method = Literal["importance", "optimised", "annealed"]
@@ -102,7 +103,9 @@ class Bracket:
 
 def affordable(vae: VAE, asked: int) -> int:
     """How many of the images asked for get the better bounds: as many as this machine decodes and
-    differentiates some 2,500 times each in a minute, 4 at least.
+    differentiates some 2,500 times each in a minute by a short trial, 4 at least.
+
+    What else the machine does later makes it longer: how many they are must not hang on that.
     """
     if asked <= _FEWEST:
         return asked
@@ -166,21 +169,28 @@ def importance_gap(rows: WeightRows) -> PosteriorGap:
 
 
 def bound_gap(
-    vae: VAE, images: Tensor, slots: Sequence[int], weights: WeightRows, seed: int
+    vae: VAE,
+    images: Tensor,
+    slots: Sequence[int],
+    weights: WeightRows,
+    seed: int,
+    without: str = "",
 ) -> PosteriorGap:
     """The gap on uint8 images `[B, C, H, W]`, which hold these positions of the hold-out.
 
-    `weights`: what the importance weights of the same images showed.
+    `weights`: what the importance weights of the same images showed. `without`: what stands beside
+    the progress, of how one does without it.
     """
     noise = draw_noise(vae, seed, 0, slots, images.device)
     samples = weights.samples
-    with evaluating(vae):
+    with evaluating(vae), _told(f"bounds of {len(images)} images", len(images)) as progress:
+        progress.advance(0, note=without)
         with torch.no_grad():
             target = vae.likelihood.target(images, noise.pixels)
             start = vae.encode(seen_images(vae, images, noise))
-        found = optimise_posterior(vae, start, target, seed, _STEPS)
+        found = optimise_posterior(vae, start, target, seed, _STEPS, progress)
         weighed = importance_bound(vae, found.posterior, target, seed, samples)
-        annealed = anneal(vae, found.posterior, target, seed, _SCHEDULE)
+        annealed = anneal(vae, found.posterior, target, seed, _SCHEDULE, progress=progress)
     gaps: dict[Method, Tensor] = {
         "annealed": annealed.lower.cpu() - found.encoder_elbo,
         "optimised": weighed - found.encoder_elbo,
@@ -208,17 +218,24 @@ def bound_gap(
     )
 
 
-def bracket_evidence(vae: VAE, count: int, seed: int) -> Bracket:
-    """Both bounds on log p(x) for `count` images that are drawn from the model."""
+def bracket_evidence(vae: VAE, count: int, seed: int, without: str = "") -> Bracket:
+    """Both bounds on log p(x) for `count` images that are drawn from the model.
+
+    `without`: as of `bound_gap`.
+    """
     latents = draw_noise(vae, seed, _DRAWN, range(count)).posterior.to(vae.dtype)
     generator = torch.Generator().manual_seed(seed)
-    with evaluating(vae):
+    back = _SCHEDULE.gradients_back
+    with evaluating(vae), _told(f"bounds of {count} drawn images", count, back) as progress:
+        progress.advance(0, note=without)
         with torch.no_grad():
             parameters = vae.decode_parameters(latents)
             target, images = vae.likelihood.draw_target(parameters, generator)
             start = vae.encode(images)
-        found = optimise_posterior(vae, start, target, seed, _STEPS)
-        bounds = anneal(vae, found.posterior, target, seed, _SCHEDULE, drawn_from=latents)
+        found = optimise_posterior(vae, start, target, seed, _STEPS, progress)
+        bounds = anneal(
+            vae, found.posterior, target, seed, _SCHEDULE, drawn_from=latents, progress=progress
+        )
     assert bounds.upper is not None, "the images' latents were given"
     width = bounds.upper - bounds.lower
     return Bracket(
@@ -233,6 +250,12 @@ def bracket_evidence(vae: VAE, count: int, seed: int) -> Bracket:
         chains=_SCHEDULE.chains,
         temperatures=_SCHEDULE.temperatures,
     )
+
+
+def _told(label: str, images: int, back: int = 0) -> Progress:
+    """Of the gradients that the better bounds of so many images take."""
+    each = _SCHEDULE.gradients + back + _STEPS * OPTIMISING_DRAWS
+    return Progress(label, images * each, "steps")
 
 
 def _best(gaps: dict[Method, Tensor]) -> Method:

@@ -63,13 +63,15 @@ class FindingOptions:
     """seed: of all draws. bound_images: first images that get the better bounds, and images drawn
     from the model, whose log p(x) is bounded from both sides; 0: none.
 
-    perception: LPIPS with a user's weights; None: there is none.
+    perception: LPIPS with a user's weights; None: there is none. without_bounds: how one does
+    without these bounds, for whoever waits for them.
     """
 
     seed: int
     importance_samples: int
     bound_images: int
     perception: Perception | None = None
+    without_bounds: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,11 @@ def _gap(
     if count == 0:
         return importance_gap(weights), None
     slots = measured.positions[:count].tolist()
-    found = bound_gap(vae, first[:count], slots, weights.first(count), options.seed)
-    return found, bracket_evidence(vae, drawn, options.seed)
+    without = options.without_bounds
+    found = bound_gap(
+        vae, first[:count], slots, weights.first(count), options.seed, without=without
+    )
+    return found, bracket_evidence(vae, drawn, options.seed, without)
 
 
 def mean_and_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:

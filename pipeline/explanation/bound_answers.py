@@ -100,8 +100,8 @@ def _on_drawn_images(n: Numbers) -> list[Sentence]:
         found.append(
             claim(
                 Check.BOUND_IMAGES,
-                "{images} images got these bounds and not the {asked} asked for: more would take "
-                "this machine more than a minute.",
+                "{images} images got these bounds and not the {asked} asked for: by a short trial "
+                "more would take this machine more than a minute.",
                 images=n.gap.images,
                 asked=n.bound_images,
             )

@@ -35,13 +35,26 @@ def test_a_terminal_of_any_width_scrolls_no_line_but_the_last_state_and_the_warn
     (tmp_path / "work.py").write_text(_WORK)
     with terminal(tmp_path, ["work.py"], columns) as window:
         lines = window.wait_for("exit code 0")
-    assert len(lines) == 4, lines
-    warning, bar, note, _ = lines
+    warning, bar, *notes, _ = lines
     assert warning == "WARNING: the disk is nearly full"
     assert bar.startswith("a-run-with-a-long-name: 100%")
-    assert note.startswith("  elbo -4533.14")
     # Of what is told, the bar itself is the first that a narrow window does without.
     assert columns < 80 or "steps/s]" in bar
+    assert " ".join(note.strip() for note in notes) == _NOTE, "nothing of it is cut off"
+    assert len(notes) == {40: 4, 80: 2, 200: 1}[columns]
+
+
+def test_a_line_that_is_too_long_does_without_its_rate_and_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch, clock: "_Clock"
+) -> None:
+    progress = Progress("bounds of 32 drawn images of a run", 81_920, "steps")
+    for _ in range(3):
+        clock.now += 10
+        progress.advance(10_000)
+    whole, short = progress.lines(200)[0], progress.lines(80)[0]
+    assert "left" in short
+    assert len(short) <= 80 < len(whole)
+    assert "steps/s" in whole
 
 
 def test_a_dumb_terminal_gets_lines_as_a_log_does(

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -132,3 +133,17 @@ def test_images_that_take_longer_than_a_minute_get_fewer_bounds() -> None:
     assert images_within(3, 1000.0) == 3
     assert affordable(digits_vae(), 0) == 0
     assert affordable(digits_vae(), 4) == 4
+
+
+def test_whoever_waits_for_the_bounds_sees_each_of_their_gradients_counted(
+    model: tuple[VAE, torch.Tensor, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae, pixels, _ = model
+    gap_of(vae, pixels[:5])
+    bracket_evidence(vae, 5, 0, without="a way without")
+    shown = capsys.readouterr().err
+    for what, hint in (("images", ""), ("drawn images", "a way without")):
+        told = re.search(rf"bounds of 5 {what}: (\d+)/(\d+) steps \[(.*)\]", shown)
+        assert told is not None, shown
+        assert told[1] == told[2], "the work that was foreseen is the work that was done"
+        assert told[3].endswith(hint)
