@@ -41,6 +41,7 @@ def optimise_posterior(
     target: Tensor,
     seed: int,
     steps: int,
+    *,
     progress: Progress | None = None,
 ) -> OptimisedPosterior:
     """`steps` of Adam on fresh noise from the encoder's q, for targets `[B, C, H, W]`.

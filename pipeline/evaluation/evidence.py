@@ -188,7 +188,7 @@ def bound_gap(
         with torch.no_grad():
             target = vae.likelihood.target(images, noise.pixels)
             start = vae.encode(seen_images(vae, images, noise))
-        found = optimise_posterior(vae, start, target, seed, _STEPS, progress)
+        found = optimise_posterior(vae, start, target, seed, _STEPS, progress=progress)
         weighed = importance_bound(vae, found.posterior, target, seed, samples)
         annealed = anneal(vae, found.posterior, target, seed, _SCHEDULE, progress=progress)
     gaps: dict[Method, Tensor] = {
@@ -232,7 +232,7 @@ def bracket_evidence(vae: VAE, count: int, seed: int, without: str = "") -> Brac
             parameters = vae.decode_parameters(latents)
             target, images = vae.likelihood.draw_target(parameters, generator)
             start = vae.encode(images)
-        found = optimise_posterior(vae, start, target, seed, _STEPS, progress)
+        found = optimise_posterior(vae, start, target, seed, _STEPS, progress=progress)
         bounds = anneal(
             vae, found.posterior, target, seed, _SCHEDULE, drawn_from=latents, progress=progress
         )
