@@ -27,7 +27,7 @@ from pipeline.config import Section
 from pipeline.errors import ConfigError, PipelineError, StorageError, is_shortage
 from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
-from pipeline.masking import safe
+from pipeline.masking import masked, safe
 from pipeline.nearest import nearest
 
 Config = TypeVar("Config", bound=Section)
@@ -125,7 +125,16 @@ def _print(outcome: Outcome, output: "Output") -> None:
         for line in outcome.summary:
             print(safe(line))
         if output.json or not sys.stdout.isatty() or not outcome.summary:
-            print(json.dumps(outcome.result, allow_nan=False))
+            print(json.dumps(_shown(outcome.result), allow_nan=False))
+
+
+def _shown(value: JsonValue) -> JsonValue:
+    """What a program may read: names and commands of other people's hold secrets, too."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {masked(name): _shown(each) for name, each in value.items()}
+    return [_shown(each) for each in value] if isinstance(value, Sequence) else value
 
 
 @contextmanager

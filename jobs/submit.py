@@ -13,7 +13,7 @@ from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, MetricsConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ConfigError, UnreachableError
 from pipeline.json_value import Json
-from pipeline.masking import printable
+from pipeline.masking import safe
 
 if TYPE_CHECKING:
     from pipeline.submission.kubernetes_jobs import KubernetesJobs
@@ -42,7 +42,7 @@ def _asked(config: SubmitConfig, place: "Place") -> Outcome:
     if config.logs:
         with while_read():
             for text in follower.logs(place, request):
-                sys.stdout.write(printable(text if text.endswith("\n") else f"{text}\n"))
+                sys.stdout.write(safe(text if text.endswith("\n") else f"{text}\n"))
         return Outcome({"submission_id": config.id or request.base})
     if config.status:
         verdict = follower.status(place, request)

@@ -53,6 +53,13 @@ _NAMED = re.compile(
     r"|access[_-]?key|api[_-]?key|form[_-]?key|dsn)[\w.-]{0,40}[\"']?\s{0,4}[:=]\s{0,4})"
     r"(\"[^\"]*\"|'[^']*'|(?:bearer |basic )?[^\s,;&}\]]+)"
 )
+_BARE = re.compile(
+    r"((?i:\b[\w-]{0,80}(?:secret|token|passw(?:or)?d|passphrase|credential|(?:api|access)[_-]?key)"
+    r"[\w-]{0,80}[\"']?[ \t]+(?:(?:is|was|to)[ \t]+)?))(?=\S{0,200}[^a-z\s.,;:!?()'\"`-])\S+"
+    r"|(\b[A-Z0-9_]{0,80}(?:SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|KEY)[A-Z0-9_]{0,80}[ \t]+)"
+    r"(?!is set\b)\S+"
+)
+"""A name, and behind it a word that is none of a sentence's."""
 
 
 def support_file(checks: Iterable[str], where: str) -> bytes:
@@ -98,8 +105,9 @@ def cleaned(text: str, secrets: Iterable[str]) -> str:
         text = text.replace(secret, "...")
     for form in _SECRETS:
         text = form.sub("...", text)
-    text = _NAMED.sub(r"\1...", text)
-    return "\n".join(printable(masked(line)) for line in text.splitlines()) + "\n"
+    text = masked(_NAMED.sub(r"\1...", text))
+    text = _BARE.sub(lambda found: f"{found[1] or found[2]}...", text)
+    return "\n".join(map(printable, text.splitlines())) + "\n"
 
 
 def _parts(checks: Iterable[str], where: str) -> Iterator[tuple[str, str]]:

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.sections import Section, Url
+from pipeline.masking import secret_in_command
 
 
 class SubmitConfig(Section):
@@ -111,6 +112,17 @@ class SubmitConfig(Section):
     resubmit_on_head_loss: int = Field(
         0, ge=0, description="Times that the job is submitted again to a head that replaced its."
     )
+
+    @field_validator("command")
+    @classmethod
+    def _runs_without_secrets(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if (found := secret_in_command(command)) is not None:
+            raise ValueError(
+                f"the command holds {found}, and whoever sees the cluster's jobs reads it. Take it "
+                "out: secrets come from the environment of the cluster's processes "
+                "(k8s/README.md), and a shell's line may name a variable of theirs, as $TOKEN"
+            )
+        return command
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:

@@ -4,7 +4,7 @@ import sys
 import time
 
 from pipeline.errors import ClusterError, ConfigError, NotNowError, UnreachableError
-from pipeline.masking import printable
+from pipeline.masking import safe
 from pipeline.submission.job_output import Printed, printed
 from pipeline.submission.place import Job, Output, Place
 
@@ -37,18 +37,26 @@ class LogTail:
         if output.source != self._source:
             self._shown, self._source = 0, output.source
         if output.whole:
-            for at in range(
-                max(0, self._shown - output.before), len(output.text), _CHARACTERS_AT_ONCE
-            ):
-                sys.stderr.write(printable(output.text[at : at + _CHARACTERS_AT_ONCE]))
-            self._shown = max(self._shown, output.before + len(output.text))
+            self._show_new(output, is_last=job.has_ended)
         elif output.text and output.text != self._end:
             sys.stderr.write(
-                f"==> the end of what {job.id} printed <==\n{printable(output.text).rstrip()}\n"
+                f"==> the end of what {job.id} printed <==\n{safe(output.text).rstrip()}\n"
             )
             self._end = output.text
         sys.stderr.flush()
         self._next = time.monotonic() + len(output.text) / _BYTES_PER_SECOND
+
+    def _show_new(self, output: Output, *, is_last: bool) -> None:
+        """Whole lines only, but for the last one: half a secret is not seen as one."""
+        text = output.text
+        end = len(text) if is_last else text.rfind("\n") + 1
+        at = max(0, self._shown - output.before)
+        while at < end:
+            line_ends = text.find("\n", min(at + _CHARACTERS_AT_ONCE, end), end) + 1
+            part = text[at : line_ends or end]
+            sys.stderr.write(safe(part))
+            at += len(part)
+        self._shown = max(self._shown, output.before + end)
 
     def read(self, job: Job) -> Output:
         """What there is of it; nothing where it can't be had."""

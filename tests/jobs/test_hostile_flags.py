@@ -26,3 +26,19 @@ def test_a_password_on_a_command_line_is_refused_and_not_repeated(flags: tuple[s
     said = refused(*flags)
     assert "holds a password" in said
     assert "planted" not in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("python", "t.py", "--data=https://u:planted@h/x"),
+     ("env", "AWS_SECRET_ACCESS_KEY=planted", "python", "t.py"),
+     ("python", "t.py", "--token", "planted"), ("python", "t.py", "--password=planted"),
+     ("python", "t.py", "s3://b/x?X-Amz-Signature=planted"),
+     ("bash", "-c", "cd /x; HF_TOKEN='planted' python t.py 'http://u:planted@h'")],
+)  # fmt: skip
+def test_a_secret_anywhere_in_a_submitted_command_is_refused_before_anybody_is_asked(
+    command: tuple[str, ...],
+) -> None:
+    said = refused("submit", "--address", "http://127.0.0.1:9", "--", *command)
+    assert "comes from the environment" in said or "come from the environment" in said
+    assert "planted" not in said

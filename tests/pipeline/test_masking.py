@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import string
 from collections.abc import Callable
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from pipeline.masking import (
     one_line,
     printable,
     secret_in,
+    secret_in_command,
 )
 
 EACH = 400
@@ -24,7 +26,7 @@ SHOWN = 8
 """So many characters of a secret in a row tell something; fewer may be there by chance."""
 BASE64 = string.ascii_letters + string.digits + "+/"
 PLAIN = string.ascii_letters + string.digits
-HARD = PLAIN + "!$%&*+,-.:;=^_~/?#@"
+HARD = PLAIN + "!$%&*+,-.:;=^_~/?#@'\"<>|`()[]{}\\ "
 
 Pair = tuple[str, str]
 """A URL, and the secret in it, as it stands there."""
@@ -158,6 +160,70 @@ def test_no_setting_that_is_a_secret_is_shown(said: str) -> None:
         assert not shows(masked(said.format(secret)), secret), said
 
 
+def test_what_the_environment_keeps_secret_is_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(0)
+    for _ in range(EACH):
+        secret, behind = text(draw, HARD, SHOWN, 30), text(draw, PLAIN, SHOWN, 20)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{behind}@127.0.0.1:1")
+        told = masked(f"no user has {secret}, and it is not {behind!r} either")
+        assert not shows(told, secret)
+        assert not shows(told, behind)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/home/me/token")
+    assert masked("see /home/me/token") == "see /home/me/token", "a file's name is none"
+
+
+COMMANDS: tuple[Callable[[str], list[str]], ...] = (
+    lambda secret: ["python", "t.py", f"--data=https://u:{secret}@host/x"],
+    lambda secret: ["python", "t.py", "--data", f"postgresql://me:{secret}@db/x"],
+    lambda secret: ["env", f"AWS_SECRET_ACCESS_KEY={secret}", "python", "t.py"],
+    lambda secret: ["python", "t.py", "--token", secret],
+    lambda secret: ["python", "t.py", f"--db-password={secret}", "--steps", "5"],
+    lambda secret: ["python", "t.py", f"s3://b/x?X-Amz-Signature={secret}"],
+    lambda secret: ["python", "t.py", f"sigma=[https://h/x?sig={secret}]"],
+    lambda secret: ["bash", "-c", f"HF_TOKEN={secret} python t.py --steps 5"],
+    lambda secret: ["bash", "-c", f"cd /x && export DB_PASSWORD='{secret}'; python t.py"],
+    lambda secret: ["bash", "-c", f'python t.py --password "{secret}" && date'],
+    lambda secret: ["bash", "-c", f"bash -c \"wget 'http://u:{secret}@host/x'\""],
+    lambda secret: ["sh", "-c", f"curl -u me:{secret} http://host/x"],
+    lambda secret: ["curl", "--user", f"me:{secret}", "http://host/x"],
+    lambda secret: ["curl", "-H", f"Authorization: Bearer {secret}", "http://host/x"],
+    lambda secret: ["python", "-c", f"import t; t.run(api_key='{secret}')"],
+    lambda secret: ["python", "t.py", json.dumps({"client_secret": secret, "steps": 5})],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_secret_is_found_wherever_it_stands_in_a_command(
+    command: Callable[[str], list[str]],
+) -> None:
+    draw = random.Random(0)
+    for _ in range(EACH):
+        secret = text(draw, BASE64, SHOWN, 40)
+        words = command(secret)
+        assert secret_in_command(words) is not None, words
+        assert not shows(masked(shlex.join(words)), secret), words
+        assert not shows(masked(repr(words)), secret), words
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m jobs.train --data s3://b/d --run r --recipe photos-64 --init models:/x@champion",
+        "python t.py --num-tokens 77 --tokenizer bert --token-dim 768 --max_token=5 --seed 3",
+        "bash -c 'curl --fail --user \"$U:$P\" --token $TOKEN http://mlflow:5000/x -d @body.json'",
+        "env HF_TOKEN_PATH=/run/token python t.py --password-file /run/password --no-token",
+        "python -c 'import os; token = os.environ[\"HF_TOKEN\"]'", "git clone git@host:a/b",
+        "docker run -u 1000:1000 image", "python t.py 'a sentence: with basic training of a key'",
+        "bash -c 'export A_TOKEN=${B_TOKEN}; A_PASSWORD=$(cat /run/p) python t.py'",
+    ],
+)  # fmt: skip
+def test_a_command_without_a_secret_is_taken(command: str) -> None:
+    assert secret_in_command(shlex.split(command)) is None
+
+
 HARMLESS = [
     "s3://bucket/a/b", "s3://bucket/what?.png", "https://host/x.tar", "https://host:8080/x?v=2",
     "sqlite:///runs/mlflow.db", "runs/photos/train", "/data/a:b@c/d", "models:/first@champion",
@@ -222,6 +288,17 @@ def test_a_name_opens_no_tag_no_cell_and_no_picture_of_a_page() -> None:
         ("a bearer of news", "a bearer of news"),
         ('{"password": "pass", "x": 1}', '{"password": "...", "x": 1}'),
         ("elbo: -3.5", "elbo: -3.5"),
+        ("http://me:pa'ss w@rd@127.0.0.1:1 is away", "http://...@127.0.0.1:1 is away"),
+        ("at http://mlflow:5000 no models:/a@b", "at http://mlflow:5000 no models:/a@b"),
+        ("http://10.0.0.1:5000: 401, ask me@x", "http://10.0.0.1:5000: 401, ask me@x"),
+        ("https://...@h, then https://u:p@h/x", "https://...@h, then https://...@h/x"),
+        ("login at //me:pass@h/x", "login at //...@h/x"),
+        ("?next=https%3A%2F%2Fme%3Apass%40h", "?next=https%3A%2F%2F...%40h"),
+        ("t.py --password 'two words' -x", "t.py --password '...' -x"),
+        ("['t.py', '--token', 'abc', 'x']", "['t.py', '--token', '...', 'x']"),
+        ("args:\n- --api-key\n- abc\n- x", "args:\n- --api-key\n- ...\n- x"),
+        ("password=it's, x=1", "password=..., x=1"),
+        ("login ghp_abcdefghijklmnop1234 failed", "login ... failed"),
     ],
 )
 def test_what_opens_a_door_is_left_out_and_the_rest_stays(text: str, shown: str) -> None:

@@ -36,6 +36,9 @@ LINES = [
     "MLFLOW_TRACKING_PASSWORD: planted-34", "form-key: planted-35", "RAY_AUTH_TOKEN=planted-36",
     'headers={"Cookie": "session=planted-37"}', "https://host/x?sig=planted38%2Fplanted38",
     "passwd: planted-39", "sk-planted40planted40planted40",
+    "started: python t.py --password planted-41 --steps 5", "['--hf-token', 'planted-42', 'x']",
+    "  - --db-password\n  - planted-43", "the password is planted-44", "TOKEN planted-45",
+    "http://me:it's planted-46@host/x", "curl -u me:planted-47 http://host",
 ]  # fmt: skip
 
 
@@ -66,8 +69,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def test_of_forty_secrets_none_is_found(runs: Path, tmp_path: Path) -> None:
-    assert len(VARIABLES) + len(LINES) == 40
+def test_of_all_these_secrets_none_is_found(runs: Path, tmp_path: Path) -> None:
+    assert len(VARIABLES) + len(LINES) == 47
     assert all(map(planted_in, [*VARIABLES.values(), *LINES]))
     out = tmp_path / "support.zip"
     main(DoctorConfig(storage=str(runs), support_file=str(out)))
@@ -97,5 +100,8 @@ def test_however_much_there_is_the_file_stays_small_and_says_what_it_left_out(ru
 
 
 def test_what_is_no_secret_stays_as_it_is() -> None:
-    said = "12:00:01 INFO step 100, elbo -336.75: s3://datasets/photos/train, 4 workers\n"
+    said = (
+        "12:00:01 INFO step 100, elbo -336.75: s3://datasets/photos/train, 4 workers\n"
+        "the token is wrong, and no password was given: HF_TOKEN is set\n"
+    )
     assert cleaned(said, []) == said

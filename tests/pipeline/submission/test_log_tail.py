@@ -23,6 +23,20 @@ class Printed(RayJobs):
         return now
 
 
+def test_a_secret_that_comes_in_two_parts_is_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = [
+        Output(text, whole=True) for text in ("one\nat http://u:pla", "one\nat http://u:planted@h")
+    ]
+    tail = LogTail(Printed(*parts))
+    tail.show(job(ended=False))
+    assert capsys.readouterr().err == "one\n"
+    tail._next = 0
+    tail.show(job())
+    assert capsys.readouterr().err == "at http://...@h"
+
+
 def job(*, ended: bool = True) -> Job:
     return Job("first", "", "RUNNING", "python", has_ended=ended)
 
