@@ -3,7 +3,6 @@
 import ast
 import os
 import runpy
-import shlex
 import shutil
 import signal
 import sys
@@ -32,10 +31,13 @@ def main() -> None:
         print(version("vae-pipeline"))
         return
     if name is not None and name != "help" and not name.startswith("-"):
+        from pipeline.masking import shell_word
         from pipeline.nearest import did_you_mean, nearest
 
         likely = nearest(name, names)
-        said = did_you_mean(shlex.join(["vae", likely[0], *sys.argv[2:]]) if likely else None)
+        said = did_you_mean(
+            " ".join(map(shell_word, ["vae", likely[0], *sys.argv[2:]])) if likely else None
+        )
         print(f"There is no job {name}.{said} Jobs: {', '.join(names)}", file=sys.stderr)
         sys.exit(2)
     # `vae | head` closes the pipe: that is no error.

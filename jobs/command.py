@@ -27,7 +27,7 @@ from pipeline.config import Section
 from pipeline.errors import ConfigError, PipelineError, StorageError, is_shortage
 from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
-from pipeline.masking import masked, safe
+from pipeline.masking import masked, safe, safe_line, shell_word
 from pipeline.nearest import nearest
 
 Config = TypeVar("Config", bound=Section)
@@ -123,7 +123,7 @@ def _print(outcome: Outcome, output: "Output") -> None:
     """
     with while_read():
         for line in outcome.summary:
-            print(safe(line))
+            print(safe_line(line))
         if output.json or not sys.stdout.isatty() or not outcome.summary:
             print(json.dumps(_shown(outcome.result), allow_nan=False))
 
@@ -196,8 +196,8 @@ def read_recipe(name: str) -> dict[str, JsonValue]:
         return _read_yaml(RECIPES / f"{name}.yaml", "--recipe")
     near = [*nearest(name, known, cutoff=0.4), *known][0]
     raise ConfigError(
-        f"--recipe {name}: there is no such recipe. Did you mean `--recipe {near}`? There are: "
-        f"{', '.join(known)}."
+        f"--recipe {name}: there is no such recipe. Did you mean `--recipe "
+        f"{shell_word(near)}`? There are: {', '.join(known)}."
     )
 
 
@@ -215,7 +215,7 @@ def validate(config_type: type[Config], values: Json) -> Config:
         return config_type.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            "\n  ".join(["the configuration is wrong:", *refusals(config_type, error)])
+            "the configuration is wrong:", below=[*refusals(config_type, error)]
         ) from None
 
 
@@ -247,7 +247,7 @@ def _read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
     except StorageError as error:
         beside = sorted(each.name for each in path.absolute().parent.glob("*.y*ml"))
         near = nearest(path.name, beside)
-        said = f" Did you mean `{flag} {path.with_name(near[0])}`?" if near else ""
+        said = f" Did you mean `{flag} {shell_word(str(path.with_name(near[0])))}`?" if near else ""
         raise ConfigError(f"{flag} {error}{said} Name a readable YAML file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())[:300].replace("'\\t'", "a tab (`\\t`)")

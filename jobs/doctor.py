@@ -2,7 +2,7 @@
 
 from jobs.command import Outcome, run_job
 from pipeline.config import DoctorConfig
-from pipeline.masking import safe
+from pipeline.masking import safe_line
 
 
 def main(config: DoctorConfig) -> Outcome:
@@ -13,7 +13,7 @@ def main(config: DoctorConfig) -> Outcome:
 
     checks, lines = [], []
     for check in examine(config):
-        print(safe("\n".join(check.lines())), flush=True)
+        print("\n".join(map(safe_line, check.lines())), flush=True)
         lines += check.lines()
         checks.append(asdict(check))
     ok = all(check["level"] != "failed" for check in checks)

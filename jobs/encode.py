@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import EncodeConfig
+from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
     from pipeline.commands.encode import Encoded
@@ -33,7 +34,7 @@ def main(config: EncodeConfig) -> Outcome:
         )
     elif lost:
         lines.append("Shards are missing, so the exit code is 3.")
-    lines.append(f"Prove it whole: `vae verify --store {result.store}`")
+    lines.append(f"Prove it whole: `vae verify --store {shell_word(result.store)}`")
     return Outcome(asdict(result), REFUSED_EXIT if over or lost else 0, lines)
 
 

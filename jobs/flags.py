@@ -4,7 +4,6 @@ Made from the config models alone. Values stay text, but for choices and numbers
 would not take from text; pydantic checks the rest.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.config import TrainConfig
 from pipeline.config.command_line import flag_name, keys_of, near_names
 from pipeline.errors import ConfigError
 from pipeline.json_value import JsonValue
+from pipeline.masking import shell_word
 from pipeline.nearest import did_you_mean
 
 _COMMON = (
@@ -181,7 +181,7 @@ def _meant(config_type: type[BaseModel], found: Mapping[str, JsonValue], word: s
     first = (*getattr(config_type, "first", ())[:1], *required)
     for name in first or own[:1]:
         if name not in found:
-            return did_you_mean(f"{flag_name([name])} {shlex.quote(word)}")
+            return did_you_mean(f"{flag_name([name])} {shell_word(word)}")
     return ""
 
 

@@ -1,13 +1,13 @@
 """Pack folders, archives and prefixes of images into a sharded dataset; append what is new."""
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline import storage
 from pipeline.config import PackConfig
+from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
     from pipeline.packing.commit import PackResult
@@ -29,7 +29,7 @@ def main(config: PackConfig) -> Outcome:
         lines += result.counts.over_lines(*budget)
     elif result.samples:
         data = storage.join(config.output, "train") if result.holdout else config.output
-        lines.append(f"Train on it: `vae train --data {shlex.quote(data)} --run NAME`")
+        lines.append(f"Train on it: `vae train --data {shell_word(data)} --run NAME`")
     return Outcome(result.to_json(), REFUSED_EXIT if over else 0, lines)
 
 

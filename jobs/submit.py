@@ -13,7 +13,7 @@ from jobs.command import Outcome, parse_flags, run_job, validate, while_read
 from pipeline.config import EncodeConfig, MetricsConfig, SubmitConfig, TrainConfig
 from pipeline.errors import ConfigError, UnreachableError
 from pipeline.json_value import Json
-from pipeline.masking import safe
+from pipeline.masking import safe, shell_word
 
 if TYPE_CHECKING:
     from pipeline.submission.kubernetes_jobs import KubernetesJobs
@@ -104,7 +104,7 @@ def _place(config: SubmitConfig) -> "Place":
     address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     if "://" not in address:
         raise ConfigError(
-            f"{address}: is no URL of a Ray dashboard. Give `--address http://{address}`."
+            f"{address}: is no URL of a Ray dashboard. Give `--address {shell_word(f'http://{address}')}`."
         )
     return RayJobs(address, config.timeout_seconds, config.ship)
 

@@ -1,6 +1,5 @@
 """Train a VAE on a packed dataset; run again, it continues."""
 
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import TrainConfig
+from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
     from pipeline.commands.sweep import SweepRow
@@ -52,7 +52,7 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
         if result.model is not None
         else f"model: {result.bundle}; not registered, as asked",
         f"curves and pictures: {_where_to_look(result)}",
-        f"What its numbers mean: `vae explain --run {config.run}{config.storage_flag}`",
+        f"What its numbers mean: `vae explain --run {shell_word(config.run)}{config.storage_flag}`",
         f"Latents: {_encoding(config, result)}",
     ]
 
@@ -77,7 +77,7 @@ def _where_to_look(result: "TrainingResult") -> str:
         page = uri if result.run_id is None else run_page(result.run_id)
         if uri.startswith("http"):
             return page
-        return f"`mlflow ui --backend-store-uri {shlex.quote(uri)}`, then {page}"
+        return f"`mlflow ui --backend-store-uri {shell_word(uri)}`, then {page}"
     return uri
 
 

@@ -5,7 +5,7 @@ import sys
 from jobs.command import Outcome, run_job
 from pipeline.config import WatchConfig
 from pipeline.json_value import Json
-from pipeline.masking import safe
+from pipeline.masking import safe_line, shell_word
 
 
 def main(config: WatchConfig) -> Outcome:
@@ -14,7 +14,7 @@ def main(config: WatchConfig) -> Outcome:
 
     ended = ended_run(config)
     if ended is not None:
-        explain = f"`vae explain --run {config.run}{config.storage_flag}`"
+        explain = f"`vae explain --run {shell_word(config.run)}{config.storage_flag}`"
         more = f"It is over. {explain} says what its numbers mean."
         if ended.reason != "done":
             more = "It has stopped. The command that started it goes on from there."
@@ -37,7 +37,7 @@ def _watched(config: WatchConfig) -> Json:
     result: Json = {"run": [], "store": []}
     again = "\033[H\033[J" if sys.stdout.isatty() and not config.once else ""
     for picture, lines in watch(config):
-        print(again + safe("\n".join(lines)), flush=True)
+        print(again + "\n".join(map(safe_line, lines)), flush=True)
         result = {
             room: [
                 {"name": subject.name, **numbers.series}

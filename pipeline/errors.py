@@ -5,9 +5,10 @@ keeps its traceback.
 """
 
 import errno
+from collections.abc import Sequence
 from typing import ClassVar
 
-from pipeline.masking import safe
+from pipeline.masking import safe_line
 
 
 class PipelineError(Exception):
@@ -17,9 +18,15 @@ class PipelineError(Exception):
     may_pass: ClassVar[bool] = True
     """Whether the same command may end otherwise when it is merely repeated."""
 
+    def __init__(self, message: str = "", *, below: Sequence[str] = ()) -> None:
+        """`below`: what is told in lines of its own; nothing else begins one, whoever chose it."""
+        super().__init__(message)
+        self.below = tuple(below)
+
     def __str__(self) -> str:
         """The message, in which no secret shows and no character moves a terminal's cursor."""
-        return safe(super().__str__())
+        said = safe_line(super().__str__())
+        return "\n  ".join([said, *map(safe_line, self.below)])
 
 
 class ConfigError(PipelineError):

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
-from pipeline.masking import masked, safe
+from pipeline.masking import masked, safe, safe_line
 from pipeline.progress import be_quiet, by_log_lines
 
 
@@ -46,6 +46,10 @@ class SafeFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         return safe(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """A line: no name in it begins another one."""
+        return safe_line(super().formatMessage(record))
 
 
 class _Short(SafeFormatter):

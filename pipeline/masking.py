@@ -5,6 +5,7 @@ Errors, log lines and printed lines all pass through here, so that no place has 
 
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from urllib.parse import unquote
@@ -211,6 +212,16 @@ def safe(text: str) -> str:
 def one_line(text: str) -> str:
     """The same on one line, for a name that somebody else chose."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def safe_line(text: str) -> str:
+    """What may be printed as one line, whoever chose the names in it."""
+    return one_line(masked(text))
+
+
+def shell_word(text: str) -> str:
+    """A name or a URL as one word of a shell's command that is printed to be pasted."""
+    return shlex.quote(safe_line(text))
 
 
 def markdown(text: str) -> str:

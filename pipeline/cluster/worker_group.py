@@ -310,10 +310,12 @@ def _cause(error: Exception, rank: RankSettings, restarts: int) -> PipelineError
         if isinstance(base, PipelineError):
             return base
     lines = [
-        f"rank {number}: {str(failure).strip()[-2000:]}" for number, failure in failures.items()
+        line
+        for number, failure in failures.items()
+        for line in f"rank {number}: {str(failure).strip()[-2000:]}".splitlines()
     ]
     return RunError(
-        f"run {rank.training.name!r} failed after {restarts} restarts of its workers:\n"
-        + ("\n".join(lines) or str(error))
-        + "\nThe same command continues it from its last checkpoint."
+        f"run {rank.training.name!r} failed after {restarts} restarts of its workers. The same "
+        "command continues it from its last checkpoint.",
+        below=lines or str(error).splitlines(),
     )

@@ -20,6 +20,7 @@ from pipeline.errors import (
 from pipeline.evaluation.alarms import last_word, read_looks
 from pipeline.figures.history import draw_way
 from pipeline.figures.overview import draw_glance, glanced_at
+from pipeline.masking import shell_word
 from pipeline.progress import phase
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
@@ -153,7 +154,8 @@ def _about(config: TrainConfig, result: TrainingResult) -> str:
     return (
         f"{model.kind} VAE of images {size}, likelihood {model.likelihood}, objective "
         f"{config.objective.kind}: the weights of step {result.chosen_step:,} of {result.steps:,} "
-        f"in run {config.run}{told}. `vae explain --run {config.run}` says what that means."
+        f"in run {config.run}{told}. `vae explain --run {shell_word(config.run)}` says what "
+        "that means."
     )
 
 

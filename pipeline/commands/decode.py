@@ -22,6 +22,7 @@ from pipeline.evaluation.walks import label_direction, principal_axes
 from pipeline.figures import draw_sheet, to_png
 from pipeline.latents import LatentStore
 from pipeline.latents.snapshot import Pointer, read_pointer
+from pipeline.masking import shell_word
 from pipeline.progress import Progress
 from pipeline.registry.models import SCHEME, load_model
 from pipeline.vae import VAE
@@ -96,7 +97,7 @@ def run_sample(config: VerifyConfig) -> Reencoded:
             raise
         raise DatasetError(
             f"{error} That is where it was when the store was made; if it has moved, say where it "
-            f"is: `python -m jobs.verify --store {storage.shown(store.url)} --sample "
+            f"is: `python -m jobs.verify --store {shell_word(store.url)} --sample "
             f"{config.sample} --dataset URL`."
         ) from None
     vae = model_of(store, config)
@@ -227,7 +228,7 @@ def _by_key(store: LatentStore, key: str) -> Named:
     except KeyError as error:
         raise ConfigError(
             f"{error.args[0]} Give another `--keys KEY`; `python -m jobs.stores --keys --store "
-            f"{store.url}` lists all."
+            f"{shell_word(store.url)}` lists all."
         ) from None
 
 

@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.config import DoctorConfig
 from pipeline.errors import PipelineError, TrackingError, UnreachableError
 from pipeline.machine import cores_here, memory_limit_bytes
+from pipeline.masking import shell_word
 from pipeline.tracking.mlflow_client import tracking_uri
 from pipeline.tracking.mlflow_closing import close_dead_runs
 from pipeline.tracking.mlflow_probe import probe_mlflow
@@ -143,7 +144,7 @@ def _storage(config: DoctorConfig) -> Iterator[Check]:
 
 def _storage_advice(url: str) -> str:
     if storage.local_path(url) is not None:
-        return f"mkdir -p {url} && chown $(id -u) {url}"
+        return f"mkdir -p {shell_word(url)} && chown $(id -u) {shell_word(url)}"
     endpoint = storage.shown(os.environ.get("AWS_ENDPOINT_URL", "AWS"))
     return (
         f"the endpoint is {endpoint} (AWS_ENDPOINT_URL); set AWS_ACCESS_KEY_ID and "

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
 from pipeline.json_value import Json
+from pipeline.masking import shell_word
 from pipeline.registry.models import resolve as resolve_model
 from pipeline.registry.promotion import place_alias
 from pipeline.runs.result import TrainingResult
@@ -139,7 +140,7 @@ def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
     if not isinstance(place, dict) or last not in place:
         known = [".".join(path) for path, _ in keys_of(TrainConfig)]
         rest = str(config.sweep).partition("=")[2]
-        meant = [f"`--sweep {each}={rest}`" for each in near_names(key, known)]
+        meant = [f"`--sweep {shell_word(f'{each}={rest}')}`" for each in near_names(key, known)]
         hint = f"Did you mean {' or '.join(meant)}?" if meant else "`--print-config` tells all."
         raise ConfigError(f"--sweep {key}: there is no such knob. {hint}")
     place[last] = value

@@ -95,7 +95,7 @@ def _open(config: TrainConfig, run: Run) -> None:
     if differences:
         logger.warning(
             "run %s was tried with another configuration and made no step; it begins with this "
-            "one:\n  %s", run.url, "\n  ".join(differences),
+            "one: %s", run.url, "; ".join(differences),
         )  # fmt: skip
         run.begin_anew()
     run.open(config, pins)

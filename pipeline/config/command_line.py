@@ -1,6 +1,5 @@
 """Keys as flags: their names, those that somebody may have meant, and a run's own command line."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.config.train import TrainConfig
+from pipeline.masking import shell_word
 from pipeline.nearest import nearest
 
 _OTHER_WORDS = {"epochs": "steps"}
@@ -54,7 +54,7 @@ def near_names(word: str, names: Sequence[str]) -> list[str]:
 
 def training_command(config: TrainConfig) -> str:
     """`python -m jobs.train ...` with each flag that is not what it is by default."""
-    return f"python -m jobs.train {shlex.join(_given(config))}"
+    return f"python -m jobs.train {' '.join(map(shell_word, _given(config)))}"
 
 
 def _given(config: TrainConfig) -> Iterator[str]:

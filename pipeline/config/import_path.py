@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.masking import one_line
+from pipeline.masking import one_line, shell_word
 from pipeline.nearest import nearest
 
 OWN_CODE = (Exception, SystemExit)
@@ -38,7 +38,7 @@ def _instead(path: str, flag: str) -> str:
         files = [each.stem for place in sys.path for each in Path(place or ".").glob("*.py")]
         meant = [f"{each}:{name}" for each in nearest(module, files)]
     if meant:
-        return f"Did you mean `{flag} {meant[0]}`?"
+        return f"Did you mean `{flag} {shell_word(meant[0])}`?"
     return (
         "Give MODULE:NAME, importable from this folder or PYTHONPATH: `export PYTHONPATH=FOLDER` "
         "where your file lies elsewhere."

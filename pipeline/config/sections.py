@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.masking import secret_in
+from pipeline.masking import secret_in, shell_word
 
 _MOST = 2**63
 """Beyond it a number fits no machine's word, and no knob means it."""
@@ -193,7 +193,7 @@ def registrable(text: str) -> str:
     if alias == "champion":
         raise ValueError(
             "the champion is whoever beats it: register under another alias or none, and then "
-            f"`python -m jobs.models --promote models:/{name}/VERSION`"
+            f"`python -m jobs.models --promote {shell_word(f'models:/{name}/VERSION')}`"
         )
     return text
 

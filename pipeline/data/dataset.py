@@ -27,7 +27,7 @@ from pipeline.data.memory import IndexMemory
 from pipeline.data.shard_index import ShardIndex, cut_sample
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.json_value import Json
-from pipeline.masking import printable
+from pipeline.masking import printable, shell_word
 
 _INDEX_THREADS = 16
 """Indexes are small: the time of one is a request's wait, which threads share."""
@@ -210,19 +210,20 @@ class Dataset:
 def _instead(url: str, flag: str) -> str:
     """What somebody may have meant by a place that is no dataset."""
     if storage.exists(storage.join(url, "train", POINTER)):
-        return f"It is split: give `{flag} {storage.join(url, 'train')}`."
+        return f"It is split: give `{flag} {shell_word(storage.join(url, 'train'))}`."
     if storage.exists(storage.join(url, "store.json")):
-        return f"It is a store of latents: `python -m jobs.verify --store {url}` proves it."
+        proof = f"python -m jobs.verify --store {shell_word(url)}"
+        return f"It is a store of latents: `{proof}` proves it."
     near = storage.near(url)
     if near is not None and storage.exists(storage.join(near, POINTER)):
-        return f"Did you mean `{flag} {near}`?"
+        return f"Did you mean `{flag} {shell_word(near)}`?"
     if "manifests" in storage.names_beside(storage.join(url, POINTER)):
         return (
             "One was: the same jobs.pack (`python -m jobs.pack --source IMAGES --output URL`) "
             "writes that file anew."
         )
     path = storage.local_path(url)
-    images = url if path is not None and path.is_dir() else "IMAGES"
+    images = shell_word(url) if path is not None and path.is_dir() else "IMAGES"
     return (
         f"Pack images first, `python -m jobs.pack --source {images} --output URL`, and give "
         f"`{flag} URL`."

@@ -18,6 +18,7 @@ from pipeline.data.memory import Chunk, ChunkMemory, IndexMemory, fill
 from pipeline.data.order import PADDED, Ids, Order
 from pipeline.data.shard_index import RawSample, ShardIndex, cut_sample
 from pipeline.errors import DatasetError, ObjectNotFoundError
+from pipeline.masking import shell_word
 
 LARGE_BYTES = 32 * 1024
 """From here on a sample of a local shard is read by itself; smaller ones come with their chunk."""
@@ -55,7 +56,7 @@ class Transfers:
         except ObjectNotFoundError as error:
             raise DatasetError(
                 f"{error} It is a shard of {self._dataset}: `python -m jobs.verify --dataset "
-                f"{self._dataset}` tells how it is made again."
+                f"{shell_word(self._dataset)}` tells how it is made again."
             ) from None
         finally:
             with self._lock:
@@ -68,16 +69,16 @@ class Transfers:
         """Lets every read that has not begun fail at once, so that nobody waits for it."""
         self._closed = True
 
-    def describe(self) -> str:
+    def describe(self) -> list[str]:
         """Which ranges are being read now and for how long, for an error's text."""
         now = time.monotonic()
         with self._lock:
             under_way = list(self._reading.values())
         lines = [
-            f"  {storage.shown(url)} [{start}, {end or 'end'}), for {now - since:.0f} s"
+            f"{storage.shown(url)} [{start}, {end or 'end'}), for {now - since:.0f} s"
             for url, start, end, since in under_way
         ]
-        return "\n".join(lines) or "  nothing is being read"
+        return lines or ["nothing is being read"]
 
 
 class SampleReader:

@@ -287,10 +287,10 @@ class Loader:
             rows = pending.rows(self._stall_seconds)
         except TimeoutError:
             raise DatasetError(
-                f"batch {pending.index}: no sample for {self._stall_seconds:.0f} s. Being read:\n"
-                f"{self._reader.transfers.describe()}\nThreads, and where they are:\n"
-                f"{describe_threads('fetch', 'decode')}\n{len(self._waiting)} batches are queued. "
-                "Look at the storage named above, or raise `--stall-seconds`."
+                f"batch {pending.index}: no sample for {self._stall_seconds:.0f} s: "
+                f"{len(self._waiting)} are queued. Look at the storage named below, or raise "
+                "`--stall-seconds`. Being read, and where the threads are:",
+                below=[*self._reader.transfers.describe(), *describe_threads("fetch", "decode")],
             ) from None
         errors = self.stats.count(rows)
         self.stats.bytes_fetched = self._reader.transfers.bytes
@@ -333,7 +333,7 @@ _FRAMES = 6
 """The innermost calls say where a thread waits; those before are the pool's own."""
 
 
-def describe_threads(*prefixes: str) -> str:
+def describe_threads(*prefixes: str) -> list[str]:
     """The innermost frames of each thread whose name begins with one of `prefixes`.
 
     When nothing comes any more, that is said in an error instead of a hang.
@@ -346,8 +346,8 @@ def describe_threads(*prefixes: str) -> str:
             continue
         stack = traceback.extract_stack(frame)[-_FRAMES:]
         calls = [f"{at.name} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno})" for at in stack]
-        lines.append(f"  {thread.name}: {' > '.join(calls)}")
-    return "\n".join(lines) or "  none of its threads runs"
+        lines.append(f"{thread.name}: {' > '.join(calls)}")
+    return lines or ["none of its threads runs"]
 
 
 def _preprocess_of(

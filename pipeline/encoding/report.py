@@ -220,7 +220,7 @@ def to_markdown(report: StoreReport) -> str:
     lines = [
         "# Latent store report",
         "",
-        f"Snapshot `{report.snapshot}`: {state}.",
+        f"Snapshot `{markdown(report.snapshot)}`: {state}.",
         "",
         "| | |",
         "|---|---|",
@@ -232,8 +232,8 @@ def to_markdown(report: StoreReport) -> str:
         f"| arithmetic | {options.precision} |",
         f"| batches computed again in fp32 | {report.redone_batches:,} |",
         f"| shape, type, content | {report.shapes}, {options.dtype}, {options.content} |",
-        f"| model | `{identity.model_digest}` |",
-        f"| dataset | `{report.dataset}` |",
+        f"| model | `{markdown(identity.model_digest)}` |",
+        f"| dataset | `{markdown(report.dataset)}` |",
     ]
     if found := report.reconstruction:
         lines += [

@@ -33,6 +33,7 @@ from pipeline.latents.receipt import (
     shard_name,
 )
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
+from pipeline.masking import shell_word
 from pipeline.vae.vae import VAE
 
 # The source's bytes are not those of its manifest: that is no property of the sample, so it must
@@ -193,7 +194,7 @@ def _check_columns(dataset: Dataset, shard: ShardRecord, options: EncodeOptions)
             raise DatasetError(
                 f"shard {shard.path}: its column {name!r} is {found[name]}, the store's "
                 f"{wanted[name]}, as in the dataset's first shard. Encode with `--columns "
-                f"{name}:{kept_kind(merged(wanted[name], found[name]))}`."
+                f"{shell_word(f'{name}:{kept_kind(merged(wanted[name], found[name]))}')}`."
             )
 
 

@@ -2,7 +2,6 @@
 between labels, and principal axes.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.masking import shell_word
 from pipeline.nearest import nearest
 from pipeline.vae import VAE
 
@@ -98,7 +98,7 @@ def label_direction(means: Tensor, labels: Sequence[str], start: str, goal: str)
         meant = [[name, *nearest(name, known, cutoff=0.4)][-1] for name in (start, goal)]
         raise ConfigError(
             f"label {missing[0]!r} is not in the dataset, which has {', '.join(known[:20])}. "
-            f"Name two of these, as `--edit {shlex.join(meant)}`."
+            f"Name two of these, as `--edit {' '.join(map(shell_word, meant))}`."
         )
     places = torch.tensor([known.index(label) for label in labels], device=means.device)
     points = means.double()

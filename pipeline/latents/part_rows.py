@@ -25,6 +25,7 @@ from pipeline.latents.latent_file import (
 from pipeline.latents.receipt import FailedSample, LatentPart, Receipt, latent_path
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.stored_shard import StoredPart, StoredShard, removed_of
+from pipeline.masking import shell_word
 from pipeline.storage.local import explain
 from pipeline.storage.tables import parse_batch
 
@@ -61,7 +62,8 @@ class PartRows:
             found = path.stat().st_size if path.is_file() else "no"
             raise StoreError(
                 f"{self.url}: holds {found} bytes, its receipt says {self.part.bytes}. Run "
-                f"`python -m jobs.verify --store {self.store}`; it says how to mend the store."
+                f"`python -m jobs.verify --store {shell_word(self.store)}`; it says how to "
+                "mend the store."
             )
         try:
             with pa.memory_map(str(path)) as file:
@@ -115,7 +117,8 @@ class PartRows:
         except StorageError as error:
             raise StoreError(
                 f"{self.url}: the record batch at byte {place.offset} is damaged ({error}). Run "
-                f"`python -m jobs.verify --store {self.store}`; it says how to mend the store."
+                f"`python -m jobs.verify --store {shell_word(self.store)}`; it says how to "
+                "mend the store."
             ) from None
         return batch
 

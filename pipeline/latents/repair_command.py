@@ -1,7 +1,6 @@
 """What jobs.encode was asked for, as its flags: what makes a store's latents once more or of
 another model, and in what two identities differ."""
 
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ from pipeline.config import EncodeConfig
 from pipeline.errors import PipelineError
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.snapshot import Pointer, read_pointer, read_snapshot
+from pipeline.masking import shell_word
 
 
 def encode_again(store: str, pointer: Pointer | None) -> str:
@@ -67,7 +67,7 @@ def difference(before: Identity, after: Identity) -> str:
 
 
 def _line(words: Sequence[str]) -> str:
-    return " ".join(shlex.quote(storage.shown(word)) for word in words)
+    return " ".join(map(shell_word, words))
 
 
 def _words(options: EncodeOptions) -> list[str]:

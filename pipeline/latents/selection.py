@@ -18,6 +18,7 @@ from pipeline.latents.part_rows import PartRows
 from pipeline.latents.positions import Ids, Kept
 from pipeline.latents.statistics import ChannelStatistics, empty, measure
 from pipeline.latents.stored_shard import StoredPart
+from pipeline.masking import shell_word
 from pipeline.storage.row_filter import RowFilter, parse_where
 
 _READ_AHEAD = 8
@@ -149,7 +150,7 @@ class Selection:
         if unknown := [name for name in where.columns if name not in names]:
             raise ConfigError(
                 f"where {where.text}: {self.url} has no column {unknown[0]!r}; it has "
-                f"{', '.join(names)}. Encode with `--columns {unknown[0]}`."
+                f"{', '.join(names)}. Encode with `--columns {shell_word(unknown[0])}`."
             )
         pairs = zip(self.parts, self.rows, strict=True)
         return [stored.latents.intersected(_meeting(rows, where)) for stored, rows in pairs]

@@ -28,7 +28,7 @@ from pipeline.latents.repair_command import encode_again
 from pipeline.latents.selection import Selection
 from pipeline.latents.snapshot import Snapshot, last_published, read_pointer, read_snapshot
 from pipeline.latents.statistics import ChannelStatistics
-from pipeline.masking import printable
+from pipeline.masking import printable, shell_word
 from pipeline.storage.row_filter import parse_where
 
 
@@ -338,10 +338,10 @@ def no_store(url: str, flag: str) -> StoreError:
     """The error of a place that is no store, with what may have been meant by it."""
     near, hint = storage.near(url), f"give another `{flag} URL`."
     if near is not None and storage.exists(storage.join(near, POINTER)):
-        hint = f"did you mean `{flag} {near}`?"
+        hint = f"did you mean `{flag} {shell_word(near)}`?"
     elif any(storage.exists(storage.join(url, part, DATASET)) for part in ("", "train")):
         hint = f"it is a dataset. Encode it into one (jobs.encode), or {hint}"
     else:
-        made = f"python -m jobs.encode --model URI --data URL --output {url}"
+        made = f"python -m jobs.encode --model URI --data URL --output {shell_word(url)}"
         hint = f"make one with `{made}`, or {hint}"
     return StoreError(f"{url}: there is no latent store here; {hint}")

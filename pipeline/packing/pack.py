@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
@@ -13,6 +12,7 @@ from pipeline.config import PackConfig
 from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, SampleError
+from pipeline.masking import shell_word
 from pipeline.packing.commit import (
     PackResult,
     commit_generation,
@@ -160,7 +160,7 @@ def _check_output(
         lines = "; ".join(f"{name}: {there[name]!r} there, {now[name]!r} now" for name in differing)
         raise DatasetError(
             f"{output}: holds a dataset packed with other options ({lines}). Give the same ones, "
-            f"`{shlex.join(state.flags(differing))}`, or another `--output URL`."
+            f"`{' '.join(map(shell_word, state.flags(differing)))}`, or another `--output URL`."
         )
 
 

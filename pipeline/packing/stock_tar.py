@@ -15,6 +15,7 @@ from pipeline.data.image_kinds import HEAD_BYTES, is_apple_double, judge, needs_
 from pipeline.data.shard_index import columns_of
 from pipeline.errors import DatasetError
 from pipeline.json_value import Json
+from pipeline.masking import shell_word
 from pipeline.packing.shard_writer import SIDECARS, Extent
 from pipeline.sources.members import BLOCK, tar_headers
 from pipeline.sources.source_file import MAX_FILE_BYTES
@@ -168,8 +169,8 @@ class StockSample:
             raise DatasetError(
                 f"{where}: the sample {self.key!r} has several images: "
                 f"{', '.join(image.extension for image in left)}. Say which one to take: "
-                f"`--image-extension {left[0].extension}`. Where its dots belong to names, pack "
-                "the images anew (jobs.pack)."
+                f"`--image-extension {shell_word(left[0].extension)}`. Where its dots belong to "
+                "names, pack the images anew (jobs.pack)."
             )
         return left[0] if left else None
 

@@ -1,7 +1,6 @@
 """Proof that a dataset is whole: each shard read once, each promise of the manifest checked."""
 
 import hashlib
-import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pipeline.data.manifest import (
 from pipeline.data.order import PADDED, slots_of
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DatasetError, ObjectNotFoundError, ShortageError, StorageError
+from pipeline.masking import shell_word
 from pipeline.packing.commit import REJECTS, rejects_of
 from pipeline.packing.ledger import (
     STATE,
@@ -275,9 +275,9 @@ def _to_pack_again(dataset: Dataset, number: int) -> Iterator[str]:
         yield f"  pack again ({path}): {storage.shown(url)}" + (
             f" ({len(by_url[url])} members)" if len(by_url[url]) > 1 else ""
         )
-    sources = shlex.join(storage.shown(source) for source in state.sources)
-    options = "".join(f" {word}" for word in state.flags(vars(state.options)))
+    sources = " ".join(map(shell_word, state.sources))
+    options = "".join(f" {shell_word(word)}" for word in state.flags(vars(state.options)))
     yield (
-        f"  mend it: `python -m jobs.pack --source {sources} --output {storage.shown(root)} "
-        f"--append --repack {path}{options}`"
+        f"  mend it: `python -m jobs.pack --source {sources} --output {shell_word(root)} "
+        f"--append --repack {shell_word(path)}{options}`"
     )

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pipeline import storage
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
 from pipeline.exchange.model_folder import load_folder
+from pipeline.masking import shell_word
 from pipeline.nearest import did_you_mean, nearest
 from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
 from pipeline.vae import VAE, load_bundle
@@ -62,7 +63,9 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
             raise ModelError(
                 f"{uri}: MLflow at {storage.shown(where)} has no model {name!r}; its models: "
                 f"{', '.join(names) or 'none'}."
-                + did_you_mean(f"{flag} {uri.replace(name, likely[0], 1)}" if likely else None)
+                + did_you_mean(
+                    f"{flag} {shell_word(uri.replace(name, likely[0], 1))}" if likely else None
+                )
                 + " `python -m jobs.models` lists them; `export MLFLOW_TRACKING_URI=URI` names "
                 "another MLflow."
             )
@@ -72,15 +75,16 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
                 there = ", ".join(f"@{a} (version {v})" for a, v in sorted(aliases.items()))
                 newest = max(int(each.version) for each in known)
                 instead = f"@{next(iter(sorted(aliases)))}" if aliases else f"/{newest}"
+                likely = shell_word(SCHEME + name + instead)
                 promotion = (
-                    f" `python -m jobs.models --promote {SCHEME}{name}{instead}` makes a champion."
+                    f" `python -m jobs.models --promote {likely}` makes a champion."
                     if alias == "champion"
                     else ""
                 )
                 raise ModelError(
                     f"{uri}: model {name!r} has no alias {alias!r}; it has: {there or 'none'}. "
                     f"Versions: {', '.join(sorted(str(v.version) for v in known))}.{promotion} "
-                    f"Or name one of these, as `{flag} {SCHEME}{name}{instead}`."
+                    f"Or name one of these, as `{flag} {likely}`."
                 )
             version = aliases[alias]
         for found in known:
@@ -90,7 +94,7 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
     raise ModelError(
         f"{uri}: model {name!r} has no version {version}; it has "
         f"{', '.join(sorted(str(v.version) for v in known))}. Name one of these, as "
-        f"`{flag} {SCHEME}{name}/{max(int(each.version) for each in known)}`."
+        f"`{flag} {shell_word(f'{SCHEME}{name}/{max(int(each.version) for each in known)}')}`."
     )
 
 

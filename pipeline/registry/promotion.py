@@ -11,6 +11,7 @@ from pipeline.data import Dataset
 from pipeline.errors import ModelError
 from pipeline.evaluation.reading import in_order
 from pipeline.evaluation.sums import evaluate_elbo
+from pipeline.masking import shell_word
 from pipeline.registry.models import RegisteredModel, load_model, model_tags, resolve, version_tags
 from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
 
@@ -173,7 +174,7 @@ def roll_back(name: str) -> RegisteredModel:
     if not left:
         raise ModelError(
             f"model {name!r}: there is no champion before {past or 'any'}. Choose one: "
-            f"`python -m jobs.models --promote models:/{name}/{_newest(name)}`."
+            f"`python -m jobs.models --promote {shell_word(f'models:/{name}/{_newest(name)}')}`."
         )
     for version in reversed(ended):
         _tag(resolve(f"models:/{name}/{version}"), None)

@@ -16,6 +16,7 @@ from pipeline.figures.history import draw_way
 from pipeline.figures.latents import draw_kl_per_dimension
 from pipeline.figures.overview import draw_glance, glanced_at
 from pipeline.json_value import flat
+from pipeline.masking import shell_word
 from pipeline.report.changes import named, numbers_table, paired_words, settings_table, told
 from pipeline.report.content import Cell, Page, Picture, Section, Table
 from pipeline.report.latent_map import Encoded, draw_map
@@ -92,7 +93,7 @@ def _numbers(run: ReportedRun) -> Section:
     before, after = run.result.holdout_before or {}, run.result.holdout_after or {}
     rows = [(named(name), before.get(name), value) for name, value in after.items()]
     table = Table("Held out, nats per image", ("quantity", "untrained", "now"), rows)
-    words = [f"`vae explain --run {run.name}` says what each of them means."]
+    words = [f"`vae explain --run {shell_word(run.name)}` says what each of them means."]
     return Section("Numbers", words, [table] if rows else [])
 
 

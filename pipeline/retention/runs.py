@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, ShortageError
-from pipeline.masking import one_line
+from pipeline.masking import one_line, shell_word
 from pipeline.runs.checkpoint import newest_step, note_removed
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
@@ -77,7 +77,7 @@ def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
     if missing:
         raise RunError(
             f"{storage.shown(storage.join(place, missing[0]))}: there is no run here. `python -m "
-            f"jobs.runs --storage {storage.shown(place)}` lists those that there are."
+            f"jobs.runs --storage {shell_word(place)}` lists those that there are."
         )
     return runs
 
@@ -214,6 +214,7 @@ def _refusal(
     place: str, run: ListedRun, what: Literal["checkpoints", "runs"], *, named: bool
 ) -> str:
     where = one_line(storage.shown(storage.join(place, run.run)))
+    bundle = storage.join(place, run.run, "bundle")
     if run.state == "alive":
         return (
             f"{where}: is alive: it was written to {time.time() - run.changed:.0f} seconds ago and "
@@ -227,12 +228,12 @@ def _refusal(
     if what == "checkpoints" and run.state != "finished":
         return (
             f"{where}: is {run.state}, and its checkpoints are what it goes on from. Finish it, or "
-            f"remove all of it: `--run {run.run} --remove runs`."
+            f"remove all of it: `--run {shell_word(run.run)} --remove runs`."
         )
     if what == "runs" and run.model is None and not named:
         return (
             f"{where}: its model is not in the registry, so nothing else holds it. Register it "
-            f"(`python -m jobs.models --register {where}/bundle`), or name the run: "
-            f"`--run {run.run}`."
+            f"(`python -m jobs.models --register {shell_word(bundle)}`), or name the run: "
+            f"`--run {shell_word(run.run)}`."
         )
     return ""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, RunError, StorageError
+from pipeline.masking import shell_word
 from pipeline.runs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ def _tensor(run: Run, validation: Validation, name: str) -> Tensor:
         url = run.path("history", f"{validation.step:010d}.safetensors")
         raise RunError(
             f"{storage.shown(url)}: holds no {name!r}, so an older version of this program wrote "
-            f"it. Measure the run's model itself: `--model {storage.shown(run.path('bundle'))}`"
+            f"it. Measure the run's model itself: `--model {shell_word(run.path('bundle'))}`"
         )
     return tensors[name]
 

@@ -4,6 +4,7 @@ import logging
 
 from pipeline import storage
 from pipeline.errors import AccessDeniedError, PipelineError, RunError, ShortageError
+from pipeline.masking import shell_word
 from pipeline.runs.checkpoint import (
     MOST_FAILURES,
     newest_checkpoint,
@@ -60,7 +61,8 @@ def _check(run: Run, asked: int, checkpoint_every: int, *, keeps_best: bool) -> 
         raise RunError(
             f"{run.path('checkpoints')}: were removed (jobs.runs) when the run was finished, at "
             f"step {removed}, so it can't go on to step {asked}. Begin another run with its "
-            f"weights, `--run NAME --init {run.path('bundle')}`, or this one anew: `--begin-anew`."
+            f"weights, `--run NAME --init {shell_word(run.path('bundle'))}`, or this "
+            "one anew: `--begin-anew`."
         )
     if result is not None and result.holdout_after and validated < steps:
         raise _gone(run, "history", f"the validation of step {steps}")

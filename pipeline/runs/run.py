@@ -148,10 +148,10 @@ class Run:
         differences = self.differences(config, pins)
         if differences:
             raise ConfigError(
-                f"{self.url}: this run was started with another configuration:\n  "
-                + "\n  ".join(differences)
-                + f"\nOnly {', '.join(sorted(CHANGEABLE))} may change on continuing. "
-                "Give the old values, or another `--run NAME`."
+                f"{self.url}: this run was started with another configuration. Only "
+                f"{', '.join(sorted(CHANGEABLE))} may change on continuing. Give the old values, "
+                "or another `--run NAME`:",
+                below=differences,
             )
 
     def differences(self, config: TrainConfig, pins: Pins) -> list[str]:

@@ -28,6 +28,7 @@ from pipeline.errors import (
     ObjectNotFoundError,
     UnreadableError,
 )
+from pipeline.masking import shell_word
 from pipeline.nearest import did_you_mean
 from pipeline.sources.archives import (
     is_archive,
@@ -181,7 +182,7 @@ def _list(root: str, listing: Listing) -> Iterator[storage.ObjectInfo]:
             ) from None
         likely = storage.near(root)
         raise DatasetError(
-            f"--source {error}{did_you_mean(likely and f'--source {likely}')}"
+            f"--source {error}{did_you_mean(likely and f'--source {shell_word(likely)}')}"
         ) from None
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import (
     StorageError,
     StorageShortageError,
 )
+from pipeline.masking import shell_word
 from pipeline.storage.urls import shown
 
 logger = logging.getLogger(__name__)
@@ -188,8 +189,8 @@ def _endpoint(url: str) -> str:
 def _bucket(url: str, verdict: Verdict) -> str:
     if verdict != "no_bucket":
         return ""
-    bucket = shown(url).split("/")[2]
-    return f" Make the bucket, `aws s3 mb s3://{bucket}`, or name another.{_endpoint(url)}"
+    bucket = shell_word("/".join(shown(url).split("/")[:3]))
+    return f" Make the bucket, `aws s3 mb {bucket}`, or name another.{_endpoint(url)}"
 
 
 def _credentials(verdict: Verdict, said: str) -> str:

@@ -1,14 +1,13 @@
 """URLs as plain strings: joining them, telling local ones apart, and showing them in messages."""
 
 import re
-import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import StorageError
-from pipeline.masking import is_control, masked, one_line
+from pipeline.masking import is_control, masked, one_line, shell_word
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _LONGEST_NAME = 4096
@@ -116,7 +115,7 @@ def check_address(address: str, prefixes: Sequence[str], where: str, flag: str) 
 
 def removal(url: str) -> str:
     """The shell's command that removes one object."""
-    return f"{'rm' if local_path(url) is not None else 'aws s3 rm'} {shlex.quote(shown(url))}"
+    return f"{'rm' if local_path(url) is not None else 'aws s3 rm'} {shell_word(url)}"
 
 
 def shown(url: str) -> str:

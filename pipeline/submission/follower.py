@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, StorageError, UnreachableError
 from pipeline.json_value import Json
+from pipeline.masking import shell_word
 from pipeline.runs.run import Run
 from pipeline.submission.job_output import cause_of
 from pipeline.submission.log_tail import LogTail
@@ -78,7 +79,7 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
             # What this refusal is about is the next one; the job was lost before.
             return replace(lost, message=f"{lost.message}; submitting it again: {error}")
         if config.detach:
-            return Verdict(name, "SUBMITTED", f"follow it with `--status --id {name}`")
+            return Verdict(name, "SUBMITTED", f"follow it with `--status --id {shell_word(name)}`")
         lost = follow(config, place, request, name, before.result)
         if lost.status != "LOST" or left == 0:
             return lost

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
+from pipeline.masking import shell_word
 from pipeline.tracking.metric import Metric, Report
 from pipeline.tracking.metric_table import BUILD
 
@@ -61,7 +62,7 @@ class Endpoint:
         except OSError as error:
             raise ConfigError(
                 f"/metrics can't be served on {host}:{port}: {error.strerror or error}. Give "
-                f"another address, or a free port by `--tracking.metrics {host}:0`."
+                f"another address, or a free port by `--tracking.metrics {shell_word(host)}:0`."
             ) from None
         return f"{_own_host(host)}:{self._server.server_port}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import first_line
-from pipeline.masking import masked
+from pipeline.masking import masked, shell_word
 from pipeline.tracking.mlflow_client import artifact_location, mlflow_client, tracking_uri
 
 
@@ -60,6 +60,6 @@ def deleted_experiment(name: str) -> list[str]:
     return [
         f"--tracking.experiment {name}: is deleted in MLflow at {storage.shown(uri)}, which takes "
         f"no run into it. Give another `--tracking.experiment NAME`, or restore it: "
-        f"`MLFLOW_TRACKING_URI={storage.shown(uri)} mlflow experiments restore --experiment-id "
-        f"{found.experiment_id}`."
+        f"`MLFLOW_TRACKING_URI={shell_word(uri)} mlflow experiments restore --experiment-id "
+        f"{shell_word(str(found.experiment_id))}`."
     ]

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline import storage
 from pipeline.config import WatchConfig
 from pipeline.errors import ObjectNotFoundError, RunError, UnreachableError
+from pipeline.masking import shell_word
 from pipeline.nearest import did_you_mean
 from pipeline.runs.goodput import STATES, productive_share
 from pipeline.runs.result import TrainingResult
@@ -250,7 +251,7 @@ def _folder(config: WatchConfig) -> tuple[str, str]:
     if storage.exists(storage.join(folder, "run.json")):
         return folder, "Its last start died, or has only begun: the same command goes on."
     name = (storage.near(folder) or "").rpartition("/")[2]
-    return folder, f"No run has this name.{did_you_mean(name and f'--run {name}')}"
+    return folder, f"No run has this name.{did_you_mean(name and f'--run {shell_word(name)}')}"
 
 
 def _has_ended(config: WatchConfig) -> bool:

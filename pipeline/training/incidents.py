@@ -9,6 +9,7 @@ import logging
 from pipeline import storage
 from pipeline.data import Batch, Dataset
 from pipeline.errors import RunError, StorageError
+from pipeline.masking import shell_word
 from pipeline.runs.run import Run, Start
 from pipeline.training.state import TrainState
 from pipeline.training.step import StepReport
@@ -57,8 +58,8 @@ class Incidents:
                 f"{self._dataset.url}: {state.bad_images} samples up to step {state.step} could "
                 f"not be read, more than --loader.bad-fraction {budget} of {seen}. "
                 f"They are listed in {self._run.path('bad_samples')}; `python -m jobs.verify "
-                f"--dataset {self._dataset.url}` says which shards to pack again. Or raise the "
-                "budget."
+                f"--dataset {shell_word(self._dataset.url)}` says which shards to pack "
+                "again. Or raise the budget."
             )
 
     def publish(self) -> None:

@@ -22,6 +22,7 @@ from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.errors import ModelError, StorageError, is_shortage
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
+from pipeline.masking import shell_word
 from pipeline.vae.vae import VAE, build_vae
 
 BUNDLE = storage.DocumentKind("vae-pipeline/model", 3, ModelError, "Pull or save the bundle again.")
@@ -115,7 +116,7 @@ def _contents(
             raise
         said = str(error)[:_MOST_SAID]
         raise ModelError(
-            f"{url}: this version can't read the bundle: {said}\nIt was made by another version: "
+            f"{url}: this version can't read the bundle: {said}. It was made by another version: "
             "install that one, or train again."
         ) from None
     config, parts = contents["config.json"], contents["preprocess.json"]
@@ -151,7 +152,7 @@ def _check_custom(model: ModelConfig, allowed: Collection[str], url: str) -> Non
         raise ModelError(
             f"{url}: its network is the class {model.custom!r}, which is no part of this program. "
             "Look at that class; if you trust it, name it yourself: "
-            f"`--allow-custom {model.custom}` (in Python: allow_custom=)."
+            f"`--allow-custom {shell_word(str(model.custom))}` (in Python: allow_custom=)."
         )
 
 
@@ -245,7 +246,7 @@ def _verified(url: str, name: str, receipt: _Receipt) -> bytes:
     if found != wanted:
         raise ModelError(
             f"{storage.join(url, name)}: sha256 {found}, bundle.json says {wanted}. The file was "
-            f"changed or cut short. Restore it; or `rm -r {storage.shown(url)}`, and `python -m "
-            f"jobs.pull --model URI --output {storage.shown(url)}`."
+            f"changed or cut short. Restore it; or `rm -r {shell_word(url)}`, and `python -m "
+            f"jobs.pull --model URI --output {shell_word(url)}`."
         )
     return data
