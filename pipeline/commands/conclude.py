@@ -31,7 +31,12 @@ from pipeline.runs.json_numbers import plain_json
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run, Start
 from pipeline.tracking.metric_table import MetricsReport
-from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import (
+    check_artifacts_root,
+    mlflow_client,
+    tracking_errors,
+    tracking_uri,
+)
 from pipeline.tracking.mlflow_facts import About, ReadDataset, describe
 from pipeline.tracking.recorder import FLUSH_SECONDS, RunRecorder
 from pipeline.vae import load_bundle
@@ -200,4 +205,6 @@ def _log_figures(run: Run, run_id: str, more: Iterable[tuple[str, bytes]]) -> No
             table = plain_json({"step": validations[-1].step, "nats": nats})
             (Path(folder) / "kl_per_dimension.json").write_bytes(storage.canonical_json(table))
         with tracking_errors(where):
-            mlflow_client(where).log_artifacts(run_id, folder, "figures")
+            client = mlflow_client(where)
+            check_artifacts_root(client.get_run(run_id).info.artifact_uri, where)
+            client.log_artifacts(run_id, folder, "figures")

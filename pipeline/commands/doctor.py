@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline import storage
@@ -224,10 +224,17 @@ def _ray() -> Iterator[Check]:
             "export RAY_AUTH_TOKEN=... (the cluster's own; `ray get-auth-token` on its head)",
         )  # fmt: skip
         return
-    theirs, ours = version.json()["ray_version"], metadata.version("ray")
+    try:
+        theirs = version.read(lambda found: str(found["ray_version"]), "Ray dashboard")
+        alive = nodes.read(_alive, "Ray dashboard")
+    except UnreachableError as error:
+        yield Check("ray", "failed", f"{storage.shown(url)}: {error}", why, "name Ray's dashboard")
+        return
+    ours = metadata.version("ray")
     yield Check(
         "ray", "ok" if theirs == ours else "failed", f"cluster has Ray {theirs}, here is {ours}",
-        "Drivers join only clusters of their own version.", f"pip install 'ray=={theirs}'",
+        "Drivers join only clusters of their own version.",
+        f"pip install {shell_word(f'ray=={theirs}')}",
     )  # fmt: skip
     yield Check(
         "ray: authentication", "failed" if open_to_all else "ok",
@@ -235,17 +242,24 @@ def _ray() -> Iterator[Check]:
         "Whoever submits a job runs any program on the cluster (CVE-2023-48022).",
         "start every node with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH",
     )  # fmt: skip
-    alive = [
-        node for node in nodes.json()["data"]["summary"] if node["raylet"].get("state") == "ALIVE"
-    ]
     totals: dict[str, float] = {}
     for node in alive:
-        for name, amount in (node["raylet"].get("resourcesTotal") or {}).items():
+        for name, amount in node.items():
             totals[name] = totals.get(name, 0.0) + amount
     found = f"{len(alive)} nodes, {totals.get('CPU', 0):g} CPUs, {totals.get('GPU', 0):g} GPUs now"
     if len(alive) == 1:
         found += "; where an autoscaler is, workers come while there is work"
     yield Check("ray: resources", "ok" if alive else "failed", found, why, "start workers")
+
+
+def _alive(found: Any) -> list[dict[str, float]]:
+    """What each node that lives has of each resource, by the dashboard's answer."""
+    nodes = [node["raylet"] for node in found["data"]["summary"]]
+    return [
+        {str(name): float(n) for name, n in (node.get("resourcesTotal") or {}).items()}
+        for node in nodes
+        if node.get("state") == "ALIVE"
+    ]
 
 
 def _dashboard_here() -> str | None:
@@ -293,6 +307,14 @@ def _memory() -> Check:
     )  # fmt: skip
 
 
+def _seconds_of(date: str) -> float | None:
+    """An HTTP date since 1970; None for anything else."""
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+
+
 def _clock(config: DoctorConfig) -> Check:
     uri = tracking_uri()
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
@@ -303,10 +325,10 @@ def _clock(config: DoctorConfig) -> Check:
         with suppress(UnreachableError):
             before = time.time()
             headers = ask("HEAD", server, seconds=_ANSWER_SECONDS).headers
-            date = email.utils.parsedate_to_datetime(headers["Date"]) if "Date" in headers else None
+            date = _seconds_of(headers.get("Date", ""))
             if date is not None:
                 # The header has whole seconds.
-                skew = max(0.0, abs((before + time.time()) / 2 - date.timestamp() - 0.5) - 0.5)
+                skew = max(0.0, abs((before + time.time()) / 2 - date - 0.5) - 0.5)
                 return Check(
                     "clock", "ok" if skew < SKEW_SECONDS else "failed",
                     f"{skew:.0f} s from {storage.shown(server)}",

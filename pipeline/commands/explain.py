@@ -46,12 +46,12 @@ about that of a hold-out as large."""
 class Subject:
     """What is explained: a model by name, the images it is measured on, and what it was trained on.
 
-    training: the training set and its digest, None where nobody knows.
+    training: the training set, its digest and what it may name; None where nobody knows.
     """
 
     named: Named
     data: str
-    training: tuple[str, str] | None
+    training: tuple[str, str, tuple[str, ...]] | None
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,21 @@ def _subject(config: ExplainConfig) -> Subject:
     found = load_named(name, config.storage, config.allow_custom)
     # The run's own config names the hold-out that lay beside its data when it began.
     data = config.data or run.config.holdout or run.config.data
-    return Subject(Named(name, *found), data, _training_set(run, data))
+    if config.data is None:
+        storage.check_place(data, config.shards_below, run.run.path("run.json"), "--data")
+    return Subject(Named(name, *found), data, _training_set(run, data, config.shards_below))
 
 
-def _training_set(run: FinishedRun, data: str) -> tuple[str, str] | None:
+def _training_set(
+    run: FinishedRun, data: str, below: tuple[str, ...]
+) -> tuple[str, str, tuple[str, ...]] | None:
     """Where a run's training set lies and which generation it was, unless `data` is it."""
     pins = Run(run.run.url).pins()
     if pins is None or data == run.config.data:
         return None
-    return run.config.data, pins.dataset
+    where = run.run.path("run.json")
+    url = storage.check_place(run.config.data, below, where, "--shards-below")
+    return url, pins.dataset, below
 
 
 def _with_training_set(model: Evaluated, subject: Subject, seed: int) -> Numbers:

@@ -56,10 +56,12 @@ def _reported_run(name: str, config: ReportConfig, flag: str) -> ReportedRun:
     result, pins, asked = found.run.result(), found.run.pins(), found.config
     assert result is not None, "it is finished"
     assert pins is not None, "and was opened"
-    below = config.shards_below
-    dataset, of = Dataset.open(asked.data, pins.dataset, below), "images that were trained on"
+    below, url, of = config.shards_below, asked.data, "images that were trained on"
+    digest = pins.dataset
     if asked.holdout and pins.holdout:
-        dataset, of = Dataset.open(asked.holdout, pins.holdout, below), "held-out images"
+        url, digest, of = asked.holdout, pins.holdout, "held-out images"
+    storage.check_place(url, below, found.run.path("run.json"), "--shards-below")
+    dataset = Dataset.open(url, digest, below)
     vae = load_bundle(found.bundle, config.allow_custom, digest=found.digest).eval()
     return ReportedRun(
         name=asked.run,

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.masking import masked, printable
+from pipeline.tracking.endpoint import endpoint_of
 from pipeline.web import ask, ray_token
 
 MOST_BYTES = 5_000_000
@@ -190,10 +191,7 @@ def _read(url: str) -> str:
 
 
 def _metrics(url: str) -> str:
-    address = re.search(r'"targets":\["([^"]+)"\]', _read(url))
-    if address is None:
-        return "no endpoint is named"
     try:
-        return ask("GET", f"http://{address[1]}/metrics", seconds=5).body.decode(errors="replace")
+        return ask("GET", endpoint_of(url), seconds=5).body.decode(errors="replace")
     except PipelineError as error:
         return str(error)

@@ -29,7 +29,12 @@ from pipeline.registry.models import resolve as resolve_model
 from pipeline.registry.promotion import place_alias
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
-from pipeline.tracking.mlflow_client import mlflow_client, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import (
+    check_artifacts_root,
+    mlflow_client,
+    tracking_errors,
+    tracking_uri,
+)
 from pipeline.tracking.mlflow_run import TrackedRun
 
 logger = logging.getLogger(__name__)
@@ -225,6 +230,7 @@ def _track(
             client = mlflow_client(uri)
             for run_id in run_ids:
                 client.set_tag(run_id, "mlflow.parentRunId", parent.run_id)
+            check_artifacts_root(client.get_run(parent.run_id).info.artifact_uri, uri)
             client.log_dict(parent.run_id, storage.read_json(run.path("sweep.json")), "sweep.json")
             parent.set_status("FINISHED")
             if best.model_version is not None:

@@ -16,7 +16,13 @@ from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
 from pipeline.exchange.model_folder import load_folder
 from pipeline.masking import shell_word
 from pipeline.nearest import did_you_mean, nearest
-from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import (
+    check_artifacts_root,
+    mlflow_client,
+    name_is,
+    tracking_errors,
+    tracking_uri,
+)
 from pipeline.vae import VAE, load_bundle
 from pipeline.vae.bundle import FILES, RECEIPT, verify_bundle
 
@@ -146,6 +152,7 @@ def _check_source(model: RegisteredModel, where: str) -> None:
             "not use this program: nothing was fetched. Register the bundle with jobs.models."
         )
     storage.below(str(root), model.source[len(str(root)) + 1 :])
+    check_artifacts_root(model.source, where)
 
 
 def _read_inside(url: str, root: str) -> bytes:
@@ -184,6 +191,7 @@ def register(
         with tempfile.TemporaryDirectory(prefix="vae-register-") as scratch:
             folder = Path(scratch) / "model"
             save_pyfunc(bundle_url, folder, allow_custom)
+            check_artifacts_root(client.get_run(run_id).info.artifact_uri, where)
             client.log_artifacts(run_id, str(folder), place)
         source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
         version = client.create_model_version(

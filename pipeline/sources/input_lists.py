@@ -79,7 +79,8 @@ def read_named(path: str, table: str, below: Sequence[str]) -> bytes:
     if info.size > MAX_FILE_BYTES:
         raise SampleError("bomb", f"{info.size} bytes, over {MAX_FILE_BYTES}")
     try:
-        return storage.read(target, 0, info.size)
+        with storage.staying():
+            return storage.read(target, 0, info.size)
     except (ObjectNotFoundError, AccessDeniedError) as error:
         raise SampleError("missing", str(error)) from None
 
@@ -96,7 +97,9 @@ def _prefix_of(path: str, target: str, prefixes: Sequence[str]) -> str:
             "secret", f"its address holds {secret}: list it without, or copy the images"
         )
     found = next((prefix for prefix in prefixes if target.startswith(f"{prefix}/")), None)
-    if found is None:
+    # A server decodes what stands there; a file's or an object's name means itself.
+    is_decoded = storage.protocol(target) not in ("file", "s3", "s3a", "gs", "gcs")
+    if found is None or (is_decoded and storage.leads_out(target[len(found) :])):
         raise SampleError(
             "outside", f"{path!r} lies below none of {', '.join(map(storage.shown, prefixes))}"
         )
@@ -116,7 +119,8 @@ def _found(target: str) -> storage.ObjectInfo:
     long = long or len(target.encode()) >= _PATH_BYTES
     if "\0" in target or (long and storage.local_path(target) is not None):
         raise ObjectNotFoundError(f"{target[:200]!r}: no file can be called so.")
-    return storage.stat(target)
+    with storage.staying():
+        return storage.stat(target)
 
 
 def _target(path: str, folder: str) -> str:

@@ -82,7 +82,8 @@ class SourceFile:
             if self.offset >= 0 or self.member:
                 data = read_member(self.url, self.etag, place)
             else:
-                data = storage.read(self.url, 0, self.size)
+                with storage.staying():
+                    data = storage.read(self.url, 0, self.size)
         except ObjectNotFoundError as error:
             raise SampleError("missing", str(error)) from None
         except (ObjectChangedError, UnreadableError) as error:

@@ -26,6 +26,7 @@ from pipeline.storage.documents import (
     unique_keys,
 )
 from pipeline.storage.neighbours import names_beside, near, refuse_file_above
+from pipeline.storage.other import staying
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
 from pipeline.storage.temporary import private_folder, temporary_folder
@@ -34,7 +35,9 @@ from pipeline.storage.urls import (
     below,
     check_address,
     check_name,
+    check_place,
     join,
+    leads_out,
     local_path,
     protocol,
     removal,
@@ -51,12 +54,14 @@ __all__ = [
     "canonical_json",
     "check_address",
     "check_name",
+    "check_place",
     "checksum_of",
     "create_if_absent",
     "delete",
     "delete_empty_folder",
     "exists",
     "join",
+    "leads_out",
     "links",
     "list_objects",
     "local_path",
@@ -79,6 +84,7 @@ __all__ = [
     "set_retry_policy",
     "shown",
     "stat",
+    "staying",
     "temporary_folder",
     "unfinished",
     "unique_keys",

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
+from urllib.parse import urljoin, urlsplit
 
 from pipeline.errors import StorageError
 from pipeline.storage.retry import RequestFailedError, Verdict, retrying
-from pipeline.storage.urls import protocol, shown
+from pipeline.storage.urls import leads_out, protocol, shown
 
 _PART_BYTES = 16 * 2**20
 """Of one request: these filesystems give no stream, so a part that breaks is asked for anew."""
@@ -19,6 +21,43 @@ _SCHEMES = frozenset(
 """Plain stores of objects. Not those that run templates, open archives or log in to machines."""
 
 
+_STAYS: ContextVar[bool] = ContextVar("stays", default=False)
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Inside, a server's redirect is followed only below the folder of what was asked for."""
+    token = _STAYS.set(True)
+    try:
+        yield
+    finally:
+        _STAYS.reset(token)
+
+
+class _MovedError(FileNotFoundError):
+    """A server names another place than the one that was asked for."""
+
+
+async def _staying_client(**settings: Any) -> Any:
+    """An HTTP client that tells of a redirect that leads elsewhere, and does not follow it."""
+    import aiohttp
+
+    async def look(_session: Any, _context: Any, told: Any) -> None:
+        asked = str(told.url)
+        to = urljoin(asked, told.response.headers.get("Location", ""))
+        at, moved = urlsplit(asked), urlsplit(to)
+        same = (at.scheme, at.netloc) == (moved.scheme, moved.netloc)
+        folder = at.path.rpartition("/")[0]
+        if not same or leads_out(moved.path) or not moved.path.startswith(f"{folder}/"):
+            raise _MovedError(
+                f"the server says that it is at {shown(to)}, which was not followed: list that"
+            )
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(look)
+    return aiohttp.ClientSession(trace_configs=[trace], **settings)
+
+
 def _open(url: str) -> tuple[Any, str]:
     scheme = protocol(url)
     if scheme not in _SCHEMES or "::" in url:
@@ -29,7 +68,10 @@ def _open(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        stays = (
+            {"get_client": _staying_client} if _STAYS.get() and scheme in ("http", "https") else {}
+        )
+        filesystem, path = fsspec.core.url_to_fs(url, **stays)
     except Exception as error:
         # Each filesystem's own constructor raises what it likes: IndexError, TypeError, KeyError.
         raise StorageError(f"{shown(url)}: can't be opened: {error}.") from error
@@ -42,7 +84,8 @@ def _request() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RequestFailedError(_verdict(error), error) from error
+        moved = error.__cause__ if isinstance(error.__cause__, _MovedError) else error
+        raise RequestFailedError(_verdict(error), moved) from error
     except Exception as error:
         # aiohttp's and each cloud's own errors are none of the system's.
         raise RequestFailedError("connection", error) from error

@@ -10,6 +10,8 @@ from pipeline.errors import StorageError
 from pipeline.masking import is_control, masked, one_line, shell_word
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_MOST_ENCODINGS = 5
+"""Of one name, each in the one before: nobody means more."""
 _LONGEST_NAME = 4096
 """Linux opens no longer path, and S3 knows keys of 1,024 bytes."""
 _PLAIN_NAME = re.compile(
@@ -88,6 +90,22 @@ def below(url: str, name: object) -> str:
     return join(url, check_name(name, url))
 
 
+def leads_out(path: str) -> bool:
+    """Whether a server may read a URL's path as one of another folder: `..`, however written.
+
+    Percent-encoded once or several times, with backslashes, with parameters behind it.
+    """
+    for _ in range(_MOST_ENCODINGS):
+        decoded = unquote(path)
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        return True
+    parts = [part.partition(";")[0] for part in re.split(r"[/\\]", path)]
+    return any(part in (".", "..") for part in parts) or _has_control(path)
+
+
 def check_address(address: str, prefixes: Sequence[str], where: str, flag: str) -> str:
     """A whole URL that came from inside a file at `where`, if it lies below one of `prefixes`.
 
@@ -96,7 +114,7 @@ def check_address(address: str, prefixes: Sequence[str], where: str, flag: str) 
     scheme, _, path = address.partition("://")
     bad = scheme not in ("file", "s3", "https") or "::" in address
     bad = bad or "@" in re.split("[/?#]", path, maxsplit=1)[0]
-    bad = bad or any(part in (".", "..") for part in unquote(path).split("/"))
+    bad = bad or leads_out(path)
     if bad or _has_control(address):
         raise StorageError(
             f"{shown(where)}: names {shown(address)}, and what a file names is read only from "
@@ -110,6 +128,24 @@ def check_address(address: str, prefixes: Sequence[str], where: str, flag: str) 
     raise StorageError(
         f"{shown(where)}: names {shown(address)}, which lies elsewhere. If you trust that place, "
         f"say so: {flag} {shown(address.rpartition('/')[0])}"
+    )
+
+
+def check_place(url: str, prefixes: Sequence[str], where: str, flag: str) -> str:
+    """A place that a file at `where` names, if it may be asked without being named again.
+
+    That is a path or an s3:// URL, of which the environment says where they are; of all others
+    those below `prefixes`, which this command names. Raises `StorageError`.
+    """
+    if protocol(url) in ("file", "s3"):
+        return url
+    leads = "::" in url or leads_out(url.partition("://")[2])
+    for prefix in (each.rstrip("/") for each in prefixes):
+        if not leads and (url == prefix or url.startswith(f"{prefix}/")):
+            return url
+    raise StorageError(
+        f"{shown(where)}: names {shown(url)}, which is neither a path nor an s3:// URL. It was not "
+        f"asked for: if you trust it, say so by `{flag} {shell_word(url)}`."
     )
 
 

@@ -13,8 +13,10 @@ from pipeline.errors import ClusterError, ConfigError, UnreachableError
 from pipeline.submission.job_output import said_and_printed
 from pipeline.submission.place import Job, Output, Request
 from pipeline.submission.working_tree import packed
-from pipeline.web import Answer, ask, ray_token
+from pipeline.web import MOST_BYTES, Answer, ask, ray_token
 
+_MOST_LOG_BYTES = 2**30
+"""Ray sends a job's whole log at once."""
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _LOST = frozenset({"JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"})
 """Ray's `error_type` of a driver that went with its node: nobody saw how it ended."""
@@ -53,13 +55,11 @@ class RayJobs:
         answer = self._ask("GET", f"/api/jobs/{urllib.parse.quote(name)}")
         if answer.status == 404:
             return None
-        return _job(self._checked(answer).json())
+        return self._checked(answer).read(_job, "Ray dashboard")
 
     def jobs(self) -> list[Job]:
         """Every submitted job that the cluster remembers, oldest first."""
-        found: list[_Details] = self._checked(self._ask("GET", "/api/jobs/")).json()
-        submitted = [each for each in found if each.get("submission_id")]
-        return [_job(each) for each in sorted(submitted, key=lambda j: j.get("start_time") or 0)]
+        return self._checked(self._ask("GET", "/api/jobs/")).read(_submitted, "Ray dashboard")
 
     def free_id(self, request: Request, newest: Job | None) -> str:
         """The given id the first time, then the next number."""
@@ -91,8 +91,9 @@ class RayJobs:
 
     def output(self, job: Job) -> Output:
         """Everything that the driver has printed so far."""
-        answer = self._checked(self._ask("GET", f"/api/jobs/{urllib.parse.quote(job.id)}/logs"))
-        return Output(str(answer.json()["logs"]), whole=True)
+        path = f"/api/jobs/{urllib.parse.quote(job.id)}/logs"
+        answer = self._checked(self._ask("GET", path, most_bytes=_MOST_LOG_BYTES))
+        return Output(answer.read(lambda found: str(found["logs"]), "Ray dashboard"), whole=True)
 
     def earlier_tries(self, job: Job) -> Sequence[str]:
         """None: Ray itself tries once."""
@@ -118,11 +119,13 @@ class RayJobs:
             self._checked(self._ask("PUT", path, data))
         return f"gcs://{name}"
 
-    def _ask(self, method: str, path: str, data: bytes | None = None) -> Answer:
+    def _ask(
+        self, method: str, path: str, data: bytes | None = None, most_bytes: int = MOST_BYTES
+    ) -> Answer:
         headers = {"Content-Type": "application/json"} if method == "POST" else {}
         answer = ask(
             method, self.address + path, data, headers=self._headers | headers,
-            seconds=self._seconds,
+            seconds=self._seconds, most_bytes=most_bytes,
         )  # fmt: skip
         if answer.status in (401, 403):
             raise ConfigError(
@@ -165,16 +168,29 @@ class _Details(TypedDict):
     driver_exit_code: NotRequired[int | None]
 
 
+def _submitted(found: list[_Details]) -> list[Job]:
+    """Of all jobs those that were submitted, oldest first."""
+    if not isinstance(found, list):
+        raise TypeError("jobs are a list")
+    jobs = [each for each in found if each.get("submission_id")]
+    return [_job(each) for each in sorted(jobs, key=lambda job: job.get("start_time") or 0)]
+
+
 def _job(found: _Details) -> Job:
+    """One job; what is no text raises `TypeError`."""
+    texts = (found["submission_id"] or str(found["job_id"]), found["status"], found["entrypoint"])
+    code = found.get("driver_exit_code")
+    if not all(isinstance(each, str) for each in texts) or not isinstance(code, int | None):
+        raise TypeError("a job's id, status, command and exit code are texts and a number")
     said, output_end = said_and_printed(found.get("message") or "")
     return Job(
-        id=found["submission_id"] or str(found["job_id"]),
+        id=texts[0],
         uid="",
-        status=found["status"],
-        entrypoint=found["entrypoint"],
+        status=texts[1],
+        entrypoint=texts[2],
         has_ended=found["status"] in _ENDED,
         was_lost=found.get("error_type") in _LOST,
-        exit_code=found.get("driver_exit_code"),
+        exit_code=code,
         message=said,
         output_end=output_end,
     )

@@ -1,6 +1,8 @@
 """`/metrics` of one run or one encoding: its registry, fed by reports, and its HTTP server."""
 
+import ipaddress
 import math
+import re
 import socket
 import threading
 import time
@@ -11,11 +13,15 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from pipeline import storage
-from pipeline.errors import ConfigError, StorageError
-from pipeline.masking import shell_word
+from pipeline.errors import ConfigError, RunError, StorageError
+from pipeline.masking import safe_line, shell_word
 from pipeline.tracking.metric import Metric, Report
 from pipeline.tracking.metric_table import BUILD
 
+_MOST_BYTES = 64 * 2**10
+"""Of a discovery file, which has one line."""
+_SHARED = ipaddress.ip_network("100.64.0.0/10")
+"""Where clusters give pods addresses when they have used up the private ones."""
 RELEASE_SECONDS = 10.0
 """A killed recorder's process is gone, and its port free, within a second or two."""
 
@@ -129,6 +135,45 @@ def _own_host(host: str) -> str:
 def discovery(address: str, label: str, name: str) -> bytes:
     """A file for Prometheus's file_sd: where a free port can be found."""
     return storage.canonical_json([{"targets": [address], "labels": {label: name}}])
+
+
+def endpoint_of(url: str) -> str:
+    """The address of `/metrics` that a discovery file names: http://HOST:PORT/metrics.
+
+    Whoever may write the file chooses whom its readers ask: only a host of theirs, or of a network
+    that is not the Internet's, is asked for nothing but metrics. Raises `RunError` for any other,
+    `ObjectNotFoundError` for no file.
+    """
+    found = storage.parse_json(storage.read_bounded(url, _MOST_BYTES), url)
+    target = ""
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict):
+        targets = found[0].get("targets")
+        if isinstance(targets, list) and len(targets) == 1:
+            target = str(targets[0])
+    host, _, port = target.rpartition(":")
+    is_port = re.fullmatch(r"\d{1,5}", port, re.ASCII) is not None and 0 < int(port) < 65536
+    if not is_port or not _is_near(host):
+        raise RunError(
+            f"{storage.shown(url)}: names {safe_line(repr(target)[:100])}, which is no HOST:PORT "
+            "of this machine or of a private network. Nothing was asked for: if you trust it, name "
+            "it yourself, `python -m jobs.watch --url http://HOST:PORT/metrics`."
+        )
+    return f"http://{target}/metrics"
+
+
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine, or an address of a network of one's own."""
+    if host in ("localhost", socket.gethostname(), socket.getfqdn()):
+        return True
+    try:
+        address = ipaddress.ip_address(
+            host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        )
+    except ValueError:
+        return False
+    # A cloud tells a machine's secrets at an address that is local to its link.
+    away = address.is_link_local or address.is_multicast or address.is_unspecified
+    return not away and (address.is_private or address in _SHARED)
 
 
 def forget(url: str, named: bytes) -> None:

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from pipeline import storage
 from pipeline.errors import TrackingError, first_line
 from pipeline.masking import masked
 
 DEFAULT_FOLDER = "runs"
+_SERVED = ("mlflow-artifacts", "http", "https", "ftp", "sftp")
+"""Schemes of artifacts that somebody's server is asked for, with what opens MLflow's."""
 
 # A refused connection blocks a call for 4 minutes with MLflow's own numbers, a black hole for 20.
 _OPTIONS = {
@@ -71,6 +74,34 @@ def artifact_location(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).parent.absolute() / "artifacts").as_uri()
+
+
+def check_artifacts_root(root: str, uri: str) -> None:
+    """Raises `TrackingError` where MLflow's client would ask another server than the one at `uri`.
+
+    It sends the user's password or token to whatever host an experiment's artifact location names,
+    and whoever made the experiment chose that.
+    """
+    try:
+        place, server = urlsplit(root), urlsplit(uri)
+        asks = place.scheme in _SERVED
+        is_own = place.scheme == "mlflow-artifacts" and (
+            not place.netloc or ("@" not in place.netloc and _host(place, server) == _host(server))
+        )
+    except ValueError:  # A port that is no number.
+        asks, is_own = True, False
+    if asks and not is_own:
+        raise TrackingError(
+            f"MLflow at {storage.shown(uri)} keeps these artifacts at {storage.shown(root)}, which "
+            "is another server: it would get the password or token that is meant for this one. It "
+            "was not asked. Use an experiment of this server's own: `--tracking.experiment NAME`."
+        )
+
+
+def _host(place: SplitResult, server: SplitResult | None = None) -> tuple[str | None, int | None]:
+    """Host and port; the scheme's own port where none is named, and the server's scheme counts."""
+    ports = {"http": 80, "https": 443}
+    return place.hostname, place.port or ports.get((server or place).scheme)
 
 
 def name_is(name: str) -> str:

@@ -5,9 +5,14 @@ import uuid
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.errors import first_line
+from pipeline.errors import TrackingError, first_line
 from pipeline.masking import masked, shell_word
-from pipeline.tracking.mlflow_client import artifact_location, mlflow_client, tracking_uri
+from pipeline.tracking.mlflow_client import (
+    artifact_location,
+    check_artifacts_root,
+    mlflow_client,
+    tracking_uri,
+)
 
 
 def probe_mlflow(uri: str) -> str | None:
@@ -26,21 +31,23 @@ def probe_mlflow(uri: str) -> str | None:
             if found
             else client.create_experiment("doctor", artifact_location(uri))
         )
-        run = client.create_run(experiment).info.run_id
+        made = client.create_run(experiment).info
+        run = made.run_id
         try:
+            check_artifacts_root(made.artifact_uri, uri)
             client.log_text(run, text, "doctor.txt")
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run, "doctor.txt", folder)
                 same = Path(path).read_text(encoding="utf-8") == text
         finally:
             client.delete_run(run)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, TrackingError) as error:
         return masked(first_line(error))[:300]
     return None if same else "an artifact came back with other bytes than were sent"
 
 
 def deleted_experiment(name: str) -> list[str]:
-    """Why MLflow takes no run into experiment `name`, if it is one that somebody deleted.
+    """Why no run is to be logged to experiment `name`: deleted, or its artifacts lie elsewhere.
 
     Empty where all is well, and where MLflow does not answer.
     """
@@ -55,6 +62,11 @@ def deleted_experiment(name: str) -> list[str]:
             return []
     except OSError:
         return []
+    if found is not None:
+        try:
+            check_artifacts_root(found.artifact_location, uri)
+        except TrackingError as error:
+            return [str(error)]
     if found is None or found.lifecycle_stage != "deleted":
         return []
     return [

@@ -18,6 +18,7 @@ from pipeline.nearest import did_you_mean
 from pipeline.runs.goodput import STATES, productive_share
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
+from pipeline.tracking.endpoint import endpoint_of
 from pipeline.tracking.metric_table import ENCODING, OUTCOME, TRAINING
 from pipeline.web import ask
 
@@ -210,6 +211,8 @@ def bars(values: deque[float] | None) -> str:
     if not values or len(values) < 2:
         return ""
     low, high = min(values), max(values)
+    if not math.isfinite(high - low):
+        return ""  # No job has such rates.
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((value - low) * scale)] for value in values)
 
@@ -236,10 +239,9 @@ def _endpoint(config: WatchConfig) -> str:
         return config.endpoint
     folder, hint = _folder(config)
     try:
-        (found,) = storage.read_json(storage.join(folder, "metrics.json"))
+        return endpoint_of(storage.join(folder, "metrics.json"))
     except ObjectNotFoundError:
         raise RunError(f"{storage.shown(folder)}: nothing runs there now. {hint}") from None
-    return f"http://{found['targets'][0]}/metrics"
 
 
 def _folder(config: WatchConfig) -> tuple[str, str]:
@@ -271,7 +273,8 @@ def _from_endpoint(url: str, seconds: float) -> Picture:
         for family in text_string_to_metric_families(answer.body.decode()):
             for sample in family.samples:
                 _put(found, now, sample.name, sample.labels, sample.value)
-    except ValueError as error:
+    # Whatever its parser raises for text that is none of Prometheus's.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UnreachableError(f"{storage.shown(url)}: serves no metrics ({error})") from None
     return found
 
@@ -283,9 +286,21 @@ def _from_prometheus(url: str, seconds: float) -> Picture:
             f"{storage.shown(url)}: answers {answer.status} {answer.text} as a Prometheus. A run's "
             "own address ends in /metrics."
         )
+    return answer.read(_queried, "Prometheus")
+
+
+def _queried(answer: Any) -> Picture:
+    """A Prometheus's answer to `_QUERY`."""
     found: Picture = {}
-    for each in answer.json()["data"]["result"]:
-        labels, (when, value) = each["metric"], each["value"]
+    for each in answer["data"]["result"]:
+        labels, point = each["metric"], each["value"]
+        if not all(isinstance(text, str) for text in labels.values()):
+            raise TypeError("labels are texts")
+        if not isinstance(point, list):
+            raise TypeError("a point is a time and a value")
+        when, value = point
+        if not math.isfinite(float(when)):
+            raise ValueError("a time is a number")
         _put(found, float(when), labels["__name__"], labels, float(value))
     return found
 

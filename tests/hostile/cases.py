@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import feather
 
 from tests.hostile.gifts import (
+    ELSEWHERE,
     LINKED,
     SOURCES,
     in_bundle,
@@ -105,6 +106,11 @@ CODE = (
     Case("registered links", f"pull --model models:/gift/{LINKED} --output out", "link"),
     Case("registered links, evaluated", f"evaluate --model models:/gift/{LINKED} --data data",
          "link"),
+    *(Case(f"artifacts on another server: {name}", f"pull --model models:/gift/{n} --output out",
+           "another server|no artifact of its own run")
+      for n, name in enumerate(ELSEWHERE, LINKED + 1)),
+    Case("a training into such an experiment",
+         f"{TRAIN} --tracking.experiment elsewhere", "another server", wrote="runs"),
     Case("a registered name of another tongue", "pull --model \"models:/g'ift@x\" --output out",
          "has no model"),
 )  # fmt: skip

@@ -86,6 +86,9 @@ def _register(kept: Path) -> None:
     (place / "data/bundle/config.json").unlink()
     os.symlink(kept / "secret/id_rsa", place / "data/bundle/config.json")
     client.create_model_version("gift", f"{run.info.artifact_uri}/linked", run.info.run_id)
+    for name, root in ELSEWHERE.items():
+        made = client.create_run(client.create_experiment(name, artifact_location=root)).info
+        client.create_model_version("gift", f"{made.artifact_uri}/m", made.run_id)
 
 
 SOURCES = (
@@ -93,6 +96,11 @@ SOURCES = (
     "file:///tmp/../etc", "s3://other/models", "reference::file:///etc/passwd",
 )  # fmt: skip
 LINKED = len(SOURCES) + 1
+ELSEWHERE = {
+    "elsewhere": "mlflow-artifacts://127.0.0.1:9/art", "user": "mlflow-artifacts://u@127.0.0.1/art",
+    "nobody": "mlflow-artifacts://[::1/art",
+}  # fmt: skip
+"""Experiments, and the servers to which MLflow's client would send its token for artifacts."""
 
 
 def rewrite(path: Path, change: Callable[[Any], object]) -> bytes:
