@@ -56,7 +56,15 @@ POINTER = partial(
     shards=1,
     complete=True,
 )
-KNOWN = {"shell_word", "removal", "encode_again", "training_command", "kind_name", "flag_name"}
+KNOWN = {
+    "shell_word",
+    "_line",
+    "removal",
+    "encode_again",
+    "training_command",
+    "kind_name",
+    "flag_name",
+}
 
 
 def spliced(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
@@ -94,7 +102,7 @@ OURS = {
     "likely", "self.max_workers", "self.min_workers", "(share + 1) * workers", "max(1, share // 2)",
     "path.rpartition(':')[2]", "sizes[0]", "_NEXT", "_ENDS", "share", "fits", "RUN_TAG",
     "DIGEST_TAG", "size", "width", "source.image_shape[-1]", "source.image_shape[0]",
-    "markdown(report.snapshot)", "markdown(identity.model_digest)", "markdown(report.dataset)",
+    "was", "now", "markdown(report.snapshot)", "markdown(identity.model_digest)", "markdown(report.dataset)",
 }  # fmt: skip
 
 
