@@ -14,7 +14,7 @@ def main(config: WatchConfig) -> Outcome:
 
     ended = ended_run(config)
     if ended is not None:
-        explain = f"`vae explain --run {shell_word(config.run)}{config.storage_flag}`"
+        explain = f"`vae explain --run {shell_word(str(config.run))}{config.storage_flag}`"
         more = f"It is over. {explain} says what its numbers mean."
         if ended.reason != "done":
             more = "It has stopped. The command that started it goes on from there."

@@ -81,16 +81,16 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
                 there = ", ".join(f"@{a} (version {v})" for a, v in sorted(aliases.items()))
                 newest = max(int(each.version) for each in known)
                 instead = f"@{next(iter(sorted(aliases)))}" if aliases else f"/{newest}"
-                likely = shell_word(SCHEME + name + instead)
+                meant = shell_word(SCHEME + name + instead)
                 promotion = (
-                    f" `python -m jobs.models --promote {likely}` makes a champion."
+                    f" `python -m jobs.models --promote {meant}` makes a champion."
                     if alias == "champion"
                     else ""
                 )
                 raise ModelError(
                     f"{uri}: model {name!r} has no alias {alias!r}; it has: {there or 'none'}. "
                     f"Versions: {', '.join(sorted(str(v.version) for v in known))}.{promotion} "
-                    f"Or name one of these, as `{flag} {likely}`."
+                    f"Or name one of these, as `{flag} {meant}`."
                 )
             version = aliases[alias]
         for found in known:

@@ -280,7 +280,7 @@ def _from_endpoint(url: str, seconds: float) -> Picture:
 
 
 def _from_prometheus(url: str, seconds: float) -> Picture:
-    answer: Any = ask("GET", f"{url}/api/v1/query?{urlencode(_QUERY)}", seconds=seconds)
+    answer = ask("GET", f"{url}/api/v1/query?{urlencode(_QUERY)}", seconds=seconds)
     if answer.status != 200:
         raise UnreachableError(
             f"{storage.shown(url)}: answers {answer.status} {answer.text} as a Prometheus. A run's "

@@ -117,15 +117,15 @@ def prometheus(*results: object) -> bytes:
     return json.dumps({"status": "success", "data": {"result": list(results)}}).encode()
 
 
-STEP = {"__name__": "vae_train_step", "run": "r"}
+STEP: dict[str, object] = {"__name__": "vae_train_step", "run": "r"}
 NONSENSE = [
     prometheus({"metric": STEP, "value": [1, "x"]}),
     prometheus({"metric": STEP, "value": ["x", "1"]}),
     prometheus({"metric": STEP, "value": [1]}), prometheus({"metric": STEP, "value": "12"}),
     prometheus({"metric": STEP, "value": ["nan", "1"]}), prometheus({"metric": STEP}),
     prometheus({"metric": [], "value": [1, "1"]}), prometheus({"value": [1, "1"]}),
-    prometheus({"metric": {**STEP, "run": {}}, "value": [1, "1"]}),
-    prometheus({"metric": {**STEP, "run": ["a"]}, "value": [1, "1"]}), prometheus(5, None),
+    prometheus({"metric": STEP | {"run": {}}, "value": [1, "1"]}),
+    prometheus({"metric": STEP | {"run": ["a"]}, "value": [1, "1"]}), prometheus(5, None),
     b"[]", b"5", b"null", b'"data"', b'{"data": 5}', b'{"data": {"result": 5}}', b"{}", b"",
     b"\xff\xfe", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b"<html>\nno\n</html>", b"NaN",
     prometheus({"metric": STEP, "value": [10**400, "1"]}), prometheus([STEP, [1, "1"]]),
@@ -162,7 +162,7 @@ def test_the_numbers_of_a_prometheus_that_are_huge_are_drawn(stranger: Stranger)
     stranger.body = prometheus(
         {"metric": STEP, "value": [1e308, "1e308"]},
         {"metric": {"__name__": "vae_train_target_steps", "run": "r"}, "value": [1, "1e-308"]},
-        {"metric": {**STEP, "run": "\x1b[2J\nOK: all is well"}, "value": [1, "NaN"]},
+        {"metric": STEP | {"run": "\x1b[2J\nOK: all is well"}, "value": [1, "NaN"]},
     )
     assert job("watch", "--url", stranger.address, "--once")[0] == 0
 
