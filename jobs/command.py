@@ -13,22 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from jobs.flags import RECIPES, read_flags, recipes
+from jobs.flags import read_flags
 from jobs.help import help_text
 from jobs.interrupts import ENDED, end_in_order
 from jobs.refusals import refusals
-from pipeline import storage
 from pipeline.config import Section
-from pipeline.errors import ConfigError, PipelineError, StorageError, is_shortage
+from pipeline.errors import ConfigError, PipelineError, is_shortage
 from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
-from pipeline.masking import masked, safe, safe_line, shell_word
-from pipeline.nearest import nearest
+from pipeline.masking import masked, safe, safe_line
+from pipeline.recipe import merge, read_recipe, read_yaml
 
 Config = TypeVar("Config", bound=Section)
 
@@ -172,7 +171,7 @@ def parse_flags(
     recipe, path = flags.pop("recipe", None), flags.pop("config", None)
     output = _output(flags)
     base = {} if recipe is None else read_recipe(str(recipe))
-    file = {} if path is None else _read_yaml(Path(str(path)), "--config")
+    file = {} if path is None else read_yaml(Path(str(path)), "--config")
     return merge(merge(base, file), flags), output
 
 
@@ -186,18 +185,6 @@ def _output(flags: dict[str, JsonValue]) -> Output:
         json=bool(flags.pop("json", False)),
         quiet=bool(flags.pop("quiet", False)),
         log_format="json" if form == "json" else "text",
-    )
-
-
-def read_recipe(name: str) -> dict[str, JsonValue]:
-    """What a recipe says; raises `ConfigError` with those that there are."""
-    known = recipes()
-    if name in known:
-        return _read_yaml(RECIPES / f"{name}.yaml", "--recipe")
-    near = [*nearest(name, known, cutoff=0.4), *known][0]
-    raise ConfigError(
-        f"--recipe {name}: there is no such recipe. Did you mean `--recipe "
-        f"{shell_word(near)}`? There are: {', '.join(known)}."
     )
 
 
@@ -219,70 +206,9 @@ def validate(config_type: type[Config], values: Json) -> Config:
         ) from None
 
 
-def merge(base: Json, over: Json) -> dict[str, JsonValue]:
-    """`base` with the keys of `over` laid upon it, section by section."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = (
-            merge(below, value)
-            if isinstance(value, Mapping) and isinstance(below, Mapping)
-            else value
-        )
-    return merged
-
-
 def _program() -> str:
     """How this job was called: `vae NAME`, whose entry point is imported, or by its module."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name if spec is not None else "jobs"
     is_vae = "jobs.__main__" in sys.modules
     return f"vae {name.removeprefix('jobs.')}" if is_vae else f"python -m {name}"
-
-
-def _read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
-    try:
-        text = storage.read_bounded(str(path), MOST_YAML_BYTES).decode()
-        values = yaml.load(text, _PlainLoader)  # noqa: S506 - derived from the safe one
-    except StorageError as error:
-        beside = sorted(each.name for each in path.absolute().parent.glob("*.y*ml"))
-        near = nearest(path.name, beside)
-        said = f" Did you mean `{flag} {shell_word(str(path.with_name(near[0])))}`?" if near else ""
-        raise ConfigError(f"{flag} {error}{said} Name a readable YAML file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:300].replace("'\\t'", "a tab (`\\t`)")
-        raise ConfigError(f"{flag} {path}: not YAML: {said}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{flag} {path}: holds no mapping of keys to values.")
-    return values
-
-
-MOST_YAML_BYTES = 2**20
-"""A configuration has some KB: what is larger is another file."""
-_MOST_DEPTH = 20
-"""Sections lie two deep."""
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without what makes nine lines expand to 10^9 words, or hides one key behind another."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuses aliases, and nesting deeper than any configuration's."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read here: write the value out")
-        self._depth = getattr(self, "_depth", 0) + 1
-        if self._depth > _MOST_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {_MOST_DEPTH} levels deep")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuses a key that is there twice: only one of its values would count."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.YAMLError(f"the key {name!r} is there twice")
-            seen.add(name)
-        return super().construct_mapping(node, deep)

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import pipeline.config
-from jobs.flags import Flag, choices_of, flags_of, recipes
+from jobs.flags import Flag, choices_of, flags_of
+from pipeline.recipe import recipes
 
 _SHELLS = ("bash", "zsh")
 

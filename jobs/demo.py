@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, TypeVar, cast
 
-from jobs.command import Outcome, merge, read_recipe, run_job, validate
+from jobs.command import Outcome, run_job, validate
 from pipeline.config import (
     DemoConfig,
     EncodeConfig,
@@ -22,6 +22,7 @@ from pipeline.config import (
     VerifyConfig,
 )
 from pipeline.json_value import Json
+from pipeline.recipe import merge, read_recipe
 
 HOLDOUT = 0.1
 """Of the images: some 180 digits, enough for an ELBO with an error."""

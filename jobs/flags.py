@@ -6,7 +6,6 @@ would not take from text; pydantic checks the rest.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -27,14 +26,6 @@ _COMMON = (
     ("--log-format {text,json}", "Log lines for people, or a JSON each."),
 )
 _RECIPE = ("--recipe NAME", "Begin with a recipe's configuration (docs/recipes.md).")
-
-
-RECIPES = Path(__file__).with_name("recipes")
-
-
-def recipes() -> list[str]:
-    """The names that `--recipe` takes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,23 @@ _OF_COMMANDS = {
 
 
 def load_model(uri: "Place", allow_custom: "Collection[str]" = ()) -> "VAE":
-    """The VAE behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a bundle's path.
+    """The VAE behind `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a bundle's path, or the name of
+    a finished run below `runs`.
 
     Its checksums are verified. A network of somebody's own is built only if `allow_custom` names
     its class, as package.module:Class. Needs `vae-pipeline[pull]`, not Ray. Raises `ModelError`
     saying which names, aliases or versions there are.
     """
-    from pipeline.registry.models import load_model as load
+    from pipeline.registry.named_models import DEFAULT_RUNS, load_named
 
-    return load(str(uri), allow_custom=allow_custom)
+    return load_named(str(uri), DEFAULT_RUNS, allow_custom, flag="load_model")[0]
+
+
+def recipes() -> "dict[str, Json]":
+    """What each recipe sets, by its name: `train(data, run="a", recipe="photos-64")` begins so."""
+    from pipeline import recipe
+
+    return {name: recipe.read_recipe(name) for name in recipe.recipes()}
 
 
 def pack(*source: "Place", output: "Place", **settings: Any) -> "PackResult":
@@ -57,8 +65,10 @@ def train(data: "Place", *, run: str, **settings: Any) -> "TrainingResult":
     """What `jobs.train` does, from Python: the same run, folder, model and numbers.
 
     `settings` are the keys of `pipeline.config.TrainConfig`, sections as dictionaries:
-    `train("runs/data/train", run="first", steps=400, workers=0, model={"kind": "conv"})`. Called
-    again, it goes on or says that the run is finished. Raises `ConfigError` for a wrong key.
+    `train("runs/data/train", run="first", steps=400, workers=0, model={"kind": "conv"})`. They are
+    laid upon a YAML file of the same keys where one is given (`config="my.yaml"`, as in each call
+    here), and that upon a recipe (`recipe="photos-64"`, see `recipes`). Called again, it goes on or
+    says that the run is finished. Raises `ConfigError` for a wrong key.
     """
     from pipeline.commands.train import run_training
     from pipeline.config import TrainConfig
@@ -95,17 +105,31 @@ def encode(model: "Place", data: "Place", *, output: "Place", **settings: Any) -
 
 def _asked(name: str, kind: "type[Asked]", values: "Json") -> "Asked":
     """The config of these values, whose errors name the keys as Python has them."""
+    from pathlib import Path
+
     from pydantic import ValidationError
 
     from pipeline.errors import ConfigError
+    from pipeline.recipe import merge, read_recipe, read_yaml
 
+    given, base = dict(values), {}
+    if name == "train" and (recipe := given.pop("recipe", None)) is not None:
+        base = read_recipe(str(recipe), "recipe")
+    if (path := given.pop("config", None)) is not None:
+        base = merge(base, read_yaml(Path(str(path)), "config"))
+    values = merge(base, given)
     for key, why in _OF_COMMANDS.items():
         if key in kind.model_fields and values.get(key):
             raise ConfigError(f"{name}: {key}: {why}.")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        wrong = [_wrong(kind, each["loc"], each["msg"]) for each in error.errors()]
+        wrong = [
+            _wrong(kind, each["loc"], f"give a list: [{each['input']!r}]")
+            if each["type"] == "tuple_type" and isinstance(each["input"], str)
+            else _wrong(kind, each["loc"], each["msg"])
+            for each in error.errors()
+        ]
         raise ConfigError(f"{name}: {'; '.join(wrong)}.") from None
 
 

@@ -148,7 +148,7 @@ def documented_commands() -> list[str]:
 
     Lines may end in a backslash.
     """
-    pages = ["*.md", "docs/**/*.md", "k8s/**/*.md", "jobs/recipes/*.yaml"]
+    pages = ["*.md", "docs/**/*.md", "k8s/**/*.md", "pipeline/recipes/*.yaml"]
     names = "|".join(path.stem for path in (ROOT / "jobs").glob("[!_]*.py"))
     starts = rf"(?:-m (?:-- )?jobs\.|(?:^ *|`)vae )((?:{names})\b[^\n`#|>&]*)"
     commands = set()

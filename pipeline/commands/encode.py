@@ -48,6 +48,7 @@ from pipeline.latents.snapshot import Pointer, Snapshot, read_pointer
 from pipeline.latents.store import LatentStore
 from pipeline.latents.stored_shard import StoredShard
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
+from pipeline.masking import printable
 from pipeline.packing.leftovers import refuse_inside_sources
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
@@ -86,6 +87,15 @@ class Encoded:
     lost: tuple[tuple[str, str], ...] = ()
     """Shards that are not in it, each with the reason."""
     lost_samples: int = 0
+
+    def __repr__(self) -> str:
+        whole = "whole" if self.complete else f"without {self.lost_samples:,} images"
+        return printable(
+            f"Store {storage.shown(self.store)}: {self.samples:,} latents in {self.shards:,} "
+            f"shards, {self.failed:,} images failed, {self.filtered:,} left out; {whole}\n"
+            f"{self.now.read:,} images read now, {self.now.encoded:,} of them encoded\n"
+            f"identity {self.identity}"
+        )
 
 
 @dataclass(frozen=True)

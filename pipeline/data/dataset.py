@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data.decode import decode_image
+from pipeline.data.keys import Numbers, find_key, numbers_asked
 from pipeline.data.manifest import (
     POINTER,
     Manifest,
@@ -87,18 +88,35 @@ class Dataset:
     @overload
     def __getitem__(self, number: int) -> Sample: ...
     @overload
-    def __getitem__(self, number: slice) -> list[Sample]: ...
-    def __getitem__(self, number: int | slice) -> Sample | list[Sample]:
-        """The sample `number` in manifest order (negative ones count from the end); or a list.
+    def __getitem__(self, number: Numbers) -> list[Sample]: ...
+    def __getitem__(self, number: "int | Numbers") -> Sample | list[Sample]:
+        """The sample `number` in manifest order (negative ones count from the end); or a list, of a
+        slice, a list or an array of numbers.
 
-        To look at images one by one; training reads them by `Loader`. Raises `SampleError` for a
-        damaged one, `IndexError` for a number that there is not.
+        To look at images one by one; training reads them by `Loader`, for torch's `DataLoader`
+        makes no batch of images of several sizes. Raises `SampleError` for a damaged one,
+        `IndexError` for a number that there is not.
         """
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"{self.url}: holds {len(self)} samples, asked for number {number}")
-        place = self._places.find(number % len(self))
+        found = numbers_asked(number, len(self), f"Dataset {self.url}")
+        return self._sample(found) if isinstance(found, int) else list(map(self._sample, found))
+
+    def by_key(self, key: str) -> Sample:
+        """The sample of this key, or of the image at this path, as people write it.
+
+        The first call reads every index. Raises `KeyError` that names near ones for a key that is
+        not there.
+        """
+        try:
+            return self._sample(self._number_of_key[find_key(key, self._number_of_key)])
+        except KeyError as error:
+            raise KeyError(f"{self.url}: {error.args[0]}") from None
+
+    @cached_property
+    def _number_of_key(self) -> dict[str, int]:
+        return {key: number for number, key in enumerate(self.keys())}
+
+    def _sample(self, number: int) -> Sample:
+        place = self._places.find(number)
         index = self._indexes.get(place.shard)
         start, end = index.span(place.position, whole=True)
         data = storage.read(self.shard_url(self.shards[place.shard]), start, end)
@@ -108,7 +126,7 @@ class Dataset:
         return Sample(image, raw.columns.get("label"), raw.key, raw.columns)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[number] for number in range(len(self)))
+        return map(self._sample, range(len(self)))
 
     def __repr__(self) -> str:
         size = sum(shard.bytes for shard in self.shards) / 2**20

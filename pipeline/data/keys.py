@@ -6,13 +6,21 @@ a dot is `%2E`, because webdataset cuts names at the first one. `urllib.parse.un
 
 import difflib
 import hashlib
+import operator
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
 _PLAIN = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_./-]*")
+Numbers: TypeAlias = "slice | Sequence[int] | npt.NDArray[Any] | Tensor"
+"""Of several things that are numbered."""
 _SCANNED_KEYS = 200_000
 """So many keys are compared for near ones: a second's work."""
 _NAME_BYTES = 140
@@ -69,6 +77,39 @@ def _near(asked: str, keys: Collection[str]) -> str:
     same = [path for path in paths if PurePosixPath(path).name == PurePosixPath(asked).name]
     near = same or difflib.get_close_matches(asked, paths[:20_000], 3, 0.5) or paths
     return f"Near: {', '.join(map(repr, near[:3]))}." if near else "It is empty."
+
+
+def numbers_asked(asked: object, length: int, where: str) -> int | list[int]:
+    """The number, or the numbers, that an index in brackets asks for, all of them >= 0.
+
+    A slice, a list or an array asks for several. Raises `TypeError` for what is no number, and
+    `IndexError` for one that there is not.
+    """
+    if isinstance(asked, slice):
+        return list(range(*asked.indices(length)))
+    if isinstance(asked, str):
+        raise TypeError(f"{where}: is asked by numbers; by a key it is `.by_key({asked!r})`")
+    several = asked if isinstance(asked, list | tuple) else None
+    if getattr(asked, "ndim", 0) == 1:
+        several = asked.tolist()  # type: ignore[attr-defined]  # an array's or a tensor's
+    if several is not None:
+        return [_number(each, length, where) for each in several]
+    return _number(asked, length, where)
+
+
+def _number(asked: object, length: int, where: str) -> int:
+    if isinstance(asked, bool):
+        raise TypeError(f"{where}: takes numbers, no mask: `numpy.flatnonzero(mask)` makes them")
+    try:
+        number = operator.index(asked)  # type: ignore[arg-type]  # that is asked here
+    except TypeError:
+        raise TypeError(
+            f"{where}: takes a number, a slice, or a list or array of whole numbers; found "
+            f"{type(asked).__name__}"
+        ) from None
+    if not -length <= number < length:
+        raise IndexError(f"{where}: holds {length}, asked for number {number}")
+    return number % length
 
 
 def file_name_of(key: str) -> str:

@@ -111,6 +111,19 @@ class LoaderState:
         )  # fmt: skip
 
 
+def _checked(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """What Python's users give in place of a dataset and of a list of columns, refused by name."""
+    if not isinstance(dataset, Dataset):
+        place = repr(str(dataset)) if isinstance(dataset, str | Path) else "URL"
+        raise ConfigError(
+            f"Loader: takes a Dataset, found {type(dataset).__name__}: "
+            f"`Loader(Dataset.open({place}), ...)`"
+        )
+    if isinstance(columns, str):
+        raise ConfigError(f"Loader: columns is a list of names: `columns=[{columns!r}]`")
+    return dataset
+
+
 class Loader:
     """One epoch per iteration; each iteration after it is the next epoch.
 
@@ -142,10 +155,10 @@ class Loader:
     ) -> None:
         """The images as `preprocess` says, or in short as `image_size`, `channels` and `crop` do.
 
-        `threads` go before those of `settings`. Raises `ConfigError` for both forms together, and
-        for batches that find no room in the memory that is free.
+        `threads` go before those of `settings`. Raises `ConfigError` for both forms together, for
+        what is no dataset, and for batches that find no room in the memory that is free.
         """
-        self.dataset = dataset
+        self.dataset = _checked(dataset, columns)
         dataset.column_kinds(columns)  # one that no sample has would be None throughout
         self.preprocess = _preprocess_of(preprocess, image_size, channels, crop)
         self.slots = slots_of(rank, world_size, global_batch_size)

@@ -6,7 +6,7 @@ transform, a pure function of images and their seeds.
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,16 @@ def preprocess_digest(preprocess: PreprocessConfig) -> str:
 
 
 _AS_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+def several(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    """A single picture as a list of one; of an array its shape says which it is."""
+    if isinstance(pictures, bytes | Image.Image):
+        return [pictures]
+    if isinstance(pictures, np.ndarray):
+        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] == 3)
+        return [pictures] if is_one else list(pictures)
+    return pictures
 
 
 def picture_bytes(picture: Picture) -> bytes:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline import storage
-from pipeline.data.keys import find_key
+from pipeline.data.keys import Numbers, find_key, numbers_asked
 from pipeline.data.manifest import POINTER as DATASET
 from pipeline.errors import ConfigError, StoreError
 from pipeline.json_value import JsonValue
@@ -107,14 +107,14 @@ class LatentStore:
     @overload
     def __getitem__(self, number: int) -> Latent: ...
     @overload
-    def __getitem__(self, number: slice) -> list[Latent]: ...
-    def __getitem__(self, number: int | slice) -> Latent | list[Latent]:
-        """The latent `number` (negative ones count from the end), by one ranged read; or a list."""
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"{self.url}: holds {len(self)} latents, asked for number {number}")
-        at, position = self.place(number % len(self))
+    def __getitem__(self, number: Numbers) -> list[Latent]: ...
+    def __getitem__(self, number: "int | Numbers") -> Latent | list[Latent]:
+        """The latent `number`, by one ranged read; a list of a slice, list or array of numbers."""
+        found = numbers_asked(number, len(self), f"LatentStore {self.url}")
+        return self._latent(found) if isinstance(found, int) else list(map(self._latent, found))
+
+    def _latent(self, number: int) -> Latent:
+        at, position = self.place(number)
         rows = self.selection.rows[at]
         batch = rows.read(rows.number_of(position))
         row = int(np.searchsorted(batch.positions, position))
@@ -126,7 +126,7 @@ class LatentStore:
 
     def __iter__(self) -> Iterator[Latent]:
         """All latents in their order, by one ranged read each; `batches` reads many at once."""
-        return map(self.__getitem__, range(len(self)))
+        return map(self._latent, range(len(self)))
 
     def place(self, number: int) -> tuple[int, int]:
         """Where latent `number` (>= 0) comes from: part of the selection, position in its shard."""

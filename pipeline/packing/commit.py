@@ -15,6 +15,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.json_value import Json
+from pipeline.masking import printable
 from pipeline.packing.counts import Counts, TableCounts, counted
 from pipeline.packing.inventory import Inventory
 from pipeline.packing.ledger import (
@@ -81,6 +82,11 @@ class PackResult:
     """Samples whose inputs the same sources hold no more, which stay; how many, one's path."""
     table: TableCounts = TableCounts()  # noqa: RUF009  # frozen
     """Of the annotations."""
+
+    def __repr__(self) -> str:
+        held = f", and {self.holdout_samples:,} in {self.holdout}" if self.holdout else ""
+        first = f"Dataset {self.dataset}: {self.samples:,} samples in {self.shards:,} shards{held}"
+        return printable("\n".join([storage.shown(first), *self.counts.summary()]))
 
     @property
     def seen(self) -> int:

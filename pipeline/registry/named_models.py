@@ -9,7 +9,7 @@ from pipeline.config.command_line import training_command
 from pipeline.config.sections import StorageConfig
 from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError, RunError
 from pipeline.exchange.model_folder import is_model_folder
-from pipeline.masking import shell_word
+from pipeline.masking import safe_line, shell_word
 from pipeline.nearest import nearest
 from pipeline.registry.models import SCHEME, load_model
 from pipeline.runs.checkpoint import newest_step
@@ -70,24 +70,29 @@ def nothing_called(name: str, runs: str, flag: str) -> PipelineError:
     for url in dict.fromkeys([name, storage.join(runs, name)]):
         # A flag of finished runs takes no bundle.
         if flag != "--run" and storage.exists(storage.join(url, "bundle", RECEIPT)):
-            return ModelError(
-                f"{name}: is a run. Its model: `{flag} {shell_word(f'{url}/bundle')}`."
-            )
+            return ModelError(f"{name}: is a run. Its model: {_given(flag, f'{url}/bundle')}.")
         unfinished = _unfinished(Run(url), flag)
         if unfinished is not None:
             return unfinished
     where = storage.shown(storage.absolute(runs))
     known = storage.names_beside(storage.join(storage.absolute(runs), "run"))
     likely = [each for each in nearest(name, known, count=3) if _is_run(runs, each)]
-    hint = (
-        f"Did you mean `{flag} {shell_word(likely[0])}`?"
-        if likely
-        else "`--storage URL` names another."
-    )
+    hint = f"Did you mean {_given(flag, likely[0])}?" if likely else ""
+    if not likely and flag.startswith("--"):
+        hint = "`--storage URL` names another."
     kind = RunError if flag == "--run" else ModelError
     return kind(
         f"{storage.shown(name) or repr(name)}: is no finished run in {where}, no bundle's folder "
-        f"and no models:/NAME@ALIAS. {hint}"
+        f"and no models:/NAME@ALIAS. {hint}".rstrip()
+    )
+
+
+def _given(flag: str, value: str) -> str:
+    """As it is typed: behind a flag, or in Python's call of `flag`."""
+    return (
+        f"`{flag} {shell_word(value)}`"
+        if flag.startswith("--")
+        else f'`{flag}("{safe_line(value)}")`'
     )
 
 
@@ -107,7 +112,7 @@ def _unfinished(run: Run, flag: str) -> RunError | None:
     if storage.exists(storage.join(best, RECEIPT)):
         data = config.holdout or config.data
         asked = f"python -m jobs.explain --model {shell_word(best)} --data {shell_word(data)}"
-        said += f" Its best so far: `{asked if flag == '--run' else f'{flag} {shell_word(best)}'}`."
+        said += f" Its best so far: {f'`{asked}`' if flag == '--run' else _given(flag, best)}."
     return RunError(
         f"{said} Where nothing trains it any more, `{training_command(config)}` goes on with it."
     )

@@ -66,7 +66,7 @@ def freeze(vae: VAE, part: Part) -> None:
 
 def _encoder(vae: VAE, weights: dict[str, torch.nn.Parameter]) -> set[str]:
     device = next(iter(weights.values())).device
-    posterior = vae.encode(torch.zeros(1, *vae.image_shape, dtype=torch.uint8, device=device))
+    posterior = vae.posterior_of(torch.zeros(1, *vae.image_shape, dtype=torch.uint8, device=device))
     return _reached(posterior.mean.sum() + posterior.log_variance.sum(), weights)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.data.preprocess import Picture, picture_bytes, preprocess_image
-from pipeline.errors import ModelError, SampleError
+from pipeline.data.preprocess import Picture, picture_bytes, preprocess_image, several
+from pipeline.errors import ConfigError, ModelError, SampleError
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.vae.autoencoder_kl import AutoencoderKL, blocks_of
@@ -140,15 +140,15 @@ class VAE(nn.Module):
             drawn = Drawn(posterior, samples, parameters)
             return elbo_terms(self.likelihood, self.prior, drawn, target)
 
-    def pixels(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures cropped and resized for the model: uint8 [B, C, H, W].
+    def pixels(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Pictures, or a single one, cropped and resized for the model: uint8 [B, C, H, W].
 
         A picture is a file's bytes, which give the very pixels of training, or a PIL image or a
         NumPy array uint8 [H, W] or [H, W, 3]: of a large JPEG these give others by some levels,
         since its bytes are shrunk while they are decoded. Raises `SampleError` for any other.
         """
         settings = self.preprocess.held_out()
-        ready = [preprocess_image(picture_bytes(each), settings) for each in pictures]
+        ready = [preprocess_image(picture_bytes(each), settings) for each in several(pictures)]
         none = np.empty((0, *self.image_shape), np.uint8)
         return torch.from_numpy(np.stack(ready) if ready else none).to(self.device)
 
@@ -159,6 +159,8 @@ class VAE(nn.Module):
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """The mean images of `count` draws from the prior: [count, C, H, W] in [0, 1]."""
+        if not isinstance(count, int) or count < 0:
+            raise ConfigError(f"sample: takes how many images, 0 or more; found {count!r}")
         drawn = torch.Generator().manual_seed(seed)
         noise = torch.randn((count, *self.latent_shape), generator=drawn)
         with torch.inference_mode():
@@ -167,21 +169,33 @@ class VAE(nn.Module):
     def encode(self, images: Tensor) -> Posterior:
         """q(z|x) of uint8 images [B, C, H, W]; grey ones too under Bernoulli, not binarised.
 
-        Raises `SampleError` for anything else: `pixels` makes them of pictures.
+        Its tensors have no graph: `forward` is what is trained through. Raises `SampleError` for
+        anything else: `pixels` makes them of pictures.
         """
-        self._check(images)
+        _check_images(self, images)
+        with torch.no_grad():
+            return self.posterior_of(images)
+
+    def posterior_of(self, images: Tensor) -> Posterior:
+        """As `encode`, unchecked and with the graph to the weights."""
         moments = self.network.encode(self._scaled(images))
         with torch.autocast(images.device.type, enabled=False):
             return self._posterior(moments)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The mean image of p(x|z): [B, C, H, W] in [0, 1], level / 255."""
-        parameters = self.decode_parameters(latents)
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.likelihood.mean(parameters)
+        """The mean image of p(x|z) of latents [B, Z, h, w]: [B, C, H, W] in [0, 1], level / 255.
+
+        It has a graph only to latents that ask for one. Raises `SampleError` for other shapes.
+        """
+        _check_latents(self, latents)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+            parameters = self.decode_parameters(latents)
+            with torch.autocast(latents.device.type, enabled=False):
+                return self.likelihood.mean(parameters)
 
     def draw(self, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """One image from p(x|z): uint8 [B, C, H, W]."""
+        """One image from p(x|z) of latents [B, Z, h, w]: uint8 [B, C, H, W]."""
+        _check_latents(self, latents)
         parameters = self.decode_parameters(latents)
         with torch.autocast(latents.device.type, enabled=False):
             return self.likelihood.draw(parameters, generator)
@@ -199,27 +213,6 @@ class VAE(nn.Module):
         if start is not None:
             start(self.likelihood.start_at(mean_image.to(self.dtype)))
 
-    def _check(self, images: Tensor) -> None:
-        found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
-        expected = f"uint8 [B, {', '.join(map(str, self.image_shape))}]"
-        if images.dtype != torch.uint8:
-            raise SampleError(
-                "unsupported",
-                f"images: found {found}, need {expected}, 0 to 255. For values in [0, 1]: "
-                "`(values * 255).round().to(torch.uint8)`; of pictures `vae.pixels` makes them",
-            )
-        factor = self.pixels_per_latent
-        fits = images.shape[1:] == self.image_shape or (
-            factor and images.dim() == 4 and images.shape[1] == self.image_shape[0]
-            and not any(side % factor for side in images.shape[2:])
-        )  # fmt: skip
-        if images.dim() != 4 or not fits:
-            raise SampleError(
-                "unsupported",
-                f"images: found {found}, this model needs {expected}. `vae.pixels(pictures)` crops "
-                "and resizes them",
-            )
-
     def _posterior(self, moments: Tensor) -> Posterior:
         return posterior_from_moments(
             self.model_config.posterior, at_least_float32(moments), self.latent_shape
@@ -232,6 +225,57 @@ class VAE(nn.Module):
     def _to_input(self, values: Tensor) -> Tensor:
         # Channels last is how convolutions are fastest, on CPUs and on tensor cores.
         return values.contiguous(memory_format=torch.channels_last)
+
+
+def _check_images(vae: VAE, images: Tensor) -> None:
+    """Raises `SampleError` for what `encode` does not take."""
+    expected = f"uint8 [B, {', '.join(map(str, vae.image_shape))}]"
+    _check_tensor("images", images, expected, "of pictures `vae.pixels` makes them")
+    found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
+    if images.dtype != torch.uint8:
+        raise SampleError(
+            "unsupported",
+            f"images: found {found}, need {expected}, 0 to 255. For values in [0, 1]: "
+            "`(values * 255).round().to(torch.uint8)`; of pictures `vae.pixels` makes them",
+        )
+    factor = vae.pixels_per_latent
+    fits = images.shape[1:] == vae.image_shape or (
+        factor and images.dim() == 4 and images.shape[1] == vae.image_shape[0]
+        and not any(side % factor for side in images.shape[2:])
+    )  # fmt: skip
+    if images.dim() != 4 or not fits:
+        raise SampleError(
+            "unsupported",
+            f"images: found {found}, this model needs {expected}. `vae.pixels(pictures)` crops "
+            "and resizes them",
+        )
+
+
+def _check_latents(vae: VAE, latents: Tensor) -> None:
+    """Raises `SampleError` for what is no latents of this model."""
+    expected = f"[B, {', '.join(map(str, vae.latent_shape))}]"
+    _check_tensor("latents", latents, expected, "a store's `to_numpy()` gives such an array")
+    fits = latents.dim() == 4 and (
+        latents.shape[1:] == vae.latent_shape
+        or (vae.pixels_per_latent and latents.shape[1] == vae.latent_shape[0])
+    )
+    if not fits:
+        one = " One alone: `latent[None]`." if latents.shape == vae.latent_shape else ""
+        raise SampleError(
+            "unsupported",
+            f"latents: found {list(latents.shape)}, this model needs {expected}.{one}",
+        )
+
+
+def _check_tensor(what: str, given: object, expected: str, source: str) -> None:
+    """Raises `SampleError` for what is no tensor."""
+    if isinstance(given, Tensor):
+        return
+    kind, hint = type(given).__name__, source
+    if isinstance(given, np.ndarray):
+        kind = f"a NumPy array {given.dtype} {list(given.shape)}"
+        hint = "`torch.from_numpy(array)` makes one"
+    raise SampleError("unsupported", f"{what}: found {kind}, need a tensor {expected}; {hint}")
 
 
 def at_least_float32(values: Tensor) -> Tensor:

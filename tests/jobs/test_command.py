@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.command import merge, parse_flags, validate
+from jobs.command import parse_flags, validate
 from pipeline.config import EvaluateConfig, ExplainConfig, PackConfig, Section, TrainConfig
 from pipeline.config.command_line import training_command
 from pipeline.errors import ConfigError
+from pipeline.recipe import merge
 from tests.support import warm
 
 ROOT = Path(__file__).parent.parent.parent

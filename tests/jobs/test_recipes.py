@@ -8,7 +8,7 @@ from jobs.command import parse_flags, validate
 from pipeline.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "jobs/recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "pipeline/recipes").glob("*.yaml"))
 
 
 def header(recipe: Path) -> dict[str, str]:

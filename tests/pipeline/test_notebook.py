@@ -14,10 +14,11 @@ import pipeline
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.keys import path_of
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import ConfigError, ModelError, SampleError
 from pipeline.latents import LatentStore
 from pipeline.packing.pack import pack
-from pipeline.vae import VAE
+from pipeline.runs.run import Run
+from pipeline.vae import VAE, save_bundle
 from tests.support.packed_digits import write_digits
 from tests.support.small_store import encode, small_dataset, small_vae
 
@@ -52,8 +53,12 @@ def test_each_sample_is_the_file_that_was_packed(folder: Path, dataset: Dataset)
         assert label == columns["label"] == key.split("/")[0]
     assert dataset[-1].key == samples[-1].key
     assert [one.key for one in dataset[3:-1:9]] == [one.key for one in samples[3:-1:9]]
-    with pytest.raises(IndexError, match="holds 40 samples, asked for number 40"):
+    with pytest.raises(IndexError, match="holds 40, asked for number 40"):
         dataset[40]
+    key = samples[7].key
+    assert dataset.by_key(key).key == dataset.by_key(path_of(key)).key == key
+    with pytest.raises(KeyError, match="Near: "):
+        dataset.by_key("none")
 
 
 def test_a_slice_of_a_store_and_its_arrays_hold_the_same_latents(store: LatentStore) -> None:
@@ -67,6 +72,39 @@ def test_a_slice_of_a_store_and_its_arrays_hold_the_same_latents(store: LatentSt
     assert table["label"].tolist() == [key.split("/")[0] for key in table["key"]]
 
 
+def test_lists_and_arrays_of_numbers_are_taken_and_what_is_no_number_is_told(
+    dataset: Dataset, store: LatentStore
+) -> None:
+    keys = list(store.keys())
+    assert list(dataset.keys()) == keys
+    held: Any
+    for held in (dataset, store):
+        for some in ([3, -1], (3, -1), np.array([3, -1]), torch.tensor([3, -1])):
+            assert [one.key for one in held[some]] == [keys[3], keys[-1]]
+        assert held[np.int64(3)].key == held[torch.tensor(3)].key == keys[3]
+        assert held[[]] == held[np.array([], dtype=int)] == []
+        for asked, said in (
+            (keys[0], rf"asked by numbers; by a key it is `\.by_key\('{keys[0]}'\)`"),
+            (np.arange(40) < 2, r"no mask: `numpy\.flatnonzero\(mask\)`"),
+            (1.5, "a slice, or a list or array of whole numbers; found float"),
+            ([0, "a"], "found str"),
+            (np.zeros((2, 2), dtype=int), "found ndarray"),
+            (None, "found NoneType"),
+        ):
+            with pytest.raises(TypeError, match=said):
+                held[asked]
+        with pytest.raises(IndexError, match="holds 40, asked for number 40"):
+            held[[0, 40]]
+
+
+def test_a_loader_says_what_it_takes(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"found str: `Loader\(Dataset\.open\('runs/a'\), "):
+        Loader("runs/a", global_batch_size=8)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"columns is a list of names: `columns=\['label'\]`"):
+        Loader(dataset, global_batch_size=8, columns="label")
+    assert {"Dataset", "Loader", "load_images"} <= set(dir(pipeline.data))
+
+
 def test_a_picture_is_encoded_as_its_file_was(
     folder: Path, dataset: Dataset, store: LatentStore, vae: VAE
 ) -> None:
@@ -75,8 +113,11 @@ def test_a_picture_is_encoded_as_its_file_was(
     pixels = vae.pixels(pictures)
     for others in ([np.asarray(each) for each in pictures], [file.read_bytes() for file in files]):
         assert torch.equal(vae.pixels(others), pixels)
-    with torch.inference_mode():
-        found = vae.encode(pixels).mean.half().numpy()
+    one = vae.pixels(pictures[0])
+    for single in (files[0].read_bytes(), np.asarray(pictures[0])):
+        assert torch.equal(vae.pixels(single), one)
+    assert torch.equal(one, pixels[:1])
+    found = vae.encode(pixels).mean.half().numpy()
     np.testing.assert_allclose(found, store.to_numpy(), atol=2e-3)
 
 
@@ -130,6 +171,19 @@ def test_a_wrong_input_is_named_with_what_is_needed(vae: VAE) -> None:
         vae.encode(torch.zeros(2, 1, 8, 8))
     with pytest.raises(SampleError, match=r"found uint8 \[2, 3, 9, 8\].*needs uint8 \[B, 1, 8, 8"):
         vae.encode(torch.zeros(2, 3, 9, 8, dtype=torch.uint8))
+    with pytest.raises(SampleError, match=r"NumPy array uint8 \[2, 1, 8, 8\].*torch\.from_numpy"):
+        vae.encode(np.zeros((2, 1, 8, 8), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(SampleError, match=r"found list, need a tensor uint8.*`vae\.pixels`"):
+        vae.encode([Image.new("L", (8, 8))])  # type: ignore[arg-type]
+    with pytest.raises(SampleError, match=r"NumPy array float16 .*need a tensor \[B, 3, 2, 2\]"):
+        vae.decode(np.zeros((2, 3, 2, 2), np.float16))  # type: ignore[arg-type]
+    with pytest.raises(SampleError, match=r"found \[3, 2, 2\], .*\[B, 3, 2, 2\]\. One alone"):
+        vae.decode(torch.zeros(3, 2, 2))
+    with pytest.raises(SampleError, match=r"found \[2, 12\], this model needs \[B, 3, 2, 2\]\."):
+        vae.decode(torch.zeros(2, 12))
+    for count in (-1, 2.5, "3"):
+        with pytest.raises(ConfigError, match="takes how many images, 0 or more; found"):
+            vae.sample(count)  # type: ignore[arg-type]
     with pytest.raises(SampleError, match=r"array float64 \[4, 4\], need uint8"):
         vae.pixels([np.zeros((4, 4))])  # type: ignore[list-item]
     with pytest.raises(SampleError, match="found str, need a PIL image"):
@@ -185,7 +239,9 @@ def test_training_from_python_is_what_the_job_does(
         ({"dry_run": True}, "train: dry_run: from Python nothing is tried out"),
         ({"lr": 1e-3}, r"train: lr: .* has no such key; did you mean optimizer\.learning_rate"),
         ({"batch_size": 8}, "did you mean .*global_batch_size"),
-        ({"recipe": "photos-64"}, "train: recipe: `pipeline.config.TrainConfig` has no such key"),
+        ({"recipe": "fotos-64"}, r'recipe fotos-64: there is no .*mean `recipe="photos-64"`'),
+        ({"config": "none.yaml"}, "config none.yaml: .*Name a readable YAML file"),
+        ({"shards_below": "s3://a"}, r"train: shards_below: give a list: \['s3://a'\]"),
     ],
 )
 def test_a_key_that_training_from_python_does_not_heed_is_refused(
@@ -201,6 +257,52 @@ def test_a_key_of_another_command_is_none_of_this_one(tmp_path: Path) -> None:
         ConfigError, match=r"pack: sweep: `pipeline\.config\.PackConfig` has no such"
     ):
         pipeline.pack("images", output=tmp_path / "o", sweep="a=1,2")
+    with pytest.raises(ConfigError, match=r"pack: recipe: .* has no such key"):
+        pipeline.pack("images", output=tmp_path / "o", recipe="photos-64")
+
+
+def test_a_recipe_and_a_file_hold_what_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.recipes()["photos-64"]["image_size"] == 64
+    data = write_digits(tmp_path, 120)
+    (tmp_path / "mine.yaml").write_text("model: {kind: mlp, width: 32}\nsteps: 90\nseed: 3\n")
+    pipeline.train(
+        data, run="first", recipe="digits", config="mine.yaml", steps=2, workers=0,
+        global_batch_size=16, model={"latent_channels": 4}, no_register=True,
+    )  # fmt: skip
+    config = Run(str(tmp_path / "runs/first")).config()
+    assert (config.steps, config.seed, config.evaluate_every) == (2, 3, 200)
+    assert (config.model.kind, config.model.width, config.model.latent_channels) == ("mlp", 32, 4)
+    vae = pipeline.load_model("first")
+    assert vae.latent_shape == (4, 1, 1)
+    assert not vae.encode(vae.pixels(Image.new("L", (9, 9)))).mean.requires_grad
+    latents = torch.zeros(1, 4, 1, 1)
+    assert not vae.decode(latents).requires_grad
+    assert vae.decode(latents.requires_grad_()).requires_grad
+    with pytest.raises(ModelError, match=r'Did you mean `load_model\("first"\)`'):
+        pipeline.load_model("frist")
+
+
+def test_a_pack_and_an_encoding_say_what_came_of_them(tmp_path: Path) -> None:
+    write_digits(tmp_path / "given")
+    (tmp_path / "given/images/broken.png").write_bytes(b"\x89PNG")
+    packed = pipeline.pack(tmp_path / "given/images", output=tmp_path / "d", workers=1, holdout=0.1)
+    first, law, why, *_ = repr(packed).splitlines()
+    assert first == (
+        f"Dataset {packed.dataset}: {packed.samples:,} samples in {packed.shards} shards, "
+        f"and {packed.holdout_samples} in {packed.holdout}"
+    )
+    assert law == "601 seen = 600 packed + 0 duplicates + 1 rejected + 0 ignored."
+    assert "Rejected: 1" in why
+    save_bundle(small_vae(), str(tmp_path / "b"), {})
+    made = pipeline.encode(tmp_path / "b", packed.dataset, output=tmp_path / "s", actors=0)
+    assert repr(made).splitlines()[0].endswith("0 images failed, 0 left out; whole")
+    assert (
+        repr(made).splitlines()[1] == f"{len(Dataset.open(packed.dataset))} images read now, "
+        f"{made.encoded} of them encoded"
+    )
 
 
 def test_places_may_be_paths(tmp_path: Path) -> None:
