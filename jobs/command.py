@@ -23,6 +23,7 @@ from jobs.help import help_text
 from jobs.interrupts import ENDED, end_in_order
 from jobs.refusals import refusals
 from pipeline.config import Section
+from pipeline.config.import_path import imports_from_here
 from pipeline.errors import ConfigError, PipelineError, is_shortage
 from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
@@ -53,6 +54,9 @@ def run_job(
     # Before torch is imported, here and in what this process starts: its threads sleep while they
     # wait. By default they spin, on cores that decode the next batch (measured: 4 times the CPU).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not imports_from_here():
+        # Of what this process starts: a `multiprocessing.py` may lie in the working folder.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     # A notebook names its own there, which `!vae` of another environment may not have: matplotlib
     # then can't be imported. Pictures are drawn without one.
     os.environ.pop("MPLBACKEND", None)

@@ -5,11 +5,9 @@ Flags and Python's keywords are laid upon both.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pipeline import storage
+from pipeline.config.plain_yaml import parse_plain
 from pipeline.errors import ConfigError, StorageError
 from pipeline.json_value import Json, JsonValue
 from pipeline.masking import shell_word
@@ -53,15 +51,16 @@ def read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
     """A file's mapping; raises `ConfigError` for anything else, naming `flag`."""
     try:
         text = storage.read_bounded(str(path), MOST_YAML_BYTES).decode()
-        values = yaml.load(text, _PlainLoader)  # noqa: S506 - derived from the safe one
+        values = parse_plain(text)
     except StorageError as error:
         beside = sorted(each.name for each in path.absolute().parent.glob("*.y*ml"))
         near = nearest(path.name, beside)
         said = f" Did you mean `{flag} {shell_word(str(path.with_name(near[0])))}`?" if near else ""
         raise ConfigError(f"{flag} {error}{said} Name a readable YAML file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:300].replace("'\\t'", "a tab (`\\t`)")
-        raise ConfigError(f"{flag} {path}: not YAML: {said}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{flag} {path}: not YAML: it is no UTF-8. Save it as UTF-8.") from None
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{flag} {path}: holds no mapping of keys to values.")
     return values
@@ -69,30 +68,3 @@ def read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
 
 MOST_YAML_BYTES = 2**20
 """A configuration has some KB: what is larger is another file."""
-_MOST_DEPTH = 20
-"""Sections lie two deep."""
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without what makes nine lines expand to 10^9 words, or hides one key behind another."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuses aliases, and nesting deeper than any configuration's."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read here: write the value out")
-        self._depth = getattr(self, "_depth", 0) + 1
-        if self._depth > _MOST_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {_MOST_DEPTH} levels deep")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuses a key that is there twice: only one of its values would count."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.YAMLError(f"the key {name!r} is there twice")
-            seen.add(name)
-        return super().construct_mapping(node, deep)

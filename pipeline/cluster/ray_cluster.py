@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline import storage
+from pipeline.config.import_path import imports_from_here
 from pipeline.errors import ClusterError
 from pipeline.progress import phase
 
@@ -51,7 +53,9 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         with phase(f"joining the Ray cluster at {address}"), _told_as_ours(address):
             _refuse_closed(address)
             with _own_handler():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(
+                    log_to_driver=False, logging_level=logging.ERROR, job_config=_import_paths()
+                )
         try:
             yield
         finally:
@@ -68,11 +72,26 @@ def ray_cluster(cpus: int) -> Iterator[None]:
                     object_store_memory=256 * 2**20,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    job_config=_import_paths(),
                     _temp_dir=str(folder),
                 )
             yield
         finally:
             ray.shutdown()
+
+
+def _import_paths() -> Any:
+    """Ray's settings of a job whose workers import from where this process does.
+
+    Left alone, Ray puts the working folder first for them, whatever lies there.
+    """
+    from ray.job_config import JobConfig
+
+    class _NotFromHere(JobConfig):  # type: ignore[misc]  # Ray has no types here
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # Where there is one, Ray adds no folder of the driver.
+
+    return JobConfig() if imports_from_here() else _NotFromHere()
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline import storage
@@ -20,6 +19,7 @@ from pipeline.commands.train import resolve, run_training
 from pipeline.commands.train_parts import parts_of
 from pipeline.config import TrainConfig
 from pipeline.config.command_line import keys_of, near_names
+from pipeline.config.plain_yaml import parse_plain
 from pipeline.errors import ConfigError, PipelineError, RunError, TrackingError
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import RatePoint, draw_rate_distortion
@@ -113,10 +113,21 @@ def run_sweep(config: TrainConfig) -> SweepResult:
     return SweepResult(best, rows, figures)
 
 
+_LONGEST_SWEEP = 1000
+"""Characters: each value is a whole run, and is shown in messages and names."""
+
+
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
     """`objective.beta=0.5,1,4` as its key and its values, each read as YAML."""
     key, equals, rest = text.partition("=")
-    values = [yaml.safe_load(word) for word in rest.split(",") if word.strip()]
+    if len(text) > _LONGEST_SWEEP:
+        raise ConfigError(
+            f"--sweep: is of {len(text):,} characters, over {_LONGEST_SWEEP:,}: give fewer values."
+        )
+    try:
+        values = [parse_plain(word) for word in rest.split(",") if word.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--sweep {text!r}: {error}") from None
     if not key or not equals or len(values) < 2 or len(set(map(repr, values))) < len(values):
         raise ConfigError(
             f"--sweep {text!r}: is not KEY=A,B,... with two or more different values; give it so, "

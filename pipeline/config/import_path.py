@@ -1,5 +1,6 @@
 """What a user's own import path names."""
 
+import os
 import pkgutil
 import sys
 import traceback
@@ -13,6 +14,18 @@ from pipeline.nearest import nearest
 OWN_CODE = (Exception, SystemExit)
 """What somebody's own code may raise. A script that is imported for its class may end by
 `sys.exit()`: a job would end with it, without a word, and with 0 as if all had been done."""
+
+
+def imports_from_here() -> bool:
+    """Whether this process imports from its working folder: `python -m` does so, `vae` does not.
+
+    What it starts must not do it either then: a `numpy.py` may lie in a folder of a stranger.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # removed since
+        return False
+    return any(os.path.realpath(path or ".") == here for path in sys.path)
 
 
 def find_named(path: str, flag: str, error_type: type[PipelineError]) -> Any:

@@ -1,5 +1,6 @@
 """Pictures good enough to print: each function takes arrays and a path or file to write to."""
 
+import pipeline.figures.plain_matplotlib  # noqa: F401  # before what imports matplotlib
 from pipeline.figures.canvas import to_png
 from pipeline.figures.curves import (
     Curve,
