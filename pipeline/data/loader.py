@@ -114,10 +114,11 @@ class LoaderState:
 def _checked(dataset: Dataset, columns: Sequence[str]) -> Dataset:
     """What Python's users give in place of a dataset and of a list of columns, refused by name."""
     if not isinstance(dataset, Dataset):
-        place = repr(str(dataset)) if isinstance(dataset, str | Path) else "URL"
+        place = (
+            f"`Dataset.open({str(dataset)!r})` is one" if isinstance(dataset, str | Path) else ""
+        )
         raise ConfigError(
-            f"Loader: takes a Dataset, found {type(dataset).__name__}: "
-            f"`Loader(Dataset.open({place}), ...)`"
+            f"Loader: takes a Dataset, found {type(dataset).__name__}. {place}".strip()
         )
     if isinstance(columns, str):
         raise ConfigError(f"Loader: columns is a list of names: `columns=[{columns!r}]`")

@@ -78,6 +78,9 @@ def spliced(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
                 said += str(part.value)
             elif said.count("`") % 2:
                 assert isinstance(part, ast.FormattedValue)
+                if part.conversion == ord("r"):  # A word of Python, whatever is in it.
+                    said += "?"
+                    continue
                 yield node.lineno, said.rpartition("`")[2], ast.unparse(part.value)
                 said += "?"
 

@@ -98,7 +98,7 @@ def test_lists_and_arrays_of_numbers_are_taken_and_what_is_no_number_is_told(
 
 
 def test_a_loader_says_what_it_takes(dataset: Dataset) -> None:
-    with pytest.raises(ConfigError, match=r"found str: `Loader\(Dataset\.open\('runs/a'\), "):
+    with pytest.raises(ConfigError, match=r"found str\. `Dataset\.open\('runs/a'\)` is one"):
         Loader("runs/a", global_batch_size=8)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"columns is a list of names: `columns=\['label'\]`"):
         Loader(dataset, global_batch_size=8, columns="label")
