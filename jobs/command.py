@@ -22,12 +22,14 @@ from jobs.flags import read_flags
 from jobs.help import help_text
 from jobs.interrupts import ENDED, end_in_order
 from jobs.refusals import refusals
+from pipeline import own_name
 from pipeline.config import Section
 from pipeline.config.import_path import imports_from_here
 from pipeline.errors import ConfigError, PipelineError, is_shortage
 from pipeline.json_value import Json, JsonValue
 from pipeline.log_lines import log_to_stderr
 from pipeline.masking import masked, safe, safe_line
+from pipeline.own_name import as_typed
 from pipeline.recipe import merge, read_recipe, read_yaml
 
 Config = TypeVar("Config", bound=Section)
@@ -61,7 +63,7 @@ def run_job(
     # then can't be imported. Pictures are drawn without one.
     os.environ.pop("MPLBACKEND", None)
     sys.excepthook = _tell_bug
-    program = _program()
+    program = own_name.program()
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(_split(arguments)[0]):
         with while_read():
@@ -78,7 +80,7 @@ def run_job(
             return
         outcome = main(config)
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(as_typed(f"{type(error).__name__}: {error}"), file=sys.stderr)
         if not error.may_pass:
             _end_for_good(error.exit_code)
         sys.exit(error.exit_code)
@@ -89,7 +91,7 @@ def run_job(
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or config_type.interrupted
-        print(safe(f"Interrupted: {said}"), file=sys.stderr)
+        print(as_typed(safe(f"Interrupted: {said}")), file=sys.stderr)
         sys.exit(ENDED)
     _print(outcome, output)
     if outcome.exit_code == REFUSED_EXIT:
@@ -126,7 +128,7 @@ def _print(outcome: Outcome, output: "Output") -> None:
     """
     with while_read():
         for line in outcome.summary:
-            print(safe_line(line))
+            print(as_typed(safe_line(line)))
         if output.json or not sys.stdout.isatty() or not outcome.summary:
             print(json.dumps(_shown(outcome.result), allow_nan=False))
 
@@ -208,11 +210,3 @@ def validate(config_type: type[Config], values: Json) -> Config:
         raise ConfigError(
             "the configuration is wrong:", below=[*refusals(config_type, error)]
         ) from None
-
-
-def _program() -> str:
-    """How this job was called: `vae NAME`, whose entry point is imported, or by its module."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    name = spec.name if spec is not None else "jobs"
-    is_vae = "jobs.__main__" in sys.modules
-    return f"vae {name.removeprefix('jobs.')}" if is_vae else f"python -m {name}"

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from jobs.command import Outcome, run_job
 from pipeline.config import DecodeConfig
+from pipeline.counted import counted
 
 
 def main(config: DecodeConfig) -> Outcome:
@@ -11,7 +12,7 @@ def main(config: DecodeConfig) -> Outcome:
     from pipeline.commands.decode import run_decoding
 
     result = run_decoding(config)
-    return Outcome(asdict(result), summary=[f"{result.output}: {result.images:,} images."])
+    return Outcome(asdict(result), summary=[f"{result.output}: {counted(result.images, 'image')}."])
 
 
 if __name__ == "__main__":

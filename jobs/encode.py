@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import EncodeConfig
+from pipeline.counted import counted
 from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
@@ -41,26 +42,26 @@ def main(config: EncodeConfig) -> Outcome:
 def _summary(result: "Encoded") -> list[str]:
     from pipeline.encoding.report import MAX_LISTED
 
-    now, shards = result.now, f"{result.shards:,} shard{'s' * (result.shards != 1)}"
-    lines = [f"{result.store}: {result.samples:,} latents in {shards}."]
+    now, shards = result.now, counted(result.shards, "shard")
+    lines = [f"{result.store}: {counted(result.samples, 'latent')} in {shards}."]
     if now.read:
         others = ("failed", now.failed), ("left out", now.filtered), ("superseded", now.superseded)
         more = "".join(f" + {count:,} {name}" for name, count in others if count)
-        lines.append(f"{now.read:,} images read now = {now.encoded:,} encoded{more}.")
+        lines.append(f"{counted(now.read, 'image')} read now = {now.encoded:,} encoded{more}.")
     elif not result.lost:
         lines.append("Nothing is new: all of it was encoded before.")
     if result.failed:
         first = f" the first {MAX_LISTED}" if result.failed > MAX_LISTED else ""
         lines.append(
-            f"{result.failed:,} images failed and have no latent; listed{first} with reasons: "
-            f"{result.report}"
+            f"{counted(result.failed, 'image')} failed and got no latent; listed{first} with "
+            f"reasons: {result.report}"
         )
     if result.filtered:
         lines.append(f"{result.filtered:,} images do not meet `--where` and were left out.")
     if result.lost:
         lines.append(
-            f"{len(result.lost)} shards with {result.lost_samples:,} images are not in it; "
-            "the same command tries them again:"
+            f"Not in it: {counted(len(result.lost), 'shard')} with "
+            f"{counted(result.lost_samples, 'image')}; the same command tries them again:"
         )
         lines += [f"  {shard}: {reason}" for shard, reason in result.lost[:_LOST_SHOWN]]
     return lines

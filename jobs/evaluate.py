@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import EvaluateConfig
+from pipeline.counted import counted
 
 if TYPE_CHECKING:
     from pipeline.commands.evaluate import Evaluation
@@ -32,7 +33,7 @@ def _summary(found: "Evaluation") -> list[str]:
         f"  posterior gap >={result.posterior_gap:12.3f}",
         f"  log p(x) >=     {gap.evidence:12.3f}  = ELBO {gap.elbo:.3f} + gap: both of "
         f"{_which(gap.images, result.images)}, by {gap.how}, of whose {gap.samples} draws "
-        f"{gap.effective_samples:.1f} count",
+        f"{gap.effective_samples:.1f} count (this ELBO is of other draws than the first line's)",
         f"  active units    {result.active_units} of {result.latent_dimensions}",
         f"  reconstruction  {result.reconstruction.psnr_mean:.2f} dB PSNR at the mean",
     ]
@@ -55,7 +56,9 @@ def _summary(found: "Evaluation") -> list[str]:
         )
     lines += _comparison(found.comparison) if found.comparison else []
     if found.figures:
-        lines.append(f"{len(found.figures)} pictures, all beside the first: {found.figures[0]}")
+        lines.append(
+            f"{counted(len(found.figures), 'picture')}, all beside the first: {found.figures[0]}"
+        )
     return lines
 
 
@@ -70,8 +73,18 @@ def _distances(found: "SetDistances") -> list[str]:
         f"{found.samples} samples{told}",
         f"  kernel distance: {found.reconstruction_kernel:.3g} "
         f"+- {_number(found.reconstruction_kernel_error)} and "
-        f"{found.generation_kernel:.3g} +- {_number(found.generation_kernel_error)}",
+        f"{found.generation_kernel:.3g} +- {_number(found.generation_kernel_error)}{_why(found)}",
     ]
+
+
+def _why(found: "SetDistances") -> str:
+    """What of a kernel distance surprises: a distance below 0, an error that nobody knows."""
+    both = found.reconstruction_kernel, found.generation_kernel
+    errors = found.reconstruction_kernel_error, found.generation_kernel_error
+    told = ["below 0 by chance alone, for its estimate is unbiased"] if min(both) < 0 else []
+    if not all(map(math.isfinite, errors)):
+        told.append("too few images for an error")
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _which(few: int, images: int) -> str:

@@ -2,6 +2,7 @@
 
 from jobs.command import Outcome, run_job
 from pipeline.config import ExportConfig
+from pipeline.counted import counted
 
 
 def main(config: ExportConfig) -> Outcome:
@@ -13,7 +14,7 @@ def main(config: ExportConfig) -> Outcome:
     shards = export_store(store, config.output, config.format)
     return Outcome(
         {"shards": shards, "samples": len(store), "output": config.output},
-        summary=[f"{config.output}: {len(store):,} latents in {shards:,} tars."],
+        summary=[f"{config.output}: {counted(len(store), 'latent')} in {counted(shards, 'tar')}."],
     )
 
 

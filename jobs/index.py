@@ -2,6 +2,7 @@
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import IndexConfig
+from pipeline.counted import counted
 
 
 def main(config: IndexConfig) -> Outcome:
@@ -10,7 +11,8 @@ def main(config: IndexConfig) -> Outcome:
 
     result = adopt(config)
     over = result.counts.is_over(config.bad_fraction)
-    summary = [f"{result.dataset}: {result.samples} images in {result.shards} adopted tars."]
+    images, tars = counted(result.samples, "image"), counted(result.shards, "adopted tar")
+    summary = [f"{result.dataset}: {images} in {tars}."]
     summary += result.counts.summary()
     if result.rejects_url:
         summary.append(f"Rejected samples, with reasons: {result.rejects_url}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline import storage
 from pipeline.config import PackConfig
+from pipeline.counted import counted
 from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
@@ -25,19 +26,25 @@ def main(config: PackConfig) -> Outcome:
     result = _pack(config)
     budget, lines = (config.bad_fraction, config.ignore), _summary(config, result)
     over = result.counts.is_over(*budget)
+    data = storage.join(config.output, "train") if result.holdout else config.output
+    train = f"`vae train --data {shell_word(data)} --run NAME`"
     if over:
         lines += result.counts.over_lines(*budget)
+        if result.samples:
+            lines.append(
+                f"What was packed is a dataset all the same: {train}. What is mended comes in by "
+                "the same command with `--append`."
+            )
     elif result.samples:
-        data = storage.join(config.output, "train") if result.holdout else config.output
-        lines.append(f"Train on it: `vae train --data {shell_word(data)} --run NAME`")
+        lines.append(f"Train on it: {train}")
     return Outcome(result.to_json(), REFUSED_EXIT if over else 0, lines)
 
 
 def _summary(config: PackConfig, result: "PackResult") -> list[str]:
-    shards = f"{result.shards:,} shard{'s' * (result.shards != 1)}"
-    lines = [f"{result.dataset}: {result.samples:,} images in {shards}."]
+    images, shards = counted(result.samples, "image"), counted(result.shards, "shard")
+    lines = [f"{result.dataset}: {images} in {shards}."]
     if result.holdout is not None and result.holdout_samples:
-        lines.append(f"{result.holdout}: {result.holdout_samples:,} images, held out.")
+        lines.append(f"{result.holdout}: {counted(result.holdout_samples, 'image')}, held out.")
     lines += result.counts.summary()
     if result.samples and not (result.added or result.removed or config.repack):
         lines.append("No sample is new.")
@@ -58,7 +65,8 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
     if found is not None and found.num_labels:
         shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
         more = ", ..." if found.num_labels > len(shown) else ""
-        lines.append(f"{found.num_labels:,} labels: {', '.join(shown)}{more}.")
+        bare = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
+        lines.append(f"{counted(found.num_labels, 'label')}: {', '.join(shown)}{more}{bare}.")
         if found.num_labels == 1 and result.samples > 1 and not table.rows:
             lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
     if table.rows:

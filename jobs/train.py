@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import TrainConfig
+from pipeline.counted import counted
 from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
     """What came out, where it lies, and what to do next."""
     if result.reason != "done":
         return [f"{config.run}: {result.reason} at step {result.steps} of {config.steps:,}"]
-    lines = [f"{config.run}: {result.steps:,} steps of {result.samples:,} images", *_elbo(result)]
+    lines = [
+        f"{config.run}: {counted(result.steps, 'step')} of {counted(result.samples, 'image')}",
+        *_elbo(result),
+    ]
     if result.model is None and not config.no_register:
         return [*lines, f"no model was registered; its run lies in {result.run}"]
     return [

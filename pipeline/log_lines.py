@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 from pipeline.masking import masked, safe, safe_line
+from pipeline.own_name import as_typed
 from pipeline.progress import be_quiet, by_log_lines
 
 
@@ -45,7 +46,7 @@ class SafeFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return safe(super().format(record))
+        return as_typed(safe(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """A line: no name in it begins another one."""

@@ -66,6 +66,8 @@ _NO_VALUE = re.compile(
     r"(?i)|\$.*|<.*>|\.\.\.|os\.(environ|getenv).*|true|false|none|null|yes|no|auto|[+-]?\d{0,5}(\.\d{0,5})?(e[+-]?\d+)?"
 )
 """What a variable holds, a placeholder, a switch or a measure: no secret."""
+_MLFLOW_PAGE = re.compile(r"#/experiments/\d{1,20}/runs/[0-9a-f]{32}(\?workflowType=[a-z_]{1,40})?")
+"""A page of MLflow's that is printed to be opened: its numbers open nothing by themselves."""
 _LOGIN = re.compile(
     r"((?<![\w-])(?:-u|--user|--proxy-user)['\"]?[\s=,]\s*['\"]?)(?!\d+:\d+(?:\W|$))"
     r"[^\s:$'\"]+:[^\s$'\"][^\s]*"
@@ -135,6 +137,8 @@ def _masked_query(word: str) -> str:
         return word
     query = word[found.start() :]
     said = query.rstrip(".,:;)]}`")
+    if _MLFLOW_PAGE.fullmatch(said):
+        return word
     return f"{word[: found.start()]}?...{query[len(said) :]}" if is_secret_query(said) else word
 
 

@@ -49,8 +49,10 @@ def try_bf16_on_ray(
 
 def _wait(reference: Any, resources: ActorResources) -> Rounding | Unmeasured:
     while not ray.wait([reference], timeout=_SAY_SECONDS)[0]:
-        _LOG.warning(
-            "a first batch is being tried in bf16, or waits for room: %s CPUs and %s GPUs.",
+        # No trouble: a cluster that is full, or a large model, takes a while.
+        _LOG.info(
+            "`--precision auto` still tries a first batch in bf16, or waits for room to: %g CPUs "
+            "and %g GPUs. `--precision fp32` does without",
             resources.cpus,
             resources.gpus,
         )

@@ -168,7 +168,10 @@ def _walks(config: DecodeConfig) -> bool:
 def _chosen(store: LatentStore, config: DecodeConfig) -> tuple[int, Iterator[Named]]:
     """How many images there will be, and their latents."""
     if config.interpolate is not None:
-        start, goal = (_by_key(store, key).latent for key in config.interpolate)
+        start, goal = (
+            _by_key(store, key, _another(config.interpolate, key)).latent
+            for key in config.interpolate
+        )
         if start.shape != goal.shape:
             raise ConfigError(
                 f"--interpolate: the two latents are of the shapes {tuple(start.shape)} and "
@@ -177,7 +180,7 @@ def _chosen(store: LatentStore, config: DecodeConfig) -> tuple[int, Iterator[Nam
         walk = [start + (goal - start) * step for step in torch.linspace(0, 1, config.steps)]
         return len(walk), (Named(f"step-{n:03d}", latent) for n, latent in enumerate(walk))
     if config.keys:
-        plain: Iterable[Named] = (_by_key(store, key) for key in config.keys)
+        plain: Iterable[Named] = (_by_key(store, key, "`--keys KEY`") for key in config.keys)
         count = len(config.keys)
     else:
         plain, count = _all(store), len(store)
@@ -221,13 +224,20 @@ def _direction(store: LatentStore, config: DecodeConfig) -> tuple[Tensor, Tensor
     return axes, torch.linspace(-reach, reach, config.steps)
 
 
-def _by_key(store: LatentStore, key: str) -> Named:
+def _another(keys: Sequence[str], wrong: str) -> str:
+    """The flag with the ends of a walk, of which one has to be another."""
+    ends = " ".join("KEY" if key == wrong else shell_word(key) for key in keys)
+    return f"`--interpolate {ends}`"
+
+
+def _by_key(store: LatentStore, key: str, flag: str) -> Named:
+    """`flag`: what another key would be given by."""
     try:
         found = store.by_key(key)
         return Named(found.key, _tensor(found.tensors[_primary(store)]))
     except KeyError as error:
         raise ConfigError(
-            f"{error.args[0]} Give another `--keys KEY`; `python -m jobs.stores --keys --store "
+            f"{error.args[0]} Give another, as {flag}; `python -m jobs.stores --keys --store "
             f"{shell_word(store.url)}` lists all."
         ) from None
 

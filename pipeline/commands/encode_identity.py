@@ -127,9 +127,10 @@ def _chosen(each: list[Identity], try_bf16: Try) -> Identity:
         return each[0]
     chosen = each[1] if found.is_within else each[0]
     logger.info(
-        "precision %s: bf16 moves the means of the first %d images by up to %.2g, %.3g times "
-        "the rounding of %s. `--precision` says otherwise",
-        chosen.options.precision, found.images, found.largest, found.steps, options.dtype,
+        "precision %s: bf16 would move the means of the first %d images by %.2g at most, %s than "
+        "%s rounds them. `--precision` says otherwise",
+        chosen.options.precision, found.images, found.largest,
+        "no more" if found.is_within else "more", options.dtype,
     )  # fmt: skip
     return chosen
 

@@ -129,7 +129,8 @@ def run_explanation(config: ExplainConfig) -> Explanation:
         model=subject.named.name,
         data=subject.data,
         numbers=numbers,
-        text=to_text(numbers, parts) + (f"\nYour figures\n{yours}" if yours else ""),
+        text=to_text(numbers, parts, [url.rsplit("/", 1)[-1] for url in figures])
+        + (f"\nYour figures\n{yours}" if yours else ""),
         parts=parts,
         diagnoses=diagnoses,
         page=page,

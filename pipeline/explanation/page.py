@@ -88,13 +88,13 @@ def explain(n: Numbers, known: Known) -> list[Part]:
     return [part for part in parts if part is not None]
 
 
-def to_text(n: Numbers, parts: Sequence[Part]) -> str:
-    """The page for a terminal: formulas as plain lines, pictures by name."""
+def to_text(n: Numbers, parts: Sequence[Part], pictures: Sequence[str]) -> str:
+    """The page for a terminal: formulas as plain lines, the pictures that there are by name."""
     rows = [f"  {t.symbol:<16}{t.relation:>2} {t.value:14.3f}  {t.name}: {t.here}" for t in walk(n)]
     blocks = ["\n".join([_headline(n), *rows])]
     for part in parts:
         lines = [part.title, *(f"    {formula.plain}" for formula in part.formulas), part.text]
-        if part.picture:
+        if part.picture in pictures:
             lines.append(f"Picture: {part.picture}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"

@@ -52,6 +52,7 @@ class Found:
     num_labels: int
     labels: Mapping[str, int]
     """The most frequent ones."""
+    unlabelled: int
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,8 @@ _MOST_LABELS = 100
 
 
 def _found(ledger: LedgerTable) -> Found:
-    labels = Counter({label: n for label, n in ledger.tally("label").items() if label})
+    told = ledger.tally("label")
+    labels = Counter({label: n for label, n in told.items() if label})
     return Found(
         smallest_side=ledger.number("MIN(MIN(width, height))"),
         largest_side=ledger.number("MAX(MAX(width, height))"),
@@ -322,6 +324,7 @@ def _found(ledger: LedgerTable) -> Found:
         modes={mode: n for mode, n in ledger.tally("mode").items() if mode},
         num_labels=len(labels),
         labels=dict(labels.most_common(_MOST_LABELS)),
+        unlabelled=sum(told.values()) - labels.total(),
     )
 
 

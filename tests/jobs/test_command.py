@@ -185,6 +185,25 @@ def test_who_calls_vae_is_answered_with_vae() -> None:
     assert (done.returncode, "`vae pack --help`" in done.stderr) == (2, True)
 
 
+def test_advice_comes_in_the_form_that_was_typed() -> None:
+    called = (
+        "import sys; from jobs.__main__ import main; sys.argv[:] = ['vae', 'verify', '--store', "
+        "'nowhere']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", called], cwd=ROOT, capture_output=True, text=True)
+    assert "make one with `vae encode --model URI" in done.stderr
+    assert "python -m" not in done.stderr
+    typed = run("jobs.verify", "--store", "nowhere").stderr
+    assert "make one with `python -m jobs.encode --model URI" in typed
+    code = (
+        "import sys, types; m = sys.modules['__main__']; m.__spec__ = types.SimpleNamespace("
+        "name='jobs.train'); from pipeline.own_name import as_typed; "
+        "print(as_typed('do `vae encode --x`, `vae`, or `python -m jobs.pack`'))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == "do `python -m jobs.encode --x`, `vae`, or `python -m jobs.pack`\n"
+
+
 def test_the_list_of_jobs_names_each_job() -> None:
     found = run("jobs").stdout
     assert all(f"\n  {job} " in found for job in JOBS)

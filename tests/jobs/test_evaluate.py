@@ -1,5 +1,7 @@
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pipeline.commands.evaluate
 from pipeline.config import EvaluateConfig, PackConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.evaluation.distances import SetDistances
 from pipeline.packing.pack import pack
 from pipeline.vae import save_bundle
 from tests.support import warm
@@ -159,3 +162,13 @@ def test_two_latent_dimensions_are_integrated_and_drawn(place: Path) -> None:
     assert exact["log_evidence"] == pytest.approx(exact["elbo"] + exact["kl_q_posterior"], rel=1e-9)
     assert Image.open(place / "flat_report" / "posteriors.png").format == "PNG"
     assert evaluate(place)["quadrature"] is None
+
+
+def test_what_surprises_of_a_kernel_distance_is_explained() -> None:
+    found = SetDistances("pixels", 2, 9, 9, 0.1, 0.2, -0.01, 0.02, 0.3, math.inf)
+    assert jobs.evaluate._distances(found)[1].endswith(
+        "0.3 +- unknown (below 0 by chance alone, for its estimate is unbiased; too few images for "
+        "an error)"
+    )
+    plain = replace(found, reconstruction_kernel=0.01, generation_kernel_error=0.1)
+    assert jobs.evaluate._distances(plain)[1].endswith("+- 0.100")

