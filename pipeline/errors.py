@@ -138,6 +138,16 @@ class ClusterError(PipelineError):
     """A Ray cluster or Kubernetes refused what was asked."""
 
 
+def first_refusal(error: Exception) -> str:
+    """The same of what pydantic refuses: which value first, and why; no page of its own."""
+    refused = getattr(error, "errors", None)
+    if not callable(refused):
+        return " ".join(str(error).split())
+    first = refused(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
 def first_line(error: BaseException) -> str:
     """What an error of others says first, or its kind where it says nothing."""
     said = str(error).strip()

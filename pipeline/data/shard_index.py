@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
-from pipeline.errors import DatasetError, SampleError, ShortageError, StorageError
+from pipeline.errors import DatasetError, SampleError, ShortageError, StorageError, first_refusal
 from pipeline.json_value import Json
 from pipeline.storage.tables import FAULTS, parse_table
 
@@ -116,7 +116,9 @@ class ShardIndex:
         except ShortageError:
             raise
         except (StorageError, ValidationError, *FAULTS) as error:
-            raise DatasetError(f"{url}: is no index of a shard ({error}). Restore it.") from None
+            raise DatasetError(
+                f"{url}: is no index of a shard ({first_refusal(error)}). Restore it."
+            ) from None
         return index
 
     def _check(self) -> None:

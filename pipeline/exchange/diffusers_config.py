@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_refusal
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.vae.autoencoder_kl import MID, AutoencoderKL
@@ -179,7 +179,7 @@ def parse_config(config: Json, where: str) -> KlConfig:
         )
         LatentScale.__post_init__(found.scale)
     except (ValidationError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = first_refusal(error)[:300]
         raise ModelError(f"{where}: is no config of an {CLASS_NAME}: {said}") from None
     return found
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_refusal
 from pipeline.exchange.diffusers_config import (
     CLASS_NAME,
     KlConfig,
@@ -62,7 +62,12 @@ def read_diffusers(url: str, sigma: float = 0.1, image_size: int | None = None) 
             f"single images are read: {CLASS_NAME}, {', '.join(CLASSES)}. Wrap another one in a "
             "network of your own (kind custom)."
         )
-    model, preprocess = asked.model(where, sigma), asked.preprocess(image_size)
+    try:
+        model, preprocess = asked.model(where, sigma), asked.preprocess(image_size)
+    except ValueError as error:  # pydantic's among them
+        raise ModelError(
+            f"{where}: asks for a network that can't be: {first_refusal(error)[:300]}"
+        ) from None
     claimed = claimed_vae(model, preprocess, where)
     own = claimed.state_dict()
     theirs = {f"{under}.{_new_name(n)}": tensor for n, tensor in read_weights(folder).items()}

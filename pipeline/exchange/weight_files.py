@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError
+from pipeline.errors import ModelError, ObjectNotFoundError, PipelineError, first_refusal
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
@@ -79,7 +79,7 @@ def _sharded(folder: str, where: str) -> dict[str, Tensor]:
         shards = sorted(set(index.weight_map.values()))
         urls = {name: storage.below(folder, name) for name in shards}
     except (ValidationError, PipelineError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = first_refusal(error)[:300]
         raise ModelError(f"{where}: is no index of sharded weights: {said}") from None
     weights: dict[str, Tensor] = {}
     for name in shards:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.config import Tail
 from pipeline.data.manifest import Count
 from pipeline.data.order import PADDED, Order, shuffled, slots_of
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreError, first_refusal
 from pipeline.json_value import Json
 from pipeline.latents.assembly import (
     Affine,
@@ -212,7 +212,9 @@ class LatentLoader:
         try:
             theirs = TypeAdapter(_State).validate_python(state)
         except ValidationError as error:
-            raise StoreError(f"load_state_dict: this is no loader's state: {error}") from None
+            raise StoreError(
+                f"load_state_dict: this is no loader's state: {first_refusal(error)}"
+            ) from None
         ours = TypeAdapter(_State).validate_python(self.state_dict()).facts()
         differing = [
             f"{name}: the state has {value!r}, this loader {ours[name]!r}"

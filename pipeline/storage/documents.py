@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import PipelineError, StorageError, first_refusal
 from pipeline.json_value import Json, JsonValue
 from pipeline.masking import one_line
 from pipeline.storage.urls import removal
@@ -162,8 +162,7 @@ class DocumentKind:
     def damaged(self, url: str, cause: object) -> PipelineError:
         """The error for a document whose checksum fits and whose contents make no sense."""
         if isinstance(cause, ValidationError):
-            first = cause.errors(include_url=False, include_input=False)[0]
-            cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            cause = first_refusal(cause)
         cause = " ".join(str(cause).split())[:_MOST_SAID]
         return self.error(f"{one_line(url)}: makes no sense ({cause}). {self._advice(url)}")
 

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pipeline import storage
 from pipeline.errors import TrackingError, first_line
-from pipeline.masking import masked
+from pipeline.masking import masked, safe_line, shell_word
 
 DEFAULT_FOLDER = "runs"
 _SERVED = ("mlflow-artifacts", "http", "https", "ftp", "sftp")
@@ -54,7 +54,15 @@ def mlflow_client(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Not `set_tracking_uri`: it writes into the environment of whoever imports us, for good.
     with tracking_errors(uri), _alone(uri):
-        return mlflow.MlflowClient(uri, uri)
+        try:
+            _ = urlsplit(uri).port  # Raises for an address that is none, which MLflow does later.
+            return mlflow.MlflowClient(uri, uri)
+        except (ImportError, ValueError, *_database_faults()) as error:
+            raise TrackingError(
+                f"MLflow at {storage.shown(uri)} can't be opened: "
+                f"{safe_line(first_line(error)).rstrip(' .')}. {_cure(error)}name another by "
+                "`export MLFLOW_TRACKING_URI=URI`."
+            ) from None
 
 
 @contextmanager
@@ -133,6 +141,20 @@ def tracking_errors(uri: str) -> Iterator[None]:
         raise TrackingError(
             f"MLflow at {where} failed: {said.rstrip(' .')}. {_advice(str(error), where)}"
         ) from None
+
+
+def _database_faults() -> tuple[type[Exception], ...]:
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return ()
+    return (SQLAlchemyError,)
+
+
+def _cure(error: BaseException) -> str:
+    if isinstance(error, ImportError):
+        return f"Install the driver `{shell_word(error.name or 'of that database')}`, or "
+    return "Give an address such as https://HOST or sqlite:///FILE, or "
 
 
 def _advice(said: str, where: str) -> str:

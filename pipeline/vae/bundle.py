@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import ModelConfig, PreprocessConfig
-from pipeline.errors import ModelError, StorageError, is_shortage
+from pipeline.errors import ModelError, StorageError, first_refusal, is_shortage
 from pipeline.json_value import Json
 from pipeline.latent_scale import LatentScale
 from pipeline.masking import shell_word
@@ -114,7 +114,7 @@ def _contents(
     except (ValidationError, StorageError, *_WEIGHTS_FAULTS) as error:
         if is_shortage(error):
             raise
-        said = str(error)[:_MOST_SAID]
+        said = first_refusal(error)[:_MOST_SAID].rstrip(".")
         raise ModelError(
             f"{url}: this version can't read the bundle: {said}. It was made by another version: "
             "install that one, or train again."

@@ -98,7 +98,6 @@ SOURCES = (
 LINKED = len(SOURCES) + 1
 ELSEWHERE = {
     "elsewhere": "mlflow-artifacts://127.0.0.1:9/art", "user": "mlflow-artifacts://u@127.0.0.1/art",
-    "nobody": "mlflow-artifacts://[::1/art",
 }  # fmt: skip
 """Experiments, and the servers to which MLflow's client would send its token for artifacts."""
 

@@ -227,11 +227,16 @@ def test_a_config_that_claims_an_enormous_network_costs_no_memory(tmp_path: Path
         {"latents_mean": [0.0], "latents_std": [0.0]},
         {"layers_per_block": "two"},
         {"block_out_channels": []},
+        {"layers_per_block": 1, "latent_channels": "x", "act_fn": [], "sample_size": "y"},
+        {"norm_num_groups": 7}, {"sample_size": 0}, {"sample_size": -5}, {"sample_size": []},
     ],
-)
+)  # fmt: skip
 def test_a_config_without_sense_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     write_diffusers(small(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError) as refused:
         read_diffusers(str(tmp_path))
+    said = str(refused.value)
+    assert len(said.splitlines()) == 1
+    assert "errors.pydantic.dev" not in said

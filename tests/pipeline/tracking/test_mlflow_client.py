@@ -1,13 +1,14 @@
 """MLflow's client as several processes make it."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.tracking.mlflow_client import name_is, tracking_uri
+from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_uri
 from tests.support.warm import ROOT, WarmJob
 
 CLIENT = """
@@ -42,3 +43,21 @@ def test_an_empty_variable_names_no_server(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert tracking_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("mssql+pyodbc://me:planted@h/x", "Install the driver `pyodbc`"),
+        ("postgresql+nodriver://h/x", "Can't load plugin"),
+        ("postgresql://h:port/x", "Give an address such as"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("https://h:99999999", "Give an address such as"),
+    ],
+)
+def test_an_address_that_cannot_be_opened_is_told_in_one_line(uri: str, said: str) -> None:
+    with pytest.raises(TrackingError, match=re.escape(said)) as refused:
+        mlflow_client(uri)
+    assert "planted" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "export MLFLOW_TRACKING_URI" in str(refused.value)
