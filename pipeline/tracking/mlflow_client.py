@@ -57,7 +57,7 @@ def mlflow_client(uri: str) -> Any:
         try:
             _ = urlsplit(uri).port  # Raises for an address that is none, which MLflow does later.
             return mlflow.MlflowClient(uri, uri)
-        except (ImportError, ValueError, *_database_faults()) as error:
+        except _faults() as error:
             raise TrackingError(
                 f"MLflow at {storage.shown(uri)} can't be opened: "
                 f"{safe_line(first_line(error)).rstrip(' .')}. {_cure(error)}name another by "
@@ -143,12 +143,13 @@ def tracking_errors(uri: str) -> Iterator[None]:
         ) from None
 
 
-def _database_faults() -> tuple[type[Exception], ...]:
+def _faults() -> tuple[type[Exception], ...]:
+    """What is raised for an address that is none, or whose database has no driver here."""
     try:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
-        return ()
-    return (SQLAlchemyError,)
+        return ImportError, ValueError
+    return ImportError, ValueError, SQLAlchemyError
 
 
 def _cure(error: BaseException) -> str:
