@@ -15,7 +15,7 @@ from pipeline.data import Dataset
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.runs.checkpoint import newest_step
-from pipeline.runs.goodput import furthest_step
+from pipeline.runs.goodput import furthest_step, known_furthest
 from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run, Start
@@ -67,7 +67,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
     # Before an older start is told to stop; and a recorder that is an actor would only die of it.
     refuse_taken(config.tracking.metrics_host, config.tracking.metrics_port)
     start = run.claim()
-    _tell_continued(run)
+    _tell_continued(run, start)
     _tell_versions(run, start)
     with ended_by_signals(run, start) as interruption:
         parts = parts_of(config)
@@ -104,18 +104,21 @@ def _open(config: TrainConfig, run: Run) -> None:
         save_bundle(start, run.path("init"), start.metadata)
 
 
-def _tell_continued(run: Run) -> None:
+def _tell_continued(run: Run, start: Start) -> None:
     """Which step a start goes on from, and what was made beyond it by those before and is lost."""
-    step, furthest = newest_step(run), furthest_step(run)
-    if not furthest:
+    step, furthest = newest_step(run), known_furthest(run, start)
+    if not furthest.step and not step:
         return
     began = run.claimed_at(Start(1))
     when = f"started {datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC; " if began else ""
-    lost = max(0, furthest - step)
-    logger.info(
-        "continues run %s from step %d (%s%s)", run.url, step, when,
-        f"lost {lost} step{'s' * (lost > 1)}, made again" if lost else "lost no step",
-    )  # fmt: skip
+    lost = max(0, furthest.step - step)
+    told = f"lost {lost} step{'s' * (lost > 1)}, made again" if lost else "lost no step"
+    if not furthest.exact:
+        told = (
+            f"lost at least {lost} step{'s' * (lost > 1)}, made again" if lost
+            else "lost steps unknown: the start before left no last count; any are made again"
+        )  # fmt: skip
+    logger.info("continues run %s from step %d (%s%s)", run.url, step, when, told)
 
 
 def _tell_versions(run: Run, start: Start) -> None:

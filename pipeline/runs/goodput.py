@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from pipeline import storage
 from pipeline.background import Repeated
@@ -148,8 +148,27 @@ class WallClock:
 
 def furthest_step(run: Run) -> int:
     """The furthest step that any start has begun, by its tally: 0 where none has made one."""
-    tally = _newest(run, Start(10**9))
-    return tally.step if tally else 0
+    return known_furthest(run, Start(10**9)).step
+
+
+class Furthest(NamedTuple):
+    """The furthest step that starts are known to have begun; not `exact`: there may be more."""
+
+    step: int
+    exact: bool
+
+
+def known_furthest(run: Run, start: Start) -> Furthest:
+    """How far the starts before `start` got, by their tallies.
+
+    Exact only where the last of them left one as it ended: one that died, or whose tallies storage
+    refused, may have made steps that nobody counted.
+    """
+    tally, last = _newest(run, start), run.claim_before(start)
+    if tally is None:
+        return Furthest(0, exact=last is None)
+    own = last is not None and storage.exists(run.path("time", f"{last.name}.json"))
+    return Furthest(tally.step, exact=tally.ended and own)
 
 
 def last_seen(run: Run) -> float | None:

@@ -1,7 +1,7 @@
 """What an encoding tells Prometheus: `/metrics` while it runs, and how it ended, afterwards.
 
 STORE/attempts/metrics.json   where /metrics is served, for file_sd; gone when the encoding ended
-STORE/attempts/outcome.json   how the last encoding that had something to do ended
+STORE/attempts/outcome.json   how the last encoding ended
 STORE/attempts/outcome.prom   the same, for a textfile collector
 """
 
@@ -93,7 +93,8 @@ def tell_outcome(
     """Tells how an encoding ended that began at `started`; None: by an error.
 
     Beside the store too, unless it was refused before anything was written there: then no folder
-    comes into being, in what may be no store at all.
+    comes into being, in what may be no store at all. What it doesn't know (the last success, when
+    the store is expected again) stays as it is told there.
     """
     ended, hours = time.time(), tracking.expected_hours
     known = end or EncodingEnd(complete=False, encoded=0, failed=0, lost=0)
@@ -106,36 +107,39 @@ def tell_outcome(
         lost=known.lost,
         expected=None if hours is None else 3600 * hours,
     )
-    _tell(store, tracking, outcome, keep=end is None or bool(end.encoded))
+    _push(store, tracking, outcome)
+    with suppress(StorageError):
+        _keep(store, outcome, was_refused=end is None)
 
 
-def _tell(
-    store: str, tracking: EncodingTrackingConfig, outcome: EncodingOutcome, *, keep: bool
-) -> None:
-    """`keep`: also beside the store, where a run that had nothing to do writes nothing."""
+def _push(store: str, tracking: EncodingTrackingConfig, outcome: EncodingOutcome) -> None:
+    if not tracking.pushgateway:
+        return
     name = storage.shown(store)
     endpoint = Endpoint(OUTCOME, "store", name, version())
     endpoint.update(outcome)
-    if tracking.pushgateway:
-        try:
-            # Added to its group: a failure leaves the time of the last success there.
-            pushadd_to_gateway(tracking.pushgateway, JOB, endpoint.registry, {"store": name})
-        except OSError as error:
-            shown = storage.shown(tracking.pushgateway)
-            logger.warning("the Pushgateway %s was not told how this ended: %s", shown, error)
-    if not keep:
-        return
+    try:
+        # Added to its group: a failure leaves the time of the last success there.
+        pushadd_to_gateway(tracking.pushgateway, JOB, endpoint.registry, {"store": name})
+    except OSError as error:
+        shown = storage.shown(tracking.pushgateway)
+        logger.warning("the Pushgateway %s was not told how this ended: %s", shown, error)
+
+
+def _keep(store: str, outcome: EncodingOutcome, *, was_refused: bool) -> None:
+    """Beside the store, as the Pushgateway adds: what is not told now stays as it was."""
     place = storage.join(store, ATTEMPTS)
-    with suppress(StorageError):
-        if outcome.succeeded is None:
-            url = storage.join(place, "outcome.json")
-            is_told = storage.exists(url)
-            if not is_told and not begun(store):
-                return
-            before = storage.read_json(url) if is_told else {}
-            outcome = replace(outcome, succeeded=before.get("succeeded"))
-            endpoint.update(outcome)
-        text = generate_latest(endpoint.registry)
-        storage.publish(storage.join(place, "outcome.prom"), text)
-        known = {name: value for name, value in asdict(outcome).items() if value is not None}
-        storage.publish(storage.join(place, "outcome.json"), storage.canonical_json(known))
+    url = storage.join(place, "outcome.json")
+    is_told = storage.exists(url)
+    if was_refused and not is_told and not begun(store):
+        return
+    before = storage.read_json(url) if is_told else {}
+    if outcome.succeeded is None:
+        outcome = replace(outcome, succeeded=before.get("succeeded"))
+    if outcome.expected is None:
+        outcome = replace(outcome, expected=before.get("expected"))
+    endpoint = Endpoint(OUTCOME, "store", storage.shown(store), version())
+    endpoint.update(outcome)
+    storage.publish(storage.join(place, "outcome.prom"), generate_latest(endpoint.registry))
+    known = {name: value for name, value in asdict(outcome).items() if value is not None}
+    storage.publish(url, storage.canonical_json(known))

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.k8s.worlds import (
     Sickness,
     World,
     always,
+    during,
     stamps,
     week,
 )
@@ -114,6 +116,19 @@ def test_the_rules_are_what_prometheus_can_load(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_the_line_for_a_prometheus_without_the_operator_makes_a_file_that_it_loads(
+    tmp_path: Path,
+) -> None:
+    readme = (FOLDER / "README.md").read_text()
+    (line,) = re.findall(r"^python -c .*rules\.yaml > vae-rules\.yml$", readme, re.MULTILINE)
+    made = tmp_path / "vae-rules.yml"
+    line = line.replace("python", sys.executable, 1).replace("vae-rules.yml", str(made))
+    subprocess.run(["bash", "-c", line], cwd=FOLDER.parents[2], check=True)
+    found = subprocess.run(["promtool", "check", "rules", made], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert yaml.safe_load(made.read_text()) == RULES
+
+
 def test_promtool_sees_when_another_alert_fires_than_was_expected(tmp_path: Path) -> None:
     stalled = SICK["VaeStalled"][0].world()
     assert at_four(stalled, {"VaeStalled"}, tmp_path)[0] == 0
@@ -137,6 +152,24 @@ def test_nothing_fires_in_a_healthy_week(tmp_path: Path) -> None:
 def test_a_head_that_still_waits_for_its_workers_is_not_called_unreachable(tmp_path: Path) -> None:
     silent = {name: values for name, values in HEALTHY.items() if 'run="r"' not in name}
     code, said = at_four(silent | {'up{job="vae/vae-runs",run="r"}': always(0)}, set(), tmp_path)
+    assert code == 0, said
+
+
+def test_a_run_that_died_pages_with_its_name_where_discovery_named_it(tmp_path: Path) -> None:
+    """As `metrics.json` does, by file discovery; a static target pages nobody."""
+    dies = during(0, FALLS_ILL, always(1), always(0), always(0))
+    silent = {name: values for name, values in HEALTHY.items() if 'run="r"' not in name}
+    static = silent | {'up{job="vae-runs",instance="host:9465"}': dies}
+    code, said = at_four(static, set(), tmp_path)
+    assert code == 0, said
+    named = 'ALERTS{alertname="VaeRunUnreachable",alertstate="firing",run="v1"}'
+    test = {
+        "interval": "1m",
+        "input_series": series(static | {'up{job="vae-runs",run="v1"}': dies}, IS_SICK),
+        "promql_expr_test": [question(f"count by (alertname) ({named})", IS_SICK,
+                                      {"VaeRunUnreachable"})],
+    }  # fmt: skip
+    code, said = asked([test], tmp_path)
     assert code == 0, said
 
 

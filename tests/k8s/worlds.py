@@ -307,6 +307,9 @@ def week() -> World:
         up = f'up{{job="vae/vae-runs",run="{run}"}}'
         world[up] = during(end, end + 4, always(0), world[up], gone)
         add(rayjob(f"train-{run}", "Running"), begin, end)
+        # A port that is scraped for good, as operations.md says of runs on one machine.
+        static = f'up{{job="vae-runs",instance="{run}:9465"}}'
+        world[static] = during(begin, end, always(1), always(0), always(0))
         ended = rayjob(f"train-{run}", "Complete", during(0, end, gone, gone, always(1)))
         info = f'kuberay_job_info{{name="train-{run}",namespace="vae"}}'
         world |= ended | {info: during(0, begin, gone, gone, always(1))}

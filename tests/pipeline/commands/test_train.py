@@ -1,5 +1,6 @@
 import logging
 import re
+import shutil
 import socket
 import sys
 from datetime import UTC, datetime
@@ -299,10 +300,27 @@ def test_a_continued_start_says_from_which_step_and_what_was_lost(
     assert "continues run" not in caplog.text
     monkeypatch.setattr(Stepper, "make", make)
     run_training(wanted)
-    told = re.search(r"continues run \S+ from step 2 \(started (.*) UTC; lost 1 step,", caplog.text)
+    told = re.search(
+        r"continues run \S+ from step 2 \(started (.*) UTC; lost at least 1 step,", caplog.text
+    )
     assert told, caplog.text
     began = datetime.strptime(told[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - began).total_seconds()) < 600
+    caplog.clear()
+    run_training(wanted.model_copy(update={"steps": 5}))
+    assert "lost no step" in caplog.text, "the start before ended, and said how far it had come"
+
+
+def test_where_no_tally_could_be_written_nothing_says_that_no_step_was_lost(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    wanted = config(dataset, 2, checkpoint_every=1, holdout=None)
+    run_training(wanted)
+    shutil.rmtree(dataset.parent / "runs/pinned/time")  # as where storage answers each with 403
+    run_training(wanted.model_copy(update={"steps": 3}))
+    assert re.search(r"continues run \S+ from step 2 \(.*lost steps unknown", caplog.text)
+    assert "lost no step" not in caplog.text
 
 
 def test_a_batch_that_no_memory_holds_is_refused_with_one_that_does_before_the_run_has_a_name(

@@ -70,14 +70,34 @@ def test_success_and_failure_are_told_beside_the_store_and_the_last_success_stay
     assert second["vae_encode_last_end_timestamp_seconds"] > succeeded
 
 
-def test_an_encoding_that_had_nothing_to_do_writes_nothing_at_all(
+def test_an_encoding_that_had_nothing_to_do_writes_how_it_ended_and_nothing_else(
     world: dict[str, str], tmp_path: Path
 ) -> None:
-    store = tmp_path / "store"
+    store, last = tmp_path / "store", "vae_encode_last_success_timestamp_seconds"
+
+    def others() -> dict[str, str]:
+        return {name: told for name, told in tree(tmp_path).items() if "outcome." not in name}
+
     encode(world, store)
-    before = tree(tmp_path), outcome(store)
+    before, first = others(), outcome(store)
     assert encode(world, store).encoded == 0
-    assert (tree(tmp_path), outcome(store)) == before
+    assert others() == before
+    assert outcome(store)[last] > first[last]
+
+
+def test_a_good_encoding_with_nothing_new_ends_what_a_refused_one_before_it_told(
+    world: dict[str, str], tmp_path: Path
+) -> None:
+    store, last = tmp_path / "store", "vae_encode_last_success_timestamp_seconds"
+    encode(world, store, hours=26)
+    with pytest.raises(PipelineError):
+        encode(world | {"model": str(tmp_path / "none")}, store)
+    refused = outcome(store)
+    assert refused[last] < refused["vae_encode_last_end_timestamp_seconds"], "VaeEncodeFailed"
+    assert encode(world, store).encoded == 0
+    told = outcome(store)
+    assert told[last] == told["vae_encode_last_end_timestamp_seconds"]
+    assert told["vae_encode_expected_seconds"] == 26 * 3600, "by hand, nobody unsaid it"
 
 
 def test_the_pushgateway_hears_of_each_encoding_also_of_one_that_had_nothing_to_do(
