@@ -24,7 +24,7 @@ from pipeline.masking import shell_word
 from pipeline.progress import phase
 from pipeline.rank import RunEnd
 from pipeline.registry.checkpoint_versions import registration_tags
-from pipeline.registry.models import register
+from pipeline.registry.models import is_registered, register
 from pipeline.registry.promotion import place_alias
 from pipeline.runs.history import read_kl_per_dimension, read_validations
 from pipeline.runs.json_numbers import plain_json
@@ -96,13 +96,13 @@ def result_of(run: Run, end: RunEnd) -> TrainingResult:
 def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:
     """Sends MLflow what it has not got yet of a finished run: points, then the model.
 
-    Doing it again does nothing. Raises `UndeliveredError` if MLflow can't be reached or refuses.
+    Doing it again does nothing, unless the registry has lost the model since. Raises `UndeliveredError` if MLflow can't be reached or refuses.
     """
     if result.reason != "done":
         return result
     try:
         with phase("handing curves, pictures and the model to MLflow"):
-            return _delivered(config, run, result)
+            return _delivered(config, run, _as_registered(run, result))
     except UndeliveredError:
         raise
     except TrackingError as error:
@@ -110,6 +110,28 @@ def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingRe
             f"run {run.url} is trained and its bundle is {result.bundle}, but no model is "
             f"registered: {error} The same command then registers it."
         ) from None
+
+
+def _as_registered(run: Run, result: TrainingResult) -> TrainingResult:
+    """The result without the model that the registry has lost, as by a restore of an older copy."""
+    if result.model is None or result.model_version is None:
+        return result
+    try:
+        if is_registered(result.model, result.model_version, result.digest):
+            return result
+    except TrackingError as error:
+        logger.warning(
+            "run %s: whether the registry has %s still is not known: %s",
+            run.url, result.model, error,
+        )  # fmt: skip
+        return result
+    logger.warning(
+        "run %s: MLflow at %s has no version %d of its model %s any more, as after a restore from "
+        "an older copy; its bundle is %s",
+        run.url, storage.shown(tracking_uri()), result.model_version, result.model, result.bundle,
+    )  # fmt: skip
+    # Its run there may be gone as well, or say RUNNING.
+    return replace(result, run_id=None, model=None, model_version=None)
 
 
 def _delivered(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:

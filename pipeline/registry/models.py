@@ -200,6 +200,21 @@ def register(
     return RegisteredModel(name, int(version.version), source, run_id)
 
 
+def is_registered(uri: str, version: int, digest: str | None) -> bool:
+    """Whether the name in `uri` has this version still, of the bundle of that digest.
+
+    A registry that was restored from an older copy lacks it, or has another model there. Raises
+    `TrackingError` if MLflow can't be asked.
+    """
+    name, _, _ = _parse(uri)
+    where = tracking_uri()
+    with tracking_errors(where):
+        return any(
+            int(found.version) == version and found.tags.get("digest") in (None, digest)
+            for found in mlflow_client(where).search_model_versions(name_is(name))
+        )
+
+
 def model_tags(vae: VAE) -> dict[str, str]:
     """A version's tags that follow from the model: digest, and what its ELBO is an ELBO of."""
     preprocess = vae.preprocess.held_out().model_dump(mode="json")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,30 @@ def test_a_trial_stays_out_of_the_registry_until_it_is_asked_for_without(
     again = pipeline.train(str(data), run="trial", **SETTINGS)
     assert again.model == "models:/trial@candidate"
     assert client.get_model_version("trial", "1").run_id == run.run_id
+
+
+def test_a_model_that_a_restored_registry_lacks_is_registered_again_with_alias_and_elbo(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database as it was before the run's end, or before it began."""
+    monkeypatch.chdir(folder)
+    database, older = folder / "runs/mlflow.db", folder / "older.db"
+    pipeline.train(str(data), run="before", **SETTINGS)
+    shutil.copy(database, older)
+    first = pipeline.train(str(data), run="restored", **SETTINGS)
+    assert pipeline.train(str(data), run="restored", **SETTINGS) == first
+    assert "as after a restore" not in caplog.text
+    shutil.copy(older, database)
+    again = pipeline.train(str(data), run="restored", **SETTINGS)
+    assert "as after a restore" in caplog.text
+    client = MlflowClient(f"sqlite:///{database}")
+    found = client.get_model_version_by_alias("restored", "candidate")
+    assert (again.model, again.digest) == (first.model, first.digest)
+    assert found.tags["digest"] == first.digest
+    assert first.holdout_after is not None
+    assert float(found.tags["holdout_elbo"]) == first.holdout_after["elbo"]
+    assert client.get_run(str(found.run_id)).info.status == "FINISHED"
+    assert pipeline.load_model("models:/restored@candidate").digest == first.digest
 
 
 def test_a_model_whose_data_are_gone_is_registered_all_the_same(
