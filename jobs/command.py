@@ -78,6 +78,10 @@ def run_job(
             with while_read():
                 print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
             return
+        if config_type.is_look:
+            from pipeline import storage
+
+            storage.set_retry_policy(storage.LOOK)
         outcome = main(config)
     except PipelineError as error:
         print(as_typed(f"{type(error).__name__}: {error}"), file=sys.stderr)

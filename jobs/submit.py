@@ -37,24 +37,30 @@ def _asked(config: SubmitConfig, place: "Place") -> Outcome:
     if config.list:
         jobs = place.jobs()
         rows = [f"{job.id:<48}{job.status:<12}{job.entrypoint}" for job in jobs]
+        if any(job.status == "SUCCEEDED" and "jobs.train" in job.entrypoint for job in jobs):
+            # Its own word: a folder for each training would be asked otherwise.
+            rows.append(
+                "A training that was stopped after a checkpoint SUCCEEDED too: "
+                f"`{_self(config)} --status --id ID` tells the two apart."
+            )
         return Outcome({"jobs": [asdict(job) for job in jobs]}, summary=rows)
     request = _request(config, place)
     if config.logs:
         with while_read():
             for text in follower.logs(place, request):
                 sys.stdout.write(safe(text if text.endswith("\n") else f"{text}\n"))
-        return Outcome({"submission_id": config.id or request.base})
+        return Outcome({"submission_id": follower.name_of(place, request) or config.id})
     if config.status:
         verdict = follower.status(place, request)
     elif config.stop:
         verdict = follower.stop(config, place, request)
         # What was asked for is that it ends.
-        return _told(verdict, 0 if verdict.status == "STOPPED" else verdict.exit_code)
+        return _told(config, verdict, 0 if verdict.status == "STOPPED" else verdict.exit_code)
     elif config.dry_run:
         return _dry_run(config, request)
     else:
         verdict = follower.submit(config, place, request)
-    return _told(verdict, verdict.exit_code)
+    return _told(config, verdict, verdict.exit_code)
 
 
 def request_of(command: tuple[str, ...]) -> "Request":
@@ -151,11 +157,31 @@ def _dry_run(config: SubmitConfig, request: "Request") -> Outcome:
     return Outcome(result, summary=text.splitlines())
 
 
-def _told(verdict: "Verdict", exit_code: int) -> Outcome:
+def _self(config: SubmitConfig) -> str:
+    """This command, as far as it says where jobs run."""
+    words = ["python", "-m", "jobs.submit"]
+    if config.kubernetes:
+        words += ["--kubernetes"]
+        words += ["--context", config.context] if config.context else []
+        words += ["--namespace", config.namespace] if config.namespace else []
+    elif config.address:
+        words += ["--address", config.address]
+    return " ".join(map(shell_word, words))
+
+
+def _told(config: SubmitConfig, verdict: "Verdict", exit_code: int) -> Outcome:
+    message = verdict.message
+    if verdict.status == "SUBMITTED":
+        message = f"follow it by `{_self(config)} --status --id {shell_word(verdict.id)}`"
+    elif verdict.status == "LOST":
+        message = (
+            f"{message.rstrip('.')}. The same command joins the job where it runs still, and "
+            "submits it again where it does not; `--resubmit-on-head-loss 3` does so by itself."
+        )
     result = {
         "submission_id": verdict.id,
         "status": verdict.status,
-        "message": verdict.message,
+        "message": message,
         "result": verdict.result,
     }
     return Outcome(result, exit_code)

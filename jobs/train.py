@@ -45,7 +45,7 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
     if result.reason != "done":
         return [f"{config.run}: {result.reason} at step {result.steps} of {config.steps:,}"]
     lines = [
-        f"{config.run}: {counted(result.steps, 'step')} of {counted(result.samples, 'image')}",
+        f"{config.run}: {counted(result.steps, 'step')}, {counted(result.samples, 'image')} seen",
         *_elbo(result),
     ]
     if result.model is None and not config.no_register:
@@ -63,11 +63,14 @@ def _lines(config: TrainConfig, result: "TrainingResult") -> list[str]:
 
 def _encoding(config: TrainConfig, result: "TrainingResult") -> str:
     """The command that encodes by this model, as a store that is there already was encoded."""
+    from pipeline import storage
     from pipeline.latents.repair_command import encode_next
 
     model = result.model or result.bundle or ""
-    places = "runs/latents", f"runs/{config.run}-latents"
-    return encode_next(model, config.data, places, digest=result.digest)
+    first, second = (
+        storage.join(config.storage, name) for name in ("latents", f"{config.run}-latents")
+    )
+    return encode_next(model, config.data, (first, second), digest=result.digest)
 
 
 def _where_to_look(result: "TrainingResult") -> str:

@@ -44,6 +44,10 @@ class ObjectNotFoundError(StorageError):
     """An object or a folder that was named doesn't exist."""
 
 
+class BucketNotFoundError(ObjectNotFoundError):
+    """The bucket doesn't exist, and so nothing in it."""
+
+
 class ObjectChangedError(StorageError):
     """An object is not the one that it was when its tag was asked for."""
 
@@ -77,7 +81,17 @@ class ShortageError(PipelineError):
 
 
 class StorageShortageError(StorageError, ShortageError):
-    """A disk is full, or storage did not answer for long: no verdict about the object."""
+    """A disk is full, or storage did not answer for long: no verdict about the object.
+
+    `fact` is the message without its advice, which is for whoever the error ends.
+    """
+
+    fact = ""
+
+
+def without_advice(error: StorageError) -> str:
+    """What is told of an error that ends nothing: not to run the same command again."""
+    return safe_line(getattr(error, "fact", "")) or str(error)
 
 
 _SHORT = frozenset(

@@ -80,7 +80,8 @@ class Wait:
 def _there(names: Mapping[str, float]) -> str:
     total, free = _resources()
     parts = [
-        f"{total.get(name, 0):g} {_unit(name, total.get(name, 0))} ({free.get(name, 0):g} free)"
+        f"{total.get(name, 0):g} {_unit(name, total.get(name, 0))}, "
+        f"{free.get(name, 0):g} of them not taken"
         for name in names
     ]
     return f"the cluster has {' and '.join(parts)}"

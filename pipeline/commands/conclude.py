@@ -96,7 +96,8 @@ def result_of(run: Run, end: RunEnd) -> TrainingResult:
 def deliver(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:
     """Sends MLflow what it has not got yet of a finished run: points, then the model.
 
-    Doing it again does nothing, unless the registry has lost the model since. Raises `UndeliveredError` if MLflow can't be reached or refuses.
+    Doing it again does nothing, unless the registry has lost the model since.
+    Raises `UndeliveredError` if MLflow can't be reached or refuses.
     """
     if result.reason != "done":
         return result

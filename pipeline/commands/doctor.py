@@ -17,7 +17,13 @@ from urllib.parse import urlsplit
 
 from pipeline import storage
 from pipeline.config import DoctorConfig
-from pipeline.errors import PipelineError, TrackingError, UnreachableError
+from pipeline.errors import (
+    BucketNotFoundError,
+    PipelineError,
+    StorageShortageError,
+    TrackingError,
+    UnreachableError,
+)
 from pipeline.machine import cores_here, memory_limit_bytes
 from pipeline.masking import shell_word
 from pipeline.tracking.mlflow_client import tracking_uri
@@ -99,10 +105,14 @@ def _storage(config: DoctorConfig) -> Iterator[Check]:
     mend = _storage_advice(url)
     data = os.urandom(_PROBE_BYTES)
     size = _PROBE_BYTES / 2**20
+    written = False
+    # Jobs are patient with a storage that restarts; who asks what is wrong wants to hear it.
+    before = storage.set_retry_policy(storage.RetryPolicy(deadline_seconds=_ANSWER_SECONDS))
     try:
         started = time.perf_counter()
         storage.publish(place, data)
         wrote = size / (time.perf_counter() - started)
+        written = True
         started = time.perf_counter()
         whole = storage.read(place)
         read = size / (time.perf_counter() - started)
@@ -133,21 +143,32 @@ def _storage(config: DoctorConfig) -> Iterator[Check]:
         )  # fmt: skip
     except PipelineError as error:
         why = "Datasets, runs and latent stores live there."
+        if isinstance(error, BucketNotFoundError):
+            bucket = shell_word("/".join(storage.shown(url).split("/")[:3]))
+            mend = f"aws s3 mb {bucket}, or give --storage with a bucket that there is"
+        elif isinstance(error, StorageShortageError):
+            mend = (
+                f"start {_endpoint()}, or make room there, or set AWS_ENDPOINT_URL to where it is"
+            )
         yield Check("storage", "failed", str(error), why, mend)
     finally:
-        for each in (place, lock):
+        for each in (place, lock) if written else ():
             with suppress(PipelineError):
                 storage.delete(each)
+        storage.set_retry_policy(before)
         if (path := storage.local_path(folder)) is not None:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _endpoint() -> str:
+    return storage.shown(os.environ.get("AWS_ENDPOINT_URL", "AWS"))
 
 
 def _storage_advice(url: str) -> str:
     if storage.local_path(url) is not None:
         return f"mkdir -p {shell_word(url)} && chown $(id -u) {shell_word(url)}"
-    endpoint = storage.shown(os.environ.get("AWS_ENDPOINT_URL", "AWS"))
     return (
-        f"the endpoint is {endpoint} (AWS_ENDPOINT_URL); set AWS_ACCESS_KEY_ID and "
+        f"the endpoint is {_endpoint()} (AWS_ENDPOINT_URL); set AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, and allow GetObject, PutObject, DeleteObject and ListBucket"
     )
 
@@ -196,8 +217,16 @@ def _dead_runs(uri: str) -> Check:
         closed = close_dead_runs(uri)
     except TrackingError as error:
         return Check("mlflow: dead runs", "warning", str(error), "They say RUNNING.", "try again")
-    said = f"{len(closed)} that had died said RUNNING, and were ended: {', '.join(closed[:20])}"
-    return Check("mlflow: dead runs", "ok", said if closed else "none says RUNNING that has died")
+    told = [
+        f"{len(names)} said RUNNING that {what}: {', '.join(names[:20])}"
+        for names, what in (
+            (closed.died, "had died, and KILLED now"),
+            (closed.finished, "had finished, and FINISHED now"),
+        )
+        if names
+    ]
+    said = "; ".join(told) or "none says RUNNING that has died or finished"
+    return Check("mlflow: dead runs", "ok", said)
 
 
 def _ray() -> Iterator[Check]:

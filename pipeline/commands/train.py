@@ -12,6 +12,8 @@ from pipeline.commands.train_checks import refuse_beyond_memory_here, refuse_wha
 from pipeline.commands.train_parts import TrainParts, parts_of
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset
+from pipeline.errors import AccessDeniedError
+from pipeline.masking import shell_word
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.runs.checkpoint import newest_step
@@ -198,7 +200,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if holdout is None and last == "train":
         beside = storage.join(parent, "holdout")
         # An empty one, as a small dataset may get, is none.
-        there = storage.exists(storage.join(beside, "manifest.json"))
+        try:
+            there = storage.exists(storage.join(beside, "manifest.json"))
+        except AccessDeniedError as error:
+            raise AccessDeniedError(
+                f"`--data {shell_word(storage.shown(config.data))}`: whether a hold-out lies "
+                f"beside it can't be seen: {error}"
+            ) from None
         holdout = beside if there and len(Dataset.open(beside, None, config.shards_below)) else None
     update = {"data": data, "holdout": holdout, "storage": storage.absolute(config.storage)}
     return config.model_copy(update=update)

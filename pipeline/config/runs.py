@@ -1,6 +1,6 @@
 """The knobs of `jobs.runs`."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from pipeline.config.sections import DELETE, StorageConfig
 
 class RunsConfig(StorageConfig):
     """`jobs.runs`: what runs there are and what they take; remove what is not needed any more."""
+
+    is_look: ClassVar[bool] = True
 
     run: tuple[str, ...] = Field((), description="Only these runs; none named: all of them.")
     remove: Literal["checkpoints", "runs"] | None = Field(

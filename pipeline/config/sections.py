@@ -31,6 +31,8 @@ class Section(BaseModel):
     """The keys that people use first: `--help` shows them above the others. Empty: all."""
     interrupted: ClassVar[str] = "run the same command again."
     """What is kept of a job that a signal ends, and how it goes on."""
+    is_look: ClassVar[bool] = False
+    """Whether somebody waits for the job at a terminal: then what it waits for is told soon."""
 
     @field_validator("*")
     @classmethod

@@ -15,6 +15,7 @@ class SubmitConfig(Section):
     usage, 3 finished with quarantine, 4 lost, 5 stopped.
     """
 
+    is_look: ClassVar[bool] = True
     interrupted: ClassVar[str] = (
         "a job that was submitted goes on; the same command follows it again."
     )

@@ -1,6 +1,6 @@
 """The knobs of `jobs.watch`."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from pipeline.config.sections import A_RUN, A_STORE, StorageConfig, Url
 
 class WatchConfig(StorageConfig):
     """`jobs.watch`: live numbers in the terminal, of a run, of an encoding or of all there are."""
+
+    is_look: ClassVar[bool] = True
 
     run: str | None = Field(None, description=A_RUN)
     store: Url | None = Field(None, description=A_STORE)

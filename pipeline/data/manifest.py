@@ -18,7 +18,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline import storage
-from pipeline.errors import AccessDeniedError, DatasetError, ObjectNotFoundError, PipelineError
+from pipeline.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    DatasetError,
+    ObjectNotFoundError,
+    PipelineError,
+)
 from pipeline.storage import DocumentKind, checksum_of
 
 logger = logging.getLogger(__name__)
@@ -154,10 +160,15 @@ class CurrentGeneration:
 
 
 def read_pointer(url: str) -> CurrentGeneration | None:
-    """What the dataset's pointer says; None when there is no dataset."""
+    """What the dataset's pointer says; None when there is no dataset.
+
+    Raises `BucketNotFoundError` where there is no bucket either: a name that was mistyped.
+    """
     pointer_url = storage.join(url, POINTER)
     try:
         value = storage.read_document(CURRENT, pointer_url)
+    except BucketNotFoundError:
+        raise
     except ObjectNotFoundError:
         return None
     return CURRENT.typed(CurrentGeneration, value, pointer_url)

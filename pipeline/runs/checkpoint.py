@@ -27,6 +27,7 @@ from pipeline.errors import (
     RunError,
     ShortageError,
     StorageError,
+    without_advice,
 )
 from pipeline.json_value import Json
 from pipeline.runs.history import Validation, no_course
@@ -134,7 +135,9 @@ class Cadence:
 class CheckpointWriter:
     """Writes checkpoints of one run in the background, one at a time, and removes old ones."""
 
-    def __init__(self, run: Run, start: Start, keep: int = KEPT) -> None:
+    def __init__(self, run: Run, start: Start, keep: int = KEPT, *, saved: int = 0) -> None:
+        """`saved`: the step that the start went on from."""
+        self._saved = saved
         self._run, self._start, self._keep = run, start, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -170,9 +173,25 @@ class CheckpointWriter:
         except StorageError as error:
             self._failures += 1
             self.stats = replace(self.stats, failures=self.stats.failures + 1)
+            if patience == MOST_FAILURES <= self._failures:
+                raise self._given_up(error) from None
             if self._failures >= patience:
                 raise
-            logger.warning("a checkpoint was not written, the next one is tried: %s", error)
+            logger.warning(
+                "a checkpoint was not written (%d in a row; %d end the run), the next one is "
+                "tried: %s", self._failures, MOST_FAILURES, without_advice(error),
+            )  # fmt: skip
+
+    def _given_up(self, error: StorageError) -> StorageError:
+        """Of the same kind, so that whoever repeats jobs sees whether it may pass."""
+        saved = self.stats.step or self._saved
+        left = f"saved is step {saved}" if saved else "nothing is saved yet"
+        begins = "goes on from there" if saved else "begins it"
+        return type(error)(
+            f"{without_advice(error).rstrip('.')}. So {MOST_FAILURES} checkpoints in a row were "
+            f"not written, and the run ends: {left}. Once one can be written, the same command "
+            f"{begins}."
+        )
 
     def close(self) -> None:
         """Ends the thread; a write that is under way is finished first."""
@@ -207,7 +226,9 @@ class CheckpointWriter:
         try:
             self._remove_old()
         except StorageError as error:
-            logger.warning("the run goes on, but checkpoints are kept that could go: %s", error)
+            logger.warning(
+                "the run goes on, but checkpoints are kept that could go: %s", without_advice(error)
+            )
 
     def _remove_old(self) -> None:
         storage.refuse_links(self._run.url, "checkpoints")

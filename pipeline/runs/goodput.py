@@ -29,6 +29,7 @@ from pipeline.errors import (
     RunError,
     ShortageError,
     StorageError,
+    without_advice,
 )
 from pipeline.runs.run import Run, Start
 
@@ -143,7 +144,7 @@ class WallClock:
             if self._run.newest_start() <= self._start:
                 storage.publish(path, tally)
         except StorageError as error:
-            logger.warning("%s can't be written, training goes on: %s", path, error)
+            logger.warning("%s can't be written, training goes on: %s", path, without_advice(error))
 
 
 def furthest_step(run: Run) -> int:

@@ -28,7 +28,13 @@ from pipeline.storage.documents import (
 from pipeline.storage.neighbours import names_beside, near, refuse_file_above
 from pipeline.storage.other import staying
 from pipeline.storage.ranged_file import RangedFile
-from pipeline.storage.retry import RetryPolicy, retry_counts, retry_policy, set_retry_policy
+from pipeline.storage.retry import (
+    LOOK,
+    RetryPolicy,
+    retry_counts,
+    retry_policy,
+    set_retry_policy,
+)
 from pipeline.storage.temporary import private_folder, temporary_folder
 from pipeline.storage.urls import (
     absolute,
@@ -45,6 +51,7 @@ from pipeline.storage.urls import (
 )
 
 __all__ = [
+    "LOOK",
     "DocumentKind",
     "ObjectInfo",
     "RetryPolicy",

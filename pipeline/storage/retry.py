@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, NoReturn
 
 from pipeline.errors import (
     AccessDeniedError,
+    BucketNotFoundError,
     ObjectNotFoundError,
     StorageError,
     StorageShortageError,
@@ -71,8 +72,12 @@ class RetryPolicy:
     """Most faults are one lost connection, over at once."""
     cap_seconds: float = 10.0
     """Between two tries late on: often enough to see soon that a server is back."""
+    silent_seconds: float | None = None
+    """What fails is told after so long; None: as of a job that goes on for hours."""
 
 
+LOOK = RetryPolicy(silent_seconds=5.0)
+"""Of a command that somebody looks with, and waits for at a terminal."""
 _TOLD_SECONDS = 30.0
 """So long an operation fails in silence, and so long again from one warning to the next: a worker
 that tries on must not look as one that works."""
@@ -131,11 +136,15 @@ class Attempts:
         )
         spent = time.monotonic() - self._start
         if spent + wait > self._policy.deadline_seconds:
-            raise StorageShortageError(
+            fact = (
                 f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
-                f"{self._number + 1} tries; the last: {error}. {_cure(error.verdict)}, run the "
-                f"same command again.{_endpoint(self._url)}"
-            ) from None
+                f"{self._number + 1} tries; the last: {error}"
+            )
+            short = StorageShortageError(
+                f"{fact}. {_cure(error.verdict)}, run the same command again.{_endpoint(self._url)}"
+            )
+            short.fact = fact
+            raise short from None
         with _State.lock:
             _State.retries[error.verdict] += 1
         self._number += 1
@@ -145,8 +154,12 @@ class Attempts:
     def _tell(self, spent: float, error: RequestFailedError) -> None:
         """One warning for all that fails at a time."""
         now = time.monotonic()
+        silent = self._policy.silent_seconds
         with _State.lock:
-            if spent < _TOLD_SECONDS or now - _State.told < _TOLD_SECONDS:
+            if (
+                spent < (_TOLD_SECONDS if silent is None else silent)
+                or now - _State.told < _TOLD_SECONDS
+            ):
                 return
             _State.told = now
         logger.warning(
@@ -160,9 +173,8 @@ def _give_up(url: str, doing: str, error: RequestFailedError) -> NoReturn:
     where, verdict = shown(url), error.verdict
     if verdict in ("missing", "no_bucket"):
         kind = "its bucket does not exist" if verdict == "no_bucket" else "no such object"
-        raise ObjectNotFoundError(
-            f"{where}: {kind} ({error}). Check the URL.{_bucket(url, verdict)}"
-        ) from None
+        missing = BucketNotFoundError if verdict == "no_bucket" else ObjectNotFoundError
+        raise missing(f"{where}: {kind} ({error}). Check the URL.{_bucket(url, verdict)}") from None
     if verdict in ("denied", "signature", "credentials"):
         raise AccessDeniedError(
             f"{where}: {doing} was refused ({error}). {_credentials(verdict, str(error))}"

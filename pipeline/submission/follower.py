@@ -13,7 +13,6 @@ from pipeline import storage
 from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, ConfigError, NotNowError, StorageError, UnreachableError
 from pipeline.json_value import Json
-from pipeline.masking import shell_word
 from pipeline.runs.run import Run
 from pipeline.submission.job_output import cause_of
 from pipeline.submission.log_tail import LogTail
@@ -28,6 +27,8 @@ PASSING = (UnreachableError, NotNowError)
 
 _LONGEST_PAUSE_SECONDS = 15.0
 """Between two looks at a job that has gone on for a while: a place has many followers."""
+_PATIENT_SECONDS = 5.0
+"""What takes longer is told to who waits."""
 _MEETING_SECONDS = 5.0
 """A place that has never answered is misnamed, or down: nothing of ours runs there to wait for."""
 
@@ -79,7 +80,7 @@ def submit(config: SubmitConfig, place: Place, request: Request) -> Verdict:
             # What this refusal is about is the next one; the job was lost before.
             return replace(lost, message=f"{lost.message}; submitting it again: {error}")
         if config.detach:
-            return Verdict(name, "SUBMITTED", f"follow it with `--status --id {shell_word(name)}`")
+            return Verdict(name, "SUBMITTED")
         lost = follow(config, place, request, name, before.result)
         if lost.status != "LOST" or left == 0:
             return lost
@@ -179,6 +180,15 @@ def stop(config: SubmitConfig, place: Place, request: Request) -> Verdict:
         )
     ended = _ended(place, request, now)
     return ended if ended.result else replace(ended, message=f"{ended.message}{lost}")
+
+
+def name_of(place: Place, request: Request) -> str | None:
+    """The id of the job that is meant; None where its place knows none, or can't be asked."""
+    try:
+        job = place.find(request)
+    except (*PASSING, ClusterError):
+        return None
+    return job.id if job is not None else None
 
 
 def logs(place: Place, request: Request) -> Iterator[str]:
@@ -311,9 +321,17 @@ def _asked_to_stop(run: Run, job: Job) -> bool:
 
 def _awaited(config: SubmitConfig, place: Place, job: Job) -> Job | None:
     """The job once it has ended, or after `stop_seconds`; None once it is gone."""
-    deadline = time.monotonic() + config.stop_seconds
+    began = time.monotonic()
+    deadline, told = began + config.stop_seconds, began + _PATIENT_SECONDS
     now: Job | None = job
     while time.monotonic() < deadline:
+        if time.monotonic() > told:
+            told += 6 * _PATIENT_SECONDS
+            logger.info(
+                "%s is still ending after %.0f s, and is waited for until %.0f s are over: a "
+                "training saves, and hands MLflow its last points, for a minute where that is down",
+                job.id, time.monotonic() - began, config.stop_seconds,
+            )  # fmt: skip
         now = _patiently(config, place, lambda: place.job(job.id))
         if now is None or now.uid != job.uid:
             return None

@@ -2,19 +2,29 @@
 
 import fcntl
 import logging
+import math
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import SplitResult, urlsplit
 
 from pipeline import storage
-from pipeline.errors import TrackingError, first_line
+from pipeline.errors import PipelineError, TrackingError, first_line
 from pipeline.masking import masked, safe_line, shell_word
+from pipeline.web import ask
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = "runs"
+_SILENT_SECONDS = 5.0
+"""A healthy server answers within one."""
+_QUIET_SECONDS = 60.0
+"""Between two words on a server that is down."""
 _SERVED = ("mlflow-artifacts", "http", "https", "ftp", "sftp")
 """Schemes of artifacts that somebody's server is asked for, with what opens MLflow's."""
 
@@ -31,6 +41,10 @@ _OPTIONS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+class _Told:
+    at: ClassVar[float] = -math.inf
 
 
 def tracking_uri() -> str:
@@ -133,7 +147,8 @@ def tracking_errors(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        yield
+        with _told_of_silence(uri):
+            yield
     except MlflowException as error:
         where = storage.shown(uri)
         # MLflow names its server with user and password.
@@ -156,6 +171,31 @@ def _cure(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"Install the driver `{shell_word(error.name or 'of that database')}`, or "
     return "Give an address such as https://HOST or sqlite:///FILE, or "
+
+
+@contextmanager
+def _told_of_silence(uri: str) -> Iterator[None]:
+    """Says within seconds that a server is down: MLflow's client tries on for a minute unheard."""
+    if not uri.startswith(("http://", "https://")):
+        yield
+        return
+    timer = threading.Timer(_SILENT_SECONDS, _tell_if_down, [uri])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _tell_if_down(uri: str) -> None:
+    try:
+        ask("GET", f"{uri.rstrip('/')}/health", seconds=_SILENT_SECONDS)
+    except PipelineError as error:
+        now = time.monotonic()
+        if now - _Told.at > _QUIET_SECONDS:
+            _Told.at = now
+            logger.warning("MLflow is waited for, and tried again for a minute: %s", error)
 
 
 def _advice(said: str, where: str) -> str:

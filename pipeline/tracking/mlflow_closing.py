@@ -1,6 +1,7 @@
 """Runs that died say RUNNING in MLflow for ever, unless somebody closes them."""
 
 import time
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.runs.goodput import last_seen
@@ -14,14 +15,21 @@ _MOST_FOUND = 50_000
 """MLflow's own limit; unasked it gives 1,000."""
 
 
-def close_dead_runs(uri: str) -> list[str]:
+class Closed(NamedTuple):
+    """The names of runs that were ended: what `died`, and what had `finished` untold."""
+
+    died: list[str]
+    finished: list[str]
+
+
+def close_dead_runs(uri: str) -> Closed:
     """Ends those runs in MLflow that say RUNNING and whose folder says that nobody works on them.
 
-    The names of those that were ended, as KILLED at the time when they were last seen, or as
+    They end as KILLED at the time when they were last seen, or as
     FINISHED where only MLflow was not told. One whose folder can't be read is left alone. Raises
     `TrackingError` if MLflow can't be reached.
     """
-    closed = []
+    closed = Closed([], [])
     with tracking_errors(uri):
         client = mlflow_client(uri)
         known = client.search_experiments(max_results=_MOST_FOUND)
@@ -39,5 +47,5 @@ def close_dead_runs(uri: str) -> list[str]:
                 continue
             status = "KILLED" if result is None else "FINISHED"
             client.set_terminated(each.info.run_id, status, int(seen * 1000))
-            closed.append(each.info.run_name)
+            (closed.died if result is None else closed.finished).append(each.info.run_name)
     return closed

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from pipeline.data import Dataset, load_images
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, without_advice
 from pipeline.evaluation.sums import evaluating
 from pipeline.runs.history import HeldOut, write_validation
 from pipeline.runs.run import Run
@@ -58,4 +58,6 @@ class HistoryWriter:
         try:
             write_validation(self._run, replace(validation, terms=finite), save(tensors))
         except StorageError as error:
-            logger.warning("the pictures of step %d are not kept: %s", validation.step, error)
+            logger.warning(
+                "the pictures of step %d are not kept: %s", validation.step, without_advice(error)
+            )

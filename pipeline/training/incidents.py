@@ -8,7 +8,7 @@ import logging
 
 from pipeline import storage
 from pipeline.data import Batch, Dataset
-from pipeline.errors import RunError, StorageError
+from pipeline.errors import RunError, StorageError, without_advice
 from pipeline.masking import shell_word
 from pipeline.runs.run import Run, Start
 from pipeline.training.state import TrainState
@@ -72,4 +72,4 @@ class Incidents:
         try:
             storage.publish(self._run.path(name), storage.canonical_json(content))
         except StorageError as error:
-            logger.warning("%s can't be written: %s", self._run.path(name), error)
+            logger.warning("%s can't be written: %s", self._run.path(name), without_advice(error))

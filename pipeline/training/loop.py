@@ -94,7 +94,7 @@ def _train(
     with (
         closing(StepTrace(run, profile)) as trace,
         closing(training_loader(dataset, settings.batches, world, order)) as loader,
-        closing(CheckpointWriter(run, start)) as writer,
+        closing(CheckpointWriter(run, start, saved=checkpoint.step if checkpoint else 0)) as writer,
         closing(StopSignal(run, start, drained)) as signal,
     ):
         stopping = Stopping(settings.steps, run, start, world, holdout=holdout, signal=signal)

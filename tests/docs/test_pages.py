@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jobs.flags import common_flags
 from pipeline.config import Section, TrainConfig
 from pipeline.config.command_line import flag_name
 from pipeline.storage import DocumentKind
-from tests.docs.blocks import DOCUMENTS, ROOT
+from tests.docs.blocks import DOCUMENTS, ROOT, blocks
 from tests.test_knobs import SECTIONS, section_in
 
 
@@ -147,3 +148,24 @@ def test_pictures_are_small_and_each_is_shown_somewhere() -> None:
     for picture in (ROOT / "docs/images").iterdir():
         assert picture.stat().st_size < 150_000
         assert picture in shown
+
+
+def test_the_lines_that_start_servers_are_such_as_mlflow_and_ray_take() -> None:
+    lines = [
+        shlex.split(line)
+        for block in blocks(ROOT / "docs/operations.md", "bash")
+        for line in block.splitlines()
+        if line.startswith(("mlflow ", "ray "))
+    ]
+    assert [words[:2] for words in lines] == [
+        ["mlflow", "server"], ["ray", "start"], ["ray", "start"], ["ray", "stop"],
+    ]  # fmt: skip
+    programs = {
+        "mlflow": importlib.import_module("mlflow.cli").cli,
+        "ray": importlib.import_module("ray.scripts.scripts").cli,
+    }
+    for program, name, *flags in lines:
+        programs[program].commands[name].make_context(name, flags)  # refuses what it doesn't know
+    (server,) = (words for words in lines if words[0] == "mlflow")
+    known = programs["mlflow"].commands["server"].make_context("server", server[2:]).params
+    assert known["artifacts_destination"] == "s3://mlflow"

@@ -33,7 +33,8 @@ def test_what_is_asked_and_what_there_is_stand_in_one_note(
 ) -> None:
     each, _, _ = wait(tmp_path, 3, 2)
     assert each.note() == (
-        "waits for room: asked are 3 workers, each 2 CPUs; the cluster has 4 CPUs (3 free)"
+        "waits for room: asked are 3 workers, each 2 CPUs; "
+        "the cluster has 4 CPUs, 3 of them not taken"
     )
     cluster["pending"] = False
     assert each.note() == "3 workers start"
@@ -45,7 +46,7 @@ def test_what_is_asked_and_what_there_is_stand_in_one_note(
     ("workers", "pending", "said"),
     [
         (2, True, "the cluster has no room for the workers yet: asked are 2 workers, each 2 CPUs; "
-                  "the cluster has 4 CPUs (3 free). They start once it has."),
+                  "the cluster has 4 CPUs, 3 of them not taken. They start once it has."),
         (3, True, "In all it has less than that: give fewer `--workers N`, or add nodes."),
         (2, False, "no worker has begun for 0 s: asked are 2 workers, each 2 CPUs"),
     ],

@@ -1,10 +1,12 @@
 """The doctor's findings on real servers: whole ones, closed ones, and ones that are not there."""
 
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
+from pipeline import storage
 from pipeline.commands.doctor import Check, examine
 from pipeline.config import DoctorConfig
 from tests.servers import rgw
@@ -49,6 +51,25 @@ def test_a_wrong_secret_is_told_with_the_variables_that_mend_it_and_without_the_
     assert checks["storage"].level == "failed"
     assert "AWS_SECRET_ACCESS_KEY" in checks["storage"].mend
     assert "planted-secret" not in str(checks)
+
+
+def test_a_bucket_or_an_endpoint_that_is_not_there_is_told_at_once_with_what_mends_that(
+    s3_server: rgw.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = f"sqlite:///{tmp_path}/mlflow.db"
+    check = found("s3://no-such-bucket-anywhere/runs", mlflow)["storage"]
+    assert "its bucket does not exist" in check.found
+    assert check.mend.startswith("aws s3 mb s3://no-such-bucket-anywhere, or")
+    deleted: list[str] = []
+    monkeypatch.setattr(storage, "delete", deleted.append)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    before = storage.set_retry_policy(storage.RetryPolicy())
+    monkeypatch.setattr("pipeline.commands.doctor._ANSWER_SECONDS", 1.0)
+    check = found("s3://runs/runs", mlflow)["storage"]
+    assert re.search(r"writing failed for [01] s", check.found), check.found
+    assert check.mend.startswith("start http://127.0.0.1:9")
+    assert deleted == [], "what was never written"
+    assert storage.set_retry_policy(before) == storage.RetryPolicy()
 
 
 def test_mlflow_takes_a_run_and_an_artifact_and_keeps_no_run(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import AccessDeniedError, RunError
+from pipeline import storage
+from pipeline.errors import AccessDeniedError, RunError, StorageShortageError
 from pipeline.runs.checkpoint import (
     RECEIPT,
     Cadence,
@@ -184,3 +185,32 @@ def test_a_checkpoint_is_due_by_the_clock_however_long_a_step_takes(
             due.append(step)
     # One minute, then ten minutes after the last one: 86 steps of 7 s are 602 s.
     assert due == [9, 95, 181, 267, 353, 439, 500, 586, 672, 758, 844, 930, 1000]
+
+
+def test_the_third_refusal_in_a_row_says_so_and_what_is_saved_and_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(str(tmp_path))
+    full = StorageShortageError("s3://runs/x: writing failed. Run the same command again.")
+    full.fact = "s3://runs/x: writing failed"
+    with closing(CheckpointWriter(run, Start(0), saved=2)) as writer:
+        writer.save(replace(FIRST, step=4))
+        writer._settle(patience=1)
+
+        def refuses(url: str, data: bytes) -> None:
+            raise full
+
+        monkeypatch.setattr(storage, "publish", refuses)
+        for step in (6, 8, 10):
+            writer.save(replace(FIRST, step=step))
+        with pytest.raises(StorageShortageError) as ended:
+            writer.save(replace(FIRST, step=12))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a checkpoint was not written ({n} in a row; 3 end the run), the next one is tried: "
+        "s3://runs/x: writing failed"
+        for n in (1, 2)
+    ]
+    assert str(ended.value) == (
+        "s3://runs/x: writing failed. So 3 checkpoints in a row were not written, and the run "
+        "ends: saved is step 4. Once one can be written, the same command goes on from there."
+    )

@@ -1,8 +1,12 @@
 import logging
+import math
+from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import AccessDeniedError, StorageError
+from pipeline import storage
+from pipeline.config import RunsConfig, SubmitConfig, TrainConfig, WatchConfig
+from pipeline.errors import AccessDeniedError, StorageError, without_advice
 from pipeline.storage import retry
 from pipeline.storage.retry import (
     RequestFailedError,
@@ -87,3 +91,25 @@ def test_what_fails_for_longer_than_a_while_is_told_with_its_cause_and_its_end(
     for line in said:
         assert line.startswith("s3://b/k: reading has failed for 0 s")
         assert line.endswith("tried on until 0 s are over; the last: OSError: SlowDown")
+
+
+def test_who_looks_is_told_sooner_than_the_log_of_a_job_that_goes_on_for_hours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retry._State, "told", -math.inf)
+    hasty = RetryPolicy(deadline_seconds=0.05, base_seconds=0.01, silent_seconds=0.0)
+    for policy, words in ((replace(hasty, silent_seconds=None), 0), (hasty, 1)):
+        with retry_policy(policy), pytest.raises(StorageError):
+            _fail(RequestFailedError("throttled", OSError("SlowDown")), [])
+        assert len(caplog.records) == words
+    looking = [c for c in (RunsConfig, WatchConfig, SubmitConfig) if c.is_look]
+    assert len(looking) == 3
+    assert not TrainConfig.is_look
+    assert storage.LOOK.silent_seconds == 5
+
+
+def test_a_shortage_that_ends_nothing_does_not_advise_to_start_again() -> None:
+    with retry_policy(RetryPolicy(deadline_seconds=0)), pytest.raises(StorageError) as found:
+        _fail(RequestFailedError("throttled", OSError("SlowDown")), [])
+    assert "run the same command again" in str(found.value)
+    assert without_advice(found.value).endswith("the last: OSError: SlowDown")

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline import storage
-from pipeline.errors import ObjectNotFoundError
+from pipeline.data import Dataset
+from pipeline.errors import BucketNotFoundError, DatasetError, ObjectNotFoundError
 from tests.servers import rgw
 
 
@@ -54,6 +55,10 @@ def test_missing_objects_and_buckets_are_told_apart(bucket: str) -> None:
     with pytest.raises(ObjectNotFoundError, match="bucket does not exist"):
         storage.stat("s3://no-such-bucket-anywhere/x")
     storage.delete(f"{bucket}/nothing")
+    with pytest.raises(BucketNotFoundError, match="bucket does not exist"):
+        Dataset.open("s3://no-such-bucket-anywhere/photos/train")
+    with pytest.raises(DatasetError, match="Pack images first"):
+        Dataset.open(f"{bucket}/photos/train")
 
 
 def test_a_wrong_secret_is_refused_at_once_and_not_shown(bucket: str) -> None:

@@ -1,5 +1,6 @@
 """What a submission says is what became of the job, whoever else acts meanwhile."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -89,6 +90,19 @@ def test_the_exit_code_is_the_jobs_fate(
     server.script["first"] = list(states)
     outcome = submit()
     assert (outcome.exit_code, outcome.result["status"]) == (code, status)
+    advice = "The same command joins the job where it runs still, and submits it again"
+    assert (advice in message_of(outcome)) == (status == "LOST")
+
+
+def test_the_whole_command_that_follows_is_told_and_the_log_is_that_of_the_job(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = re.fullmatch(r"follow it by `(.*)`", message_of(submit(detach=True, namespace="vae")))
+    assert told
+    assert told[1] == "python -m jobs.submit --kubernetes --namespace vae --status --id first"
+    server.script["first"] = [failed(1)] * 9
+    assert submit(logs=True).result == {"submission_id": "first"}
+    assert DENIED in capsys.readouterr().out
 
 
 def test_each_outage_that_a_follower_bears_begins_with_its_own_first_error(clock: Clock) -> None:

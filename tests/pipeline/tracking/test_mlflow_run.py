@@ -11,6 +11,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from pipeline import storage
 from pipeline.runs.goodput import STATES, TALLY, Tally
 from pipeline.runs.outbox import Point
+from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import CLAIM, Run
 from pipeline.tracking.mlflow_closing import close_dead_runs
 from pipeline.tracking.mlflow_run import DIGEST_TAG, RUN_TAG, TrackedRun
@@ -35,17 +36,24 @@ def test_a_run_that_a_killed_start_left_without_params_gets_them_from_the_next(
 def test_a_run_that_died_says_running_no_more_and_one_that_lives_does(
     mlflow_file: str, tmp_path: Path
 ) -> None:
-    runs = {name: Run(str(tmp_path / name)) for name in ("dead", "lives", "unknown")}
+    runs = {name: Run(str(tmp_path / name)) for name in ("dead", "lives", "unknown", "ended")}
     tracked = {name: TrackedRun(mlflow_file, "vae", name, r.url, {}) for name, r in runs.items()}
     now = time.time()
-    for name, age in (("dead", 3600.0), ("lives", 30.0)):
+    for name, age in (("dead", 3600.0), ("lives", 30.0), ("ended", 3600.0)):
         claim = CLAIM.encode({"began": now - 7200})
         storage.publish(runs[name].path("attempts", "000001.000.json"), claim)
         tally = Tally(dict.fromkeys(STATES, 1.0), now - age)
         at = runs[name].path("time", "000001.001.json")
         storage.publish(at, TALLY.encode(asdict(tally)))
-    assert close_dead_runs(mlflow_file) == ["dead"]
-    assert close_dead_runs(mlflow_file) == []
+    runs["ended"].finish(
+        TrainingResult(
+            run="ended", run_id=None, reason="done", steps=3, samples=30, bad_samples=0,
+            converged=False, run_seconds={}, elbo=None, chosen_step=3, holdout_before=None,
+            holdout_after=None, model=None, model_version=None, bundle=None, digest=None,
+        )
+    )  # fmt: skip
+    assert close_dead_runs(mlflow_file) == (["dead"], ["ended"])
+    assert close_dead_runs(mlflow_file) == ([], [])
     client = MlflowClient(mlflow_file)
     found = {name: client.get_run(one.run_id).info for name, one in tracked.items()}
     assert {name: info.status for name, info in found.items()} == {
