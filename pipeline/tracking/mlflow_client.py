@@ -175,7 +175,7 @@ def _cure(error: BaseException) -> str:
 
 @contextmanager
 def _told_of_silence(uri: str) -> Iterator[None]:
-    """Says within seconds that a server is down: MLflow's client tries on for a minute unheard."""
+    """Says within seconds that a server is down: MLflow's client tries on unheard."""
     if not uri.startswith(("http://", "https://")):
         yield
         return
@@ -195,7 +195,7 @@ def _tell_if_down(uri: str) -> None:
         now = time.monotonic()
         if now - _Told.at > _QUIET_SECONDS:
             _Told.at = now
-            logger.warning("MLflow is waited for, and tried again for a minute: %s", error)
+            logger.warning("MLflow is waited for, and tried again: %s", error)
 
 
 def _advice(said: str, where: str) -> str:

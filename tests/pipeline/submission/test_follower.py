@@ -294,12 +294,15 @@ def test_a_training_that_fails_while_it_is_stopped_left_no_checkpoint(
 
 
 def test_a_training_that_does_not_stop_is_deleted_and_may_lose_steps(
-    server: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+    server: Any, train: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(SubmitConfig, "stop_seconds", 0.3)
+    monkeypatch.setattr(follower, "_PATIENT_SECONDS", 0.0)
+    caplog.set_level("INFO")
     submit(*train, detach=True)
     server.script["first"] = [RUNNING] * 200
     outcome = submit(*train, stop=True)
+    assert "first is still ending after 0 s, and is waited for until 0 s are over" in caplog.text
     assert outcome.result["status"] == "STOPPED"
     assert "whether it still left a last checkpoint" in message_of(outcome)
     assert "first" not in server.objects

@@ -1,5 +1,6 @@
 """MLflow's client as several processes make it."""
 
+import math
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import TrackingError
+from pipeline.tracking import mlflow_client as client
 from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_uri
 from tests.support.warm import ROOT, WarmJob
 
@@ -61,3 +63,17 @@ def test_an_address_that_cannot_be_opened_is_told_in_one_line(uri: str, said: st
     assert "planted" not in str(refused.value)
     assert "\n" not in str(refused.value)
     assert "export MLFLOW_TRACKING_URI" in str(refused.value)
+
+
+def test_a_server_that_is_down_is_told_before_mlflows_client_gives_it_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "_SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(client._Told, "at", -math.inf)
+    uri = "http://127.0.0.1:9"
+    for _ in range(2):
+        with pytest.raises(TrackingError, match="Nothing answers"), client.tracking_errors(uri):
+            client.mlflow_client(uri).search_registered_models()
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "MLflow is waited for, and tried again"
+    ], "and once a minute"
