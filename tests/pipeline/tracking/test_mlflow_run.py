@@ -57,7 +57,7 @@ def test_a_run_that_died_says_running_no_more_and_one_that_lives_does(
     client = MlflowClient(mlflow_file)
     found = {name: client.get_run(one.run_id).info for name, one in tracked.items()}
     assert {name: info.status for name, info in found.items()} == {
-        "dead": "KILLED", "lives": "RUNNING", "unknown": "RUNNING",
+        "dead": "KILLED", "lives": "RUNNING", "unknown": "RUNNING", "ended": "FINISHED",
     }  # fmt: skip
     assert abs(found["dead"].end_time / 1000 - (now - 3600)) < 1
     # Its next start is the same run, and runs.
