@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import StoresConfig
+from pipeline.counted import counted
 from pipeline.json_value import Json
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _store(config: StoresConfig) -> Outcome:
     rows = describe(url)
     result: Json = {"stores": [asdict(row) for row in rows]}
     lines = [
-        f"{'*' if row.current else ' '} {row.snapshot}: {row.samples} latents, "
+        f"{'*' if row.current else ' '} {row.snapshot}: {counted(row.samples, 'latent')}, "
         f"{row.failed} failed, {row.bytes / 2**20:.1f} MiB"
         for row in rows
     ]
@@ -107,7 +108,7 @@ def _dataset(config: StoresConfig) -> Outcome:
     result: Json = {"generations": [asdict(row) for row in rows]}
     lines = [
         f"{'*' if row.current else ' '} {row.dataset} generation {row.generation}, "
-        f"{row.digest[:12]}: {row.samples} images in {row.shards} shards, "
+        f"{row.digest[:12]}: {counted(row.samples, 'image')} in {counted(row.shards, 'shard')}, "
         f"{row.bytes / 2**20:.1f} MiB"
         for row in rows
     ]
@@ -130,7 +131,7 @@ def _pushed(config: StoresConfig) -> Outcome:
     if config.pushgateway is None:
         return Outcome({})
     groups = pushed_groups(config.pushgateway)
-    lines = [f"{config.pushgateway}: {len(groups)} groups of encodings"]
+    lines = [f"{config.pushgateway}: {counted(len(groups), 'group')} of encodings"]
     for group in groups:
         goes = group.gone and config.gc
         if goes and config.delete:
@@ -172,18 +173,18 @@ def _erase(config: StoresConfig) -> Outcome:
 
 
 def _of_images(found: "ErasedImages", *, delete: bool) -> list[str]:
-    what = f"{len(found.keys)} images, {found.bytes} bytes"
+    what = f"{counted(len(found.keys), 'image')}, {counted(found.bytes, 'byte')}"
     return [
-        f"{found.dataset}: {what} {_taken_out(delete)} {_listed(found.shards, 'shards')}.",
+        f"{found.dataset}: {what} {_taken_out(delete)} {_listed(found.shards, 'shard')}.",
         *(f"  {key}: has the same bytes, and stays: erase it too" for key in found.copies),
         *(f"  {path}: no generation names it; it goes" for path in found.strays),
     ]
 
 
 def _of_latents(found: "ErasedLatents", *, delete: bool) -> list[str]:
-    what = f"{found.rows} latents"
+    what = counted(found.rows, "latent")
     return [
-        f"{found.store}: {what} {_taken_out(delete)} {_listed(found.files, 'files')}.",
+        f"{found.store}: {what} {_taken_out(delete)} {_listed(found.files, 'file')}.",
         *(f"  {key}: no latents of it are here" for key in found.missing),
         *(f"  {path}: no snapshot names it; it goes" for path in found.garbage),
     ]
@@ -194,7 +195,7 @@ def _taken_out(delete: bool) -> str:
 
 
 def _listed(names: Sequence[str], kind: str) -> str:
-    return f"{len(names)} {kind}: {', '.join(names) or 'none'}"
+    return f"{counted(len(names), kind)}: {', '.join(names) or 'none'}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from itertools import islice
 
 from pipeline import storage
 from pipeline.config import PackConfig
+from pipeline.counted import counted
 from pipeline.data.decode import PIXEL_LIMIT
 from pipeline.data.manifest import POINTER
 from pipeline.errors import DatasetError, SampleError
@@ -269,8 +270,9 @@ def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
     gone = inventory.gone()
     if changed or gone:
         raise DatasetError(
-            f"{output}: holds another dataset than these sources ({changed} files are new or "
-            f"changed, {len(gone)} of its keys are not among them; e.g. {example or gone[0]}). Add "
+            f"{output}: holds another dataset than these sources (new or changed: "
+            f"{counted(changed, 'file')}; of its own not among them: {counted(len(gone), 'key')}; "
+            f"e.g. {example or gone[0]}). Add "
             "`--append` to let it grow, or give another `--output URL`."
         )
 
