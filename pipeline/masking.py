@@ -78,7 +78,7 @@ _FORMS = re.compile(
 )
 """What looks like nothing else, whatever stands before it."""
 _LONGEST_WORD = 5000
-_LEAST = 6
+_LEAST = 8
 """Characters of an environment's secret: a shorter one would stand in too many words."""
 
 

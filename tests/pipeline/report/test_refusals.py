@@ -6,10 +6,12 @@ import pytest
 
 import pipeline
 from pipeline import storage
+from pipeline.commands.explain import run_explanation
 from pipeline.commands.report import run_report
-from pipeline.config import ReportConfig, TrainConfig
-from pipeline.errors import ModelError, RunError
+from pipeline.config import ExplainConfig, ReportConfig, TrainConfig
+from pipeline.errors import ModelError, RunError, StorageError
 from pipeline.runs.run import Pins, Run
+from tests.hostile.gifts import rewrite
 from tests.support.packed_digits import write_digits
 
 
@@ -54,3 +56,14 @@ def test_a_class_that_a_run_names_is_imported_only_if_this_command_names_it(
         run_report(ReportConfig(run="own", storage=runs, output=page))
     run_report(ReportConfig(run="own", storage=runs, output=page, allow_custom=(own,)))
     assert Path(page).exists()
+    # Nor is an address asked that only the run names.
+    rewrite(
+        tmp_path / "runs/own/run.json",
+        lambda value: value["config"].update(data="http://127.0.0.1:9/d", holdout=None),
+    )
+    for ask in (
+        lambda: run_report(ReportConfig(run="own", storage=runs, output=page, allow_custom=(own,))),
+        lambda: run_explanation(ExplainConfig(run="own", storage=runs, allow_custom=(own,))),
+    ):
+        with pytest.raises(StorageError, match=r"names http://127\.0\.0\.1:9/d.*was not asked"):
+            ask()
