@@ -74,7 +74,8 @@ _LOGIN = re.compile(
 )
 _FORMS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*|\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
-    r"|\b(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|hf_|sk-|dapi|npm_)[A-Za-z0-9_-]{16,}"
+    r"|\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{16,}"
+    r"|(?:hf_|npm_|sk-(?:proj-|ant-)?)[A-Za-z0-9]{20,}|dapi[0-9a-f]{30,})"
 )
 """What looks like nothing else, whatever stands before it."""
 _LONGEST_WORD = 5000

@@ -54,7 +54,7 @@ def read_yaml(path: Path, flag: str) -> dict[str, JsonValue]:
         values = parse_plain(text)
     except StorageError as error:
         beside = sorted(each.name for each in path.absolute().parent.glob("*.y*ml"))
-        near = nearest(path.name, beside)
+        near = [] if path.name in beside else nearest(path.name, beside)
         said = f" Did you mean `{flag} {shell_word(str(path.with_name(near[0])))}`?" if near else ""
         raise ConfigError(f"{flag} {error}{said} Name a readable YAML file.") from None
     except UnicodeDecodeError:

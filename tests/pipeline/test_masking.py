@@ -230,6 +230,7 @@ HARMLESS = [
     "sqlite:///runs/mlflow.db", "runs/photos/train", "/data/a:b@c/d", "models:/first@champion",
     "models:/first/3", "http://localhost:5000", "https://host/c@2x.png", "file:///data/a b.tar",
     "s3://bucket/key:with@at/x", "http://[::1]:9091", "postgresql://db/mlflow",
+    "s3://b/hf_internal-testing-images", "runs/sk-learn-of-digits-2026",
 ]  # fmt: skip
 
 
