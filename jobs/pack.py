@@ -94,7 +94,13 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
 def _alike(label: str, sources: Sequence[str]) -> str:
     """That all images have one label, and how to have others."""
     from pipeline.sources.archives import is_archive
+    from pipeline.sources.table_rows import is_list
 
+    if any(map(is_list, sources)):
+        return (
+            f"All have the label {label!r}. A column `label` of the list tells others; or give the "
+            "folder of the images as `--source` and the table as `--annotations`."
+        )
     unpack = "unpack the archive, and " if any(map(is_archive, sources)) else ""
     return (
         f"All have the label {label!r}, the first part of their path below the source: to take "

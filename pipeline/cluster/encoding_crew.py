@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -17,6 +17,7 @@ from ray.exceptions import NodeDiedError, RayError, RayTaskError
 
 from pipeline.cluster.worker_warnings import KeptWarnings
 from pipeline.encoding.driver import Event, ShardFailed, WorkerLost, attempt
+from pipeline.encoding.under_way import UnderWay
 from pipeline.errors import StoreError
 from pipeline.latents.receipt import Receipt
 
@@ -24,22 +25,31 @@ _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 1.0
 """One wait at most: while no worker has started there is no event, and it is to be said."""
 _SAY_SECONDS = 30.0
-"""As often it is said that no actor has started: a node takes minutes to come; and as often actors
-are asked what they warn of."""
+"""As often it is said that no actor has started: a node takes minutes to come."""
+_ASK_SECONDS = 3.0
+"""As often actors are asked how far they are, and what they warn of."""
 _WORDS = "words"
 """The thread of an actor that answers while all others encode, or wait for storage."""
 _STILLBORN = 5
 """Actors in a row that die before they begin: chance takes one or two, a cause takes all."""
 
 EncodeOne = Callable[[int], Receipt]
+MakeEncoder = Callable[[UnderWay], EncodeOne]
+
+
+class Words(NamedTuple):
+    """What an actor says while it works: images by shard, and warnings such as a full storage."""
+
+    images: dict[int, float]
+    warnings: list[str]
 
 
 class EncodeActor:
     """Holds one model on one device and encodes shards in as many threads as Ray lends it."""
 
-    def __init__(self, make: Callable[[], EncodeOne]) -> None:
-        self._warnings = KeptWarnings()
-        self._encode = make()
+    def __init__(self, make: MakeEncoder) -> None:
+        self._warnings, self._under_way = KeptWarnings(), UnderWay()
+        self._encode = make(self._under_way)
 
     def ready(self) -> None:
         """Returns when the model is on its device."""
@@ -48,9 +58,9 @@ class EncodeActor:
         """One try at one shard; expected failures come back as data."""
         return attempt(self._encode, worker, shard)
 
-    def warnings(self) -> list[str]:
-        """What it has warned of since it was last asked, such as storage that is full."""
-        return self._warnings.take()
+    def words(self) -> Words:
+        """How far its shards are, and what it has warned of since it was last asked."""
+        return Words(self._under_way.images(), self._warnings.take())
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class RayCrew:
     shard that waits for an actor that waits for a CPU would never end.
     """
 
-    make: Callable[[], EncodeOne]
+    make: MakeEncoder
     count: int
     resources: ActorResources
     stillborn: int = 0
@@ -78,6 +88,8 @@ class RayCrew:
     _starting: dict[Any, str] = field(default_factory=dict)
     _running: dict[Any, tuple[str, int]] = field(default_factory=dict)
     _asked: dict[Any, str] = field(default_factory=dict)
+    _images: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Of each actor and shard, as it was last told."""
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -106,6 +118,10 @@ class RayCrew:
         if not self.workers() and not ready:
             self._say_waiting()
         return [event for reference in ready for event in self._event(reference)]
+
+    def under_way(self) -> float:
+        """See `Crew`."""
+        return sum(self._images.get(held, 0) for held in self._running.values())
 
     def close(self) -> None:
         """Ends the actors; shards in flight are dropped."""
@@ -159,13 +175,13 @@ class RayCrew:
         return ()
 
     def _ask(self) -> None:
-        """What the actors warn of, whose log lies on their own nodes alone."""
+        """How far the actors are, and what they warn of, whose log lies on their own nodes."""
         now = time.monotonic()
-        if self._asked or now - self._asked_at < _SAY_SECONDS:
+        if self._asked or now - self._asked_at < _ASK_SECONDS:
             return
         self._asked_at = now
         for name in self.workers():
-            asked = self._actors[name].warnings.options(concurrency_group=_WORDS).remote()
+            asked = self._actors[name].words.options(concurrency_group=_WORDS).remote()
             self._asked[asked] = name
 
     def _tell(self, reference: Any) -> Sequence[Event]:
@@ -174,7 +190,8 @@ class RayCrew:
             told = ray.get(reference)
         except RayError:  # Its death is told by what it held.
             return ()
-        for said in told:
+        self._images |= {(name, shard): images for shard, images in told.images.items()}
+        for said in told.warnings:
             _LOG.warning("%s: %s", name, said)
         return ()
 

@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,15 +35,16 @@ from pipeline.encoding.driver import (
 from pipeline.encoding.precision import Rounding, Unmeasured, try_bf16
 from pipeline.encoding.report import reconstruct, report_folder, report_of, to_markdown
 from pipeline.encoding.schedule import ShardSchedule
-from pipeline.encoding.shard import encode_shard
+from pipeline.encoding.shard_encoder import on_device, shard_encoder
 from pipeline.encoding.tiles import tiling_cost
-from pipeline.errors import PipelineError, StorageError
+from pipeline.encoding.under_way import Counted, UnderWay
+from pipeline.errors import PipelineError, StorageError, StoreError
 from pipeline.exchange.model_folder import is_model_folder
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.marks import begin, end, withdraw
-from pipeline.latents.receipt import ATTEMPTS, Receipt
+from pipeline.latents.receipt import ATTEMPTS
 from pipeline.latents.snapshot import Pointer, Snapshot, read_pointer
 from pipeline.latents.store import LatentStore
 from pipeline.latents.stored_shard import StoredShard
@@ -162,7 +163,7 @@ def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
     model = registered.uri if registered else config.model
     if registered is None and not is_model_folder(model):
         raise nothing_called(model, DEFAULT_RUNS, "--model")
-    vae = _on_device(load_model(model, config.allow_custom).eval())
+    vae = on_device(load_model(model, config.allow_custom).eval())
     pointer = read_pointer(store)
 
     def tried(options: EncodeOptions) -> Rounding | Unmeasured:
@@ -217,6 +218,12 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
     lost |= dict.fromkeys(plan.skipped, "not asked for (`--limit`)")
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
+    if snapshot.filtered and not (snapshot.samples or snapshot.failed or snapshot.lost):
+        withdraw(mark)
+        raise StoreError(
+            f"none of the {snapshot.filtered:,} images meets --where {identity.options.where}. "
+            "Nothing was published: the store is as it was. Give another `--where EXPRESSION`."
+        )
     _report(vae, dataset, LatentStore(store, snapshot))
     pointer = publish(store, snapshot, data=dataset.url, model=asked.model)
     end(mark, whole=snapshot.complete)
@@ -245,7 +252,12 @@ def _encode(
     # Actors get it from the CPU: they may have a GPU where this process has none, or the reverse.
     shipped = vae if config.actors == 0 else vae.to("cpu")
     make = partial(
-        _encoder, shipped, dataset, identity, store=store, threads=max(1, int(config.cores))
+        shard_encoder,
+        shipped,
+        dataset,
+        identity,
+        store=store,
+        threads=max(1, int(config.cores)),
     )
     window = _window(config)
     # A worker that dies has more often met a lost node than a bad shard: 10 deaths for 3 tries.
@@ -258,21 +270,23 @@ def _encode(
         Progress("encode", images, "images") as progress,
         closing(EncodingMetrics(store, config.tracking, images)) as metrics,
     ):
+        counted = Counted(progress)
 
         def on_done(event: ShardDone) -> None:
-            progress.advance(event.receipt.samples)
+            counted.finished += event.receipt.samples
             metrics.done(event, schedule)
 
         if config.actors == 0:
-            with closing(ThreadCrew(make(), window)) as threads:
-                return drive(schedule, threads, on_done)
+            under_way = UnderWay()
+            with closing(ThreadCrew(make(under_way), window, under_way)) as threads:
+                return drive(schedule, threads, on_done, counted.look)
         with ray_cluster(config.actors):
             from pipeline.cluster.encoding_crew import ActorResources, RayCrew
 
             actors = min(config.actors, len(plan.todo))
             resources = ActorResources(config.cores, _gpus(config), window)
             with closing(RayCrew(make, actors, resources)) as crew:
-                return drive(schedule, crew, on_done)
+                return drive(schedule, crew, on_done, counted.look)
 
 
 def _refuse_beyond_memory(config: EncodeConfig, vae: VAE, shards: int) -> None:
@@ -296,37 +310,17 @@ def _refuse_beyond_memory(config: EncodeConfig, vae: VAE, shards: int) -> None:
     refuse_beyond_memory(needs, free_memory_bytes())
 
 
-def _encoder(
-    vae: VAE, dataset: Dataset, identity: Identity, store: str, threads: int
-) -> Callable[[int], Receipt]:
-    """The function that encodes one shard by its number, the model on this process's device."""
-    model = _on_device(vae)
-    also = load_again(identity.options.also, model.device)
-
-    def encode(number: int) -> Receipt:
-        return encode_shard(
-            model, dataset, dataset.shards[number], identity=identity, store=store,
-            threads=threads, also=also,
-        )  # fmt: skip
-
-    return encode
-
-
 def _window(config: EncodeConfig) -> int:
     """Shards that one actor works on at a time."""
     # One more than there are cores, while one waits for storage; past 8 only memory grows.
     return min(8, int(config.cores) + 1)
 
 
-def _on_device(vae: VAE) -> VAE:
-    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _report(vae: VAE, dataset: Dataset, store: LatentStore) -> None:
     """The snapshot's report, as JSON, Markdown and pictures; made before the pointer names it."""
     shown = tiling = None
     if len(store):
-        shown = reconstruct(_on_device(vae), dataset, store, _REPORT_IMAGES)
+        shown = reconstruct(on_device(vae), dataset, store, _REPORT_IMAGES)
     if shown is not None:
         tile = store.snapshot.identity.options.tile
         tiling = tiling_cost(vae, shown.originals[:_TILED_IMAGES], tile)

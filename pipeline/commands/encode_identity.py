@@ -9,7 +9,7 @@ import torch
 from pipeline import storage
 from pipeline.config import EncodeConfig
 from pipeline.data import Dataset
-from pipeline.data.column_types import is_kind, kept_kind
+from pipeline.data.column_types import arrow_type, is_kind, kept_kind
 from pipeline.data.preprocess import preprocess_digest
 from pipeline.encoding.also import load_also
 from pipeline.encoding.cutting import check_views, latent_shape_of, seen
@@ -45,8 +45,12 @@ def identity_of(
         )
     where = parse_where(config.where) if config.where else None
     asked = dict(map(_column, config.columns))
-    found = dataset.column_kinds((*asked, *(where.columns if where else ())))
+    found = dataset.column_kinds(tuple(asked))
+    if where is not None:
+        found |= dataset.column_kinds(where.columns, asked_by="--where EXPRESSION")
     kinds = {name: asked.get(name) or kept_kind(kind) for name, kind in found.items()}
+    if where is not None:
+        where.check({name: arrow_type(kinds[name]) for name in where.columns})
     options = EncodeOptions(
         precision="fp32" if config.precision == "auto" else config.precision,
         batch_size=config.batch_size,
@@ -98,12 +102,12 @@ def allow_another(
             f"{storage.shown(store)}: its current snapshot is of the model {pointer.model} (digest "
             f"{present.model_digest[:12]}), and {config.model} is another one (digest "
             f"{asked.model_digest[:12]}). Nothing was changed. Give another `--output URL`, or "
-            "`--replace-model` to make the store this model's; the older snapshot stays until "
-            "jobs.stores with --gc."
+            "`--replace-model` to make the store this model's; the older snapshot stays: "
+            "`snapshot=` of LatentStore.open reads it."
         )
     logger.warning(
         "%s: another identity becomes current. What differs: %s. Until now it was %s (%s latents "
-        "of %s), which stays until jobs.stores with --gc; %s makes it current again",
+        "of %s), which stays; %s makes it current again",
         storage.shown(store), difference(present, asked), present.digest[:12],
         f"{pointer.samples:,}", pointer.model, encode_again(store, pointer),
     )  # fmt: skip

@@ -163,7 +163,9 @@ class Dataset:
         """Where a shard lies: inside the dataset, or where it was adopted."""
         return shard.path if "://" in shard.path else storage.join(self.url, shard.path)
 
-    def column_kinds(self, names: Sequence[str]) -> dict[str, str]:
+    def column_kinds(
+        self, names: Sequence[str], asked_by: str = "--columns NAME"
+    ) -> dict[str, str]:
         """The kind of each of these columns (`column_types`), from the first shard that has it.
 
         Raises `DatasetError` for one that no sample has. "" where an index says nothing of columns.
@@ -187,7 +189,7 @@ class Dataset:
         missing = [name for name in names if name not in found]
         raise DatasetError(
             f"{self.url}: no sample has the column {missing[0]!r}. There are: "
-            f"{', '.join(sorted(there)) or 'none'}. Name some of these: `--columns NAME`."
+            f"{', '.join(sorted(there)) or 'none'}. Name some of these: `{asked_by}`."
         )
 
     def has_column(self, name: str) -> bool:

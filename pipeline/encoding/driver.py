@@ -9,6 +9,7 @@ from typing import Protocol
 from pipeline import storage
 from pipeline.data.dataset import Dataset
 from pipeline.encoding.schedule import ShardSchedule
+from pipeline.encoding.under_way import UnderWay
 from pipeline.errors import (
     AccessDeniedError,
     ObjectNotFoundError,
@@ -40,6 +41,14 @@ _READ_THREADS = 16
 """Receipts are small: the time of one is a request's wait, which threads share."""
 
 
+_WAIT_SECONDS = 1.0
+_OF_OTHERS = "See to it, and run the same command again."
+_OF_MEMORY = (
+    "With more memory free, run the same command again; a smaller `--batch-size N`, or `--tile N` "
+    "for large images, needs less: each makes another identity, by which all is encoded anew."
+)
+
+
 @dataclass(frozen=True)
 class ShardDone:
     """A worker finished a shard."""
@@ -54,7 +63,7 @@ class ShardDone:
 class ShardFailed:
     """A worker lives, its shard failed; `fatal` ends the whole run.
 
-    shortage: of memory, disk or a connection, which says nothing of the shard.
+    shortage: of memory, disk or a connection, which says nothing of the shard. memory: of that.
     """
 
     worker: str
@@ -62,6 +71,7 @@ class ShardFailed:
     reason: str
     fatal: bool = False
     shortage: bool = False
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,9 @@ class Crew(Protocol):
     def wait(self) -> Sequence[Event]:
         """Blocks until something happened (or a second went by) and says what."""
 
+    def under_way(self) -> float:
+        """Images that are encoded, of shards that are not done."""
+
 
 @dataclass
 class DriveReport:
@@ -104,8 +117,16 @@ class DriveReport:
         return sum(event.receipt.samples for event in self.done)
 
 
-def drive(schedule: ShardSchedule, crew: Crew, on_done: Callable[[ShardDone], None]) -> DriveReport:
-    """Runs the schedule to its end; raises `StoreError` on a fatal failure."""
+def drive(
+    schedule: ShardSchedule,
+    crew: Crew,
+    on_done: Callable[[ShardDone], None],
+    on_look: Callable[[float], None] = lambda under_way: None,
+) -> DriveReport:
+    """Runs the schedule to its end; raises `StoreError` on a fatal failure.
+
+    `on_look` hears about once a second how many images of unfinished shards are encoded.
+    """
     report, start = DriveReport(), time.monotonic()
     while not schedule.finished:
         for worker in crew.workers():
@@ -123,11 +144,12 @@ def drive(schedule: ShardSchedule, crew: Crew, on_done: Callable[[ShardDone], No
                     schedule.failed(event.worker, event.shard, event.reason)
                     if event.shortage and event.shard in schedule.quarantined:
                         raise StoreError(
-                            f"no shard is to blame: {event.reason} Finished shards are kept: see "
-                            "to it, and run the same command again."
+                            f"no shard is to blame: {event.reason} Finished shards are kept. "
+                            + (_OF_MEMORY if event.memory else _OF_OTHERS)
                         )
                 case WorkerLost():
                     schedule.lost_worker(event.worker, event.reason, blameless=event.blameless)
+        on_look(crew.under_way())
     report.quarantined = dict(schedule.quarantined)
     report.retries = schedule.retries
     report.seconds = time.monotonic() - start
@@ -139,8 +161,11 @@ class ThreadCrew:
 
     _NAME = "process"
 
-    def __init__(self, encode: Callable[[int], Receipt], threads: int) -> None:
-        self._encode = encode
+    def __init__(
+        self, encode: Callable[[int], Receipt], threads: int, under_way: UnderWay | None = None
+    ) -> None:
+        """`under_way` is what `encode` tells its batches to."""
+        self._encode, self._under_way = encode, under_way or UnderWay()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._running: dict[Future[Event], int] = {}
 
@@ -155,13 +180,18 @@ class ThreadCrew:
 
     def wait(self) -> Sequence[Event]:
         """See `Crew`."""
-        finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        finished, _ = wait(self._running, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
         for future in finished:
-            del self._running[future]
+            self._under_way.forget(self._running.pop(future))
         return [future.result() for future in finished]
 
+    def under_way(self) -> float:
+        """See `Crew`."""
+        return sum(self._under_way.images().values())
+
     def close(self) -> None:
-        """Waits for the shards in flight and ends the threads."""
+        """Ends the threads; shards in flight are dropped at their next batch."""
+        self._under_way.end()
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -175,7 +205,10 @@ def attempt(encode: Callable[[int], Receipt], worker: str, shard: int) -> Event:
     except (PipelineError, OSError, RuntimeError, MemoryError) as error:
         # RuntimeError is what torch raises for memory that doesn't suffice.
         said = f"{type(error).__name__}: {error}"
-        return ShardFailed(worker, shard, said, shortage=is_shortage(error))
+        short = is_shortage(error)
+        # OSErrors are of a disk or a connection, and so are ours.
+        memory = short and not isinstance(error, PipelineError | OSError)
+        return ShardFailed(worker, shard, said, shortage=short, memory=memory)
     return ShardDone(worker, shard, receipt, time.monotonic() - start)
 
 

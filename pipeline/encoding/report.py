@@ -16,7 +16,7 @@ from pipeline.encoding.determinism import exact_numerics
 from pipeline.encoding.tiles import TilingCost
 from pipeline.errors import DatasetError, StorageError
 from pipeline.json_value import Json
-from pipeline.latents.identity import Identity
+from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.receipt import REPORTS, SNAPSHOTS, Rounding
 from pipeline.latents.snapshot import Snapshot
 from pipeline.latents.store import LatentStore
@@ -201,6 +201,24 @@ def _left_out(where: str | None, count: int) -> list[str]:
     return [f"| left out by {markdown(where)} | {count:,} |"] if where else []
 
 
+def _as_asked(options: EncodeOptions) -> list[str]:
+    """How images are cut and what stands beside them, where it is not as the model says."""
+    sizes = [f"{v.size}:{v.step}" if v.step else str(v.size) for v in options.views]
+    told = {
+        "sizes in pixels (with the step of buckets)": ", ".join(sizes),
+        "crop; resize": "; ".join(each for each in (options.crop, options.resize) if each),
+        "random crops": str(options.crops or ""),
+        "columns": markdown(", ".join(options.column_kinds)),
+    }
+    rows = [f"| {name} | {value} |" for name, value in told.items() if value]
+    return [*rows, f"| images in a batch | {options.batch_size:,} |"]
+
+
+def _scale(identity: Identity) -> list[str]:
+    said = {name: value for name, value in identity.scale.to_json().items() if value is not None}
+    return [f"| the model's own {markdown(name)} | {value} |" for name, value in said.items()]
+
+
 def _tiling(tile: int, cost: TilingCost | None) -> list[str]:
     if cost is None:
         said = "not measured: no image that was looked at is larger, or it does not fit whole"
@@ -232,6 +250,8 @@ def to_markdown(report: StoreReport) -> str:
         f"| arithmetic | {options.precision} |",
         f"| batches computed again in fp32 | {report.redone_batches:,} |",
         f"| shape, type, content | {report.shapes}, {options.dtype}, {options.content} |",
+        *_as_asked(options),
+        *_scale(identity),
         f"| model | `{markdown(identity.model_digest)}` |",
         f"| dataset | `{markdown(report.dataset)}` |",
     ]

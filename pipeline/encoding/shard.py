@@ -1,7 +1,7 @@
 """Encodes one source shard: data first, receipt last, nothing twice."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,10 +50,12 @@ def encode_shard(
     threads: int | None = None,
     *,
     also: Sequence[Also] = (),
+    count: Callable[[int], None] = lambda rows: None,
 ) -> Receipt:
     """Encodes every sample of a shard, the removed ones too, unless its receipt is there already.
 
-    `also`: the encoders of the identity's options, built.
+    `also`: the encoders of the identity's options, built. `count` hears how many rows each batch
+    had, and may raise.
 
     Raises `DatasetError` when the source is not what the manifest says, and what `storage` raises.
     Killed at any moment, it leaves at most latent files that no receipt names.
@@ -76,6 +78,7 @@ def encode_shard(
                 writer = PartWriter(folder / str(len(writers)), identity, batch.place, shape)
                 writers[batch.place] = open_.enter_context(writer)
             writer.write(batch)
+            count(len(batch.samples))
         open_.close()
         ordered = sorted(writers.values(), key=lambda writer: writer.order)
         parts = tuple(writer.part(shard.samples, name) for writer in ordered)

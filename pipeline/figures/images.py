@@ -123,8 +123,7 @@ def draw_sheet(
 
     `names`: a key per image, or per row where there are walks.
     """
-    pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
-    shown = to_pixels(pixels)
+    shown = to_pixels(np.stack(_framed(images)).transpose(0, 3, 1, 2))
     columns = len(walk) or min(_SHEET_COLUMNS, len(shown))
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
     if walk:
@@ -133,6 +132,18 @@ def draw_sheet(
         return
     captions = [names[start : start + columns] for start in range(0, len(names), columns)]
     _draw_grid(rows, target, headline, captions=captions)
+
+
+def _framed(images: Sequence[ArrayLike]) -> list[Pixels]:
+    """Images of several shapes in the middle of one that holds each, white around them."""
+    arrays = [np.asarray(image) for image in images]
+    tall, wide = (max(array.shape[axis] for array in arrays) for axis in (0, 1))
+    framed = []
+    for array in arrays:
+        rows, columns = tall - array.shape[0], wide - array.shape[1]
+        sides = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+        framed.append(np.pad(array, sides, constant_values=255))
+    return framed
 
 
 def draw_progress(

@@ -77,6 +77,8 @@ def affine(store: LatentStore, normalize: Normalize, *, draws: bool) -> Affine |
     if normalize is False:
         return None
     depth = store.snapshot.identity.latent_shape[0]
+    if normalize not in (True, "model"):
+        raise ConfigError(f"normalize={normalize!r}: known are True, False and 'model'.")
     if normalize == "model":
         return Affine(*store.snapshot.identity.scale.per_channel(depth))
     deviation = store.std_of_draws if draws else store.std

@@ -171,8 +171,8 @@ class LatentStore:
         if self.snapshot.identity.options.content == "sample":
             return self.std
         raise StoreError(
-            f"{self.url}: holds means alone, so nothing is known of draws. Encode with "
-            "`--content moments`."
+            f"{self.url}: holds means alone, so nothing is known of draws. Read its means (`std`), "
+            "or, if its model has a posterior, encode with `--content moments`."
         )
 
     @property

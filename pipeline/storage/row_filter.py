@@ -49,6 +49,11 @@ class RowFilter:
     columns: tuple[str, ...]
     expression: Any = field(compare=False, repr=False)
 
+    def check(self, kinds: Mapping[str, pa.DataType]) -> None:
+        """Raises `ConfigError` as `mask` does, of columns of these types."""
+        names = list(kinds)
+        self.mask(pa.table([pa.array([], kinds[name]) for name in names], names=names))
+
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows of a table count: bool [rows].
 

@@ -14,6 +14,7 @@ from pipeline.cluster import encoding_crew
 from pipeline.cluster.encoding_crew import ActorResources, RayCrew, _one_line
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.encoding.driver import ShardDone
+from pipeline.encoding.under_way import UnderWay
 
 
 class Blocked:
@@ -22,8 +23,9 @@ class Blocked:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def __call__(self) -> Callable[[int], Any]:
+    def __call__(self, under_way: UnderWay) -> Callable[[int], Any]:
         def encode(shard: int) -> Any:
+            under_way.count(shard, 10)
             logging.getLogger("pipeline.storage.retry").warning("shard %d: storage is full", shard)
             while not self._file.exists():
                 time.sleep(0.05)
@@ -35,7 +37,7 @@ class Blocked:
 def test_what_actors_warn_of_is_told_while_all_their_threads_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(encoding_crew, "_SAY_SECONDS", 0.2)
+    monkeypatch.setattr(encoding_crew, "_ASK_SECONDS", 0.2)
     file = tmp_path / "room"
     with ray_cluster(1):
         crew = RayCrew(Blocked(file), 1, ActorResources(threads=2))
@@ -45,13 +47,14 @@ def test_what_actors_warn_of_is_told_while_all_their_threads_wait(
             assert crew.wait() == []
         for shard in (3, 4):
             crew.start("actor-0", shard)
-        while caplog.text.count("storage is full") < 2:
+        while caplog.text.count("storage is full") < 2 or crew.under_way() < 20:
             assert time.monotonic() < deadline
             assert crew.wait() == []
         file.touch()
         done: list[Any] = []
         while len(done) < 2:
             done += crew.wait()
+        assert crew.under_way() == 0
         crew.close()
     assert {event.shard for event in done if isinstance(event, ShardDone)} == {3, 4}
     said = sorted(text for text in caplog.messages if "storage" in text)

@@ -1,3 +1,4 @@
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from pipeline.encoding.driver import (
 )
 from pipeline.encoding.schedule import ShardSchedule
 from pipeline.encoding.shard import encode_shard
+from pipeline.encoding.under_way import UnderWay
 from pipeline.errors import AccessDeniedError, DatasetError, ShortageError, StoreError
+from pipeline.latents.receipt import receipts_present
 from pipeline.latents.snapshot import read_pointer
 from pipeline.latents.store import LatentStore
 from tests.support.small_store import encode, identity_of, small_dataset, small_vae
@@ -155,6 +158,9 @@ class Deadly:
         self._lost = True
         return (WorkerLost("mortal", "killed", blameless=True),)
 
+    def under_way(self) -> float:
+        return 0
+
 
 def test_what_a_lost_worker_held_is_encoded_by_another_one(world: Any) -> None:
     vae, dataset, store = world
@@ -195,3 +201,45 @@ def test_beside_the_store_of_one_identity_another_one_goes_on_where_it_was(world
     encode_shard(vae, dataset, dataset.shards[1], other, store, threads=1)
     plan = plan_encoding(store, dataset, other)
     assert (list(plan.todo), list(plan.orphans)) == ([n for n in every if n != 1], [])
+
+
+def test_how_far_a_shard_is_is_told_batch_by_batch_and_an_end_drops_it_at_once(world: Any) -> None:
+    vae, dataset, store = world
+    identity, under_way, looks = identity_of(vae, batch_size=4), UnderWay(), list[float]()
+    reached, go_on = threading.Event(), threading.Event()
+
+    def one(number: int) -> Any:
+        def count(rows: int) -> None:
+            under_way.count(number, rows)
+            reached.set()
+            assert go_on.wait(60)
+
+        shard = dataset.shards[number]
+        return encode_shard(vae, dataset, shard, identity, store, threads=1, count=count)
+
+    def look(images: float) -> None:
+        looks.append(images)
+        if images:
+            raise KeyboardInterrupt
+
+    plan = plan_encoding(store, dataset, identity)
+    crew = ThreadCrew(one, 1, under_way)
+    with pytest.raises(KeyboardInterrupt):
+        drive(ShardSchedule(plan.todo), crew, lambda done: None, look)
+    assert reached.is_set()
+    assert looks[-1] == 4  # of a first shard of more than two batches
+    threading.Timer(0.2, go_on.set).start()
+    crew.close()
+    assert dataset.shards[0].samples > 8
+    # What it had of the shard is dropped: nothing was claimed.
+    assert receipts_present(store, identity.digest) == set()
+
+
+def test_a_shortage_of_memory_is_told_with_what_needs_less(world: Any) -> None:
+    def spoil(number: int) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+        )
+
+    with pytest.raises(StoreError, match=r"Finished shards are kept.*smaller `--batch-size N`"):
+        run(world, spoil)

@@ -10,6 +10,7 @@ from pipeline.figures import (
     draw_progress,
     draw_reconstructions,
     draw_samples,
+    draw_sheet,
     draw_traversals,
     to_png,
 )
@@ -66,3 +67,13 @@ def test_equal_input_gives_equal_bytes_and_a_pdf_is_a_pdf(tmp_path: Path) -> Non
     assert to_png(draw_samples, images) == to_png(draw_samples, images)
     draw_samples(images, tmp_path / "samples.pdf")
     assert (tmp_path / "samples.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_sheet_of_several_shapes_shows_each_whole() -> None:
+    shapes = [(8, 24), (24, 8), (16, 16)]
+    images = [np.full((*shape, 3), 40 * n, dtype=np.uint8) for n, shape in enumerate(shapes)]
+    sheet = np.asarray(
+        picture(to_png(draw_sheet, images, ["a", "b", "c"], headline="three")).convert("L")
+    ).astype(int)
+    areas = [int((sheet == 40 * n).sum()) for n in (1, 2)]
+    assert areas[0] == pytest.approx(areas[1] * 24 * 8 / 16**2, rel=0.15)

@@ -242,6 +242,12 @@ def all_of(store: LatentStore, **given: Any) -> np.ndarray:
     return np.concatenate([b.latents[b.valid].numpy() for b in batches]).astype(np.float64)
 
 
+@pytest.mark.parametrize("word", ["modell", "none", "std"])
+def test_a_word_that_normalize_does_not_know_is_refused(store: LatentStore, word: Any) -> None:
+    with pytest.raises(ConfigError, match=f"normalize='{word}': known are True, False and 'model'"):
+        LatentLoader(store, global_batch_size=8, normalize=word)
+
+
 def test_normalised_means_have_mean_0_and_deviation_1(store: LatentStore) -> None:
     found = all_of(store, normalize=True)
     np.testing.assert_allclose(found.mean((0, 2, 3)), 0, atol=1e-5)

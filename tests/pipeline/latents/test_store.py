@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -44,6 +46,14 @@ def test_by_number_by_key_and_in_batches_it_is_the_same_latent(store: LatentStor
             assert latent.key == key
             assert latent.columns["label"] == key.split("/")[0]
             np.testing.assert_array_equal(latent.tensors["mean"], means[number])
+
+
+def test_polars_gets_what_counts_and_no_more(store: LatentStore) -> None:
+    frame = polars.from_arrow(pa.Table.from_batches([b.record for b in store.batches()]))
+    assert isinstance(frame, polars.DataFrame)
+    assert frame["key"].to_list() == list(store.keys())
+    means = np.array(frame["mean"].to_list(), np.float16).reshape(len(store), *store.shapes[0])
+    np.testing.assert_array_equal(means, np.stack([latent.tensors["mean"] for latent in store]))
 
 
 def test_what_is_not_there_is_an_error(store: LatentStore) -> None:
