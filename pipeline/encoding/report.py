@@ -230,6 +230,19 @@ def _tiling(tile: int, cost: TilingCost | None) -> list[str]:
     ]
 
 
+def _channels(report: StoreReport) -> list[str]:
+    draws = report.sample_std or (math.nan,) * len(report.mean)
+    rows = enumerate(zip(report.mean, report.std, draws, strict=True))
+    return [
+        "| channel | mean | std | std of draws |",
+        "|---|---|---|---|",
+        *(
+            f"| {channel} | {mean:.5g} | {std:.5g} | {'-' if math.isnan(draw) else f'{draw:.5g}'} |"
+            for channel, (mean, std, draw) in rows
+        ),
+    ]
+
+
 def to_markdown(report: StoreReport) -> str:
     """The report as a page."""
     state = "whole" if report.complete else "PARTIAL: some shards have no latents"
@@ -268,14 +281,7 @@ def to_markdown(report: StoreReport) -> str:
             f"(lowest {cost.lowest_decibels:.2f}) |",
         ]
     lines += _tiling(options.tile, report.tiling)
-    lines += ["", "| channel | mean | std | std of draws |", "|---|---|---|---|"]
-    draws = report.sample_std or (math.nan,) * len(report.mean)
-    lines += [
-        f"| {channel} | {mean:.5g} | {std:.5g} | {'-' if math.isnan(draw) else f'{draw:.5g}'} |"
-        for channel, (mean, std, draw) in enumerate(
-            zip(report.mean, report.std, draws, strict=True)
-        )
-    ]
+    lines += ["", *_channels(report)]
     if report.failures:
         lines += ["", "| failed because | images |", "|---|---|"]
         lines += [f"| {markdown(reason)} | {n:,} |" for reason, n in report.failures.items()]
