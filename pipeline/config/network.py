@@ -37,6 +37,7 @@ class ModelConfig(Section):
     latent_channels: int | None = Field(
         None,
         gt=0,
+        le=2**16,
         description="Z of the latent [Z, h, w]; None: linear 8, mlp 50, conv 32, autoencoder_kl "
         "3, 4, 16, 64 for factor 4, 8, 16, 32.",
     )
@@ -58,11 +59,15 @@ class ModelConfig(Section):
         "images, which that library runs; a folder of theirs says it by itself.",
     )
     latent_size: int | None = Field(
-        None, gt=0, description="conv: h = w of the latent; None: 1, a vector for the whole image."
+        None,
+        gt=0,
+        le=2**16,
+        description="conv: h = w of the latent; None: 1, a vector for the whole image.",
     )
     width: int | None = Field(
         None,
         gt=0,
+        le=2**20,
         description="First level's channels (None: conv 32, autoencoder_kl 128); mlp: units (200).",
     )
     widths: tuple[int, ...] | None = Field(
@@ -75,7 +80,7 @@ class ModelConfig(Section):
         None, gt=0, le=100, description="autoencoder_kl: residual blocks of a level; None: 2."
     )
     groups: int | None = Field(
-        None, gt=0, description="autoencoder_kl: groups of its norms; None: 32."
+        None, gt=0, le=2**16, description="autoencoder_kl: groups of its norms; None: 32."
     )
     activation: Literal["silu", "mish", "gelu", "relu"] | None = Field(
         None, description="autoencoder_kl: of its residual blocks; None: silu."
@@ -131,9 +136,9 @@ class ModelConfig(Section):
                 "widths say it all: leave `--model.factor` and `--model.width` out, or "
                 "`--model.widths`"
             )
-        if self.widths is not None and (not self.widths or min(self.widths) < 1):
+        if self.widths is not None and not all(1 <= each <= 2**16 for each in self.widths or [0]):
             raise ValueError(
-                "widths are channels, 1 or more for each of one or more levels: give "
+                "widths are channels, 1 to 65,536 for each of one or more levels: give "
                 "`--model.widths 128 256 512 512`"
             )
         for place in self.attention or ():

@@ -105,7 +105,9 @@ CHECK = "How each image is checked: decoded, or by its header."
 class PreprocessConfig(Section):
     """How image bytes become a `[C, image_size, image_size]` uint8 tensor; belongs to the model."""
 
-    image_size: int = Field(32, gt=0, description="Height and width of the images, in pixels.")
+    image_size: int = Field(
+        32, gt=0, le=2**16, description="Height and width of the images, in pixels."
+    )
     channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for RGB.")
     crop: Crop = Field("center", description="How a rectangle becomes a square.")
     resize: Resize = Field("bilinear", description="Filter of the resizing, antialiased.")

@@ -36,10 +36,12 @@ from pipeline.data.image_kinds import (
     EXTRAS,
     HEAD_BYTES,
     JPEG_MAGIC,
+    MOST_SCANS,
     ORIENTATION_TAG,
     TRANSPOSED,
     JpegHeader,
     has_extra,
+    has_too_many_scans,
     jpeg_header,
     kind_of,
 )
@@ -53,11 +55,13 @@ PIXEL_LIMIT = 89_478_485
 """Most pixels of one image: Pillow's own guard against bombs, 256 MiB of RGB."""
 
 _MOST_BYTES = 27
-"""Of a pixel with alpha: four RGBA copies of 4 bytes, RGB in 4, and the array in 3, with spare."""
+"""Of a pixel with alpha: four RGBA copies of 4 bytes, RGB in 4, the array in 3, with spare."""
 _MORE_BYTES = {"WEBP": 8, "GIF": 8, "AVIF": 16, "JPEG2000": 16}
 """Of a pixel, in the decoder's own buffers."""
 _ROW_BYTES = 48
 """Pillow keeps a pointer and pads each row, in up to three images at once."""
+
+_SCANS = f"a JPEG of more than {MOST_SCANS} scans"
 
 DECODER_VERSION = 1
 """Raised whenever the same bytes may give other pixels; part of the preprocessing digest."""
@@ -89,7 +93,7 @@ def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
     """Reads the header alone. Raises SampleError as `decode_image` does."""
     jpeg = jpeg_header(data)
     if jpeg is not None:
-        _check_jpeg(jpeg, pixel_limit)
+        _check_jpeg(data, jpeg, pixel_limit)
         turned = jpeg.orientation in TRANSPOSED
         width, height = (jpeg.height, jpeg.width) if turned else (jpeg.width, jpeg.height)
         return ImageHeader(width, height, "JPEG", _JPEG_MODES.get(jpeg.components, ""))
@@ -138,7 +142,7 @@ def decoded_image(
     """The same for as long as the block runs: other threads' large images wait for that."""
     jpeg = jpeg_header(data)
     if jpeg is not None:
-        _check_jpeg(jpeg, pixel_limit)
+        _check_jpeg(data, jpeg, pixel_limit)
         height, width = _shrunk(jpeg, shrink_to, side)
         with DECODING.taken(height * width * jpeg.pixel_bytes + jpeg.coefficients):
             pixels = _decode_jpeg(data, jpeg, channels, height, width)
@@ -172,9 +176,11 @@ def _check_pixels(width: int, height: int, pixel_limit: int) -> None:
         )
 
 
-def _check_jpeg(header: JpegHeader, pixel_limit: int) -> None:
+def _check_jpeg(data: bytes, header: JpegHeader, pixel_limit: int) -> None:
     """Raises `SampleError` for a bomb."""
     _check_pixels(header.width, header.height, pixel_limit)
+    if header.coefficients and has_too_many_scans(data):
+        raise SampleError("bomb", _SCANS)
     needed = header.width * header.height * header.pixel_bytes + header.coefficients
     check_decoding(f"JPEG of {header.width} x {header.height}", needed, pixel_limit)
 
@@ -241,11 +247,20 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     _check_pixels(image.width, image.height, pixel_limit)
+    if any(map(has_too_many_scans, _jpegs_in(data, image))):
+        raise SampleError("bomb", _SCANS)
     check_decoding(
         f"{image.format} of {image.width} x {image.height} ({image.mode})", _bytes_of(image),
         pixel_limit,
     )  # fmt: skip
     return image
+
+
+def _jpegs_in(data: bytes, image: Image.Image) -> list[bytes]:
+    """What libjpeg decodes: strips of a TIFF may be JPEGs, each with scans of its own."""
+    if image.format == "TIFF":
+        return data.split(b"\xff\xd8")[1:] if image.info.get("compression") == "jpeg" else []
+    return [data] if image.format in ("JPEG", "MPO") else []
 
 
 def _strangeness(data: bytes, kind: str | None) -> str:

@@ -242,7 +242,7 @@ class JpegHeader:
     shrinkable: bool
     components: int
     coefficients: int
-    """Of a progressive one, in bytes; 0 for others, which need a few rows at a time."""
+    """Of one in several scans, in bytes; 0 for others, which need a few rows at a time."""
 
     @property
     def pixel_bytes(self) -> int:
@@ -274,14 +274,14 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             height, width = struct.unpack_from(">HH", data, position + 5)
             if not (width and height):
                 return None
-            is_progressive = marker in _PROGRESSIVE_FRAMES
+            in_scans = marker in _PROGRESSIVE_FRAMES or not _has_one_scan(data, position)
             return JpegHeader(
                 width=width,
                 height=height,
                 orientation=orientation,
                 shrinkable=marker in _DCT_FRAMES,
                 components=data[position + 9],
-                coefficients=2 * _coefficients(data, position) if is_progressive else 0,
+                coefficients=2 * _coefficients(data, position) if in_scans else 0,
             )
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker == 0xDA or length < 2:
@@ -290,6 +290,38 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             orientation = _exif_orientation(data[position + 10 : position + 2 + length])
         position += 2 + length
     return None
+
+
+MOST_SCANS = 100
+"""Of one image: libjpeg writes 10, those who look for the smallest file some 15. Each costs a look
+at every block of the image, and may take 20 bytes."""
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether a JPEG has more than `MOST_SCANS` up to its end mark."""
+    at, scans = 0, 0
+    while scans <= MOST_SCANS and (found := _MARKER.search(data, at)) is not None:
+        marker, at = found[1][0], found.end()
+        if marker == 0xD9:
+            break
+        if marker not in (0x01, 0xD8):  # which stand alone
+            scans += marker == 0xDA
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans > MOST_SCANS
+
+
+def _has_one_scan(data: bytes, frame: int) -> bool:
+    """Whether the first scan after a frame's header has all its components: libjpeg reads no more.
+
+    False where the markers between are not plain.
+    """
+    position = frame + 2 + int.from_bytes(data[frame + 2 : frame + 4], "big")
+    while data[position : position + 1] == b"\xff":
+        if data[position + 1 : position + 2] == b"\xda":
+            return data[position + 4 : position + 5] == data[frame + 9 : frame + 10]
+        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
+    return False
 
 
 def _coefficients(data: bytes, frame: int) -> int:

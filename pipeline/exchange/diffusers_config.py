@@ -130,7 +130,8 @@ class KlConfig:
         return wrong
 
 
-_SIZE = 256
+_SIZE, _MOST_SIZE = 256, 4096
+"""Pixels of a side, where a config says none, and as many as it may say: one image is tried."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,15 @@ class LibraryConfig:
         side = image_size or said
         try:
             side = min(side) if isinstance(side, list) else side
-            return PreprocessConfig.model_validate({"image_size": side, "channels": channels})
+            found = PreprocessConfig.model_validate({"image_size": side, "channels": channels})
         except (ValidationError, TypeError):
+            found = None
+        if found is None or (image_size is None and found.image_size > _MOST_SIZE):
             raise ModelError(
                 f"{self.config['_class_name']}: images of {channels} channels and {side} pixels; "
                 "they have 1 or 3 channels here, and so many pixels a side."
-            ) from None
+            )
+        return found
 
     def scale_of(self, vae: VAE) -> LatentScale:
         """What the built class says, its defaults among it."""

@@ -20,6 +20,7 @@ from pipeline.data.keys import without_suffix
 from pipeline.errors import DatasetError
 from pipeline.json_value import Json
 from pipeline.sources.table_rows import Row, read_rows
+from pipeline.storage.documents import MOST_DIGITS
 
 PATH_COLUMNS = (
     "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path",
@@ -27,6 +28,10 @@ PATH_COLUMNS = (
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class")
 CAPTION_COLUMNS = ("caption", "text")
+_MOST_EMPTY = 10**5
+"""Rows that name nothing, each of which is told: a file of 5 KB may have 10^9 of them."""
+_TOO_LARGE = 10**MOST_DIGITS
+"""For a number in a dataset's JSON."""
 _MOST_PATH = 255
 """Longer than any name: only such a text can be an image."""
 TEXT_COLUMNS = frozenset((*PATH_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS))
@@ -82,6 +87,7 @@ class AnnotationRow:
 
 def read_annotations(url: str) -> Iterator[AnnotationRow]:
     """The rows of a table in order. Raises `DatasetError` for one that can't be used."""
+    empty = 0
     for number, row in enumerate(read_rows(url, TEXT_COLUMNS), 1):
         columns = {name.lower(): name for name in row}
         path_column = _first(columns, PATH_COLUMNS)
@@ -94,6 +100,12 @@ def read_annotations(url: str) -> Iterator[AnnotationRow]:
             )
         _check_path(row[path_column], f"{storage.shown(url)}: its column {path_column!r}", number)
         path = (text_of(row[path_column]) or "").strip()
+        empty += not path
+        if empty > _MOST_EMPTY and 2 * empty > number:
+            raise DatasetError(
+                f"{storage.shown(url)}: its column {path_column!r} is empty in {empty:,} of its "
+                f"first {number:,} rows. Leave those out, or name the images in it."
+            )
         rest = {name: value for name, value in row.items() if name != path_column}
         yield AnnotationRow(number, path, annotation_of(rest))
 
@@ -193,6 +205,8 @@ def _plain(row: Row) -> Json:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int) and not -_TOO_LARGE < value < _TOO_LARGE:
+        return str(value)
     if value is None or isinstance(value, str | int | bool):
         return value
     if isinstance(value, list | tuple):

@@ -10,6 +10,9 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DatasetError, is_shortage
+from pipeline.sources.arrow_sizes import check_batch
+from pipeline.sources.parquet_footer import check_footer
+from pipeline.storage.documents import MOST_DIGITS
 from pipeline.storage.tables import FAULTS, refuse_bombs
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -20,6 +23,8 @@ _BATCH_ROWS = 4096
 _MOST_FIELD_BYTES = 2**24
 """Of one cell: a caption or an embedding written as text."""
 
+_MOST_LINE = 2**26
+"""Of characters: four of the largest cells. A file without line breaks would be read as one."""
 _MOST_LEVELS = 100
 """Of lists and objects inside of each other in a cell."""
 
@@ -95,7 +100,7 @@ def _read_csv(url: str, delimiter: str, texts: Collection[str]) -> Iterator[Row]
 def _csv_rows(url: str, delimiter: str) -> Iterator[dict[str, str]]:
     csv.field_size_limit(_MOST_FIELD_BYTES)
     with _text_file(url) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(file, url), delimiter=delimiter, strict=True)
         rows = _told_lines(reader, url)
         header = [name.strip() for name in next(rows, [])]
         if len(set(header)) != len(header):
@@ -159,11 +164,13 @@ def _is_float(text: str) -> bool:
 
 def _read_jsonl(url: str) -> Iterator[Row]:
     with _text_file(url) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, url), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, object_pairs_hook=storage.unique_keys)
+                row = json.loads(
+                    line, object_pairs_hook=storage.unique_keys, parse_int=_whole_or_text
+                )
                 if line.count("[") + line.count("{") > _MOST_LEVELS:
                     _refuse_deep(row)
                 if "\\ud" in line.lower():
@@ -177,6 +184,24 @@ def _read_jsonl(url: str) -> Iterator[Row]:
                     f"{storage.shown(url)}: line {number} is no JSON object: write one a line."
                 )
             yield {name.strip(): value for name, value in row.items()}
+
+
+def _whole_or_text(digits: str) -> int | str:
+    """A number that no reader of datasets takes stays text, as in a CSV: nothing of it is lost."""
+    return int(digits) if len(digits.removeprefix("-")) <= MOST_DIGITS else digits
+
+
+def _lines(file: io.TextIOWrapper, url: str) -> Iterator[str]:
+    """The lines of a text; raises `DatasetError` for one that is no line of any table."""
+    number = 0
+    while line := file.readline(_MOST_LINE + 1):
+        number += 1
+        if len(line) > _MOST_LINE:
+            raise DatasetError(
+                f"{storage.shown(url)}: line {number} has more than {_MOST_LINE:,} characters. Is "
+                "it a table of text at all? Write one row a line."
+            )
+        yield line
 
 
 def _refuse_deep(value: Any) -> None:
@@ -221,7 +246,9 @@ def open_parquet(url: str, buffer_size: int = 0, only: int | None = None) -> Any
     """
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(open_arrow(url), buffer_size=buffer_size)
+    source = open_arrow(url)
+    check_footer(source, source.size())
+    file = parquet.ParquetFile(source, buffer_size=buffer_size)
     count = file.metadata.num_row_groups
     for number in range(count) if only is None else range(only, min(only + 1, count)):
         group = file.metadata.row_group(number)
@@ -265,4 +292,5 @@ def arrow_batches(url: str, only: int | None = None) -> Iterator[tuple[int, Any]
             wanted = ((number, reader.get_batch(number)) for number in numbers)
         for number, batch in wanted:
             batch.validate(full=True)
+            check_batch(batch)
             yield number, batch

@@ -7,6 +7,13 @@ _KINDS = (tarfile.REGTYPE, tarfile.XHDTYPE)
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 _MAGIC, _PREFIX = slice(257, 265), slice(345, 500)
 _GNU_MAGIC = b"ustar  \0"
+_LONG_KINDS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+"""Whose bytes are names and fields, which `tarfile` reads whole."""
+_MOST_LONG_BYTES = 2**20
+"""Of these: a path has 4,096."""
 
 
 class QuickHeader(tarfile.TarInfo):
@@ -25,7 +32,10 @@ class QuickHeader(tarfile.TarInfo):
         plain = size >= 0 and kind in _KINDS and buf[257:262] == b"ustar"
         # The checksum's own field counts as blanks.
         if not plain or sum(buf) - sum(buf[_CHECKSUM]) + 8 * ord(" ") != checksum:
-            return cls._without_times(super().frombuf(buf, encoding, errors), buf, encoding, errors)
+            other = super().frombuf(buf, encoding, errors)
+            _refuse_long(other.type, other.size)
+            return cls._without_times(other, buf, encoding, errors)
+        _refuse_long(kind, size)
         found = cls()
         found.size, found.type = size, kind
         found.name = _text(buf[:100], encoding, errors)
@@ -43,6 +53,14 @@ class QuickHeader(tarfile.TarInfo):
         if times and buf[_MAGIC] == _GNU_MAGIC and found.type not in tarfile.GNU_TYPES:
             found.name = found.name.removeprefix(f"{times}/")
         return found
+
+
+def _refuse_long(kind: bytes, size: int) -> None:
+    if kind in _LONG_KINDS and not 0 <= size <= _MOST_LONG_BYTES:
+        # Of tarfile's errors the one that it ends by, wherever the header lies.
+        raise tarfile.SubsequentHeaderError(  # type: ignore[attr-defined]  # not in its stubs
+            f"a header of {size:,} bytes for a name, over {_MOST_LONG_BYTES:,}"
+        )
 
 
 def _octal(field: bytes) -> int:

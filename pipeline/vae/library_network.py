@@ -101,7 +101,40 @@ def parse_library_config(text: str, where: str) -> Json:
             f"{', '.join(CLASSES)}."
         )
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    _check_sizes(plain, str(name), where)
     return {"_class_name": name, **plain}
+
+
+_MOST_WHOLE, _MOST_LISTED, _MOST_LAYERS = 2**20, 100, 1000
+"""Of a whole number; of a list; of layers in all blocks together. No autoencoder comes near."""
+
+
+def _check_sizes(config: Json, name: str, where: str) -> None:
+    """Raises `ModelError` for a config of a network so large that it takes long to be refused.
+
+    The library makes each layer one after the other, before its weights can be compared.
+    """
+    values, blocks = list(config.values()), 1
+    while values:
+        value = values.pop()
+        if isinstance(value, list):
+            blocks = max(blocks, len(value))
+            values += value if len(value) <= _MOST_LISTED else [_MOST_WHOLE + 1]
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, int | float) and not abs(value) <= _MOST_WHOLE:
+            raise ModelError(
+                f"{where}: {name} of sizes that no network of images has (a number over "
+                f"{_MOST_WHOLE:,}, or a list of more than {_MOST_LISTED})."
+            )
+    layers = 0
+    for key, value in config.items():
+        if "layers" in key or key.endswith("_blocks"):
+            each = [value] if isinstance(value, int) else value if isinstance(value, list) else []
+            numbers = [number for number in each if isinstance(number, int)]
+            layers += sum(numbers) * (blocks if isinstance(value, int) else 1)
+    if layers > _MOST_LAYERS:
+        raise ModelError(f"{where}: {name} of {layers:,} layers, over {_MOST_LAYERS:,}.")
 
 
 def _build(config: Json) -> nn.Module:

@@ -216,7 +216,7 @@ def test_a_config_that_claims_an_enormous_network_costs_no_memory(tmp_path: Path
     config = json.loads((tmp_path / "config.json").read_text())
     config["block_out_channels"] = [2**20, 2**20, 2**20]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="don't fit this model"):
+    with pytest.raises(ModelError, match=r"don't fit this model|a network that can't be"):
         read_diffusers(str(tmp_path))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import UnreadableError
+from pipeline.sources.members import tar_headers
 from pipeline.sources.tar_header import QuickHeader
 
 NAMES = [
@@ -71,3 +73,29 @@ def test_times_in_a_gnu_header_are_no_folder(tmp_path: Path) -> None:
     )
     names = [name for name, *_ in members(data, QuickHeader)]
     assert names == told.stdout.splitlines() == ["cats/", "cats/1.png", "cats/2.png"]
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"X"])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("size", [2**20 + 1, 1_500_000_000, 2**40])
+def test_a_name_of_gigabytes_is_refused_before_it_is_read(
+    kind: bytes, before: bool, size: int
+) -> None:
+    plain = tarfile.TarInfo("a.png").tobuf()
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = kind, size
+    data = (plain if before else b"") + long.tobuf(tarfile.GNU_FORMAT) + b"a" * 1024
+    with pytest.raises(UnreadableError, match=rf"a header of {size:,} bytes for a name"):
+        list(tar_headers(io.BytesIO(data), 0, len(data), "x.tar"))
+
+
+def test_a_long_name_is_read() -> None:
+    file = io.BytesIO()
+    name = "/".join(["x" * 200] * 20)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+            tar.addfile(tarfile.TarInfo(name))
+        data = file.getvalue()
+        ((_, info),) = tar_headers(io.BytesIO(data), 0, len(data), "x.tar")
+        assert info.name == name
+        file = io.BytesIO()
