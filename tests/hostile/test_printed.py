@@ -59,6 +59,7 @@ POINTER = partial(
 KNOWN = {
     "shell_word",
     "_line",
+    "_self",
     "removal",
     "encode_again",
     "training_command",

@@ -57,7 +57,7 @@ def test_polars_gets_what_counts_and_no_more(store: LatentStore) -> None:
 
 
 def test_what_is_not_there_is_an_error(store: LatentStore) -> None:
-    with pytest.raises(IndexError, match="holds 56 latents"):
+    with pytest.raises(IndexError, match="holds 56, asked for number 56"):
         store[56]
     with pytest.raises(KeyError, match="there is no 'nobody'"):
         store.by_key("nobody")
