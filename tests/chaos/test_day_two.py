@@ -133,6 +133,40 @@ def test_a_dump_and_copies_of_the_buckets_bring_back_models_runs_and_datasets(
     assert train(tmp_path / "site", 6) == first + 1, "the run goes on, and is registered anew"
 
 
+def test_a_run_that_ended_after_the_dump_is_registered_again_by_its_own_command(
+    postgres: postgresql.PostgresServer,
+    servers: list[MlflowServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its folder, copied later than the database, says that it is registered."""
+    pack_digits(tmp_path / "site")
+    (tmp_path / "mlflow").mkdir()
+    servers.append(MlflowServer(tmp_path / "mlflow", database(postgres, "older")))
+    servers[0].start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[0].uri)
+    first = train(tmp_path / "site", 3)
+    dump = str(tmp_path / "mlflow.dump")
+    on_database(postgres, "pg_dump", "--format=custom", "--file", dump, "older")
+    second = train(tmp_path / "site", 4)
+    servers[0].stop()
+    uri = database(postgres, "older_again")
+    on_database(
+        postgres, "pg_restore", "--no-owner", "--exit-on-error", "--dbname", "older_again", dump
+    )
+    servers.append(MlflowServer(tmp_path / "mlflow", uri, servers[0].port))
+    servers[1].start()
+    client = mlflow.MlflowClient(servers[1].uri)
+    versions = [each.version for each in client.search_model_versions("name = 'kept'")]
+    assert [int(version) for version in versions] == [first]
+    assert train(tmp_path / "site", 4) == second
+    assert "as after a restore from an older copy" in caplog.text
+    again = client.get_model_version("kept", str(second))
+    assert "holdout_elbo" in again.tags
+    assert load_named(f"models:/kept/{second}", "", ())[0].digest == again.tags["digest"]
+
+
 @pytest.fixture
 def database_of_its_own() -> Iterator[postgresql.PostgresServer]:
     program("pg_dump")

@@ -11,15 +11,19 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.demo import write_digits
+from jobs.train import _encoding
+from pipeline import storage
 from pipeline.commands.train import resolve, run_training
 from pipeline.commands.train_checks import check_size, refuse_beyond_memory_here
 from pipeline.config import ModelConfig, PackConfig, TrainConfig
 from pipeline.data import Dataset
-from pipeline.errors import ConfigError, DatasetError, PipelineError
+from pipeline.errors import AccessDeniedError, ConfigError, DatasetError, PipelineError
 from pipeline.packing.pack import pack
+from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
 from pipeline.training.stepper import Stepper
+from tests.servers import rgw
 from tests.support.digit_models import pack_digits
 
 
@@ -340,3 +344,26 @@ def test_a_batch_that_no_memory_holds_is_refused_with_one_that_does_before_the_r
     with pytest.raises(ConfigError, match=r"of 2 workers.* fewer `--workers N`"):
         run_training(config(dataset, 3, global_batch_size=10**9, workers=2))
     assert not (dataset.parent / "runs").exists()
+
+
+def test_a_wrong_key_is_told_by_the_data_that_was_typed_and_not_by_a_hold_out_that_was_not(
+    dataset: Path, s3_server: rgw.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint.replace("127.0.0.1", "localhost"))
+    data = f"{s3_server.bucket()}/photos/train"
+    with pytest.raises(AccessDeniedError) as refused:
+        resolve(config(dataset, 1, data=data, holdout=None))
+    assert str(refused.value).startswith(f"`--data {data}`: whether a hold-out lies beside it")
+
+
+def test_the_advice_to_encode_names_a_store_beside_the_runs(dataset: Path) -> None:
+    wanted = config(dataset, 1, storage="s3://bucket/runs", data="s3://bucket/photos/train")
+    result = TrainingResult(
+        run="s3://bucket/runs/pinned", run_id=None, reason="done", steps=1, samples=20,
+        bad_samples=0, converged=False, run_seconds={}, elbo=None, chosen_step=1,
+        holdout_before=None, holdout_after=None, model="models:/pinned@candidate",
+        model_version=1, bundle=None, digest=None,
+    )  # fmt: skip
+    with storage.retry_policy(storage.RetryPolicy(deadline_seconds=0)):
+        assert "--output s3://bucket/runs/latents`" in _encoding(wanted, result)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from jobs.submit import main
+from pipeline.config import SubmitConfig
 from pipeline.errors import ClusterError, UnreachableError
 from pipeline.submission import ray_jobs
 from pipeline.submission.place import Request
@@ -73,3 +75,14 @@ def test_what_holds_a_token_does_not_show_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_AUTH_TOKEN", "planted")
     jobs = RayJobs("http://127.0.0.1:9")
     assert "planted" not in f"{jobs!r} {jobs}"
+
+
+def test_the_list_says_that_its_words_are_rays_where_it_shows_a_training_that_succeeded(
+    dashboard: Any,
+) -> None:
+    asked = SubmitConfig(address="http://head:8265", list=True)
+    note = "`python -m jobs.submit --address http://head:8265 --status --id ID` tells the two apart"
+    for entrypoint, told in (("python", False), ("python -m jobs.train --run v1", True)):
+        (job,) = listed("train-v1-1")
+        dashboard["GET"] = Answer(200, json.dumps([job | {"entrypoint": entrypoint}]).encode())
+        assert any(note in line for line in main(asked).summary or ()) == told
