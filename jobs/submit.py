@@ -175,8 +175,8 @@ def _told(config: SubmitConfig, verdict: "Verdict", exit_code: int) -> Outcome:
         message = f"follow it by `{_self(config)} --status --id {shell_word(verdict.id)}`"
     elif verdict.status == "LOST":
         message = (
-            f"{message.rstrip('.')}. The same command joins the job where it runs still, and "
-            "submits it again where it does not; `--resubmit-on-head-loss 3` does so by itself."
+            f"{message.rstrip('.')}. Submit it again: that joins the job where it runs still, and "
+            "starts it where it does not; `--resubmit-on-head-loss 3` does so by itself."
         )
     result = {
         "submission_id": verdict.id,

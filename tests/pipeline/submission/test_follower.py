@@ -90,7 +90,7 @@ def test_the_exit_code_is_the_jobs_fate(
     server.script["first"] = list(states)
     outcome = submit()
     assert (outcome.exit_code, outcome.result["status"]) == (code, status)
-    advice = "The same command joins the job where it runs still, and submits it again"
+    advice = "Submit it again: that joins the job where it runs still, and starts it where"
     assert (advice in message_of(outcome)) == (status == "LOST")
 
 
