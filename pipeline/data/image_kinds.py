@@ -295,11 +295,14 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 MOST_SCANS = 100
 """Of one image: libjpeg writes 10, those who look for the smallest file some 15. Each costs a look
 at every block of the image, and may take 20 bytes."""
+_SCAN = re.compile(rb"\xff\xda")
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 
 
 def has_too_many_scans(data: bytes) -> bool:
     """Whether a JPEG has more than `MOST_SCANS` up to its end mark."""
+    if len(_SCAN.findall(data)) <= MOST_SCANS:
+        return False  # nearly all, in a sixth of the time
     at, scans = 0, 0
     while scans <= MOST_SCANS and (found := _MARKER.search(data, at)) is not None:
         marker, at = found[1][0], found.end()
