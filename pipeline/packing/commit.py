@@ -31,28 +31,13 @@ from pipeline.packing.ledger import (
     without,
     write_ledger,
 )
-from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable
+from pipeline.packing.ledger_table import BATCH_ROWS, Found, found_in
 from pipeline.packing.plan import Plan, remove_plans
 from pipeline.packing.unit import UnitReceipt, UnitRow
 from pipeline.packing.workers import Receipts
 from pipeline.sources.source_file import SourceFile
 
 REJECTS = "rejects.jsonl"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the samples are: sides in pixels, how many of each mode and label."""
-
-    smallest_side: int
-    largest_side: int
-    smallest_pixels: int
-    largest_pixels: int
-    modes: Mapping[str, int]
-    num_labels: int
-    labels: Mapping[str, int]
-    """The most frequent ones."""
-    unlabelled: int
 
 
 @dataclass(frozen=True)
@@ -187,6 +172,7 @@ class _Merger:
 
     def rows(self) -> Iterator[LedgerRow]:
         """In the plan's order, then what is removed; all are in the inventory when they end."""
+        self._inventory.ledger.set_aside(self._leaving())
         for number, receipt in enumerate(self._receipts):
             unit = self._plan.unit(number)
             for file, found in zip(unit.files, receipt.rows, strict=True):
@@ -215,8 +201,24 @@ class _Merger:
             yield row
         self._tell_inventory()
 
+    def _leaving(self) -> list[str]:
+        """Keys of samples whose bytes they will not have when this ends: nothing is their copy."""
+        ledger = self._inventory.ledger
+        asked = self._plan.request.deduplicate or ledger.number("COUNT(*)", "status='duplicate'")
+        if self._first or not asked:
+            return []
+        leaving = list(self._plan.removals)
+        for number, receipt in enumerate(self._receipts):
+            for file, found in zip(self._plan.unit(number).files, receipt.rows, strict=True):
+                before = None if found.status == "same" else ledger.row(file.key)
+                if before is not None and (found.status, found.sha256) != ("packed", before.sha256):
+                    leaving.append(file.key)
+        return leaving
+
     def _copy_of(self, row: LedgerRow, before: LedgerRow | None) -> str | None:
-        if not self._plan.request.deduplicate or (before and before.shard == row.shard):
+        was = before is not None and (before.status, before.sha256) == ("duplicate", row.sha256)
+        asked = self._plan.request.deduplicate or was
+        if not asked or (before and before.shard == row.shard):
             return None
         self._tell_inventory()
         return self._inventory.ledger.copy_of(row.sha256, row.key)
@@ -298,34 +300,14 @@ def present_result(
         holdout=storage.join(output, "holdout") if split else None,
         holdout_samples=held.samples if held else 0,
         copies=inventory.ledger.number("COUNT(*) - COUNT(DISTINCT sha256)"),
-        found=_found(inventory.ledger),
-        left_behind=inventory.left_behind(
-            storage.absolute(source).rstrip("/")
-            for source in plan.request.sources
-            if plan.generation > 1  # the first pack leaves nothing behind
-        ),
+        found=found_in(inventory.ledger),
+        # The first pack leaves nothing behind.
+        left_behind=inventory.left_behind() if plan.generation > 1 else (0, ""),
         table=plan.table,
     )
 
 
 _LOST = "status IN ('rejected', 'ignored', 'duplicate')"
-_MOST_LABELS = 100
-"""Of which the result tells how many images each has: the most frequent ones."""
-
-
-def _found(ledger: LedgerTable) -> Found:
-    told = ledger.tally("label")
-    labels = Counter({label: n for label, n in told.items() if label})
-    return Found(
-        smallest_side=ledger.number("MIN(MIN(width, height))"),
-        largest_side=ledger.number("MAX(MAX(width, height))"),
-        smallest_pixels=ledger.number("MIN(width * height)"),
-        largest_pixels=ledger.number("MAX(width * height)"),
-        modes={mode: n for mode, n in ledger.tally("mode").items() if mode},
-        num_labels=len(labels),
-        labels=dict(labels.most_common(_MOST_LABELS)),
-        unlabelled=sum(told.values()) - labels.total(),
-    )
 
 
 def _ledger_row(

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.data.image_kinds import UNREADABLE
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
-from pipeline.packing.key_clashes import settle
+from pipeline.packing.key_clashes import refuse_packed_before, settle
 from pipeline.packing.ledger import ERASED, GONE
 from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, write_rows
 from pipeline.sources.annotations import (
@@ -29,11 +29,44 @@ from pipeline.sources.annotations import (
 )
 from pipeline.sources.archives import without_archive_suffix
 from pipeline.sources.source_file import SourceFile
+from pipeline.sources.table_rows import is_list
 
 _CACHE_KIB = 65_536
 """SQLite's own memory: 64 MiB, however many inputs there are."""
-_LOST = "status IN ('rejected', 'ignored', 'duplicate') AND key NOT IN (SELECT key FROM listed)"
+_UNLISTED = (
+    "key NOT IN (SELECT key FROM listed) AND url NOT IN "  # noqa: S608  # our own words
+    f"(SELECT url FROM listed WHERE status='rejected' AND reason='{UNREADABLE}')"
+)
+"""What an archive held that can't be read to its end this time may lie in it still."""
+_BELOW = (
+    "EXISTS (SELECT 1 FROM sources s WHERE %s AND "
+    "(ledger.url=s.url OR substr(ledger.url, 1, length(s.url) + 1)=s.url || '/'))"
+)
+_ABSENT = (
+    f"{_UNLISTED} AND ({_BELOW % 's.now'} OR NOT {_BELOW % '1'} "  # noqa: S608  # our own words
+    "AND EXISTS (SELECT 1 FROM sources WHERE now AND elsewhere) AND NOT EXISTS "
+    "(SELECT 1 FROM sources WHERE elsewhere AND (NOT now OR url IN "
+    f"(SELECT url FROM listed WHERE status='rejected' AND reason='{UNREADABLE}'))))"
+)
+"""The condition on the ledger under which the sources of this pack hold an input no more.
+
+What lies below no source came from a list or a glob: where all of those are read, it is gone.
+"""
+_VANISHED = (
+    "status IN ('rejected', 'ignored', 'duplicate') AND "  # noqa: S608  # our own words
+    f"({_ABSENT} OR {_UNLISTED} AND url IN (SELECT url FROM listed))"
+)
+_LEFT_BEHIND = f"status='packed' AND EXISTS (SELECT 1 FROM listed) AND {_ABSENT}"  # noqa: S608
+_FIND_ORPHANS = (
+    "INSERT INTO orphans SELECT key FROM ledger d WHERE status='duplicate' "
+    "AND key NOT IN (SELECT key FROM removing) AND NOT EXISTS (SELECT 1 FROM ledger k "
+    "LEFT JOIN listed l ON l.key=k.key WHERE k.sha256=d.sha256 AND (k.reason=? OR "
+    "k.status='packed' AND k.key NOT IN (SELECT key FROM removing) AND (l.key IS NULL OR "
+    "l.etag='' OR l.size=k.size AND l.etag=k.etag AND l.status<>'ignored')))"
+)
+"""Duplicates of which no sample with their bytes stays, or surely stays; of erased ones none is."""
 _HUSHED = "SELECT COUNT(*) FROM listed l JOIN ledger d ON d.key=l.key WHERE d.status='packed' AND "
+_ORPHAN = "d.key IN (SELECT key FROM orphans)"
 _FOLDERS = (
     "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
     "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
@@ -74,6 +107,9 @@ class Inventory:
         self._db.execute(
             "CREATE TABLE told (path TEXT, written TEXT, annotation TEXT, met INTEGER)"
         )
+        self._db.execute("CREATE TABLE sources (url TEXT, now INTEGER, elsewhere INTEGER)")
+        self._db.execute("CREATE TABLE removing (key TEXT PRIMARY KEY)")
+        self._db.execute("CREATE TABLE orphans (key TEXT PRIMARY KEY)")
         self.ledger = LedgerTable(self._db)
 
     def close(self) -> None:
@@ -208,8 +244,8 @@ class Inventory:
         fresh, values = _fresh(choice)
         anew, more = _among("d.shard", choice.repack)
         known = (
-            f"CASE WHEN d.key IS NULL OR d.status='removed' OR {anew} OR {_hushed(choice)} THEN '' "
-            "ELSE d.sha256 || '/' || d.annotation END"
+            f"CASE WHEN d.key IS NULL OR d.status='removed' OR {anew} OR {_hushed(choice)} "
+            f"OR {_ORPHAN} THEN '' ELSE d.sha256 || '/' || d.annotation END"
         )
         query = (
             f"SELECT {', '.join(f'l.{name}' for name in _FILE)}, {known} "  # noqa: S608
@@ -218,16 +254,27 @@ class Inventory:
         for *file, content in self._db.execute(query, (*more, *values)):
             yield SourceFile(*file), "" if choice.retry else content
 
-    def vanished(self, sources: Iterable[str]) -> list[str]:
-        """Keys of inputs that were no samples, and that these sources hold no more."""
-        # What a list named lies elsewhere: it is known by what else is listed of that archive.
-        here = "url IN (SELECT url FROM listed)"
-        found = {row.key for row in self.ledger.rows(f"{_LOST} AND {here}")}
-        for root in sources:
-            below = root, len(root) + 1, f"{root}/"
-            rows = self.ledger.rows(f"{_LOST} AND (url=? OR substr(url, 1, ?)=?)", below)
-            found |= {row.key for row in rows}
-        return sorted(found)
+    def compare(self, now: Iterable[str], known: Iterable[str], removals: Iterable[str]) -> None:
+        """Takes in the sources of this pack and of earlier ones, and which keys it removes.
+
+        Raises `DatasetError` for a file that an earlier pack took under another path.
+        """
+        places = {source: storage.absolute(source).rstrip("/") for source in now}
+        given = {source.rstrip("/") for source in known}
+        urls = {*places.values(), *given}
+        rows = [(url, url in places.values(), _leads_elsewhere(url)) for url in urls]
+        write_rows(self._db, "INSERT INTO sources VALUES (?, ?, ?)", rows)
+        write_rows(self._db, "INSERT INTO removing VALUES (?)", ((key,) for key in removals))
+        for source, place in places.items() if given else ():
+            if place not in given:
+                refuse_packed_before(self._db, source, sorted(given))
+        if self.ledger.number("COUNT(*)", "status='duplicate'"):
+            self.ledger.index_contents()
+            self._db.execute(_FIND_ORPHANS, (ERASED,))
+
+    def vanished(self) -> list[str]:
+        """Keys of inputs that were no samples, and that the sources hold no more."""
+        return [row.key for row in self.ledger.rows(_VANISHED)]
 
     def gone(self) -> list[str]:
         """Keys of the ledger that no listed input has."""
@@ -236,22 +283,13 @@ class Inventory:
         )
         return [key for (key,) in self._db.execute(query)]
 
-    def left_behind(self, sources: Iterable[str]) -> tuple[int, str]:
-        """Samples that came from these sources and are not listed now; how many, the first's path.
+    def left_behind(self) -> tuple[int, str]:
+        """Samples that came from the sources and are not listed now; how many, the first's path.
 
-        Of a pack that listed nothing nobody knows.
+        Of a pack that listed nothing, and of what could not be read whole, nobody knows.
         """
-        if not self._db.execute("SELECT 1 FROM listed LIMIT 1").fetchone():
-            return 0, ""
-        count, first = 0, ""
-        for root in sources:
-            query = (
-                "SELECT COUNT(*), MIN(path) FROM ledger WHERE status='packed' AND (url=? OR "
-                "substr(url, 1, ?)=?) AND key NOT IN (SELECT key FROM listed)"
-            )
-            found = self._db.execute(query, (root, len(root) + 1, f"{root}/")).fetchone()
-            count, first = count + found[0], first or found[1] or ""
-        return count, first
+        first = next(self.ledger.rows(_LEFT_BEHIND), None)
+        return self.ledger.number("COUNT(*)", _LEFT_BEHIND), first.path if first else ""
 
 
 def _only_archive(db: sqlite3.Connection) -> str:
@@ -275,6 +313,11 @@ def _join_captions(db: sqlite3.Connection) -> None:
         joined = join_captions([Annotation.from_text(text) for text in texts])
         if joined is not None:
             db.execute("UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path))
+
+
+def _leads_elsewhere(source: str) -> bool:
+    """Whether its inputs may lie beside it, not below: those of a list, of a glob."""
+    return is_list(source) or any(sign in source for sign in "*?[")
 
 
 @contextmanager
@@ -326,6 +369,7 @@ def _asked(choice: Choice) -> tuple[str, tuple[str, ...]]:
         f"OR (d.status='ignored')<>(l.status='ignored') OR {anew} "
         "OR d.status='packed' AND l.annotation<>'' AND digest(l.annotation)<>d.annotation "
         f"OR d.status='packed' AND {_hushed(choice)} OR d.status='removed' AND d.reason='{GONE}' "
+        f"OR {_ORPHAN} "
         # These say nothing of the image: it was not there, or grew, at that moment.
         "OR d.status='rejected' AND d.reason IN ('missing', 'changed'))"
     ), values

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from pipeline import storage
+from pipeline.data.keys import key_of
 from pipeline.errors import DatasetError
 from pipeline.sources.annotations import Annotation, join_captions
 from pipeline.sources.archives import without_archive_suffix
@@ -108,6 +109,41 @@ def _check_sources(db: sqlite3.Connection) -> None:
             f"{one.place}: lies in two of the sources, and would be packed twice, as "
             f"{one.path!r} and as {other.path!r}. Name one of those sources only."
         )
+
+
+def refuse_packed_before(db: sqlite3.Connection, root: str, known: Sequence[str]) -> None:
+    """Raises `DatasetError` for an input of the new source `root` that the ledger has by another
+    path: an earlier pack found it through one of the sources `known`."""
+    place = storage.absolute(root).rstrip("/")
+    db.execute("CREATE INDEX IF NOT EXISTS by_place ON ledger (url)")
+    db.create_function("key_of", 1, key_of, deterministic=True)
+    ways: list[tuple[str, tuple[str | int, ...]]] = [
+        ("k.url=l.url AND l.offset<0 AND l.member=''", ())
+    ]
+    for source in known:
+        outer, inner = sorted((place, source), key=len)
+        if inner.startswith(f"{outer}/"):
+            step = f"{without_archive_suffix(inner.removeprefix(f'{outer}/'))}/"
+            if outer == source:
+                ways.append(("k.key=key_of(? || l.path) AND +k.url=l.url", (step,)))
+            else:
+                same = "k.key=key_of(substr(l.path, ?)) AND +k.url=l.url AND substr(l.path, 1, ?)=?"
+                ways.append((same, (len(step) + 1, len(step), step)))
+    for way, values in ways:
+        found = db.execute(
+            "SELECT l.rowid, k.path FROM listed l CROSS JOIN ledger k WHERE l.status='' AND "  # noqa: S608
+            f"l.root=? AND k.key<>l.key AND k.status IN ('packed', 'duplicate') AND {way} "
+            "AND k.key NOT IN (SELECT key FROM removing) LIMIT 1", (root, *values),
+        ).fetchone()  # fmt: skip
+        if found is not None:
+            one = _listed(db, "rowid=?", (found[0],))[0]
+            as_before = [url for url in known if one.url == url or one.url.startswith(f"{url}/")]
+            shown = ", ".join(map(storage.shown, as_before or known))
+            raise DatasetError(
+                f"{one.place}: is in this dataset as {found[1]!r} (from {shown}), and would be "
+                f"packed twice, as {one.path!r} too. Name the source as it was named then, and "
+                "beside it none that holds it or lies in it; or give another `--output URL`."
+            )
 
 
 def _listed(db: sqlite3.Connection, where: str, values: Sequence[object]) -> list[SourceFile]:

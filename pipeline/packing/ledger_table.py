@@ -1,9 +1,10 @@
 """The ledger as a table of an SQLite file: the newest row of each key, asked and changed by key."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from operator import attrgetter
 from typing import Any
@@ -17,6 +18,25 @@ BATCH_ROWS = 10_000
 _ROW = [field.name for field in fields(LedgerRow)]
 _values_of = attrgetter(*_ROW)
 _WHOLE = {"size", "offset", "position", "width", "height"}
+
+
+_MOST_LABELS = 100
+"""Of which the result tells how many images each has: the most frequent ones."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the samples are: sides in pixels, how many of each mode and label."""
+
+    smallest_side: int
+    largest_side: int
+    smallest_pixels: int
+    largest_pixels: int
+    modes: Mapping[str, int]
+    num_labels: int
+    labels: Mapping[str, int]
+    """The most frequent ones."""
+    unlabelled: int
 
 
 class LedgerTable:
@@ -74,9 +94,18 @@ class LedgerTable:
         query = f"SELECT {expression} FROM ledger WHERE {where}"  # noqa: S608  # our own words
         return int(self._db.execute(query).fetchone()[0] or 0)
 
+    def index_contents(self) -> None:
+        """Makes samples be found by their bytes at once."""
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_content ON ledger (sha256)")
+
+    def set_aside(self, keys: Iterable[str]) -> None:
+        """From here on these are no samples that another input is a copy of."""
+        statement = "UPDATE ledger SET status='leaving' WHERE key=? AND status='packed'"
+        write_rows(self._db, statement, ((key,) for key in keys))
+
     def copy_of(self, sha256: str, key: str) -> str | None:
         """The path of a sample of another key that counts and has this content."""
-        self._db.execute("CREATE INDEX IF NOT EXISTS by_content ON ledger (sha256)")
+        self.index_contents()
         query = "SELECT path FROM ledger WHERE sha256=? AND status='packed' AND key<>? ORDER BY key"
         found = self._db.execute(query, (sha256, key)).fetchone()
         return None if found is None else str(found[0])
@@ -89,6 +118,22 @@ class LedgerTable:
             yield
         finally:
             self._db.execute("COMMIT")
+
+
+def found_in(ledger: LedgerTable) -> Found:
+    """What the samples are that count."""
+    told = ledger.tally("label")
+    labels = Counter({label: n for label, n in told.items() if label})
+    return Found(
+        smallest_side=ledger.number("MIN(MIN(width, height))"),
+        largest_side=ledger.number("MAX(MAX(width, height))"),
+        smallest_pixels=ledger.number("MIN(width * height)"),
+        largest_pixels=ledger.number("MAX(width * height)"),
+        modes={mode: n for mode, n in ledger.tally("mode").items() if mode},
+        num_labels=len(labels),
+        labels=dict(labels.most_common(_MOST_LABELS)),
+        unlabelled=sum(told.values()) - labels.total(),
+    )
 
 
 class _Keys:

@@ -177,7 +177,9 @@ def make_plan(
     told = _tell(config, inventory)
     choice = Choice(config.checksum, config.retry_rejected, config.repack, config.image_column,
                     config.below, told=bool(told.rows))  # fmt: skip
-    removals, vanished = _removals(config, inventory), _vanished(config, inventory)
+    removals = _removals(config, inventory)
+    inventory.compare(config.source, state.sources if state else (), removals)
+    vanished = tuple(inventory.vanished())
     if state is not None and not (config.append or config.remove):
         _check_unchanged(inventory, choice, storage.absolute(config.output))
         inputs = PlannedInputs(0, 0, 0, "")
@@ -239,11 +241,6 @@ def _removals(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
         if row is not None and row.status != "removed" and key not in found:
             found.append(key)
     return tuple(found)
-
-
-def _vanished(config: PackConfig, inventory: Inventory) -> tuple[str, ...]:
-    sources = [storage.absolute(source).rstrip("/") for source in config.source]
-    return tuple(inventory.vanished(sources))
 
 
 def _check_unchanged(inventory: Inventory, choice: Choice, output: str) -> None:
