@@ -73,16 +73,7 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         lines += _of_table(result)
     elif config.annotations is None:
         lines += _beside(result.counts.others)
-    if result.copies:
-        lines.append(
-            f"{result.copies:,} samples are exact copies of others; `--deduplicate` keeps one."
-        )
-    behind, example = result.left_behind
-    if behind:
-        lines.append(
-            f"{behind:,} samples are of files that these sources hold no more (e.g. {example!r}): "
-            "they stay. `--append --remove PATH ...` takes them out."
-        )
+    lines += _stays(result)
     if result.holdout is not None and not result.holdout_samples:
         lines.append(
             f"The hold-out is EMPTY: {config.holdout:g} of {result.samples:,} images came to none. "
@@ -106,6 +97,27 @@ def _alike(label: str, sources: Sequence[str]) -> str:
         f"All have the label {label!r}, the first part of their path below the source: to take "
         f"what lies in it for labels, {unpack}name that as `--source`."
     )
+
+
+def _stays(result: "PackResult") -> list[str]:
+    """Samples that may be too many, and what takes them out."""
+    lines = []
+    if result.copies:
+        told = "is an exact copy of another" if result.copies == 1 else "are exact copies of others"
+        lines.append(
+            f"{counted(result.copies, 'sample')} {told}. `--deduplicate` leaves out only what it "
+            "packs itself: `--append --remove PATH ...` takes these out, or pack anew with it into "
+            "another `--output URL`."
+        )
+    behind, example = result.left_behind
+    if behind:
+        verb, stay = ("is", "it stays") if behind == 1 else ("are", "they stay")
+        lines.append(
+            f"{counted(behind, 'sample')} {verb} of files that these sources hold no more (e.g. "
+            f"{example!r}): {stay}. `--append --remove KEY ...` takes out; all keys, one a line: "
+            f"{result.left_behind_url}"
+        )
+    return lines
 
 
 def _of_table(result: "PackResult") -> list[str]:

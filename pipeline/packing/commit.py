@@ -38,6 +38,8 @@ from pipeline.packing.workers import Receipts
 from pipeline.sources.source_file import SourceFile
 
 REJECTS = "rejects.jsonl"
+LEFT_BEHIND = "left-behind.txt"
+"""Keys of samples that the sources of the last pack hold no more, one a line, for `--remove`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class PackResult:
     """What the samples are; None where nobody looked (`jobs.index`)."""
     left_behind: tuple[int, str] = (0, "")
     """Samples whose inputs the same sources hold no more, which stay; how many, one's path."""
+    left_behind_url: str | None = None
+    """Where the keys of all of them are, one a line."""
     table: TableCounts = TableCounts()  # noqa: RUF009  # frozen
     """Of the annotations."""
 
@@ -277,12 +281,19 @@ def split_url(output: str, split: str) -> str:
 def present_result(
     output: str, state: PackState, inventory: Inventory, plan: Plan, merger: _Merger | None = None
 ) -> PackResult:
-    """The result from what is committed; without `merger`, of a call that changed nothing."""
+    """The result from what is committed; without `merger`, of a call that changed nothing.
+
+    Writes the list of what was left behind.
+    """
     split = bool(state.options.holdout)
     url = storage.join(output, "train") if split else output
     manifest = read_current(url)
     held = read_current(storage.join(output, "holdout")) if split else None
     assert manifest is not None, "a state is written after the manifests"
+    # The first pack leaves nothing behind.
+    behind = inventory.left_behind() if plan.generation > 1 else (0, "")
+    left_behind_url = storage.join(output, LEFT_BEHIND) if behind[0] else None
+    _write_list(output, LEFT_BEHIND, inventory.keys_left_behind() if behind[0] else b"")
     statuses = merger.statuses if merger is not None else Counter[str]()
     return PackResult(
         dataset=url,
@@ -301,8 +312,8 @@ def present_result(
         holdout_samples=held.samples if held else 0,
         copies=inventory.ledger.number("COUNT(*) - COUNT(DISTINCT sha256)"),
         found=found_in(inventory.ledger),
-        # The first pack leaves nothing behind.
-        left_behind=inventory.left_behind() if plan.generation > 1 else (0, ""),
+        left_behind=behind,
+        left_behind_url=left_behind_url,
         table=plan.table,
     )
 
@@ -340,7 +351,11 @@ def _ledger_row(
 
 def write_rejects(output: str, inventory: Inventory) -> None:
     """Lists what was rejected, ignored or a duplicate, and why; no file where there is nothing."""
-    url, data = storage.join(output, REJECTS), rejects_of(inventory.ledger.rows(_LOST))
+    _write_list(output, REJECTS, rejects_of(inventory.ledger.rows(_LOST)))
+
+
+def _write_list(output: str, name: str, data: bytes) -> None:
+    url = storage.join(output, name)
     if data:
         _replace(url, data)
     else:

@@ -278,10 +278,8 @@ class Inventory:
 
     def gone(self) -> list[str]:
         """Keys of the ledger that no listed input has."""
-        query = (
-            "SELECT key FROM ledger WHERE status<>'removed' AND key NOT IN (SELECT key FROM listed)"
-        )
-        return [key for (key,) in self._db.execute(query)]
+        unlisted = "status<>'removed' AND key NOT IN (SELECT key FROM listed)"
+        return [row.key for row in self.ledger.rows(unlisted)]
 
     def left_behind(self) -> tuple[int, str]:
         """Samples that came from the sources and are not listed now; how many, the first's path.
@@ -290,6 +288,10 @@ class Inventory:
         """
         first = next(self.ledger.rows(_LEFT_BEHIND), None)
         return self.ledger.number("COUNT(*)", _LEFT_BEHIND), first.path if first else ""
+
+    def keys_left_behind(self) -> bytes:
+        """Those of the same samples, one a line."""
+        return b"".join(f"{row.key}\n".encode() for row in self.ledger.rows(_LEFT_BEHIND))
 
 
 def _only_archive(db: sqlite3.Connection) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.pack import _summary
 from pipeline.errors import DatasetError
 from pipeline.packing.commit import PackResult
 from pipeline.packing.pack import pack
@@ -170,3 +171,35 @@ def test_of_an_archive_that_is_cut_this_time_nothing_is_said_to_be_gone(tmp_path
     result = pack(config(folder, tmp_path / "out", **options))
     assert (result.samples, result.left_behind) == (4, (2, "1.png"))
     assert not (tmp_path / "out/rejects.jsonl").exists()
+
+
+def test_all_that_sources_hold_no_more_is_listed_as_remove_takes_it(tmp_path: Path) -> None:
+    names = ["a b.png", "c/d.x.png", "é.png", "stays.png"]
+    folder = write(tmp_path / "in", {name: png(n) for n, name in enumerate(names)})
+    pack(config(folder, tmp_path / "out"))
+    for name in names[:3]:
+        (tmp_path / "in" / name).unlink()
+    result = pack(config(folder, tmp_path / "out", append=True))
+    assert result.left_behind_url == str(tmp_path / "out/left-behind.txt")
+    (line,) = [line for line in _summary(config(folder, "x"), result) if "hold no more" in line]
+    assert line.startswith("3 samples are of files")
+    assert line.endswith(f": {result.left_behind_url}")
+    keys = (tmp_path / "out/left-behind.txt").read_text().splitlines()
+    assert len(keys) == 3
+    result = pack(config(folder, tmp_path / "out", append=True, remove=tuple(keys)))
+    assert (set(packed(result)), result.removed) == ({"stays.png"}, 3)
+    assert (result.left_behind_url, (tmp_path / "out/left-behind.txt").exists()) == (None, False)
+
+
+def test_of_copies_that_are_there_already_it_is_said_what_deduplicate_does_not(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path / "in", {"a.png": png(1), "b.png": png(1)})
+    pack(config(folder, tmp_path / "out"))
+    again = config(folder, tmp_path / "out", append=True, deduplicate=True)
+    result = pack(again)
+    assert (result.samples, result.copies) == (2, 1)
+    (line,) = [line for line in _summary(again, result) if "exact" in line]
+    assert line.startswith("1 sample is an exact copy of another. `--deduplicate` leaves out only")
+    result = pack(config(folder, tmp_path / "out", append=True, remove=("b.png",)))
+    assert (result.samples, result.copies) == (1, 0)
