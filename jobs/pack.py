@@ -111,11 +111,11 @@ def _stays(result: "PackResult") -> list[str]:
         )
     behind, example = result.left_behind
     if behind:
-        verb, stay = ("is", "it stays") if behind == 1 else ("are", "they stay")
+        verb, it = ("is", "it") if behind == 1 else ("are", "them")
         lines.append(
             f"{counted(behind, 'sample')} {verb} of files that these sources hold no more (e.g. "
-            f"{example!r}): {stay}. `--append --remove KEY ...` takes out; all keys, one a line: "
-            f"{result.left_behind_url}"
+            f"{example!r}), and stay{'s' * (behind == 1)}. `--append --remove KEY ...` takes {it} "
+            f"out; all keys, one a line: {result.left_behind_url}"
         )
     return lines
 

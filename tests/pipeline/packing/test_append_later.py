@@ -106,6 +106,9 @@ def test_a_file_is_refused_that_another_source_brought_in_by_an_earlier_pack(
     old = tuple(packed(before))
     result = pack(config(now, tmp_path / "out", append=True, remove=old, below=(str(tmp_path),)))
     assert result.removed == len(old)
+    if name != "zip":
+        back = pack(config(then, tmp_path / "out", append=True))
+        assert back.left_behind == (0, "")  # what is there under another path is there
     assert pack(config([then], tmp_path / "other", append=True)).samples == before.samples
 
 
