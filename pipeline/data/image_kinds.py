@@ -44,8 +44,8 @@ _UNREAD_SUFFIXES = frozenset(
 _IMAGES_BY_NAME = IMAGE_SUFFIXES | _EXTRA_OF_SUFFIX.keys() | _RAW_SUFFIXES | _UNREAD_SUFFIXES
 _UNREAD_ARCHIVES = frozenset(
     (
-        ".7z", ".arj", ".cab", ".cb7", ".cbr", ".cbt", ".cbz", ".cpio", ".iso", ".lha", ".lz4",
-        ".rar", ".squashfs", ".z",
+        ".7z", ".arj", ".cab", ".cb7", ".cbr", ".cbt", ".cbz", ".cpio", ".dmg", ".iso", ".lha",
+        ".lz4", ".rar", ".sit", ".sitx", ".squashfs", ".wim", ".xar", ".z", ".zipx",
     )
 )  # fmt: skip
 _COMPRESSIONS = frozenset((".br", ".bz2", ".gz", ".lz", ".lz4", ".lzo", ".sz", ".xz", ".z", ".zst"))
@@ -101,6 +101,8 @@ _MAGIC = (
     (b"GIF89a", "gif"),
     (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"),  # BigTIFF, as microscopes write it
+    (b"MM\0+", "tiff"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "jp2"),
     (b"\xff\x4f\xff\x51", "jp2"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "jxl"),
@@ -209,6 +211,7 @@ _CURES = {
     "corrupt": "copy them again",
     "dangling": "restore what those links lead to",
     "encrypted": "unpack them with their password",
+    "packed-otherwise": "unpack their archives, and give the folders",
     "hidden": "rename them, or `--ignore hidden`",
     "missing": "copy them again",
     "link": "jobs.pack follows links",

@@ -157,13 +157,19 @@ class Inventory:
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
         images, last, archive = 0, 0, _only_archive(self._db)
-        query = "SELECT rowid, path, url, root FROM listed WHERE rowid>? ORDER BY rowid LIMIT ?"
+        query = (
+            "SELECT rowid, path, url, root, status FROM listed WHERE rowid>? ORDER BY rowid LIMIT ?"
+        )
         while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
             found = [
                 (row, self._told(spellings(path, place, root, storage.absolute(url), archive)))
-                for row, path, place, root in page
+                for row, path, place, root, _ in page
             ]
-            images += sum(told is not None for _, told in found)
+            # As `inputs` counts them: a row may name what is ignored, too.
+            images += sum(
+                told is not None and each[4] == ""
+                for (_, told), each in zip(found, page, strict=True)
+            )
             write_rows(
                 self._db,
                 "UPDATE listed SET annotation=?, label=COALESCE(?, label), "

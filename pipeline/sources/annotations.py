@@ -193,6 +193,8 @@ def text_of(value: Any) -> str | None:
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, bytes):  # As Spark and Impala of old write texts.
+        return value.decode("utf-8", "backslashreplace") or None
     return str(value)
 
 

@@ -6,13 +6,11 @@ A compressed tar can't be read from its middle, so it is unpacked once, into thi
 temporary folder, where all processes of a pack find it; `forget_unpacked` removes it.
 """
 
-import bz2
 import fcntl
 import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
 import shutil
 import tarfile
@@ -35,6 +33,7 @@ from pipeline.errors import (
     UnreadableError,
     is_shortage,
 )
+from pipeline.sources.joined_streams import open_bz2, open_xz
 from pipeline.sources.members import (
     ARCHIVE_ERRORS,
     SPARSE,
@@ -45,7 +44,7 @@ from pipeline.sources.members import (
     zip_members,
     zip_tag,
 )
-from pipeline.sources.zip_end import is_last_volume, without_comment
+from pipeline.sources.zip_end import is_last_volume, refuse_joined, without_comment
 from pipeline.storage.ranged_file import RangedFile
 
 COMPRESSED_SUFFIXES = (
@@ -173,6 +172,12 @@ def _read_zip_member(url: str, etag: str, place: MemberPlace, listed: str) -> by
             data = file.read(place.size + 1)  # no more than it says: a bomb may lie about its size
     except (KeyError, ObjectNotFoundError) as error:
         raise SampleError("missing", str(error)) from None
+    except NotImplementedError:
+        raise SampleError(
+            "packed-otherwise",
+            "its zip packs it by a method that can't be undone here (Deflate64, which Windows "
+            "takes over 2 GB, zstd, PPMd): unpack the archive, and give the folder",
+        ) from None
     except ARCHIVE_ERRORS as error:
         if is_shortage(error):
             raise
@@ -220,12 +225,14 @@ def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
                 f"{where}: is the last part of a split archive. Join its parts first: "
                 "zip -s 0 THIS --out WHOLE.zip, and pack that one."
             )
-        return zipfile.ZipFile(without_comment(file))
+        archive = zipfile.ZipFile(without_comment(file))
     except ARCHIVE_ERRORS as error:
         if is_shortage(error):
             raise
         where = where_of(url, _name_of(inner))
         raise UnreadableError(f"{where}: can't be read ({error}). Is it whole?") from None
+    refuse_joined(archive, where_of(url, _name_of(inner)))
+    return archive
 
 
 @lru_cache(maxsize=4096)
@@ -350,7 +357,7 @@ def _zstandard(raw: Any) -> Any:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": _zstandard,
+    "gzip": gzip.open, "bzip2": open_bz2, "xz": open_xz, "zstd": _zstandard,
 }  # fmt: skip
 _NAMED = (
     (".zip", "zip"),

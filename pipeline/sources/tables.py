@@ -21,6 +21,7 @@ from pipeline.errors import (
     is_shortage,
 )
 from pipeline.sources.annotations import (
+    CAPTION_COLUMNS,
     LABEL_COLUMNS,
     Annotation,
     annotation_of,
@@ -165,7 +166,9 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
     label = next((lower[name] for name in LABEL_COLUMNS if name in lower), None)
     if label is not None and pa.types.is_nested(schema.field(label).type):
         label = None  # several labels are no class: a column like any other
-    dropped = tuple(f.name for f in schema if _has_bytes(f) and f.name != image.name)
+    caption = next((lower[name] for name in CAPTION_COLUMNS if name in lower), None)
+    kept = {image.name, *(n for n in (label, caption) if n and _is_binary(schema.field(n).type))}
+    dropped = tuple(f.name for f in schema if _has_bytes(f) and f.name not in kept)
     return _Layout(image.name, label, _classes(schema, label), dropped)
 
 

@@ -2,8 +2,10 @@
 
 import io
 import re
+import zipfile
 from typing import BinaryIO
 
+from pipeline.errors import UnreadableError
 from pipeline.storage.ranged_file import RangedFile
 
 _SIGN, _BYTES, _LENGTH = b"PK\5\6", 22, slice(20, 22)
@@ -15,6 +17,26 @@ def is_last_volume(file: BinaryIO) -> bool:
     """Whether a zip's end says that its members lie in files before this one."""
     _, record = _end_of(file)
     return record[4:6] not in (b"", b"\0\0", b"\xff\xff")  # the last: a zip64 says it elsewhere
+
+
+def refuse_joined(archive: zipfile.ZipFile, where: str) -> None:
+    """Raises `UnreadableError` where another zip ends at this one's first byte.
+
+    A program that unpacks itself stands there too, which is no loss; of zips that `cat` joined,
+    every reader sees the last one alone.
+    """
+    first = min((info.header_offset for info in archive.infolist()), default=archive.start_dir)
+    file = archive.fp
+    if first < _BYTES or file is None:
+        return
+    begin = file.seek(max(first - _MOST_BYTES, 0))
+    _, record = _record_in(file.read(first - begin))
+    if record:
+        raise UnreadableError(
+            f"{where}: its first {first:,} bytes are another zip, whose images no reader of zips "
+            f"sees. Cut them apart: head -c {first} THIS > ONE.zip; tail -c +{first + 1} THIS > "
+            "TWO.zip, and pack these."
+        )
 
 
 def without_comment(file: BinaryIO) -> BinaryIO:
@@ -38,9 +60,14 @@ def _end_of(file: BinaryIO) -> tuple[int, bytes]:
     """Where the record begins that reaches to the file's end, and its bytes; (0, b"") for none."""
     size = file.seek(0, io.SEEK_END)
     start = file.seek(max(size - _MOST_BYTES, 0))
-    tail = file.read()
+    at, record = _record_in(file.read())
+    return (start + at, record) if record else (0, b"")
+
+
+def _record_in(tail: bytes) -> tuple[int, bytes]:
+    """The record that reaches to the end of these bytes, and where in them it begins."""
     for found in re.finditer(re.escape(_SIGN), tail):
         record = tail[found.start() :]
         if len(record) == _BYTES + int.from_bytes(record[_LENGTH], "little"):
-            return start + found.start(), record
+            return found.start(), record
     return 0, b""
