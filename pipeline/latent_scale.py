@@ -3,6 +3,7 @@
 The fields bear the names of diffusers' configs; None: it says nothing.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import ModelError
@@ -28,6 +29,11 @@ class LatentScale:
             raise ValueError("latents_mean and latents_std belong together: one of them is missing")
         if len(self.latents_mean or ()) != len(self.latents_std or ()):
             raise ValueError("latents_mean and latents_std are of different numbers of channels")
+        numbers = (self.scaling_factor, self.shift_factor, *(self.latents_mean or ()))
+        if not all(
+            math.isfinite(n) for n in (*numbers, *(self.latents_std or ())) if n is not None
+        ):
+            raise ValueError("a number of the latents' scale is not finite")
         if self.scaling_factor == 0 or 0 in (self.latents_std or ()):
             raise ValueError("a scaling_factor or latents_std of 0 leaves nothing of a latent")
 

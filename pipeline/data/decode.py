@@ -267,8 +267,6 @@ def _strangeness(data: bytes, kind: str | None) -> str:
     """Why nothing opens these bytes, of which `kind` is what the first of them say."""
     if not data:
         return "an empty file"
-    if kind == "tiff":
-        return "is a TIFF whose header is damaged, or of pixels that are not read: convert it"
     if kind is not None:
         return f"begins as {kind.upper()}, but its header is damaged ({len(data):,} bytes)"
     also = [kind.upper() for kind in EXTRAS if has_extra(kind)]

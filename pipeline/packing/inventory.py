@@ -157,26 +157,21 @@ class Inventory:
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
         images, last, archive = 0, 0, _only_archive(self._db)
-        query = (
-            "SELECT rowid, path, url, root, status FROM listed WHERE rowid>? ORDER BY rowid LIMIT ?"
-        )
+        # As `inputs` counts them: a row may name what is ignored, too.
+        query = "SELECT rowid,path,url,root,status='' FROM listed WHERE rowid>? ORDER BY 1 LIMIT ?"
         while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
             found = [
-                (row, self._told(spellings(path, place, root, storage.absolute(url), archive)))
-                for row, path, place, root, _ in page
+                (row, self._told(spellings(path, at, root, storage.absolute(url), archive)), packs)
+                for row, path, at, root, packs in page
             ]
-            # As `inputs` counts them: a row may name what is ignored, too.
-            images += sum(
-                told is not None and each[4] == ""
-                for (_, told), each in zip(found, page, strict=True)
-            )
+            images += sum(packs for _, told, packs in found if told is not None)
             write_rows(
                 self._db,
                 "UPDATE listed SET annotation=?, label=COALESCE(?, label), "
                 "given_label=COALESCE(?, given_label) WHERE rowid=?",
                 (
                     (told, label := Annotation.from_text(told).label, label, row)
-                    for row, told in found
+                    for row, told, _ in found
                     if told is not None
                 ),
             )

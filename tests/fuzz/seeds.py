@@ -48,7 +48,12 @@ SEEDS: dict[str, tuple[Any, ...]] = {
         _set(identity__options__views=[{"size": 10**18, "step": 1}]),
         _set(shards__0__receipt__shard=_HALF),
     ),
-    "bundle": (_set(digest="a" * 5000), _set(files={"config.json": "a" * 5000})),
+    "bundle": (
+        _set(digest="a" * 5000),
+        _set(files={"config.json": "a" * 5000}),
+        _set(scale__scaling_factor="nan"),
+        _set(scale__shift_factor="inf"),
+    ),
     "network of a bundle": (
         _set(kind="autoencoder_kl", width=None, layers=10**9),
         _set(kind="autoencoder_kl", width=None, widths=[1] * 40),
