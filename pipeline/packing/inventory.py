@@ -157,7 +157,6 @@ class Inventory:
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
         images, last, archive = 0, 0, _only_archive(self._db)
-        # As `inputs` counts them: a row may name what is ignored, too.
         query = "SELECT rowid,path,url,root,status='' FROM listed WHERE rowid>? ORDER BY 1 LIMIT ?"
         while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
             found = [
