@@ -121,11 +121,14 @@ def test_the_latents_pages_commands_and_python_run_on_that_store(
     assert len(list((folder / "runs/walk").rglob("*.png"))) == 8  # --steps
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    first, others = blocks(LATENTS, "python")
+    first, ranks, others = blocks(LATENTS, "python")
     exec(first, names)
     store = names["store"]
     assert len(names["torch_dataset"]) == len(store) == len(names["frame"])
     keys = list(store.keys())
+    exec(ranks, names)
+    assert {len(batch.keys) for batch in names["loader"]} == {128}
+    assert list(names["older"].keys()) == keys
     assert list(names["cats"].keys()) == [key for key in keys if key.startswith("cats/")]
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
