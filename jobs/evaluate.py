@@ -26,7 +26,7 @@ def _summary(found: "Evaluation") -> list[str]:
     gap = result.gap
     step = "" if result.step is None else f" of step {result.step:,}"
     lines = [
-        f"{result.images:,} images by {found.model}{step}, nats per image:",
+        f"{counted(result.images, 'image')} by {found.model}{step}, nats per image:",
         f"  ELBO            {result.elbo:12.3f}  +- {_number(result.elbo_error)}",
         f"    log p(x|z)    {result.log_likelihood:12.3f}",
         f"    - KL to prior {-result.kl:12.3f}",
@@ -34,7 +34,8 @@ def _summary(found: "Evaluation") -> list[str]:
         f"  log p(x) >=     {gap.evidence:12.3f}  = ELBO {gap.elbo:.3f} + gap: both of "
         f"{_which(gap.images, result.images)}, by {gap.how}, of whose {gap.samples} draws "
         f"{gap.effective_samples:.1f} count (this ELBO is of other draws than the first line's)",
-        f"  active units    {result.active_units} of {result.latent_dimensions}",
+        f"  active units    {result.active_units} of {result.latent_dimensions}"
+        + " (over one image nothing varies)" * (result.images == 1),
         f"  reconstruction  {result.reconstruction.psnr_mean:.2f} dB PSNR at the mean",
     ]
     lines += _distances(result.distances) if result.distances else []

@@ -17,7 +17,13 @@ from pipeline.config import DecodeConfig, VerifyConfig
 from pipeline.data import Dataset
 from pipeline.data.keys import file_name_of
 from pipeline.encoding.reencode import Reencoded, reencode
-from pipeline.errors import ConfigError, DatasetError, ModelError, StoreError
+from pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    ModelError,
+    ObjectNotFoundError,
+    StoreError,
+)
 from pipeline.evaluation.walks import label_direction, principal_axes
 from pipeline.figures import draw_sheet, to_png
 from pipeline.latents import LatentStore
@@ -92,7 +98,7 @@ def run_sample(config: VerifyConfig) -> Reencoded:
         )
     try:
         dataset = Dataset.open(data, store.snapshot.dataset, config.shards_below, flag="--dataset")
-    except DatasetError as error:
+    except (DatasetError, ObjectNotFoundError) as error:
         if config.dataset is not None:
             raise
         raise DatasetError(

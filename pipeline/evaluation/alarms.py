@@ -197,7 +197,8 @@ def _is_below(look: Look, other: Look) -> bool:
 
 
 def _is_collapsed(look: Look) -> bool:
-    return look.kl < COLLAPSED_NATS or look.active_units == 0
+    # Over one image nothing varies, whatever z says of it.
+    return look.kl < COLLAPSED_NATS or (look.active_units == 0 and len(look.elbos) > 1)
 
 
 def _or_least(value: float) -> float:

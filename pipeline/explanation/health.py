@@ -53,7 +53,8 @@ def _nothing(n: Numbers) -> Sentence:
 
 def _of_codes(n: Numbers) -> list[Sentence]:
     found = []
-    collapsed = n.kl < COLLAPSED_NATS or n.active_units == 0
+    several = n.images > 1  # over one image no mean varies, whatever z says of it
+    collapsed = n.kl < COLLAPSED_NATS or (n.active_units == 0 and several)
     units = {"active_units": n.active_units, "latent_dimensions": n.latent_dimensions}
     if collapsed:
         found.append(
@@ -66,7 +67,7 @@ def _of_codes(n: Numbers) -> list[Sentence]:
                 **units,
             )
         )
-    elif n.active_units < n.latent_dimensions / 10:
+    elif several and n.active_units < n.latent_dimensions / 10:
         found.append(
             claim(
                 Check.FEW_ACTIVE,

@@ -45,7 +45,8 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 def _forget(folder: Path) -> None:
     """Removes a folder of ours that nobody holds; what is in use, or not ours, is left alone."""
     try:
-        inside = _open_own(folder, os.O_DIRECTORY)
+        # Ray opens its own to everybody: what they may put there is neither followed nor read.
+        inside = _open_own(folder, os.O_DIRECTORY, shared=True)
     except OSError:
         return
     try:
@@ -87,14 +88,14 @@ def private_folder(folder: Path) -> int:
             ) from None
 
 
-def _open_own(path: Path, flags: int, inside: int | None = None) -> int:
+def _open_own(path: Path, flags: int, inside: int | None = None, *, shared: bool = False) -> int:
     """A handle on a file or folder of this user's; raises `OSError` for any other, without waiting.
 
-    A folder is one that nobody else may look into.
+    A folder is one that nobody else may look into, unless it may be `shared`.
     """
     handle = os.open(path, _GIVEN | flags, dir_fd=inside)
     status = os.fstat(handle)
-    alone = stat.S_ISREG(status.st_mode) or not status.st_mode & 0o077
+    alone = shared or stat.S_ISREG(status.st_mode) or not status.st_mode & 0o077
     if status.st_uid == os.getuid() and alone:
         return handle
     os.close(handle)

@@ -107,6 +107,11 @@ def test_the_right_alarm_or_none_and_each_once(name: str) -> None:
     assert all("--" in alarm.words for alarm in told)
 
 
+def test_one_held_out_image_is_no_collapse() -> None:
+    looks = [Look(100 * n, 5.0, 0.0, np.array([-300.0 + n]), -300.0 + n) for n in range(6)]
+    assert [new_alarms(looks[:end], 0) for end in range(1, 7)] == [[]] * 6
+
+
 CHANCE: Callable[[int], list[Look]] = lambda seed: history(  # noqa: E731
     [-400, -320, *[-300 + 0.1 * math.sin(7 * seed + i) for i in range(8)]], UP, seed=seed
 )

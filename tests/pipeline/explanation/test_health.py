@@ -21,6 +21,10 @@ def test_a_good_model_gets_no_warning() -> None:
     assert warnings_of(health(numbers_of(), 0.2)) == []
 
 
+def test_of_one_image_nothing_is_said_of_what_varies() -> None:
+    assert warnings_of(health(replace(numbers_of(), images=1, active_units=0), 0.2)) == []
+
+
 def test_a_really_collapsed_model_is_told_so() -> None:
     assert "Posterior collapse" in warnings_of(health(numbers_of(beta=500.0), 0.2))[0]
 

@@ -110,3 +110,12 @@ def test_a_private_folder_is_made_for_its_user_alone_and_found_again(below: Path
     assert os.fstat(handles[0]).st_mode & 0o777 == 0o700
     for handle in handles:
         os.close(handle)
+
+
+def test_a_dead_jobs_folder_goes_though_everybody_may_look_into_it(below: Path) -> None:
+    dead = below / "job-dead"
+    dead.mkdir()
+    (dead / ".owner").touch()
+    dead.chmod(0o777)  # as Ray leaves its own
+    with temporary_folder("job-") as own:
+        assert set(below.iterdir()) == {own}
