@@ -127,7 +127,7 @@ def test_thirty_nights_of_additions_edits_and_deletions_end_as_one_full_encode(
     assert verify_store(world.store().url) == []
 
 
-def test_a_finished_store_is_recognised_by_four_requests_and_nothing_is_written(
+def test_a_finished_store_is_recognised_by_four_requests_and_its_end_told(
     world: Any, bundle: str, tmp_path: Path, s3_server: rgw.S3Server, fault_proxy: FaultProxy
 ) -> None:
     world.grow(range(60))
@@ -137,10 +137,10 @@ def test_a_finished_store_is_recognised_by_four_requests_and_nothing_is_written(
     seen = len(fault_proxy.requests)
     assert run_encoding(config).encoded == 0
     asked = [request.line for request in fault_proxy.requests[seen:]]
-    # The pointer, that none is newer, what it names, and that all of it is there.
-    assert len(asked) == 4
-    assert all(line.startswith("GET /") for line in asked)
+    # The pointer, that none is newer, what it names, that all is there; then when it ended well.
+    assert all(line.startswith("GET /") for line in asked[:4])
     assert asked[0].split("?")[0].endswith("/s/store.json")
+    assert all("/s/attempts/outcome." in line for line in asked[4:])
 
 
 def test_removed_and_edited_images_no_longer_count_and_the_statistics_follow(

@@ -257,7 +257,7 @@ def test_a_name_is_taken_by_the_first_step_and_not_by_a_start_before_it(
     assert (stopped.reason, stopped.steps) == ("stopped", 0)
     monkeypatch.undo()
     assert run_training(config(dataset, 2, seed=2)).reason == "done"
-    assert "made no step; it begins with this one:\n  seed: was 1, is 2" in caplog.text
+    assert "made no step; it begins with this one: seed: was 1, is 2" in caplog.text
     with pytest.raises(ConfigError, match="seed: was 2, is 3"):
         run_training(config(dataset, 3, seed=3))
 

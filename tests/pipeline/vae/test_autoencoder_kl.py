@@ -126,7 +126,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     ("given", "said"),
     [
         ({"widths": (32,), "factor": 8}, "widths say it all"),
-        ({"widths": (0, 32)}, "1 or more"),
+        ({"widths": (0, 32)}, "1 to 65,536"),
         ({"attention": ("middle",)}, "give mid, downN or upN"),
         ({"kind": "conv", "layers": 3}, "layers is for autoencoder_kl"),
     ],
