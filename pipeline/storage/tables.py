@@ -99,9 +99,10 @@ def _places(file: Any, size: int, only: int | None = None) -> Iterator[int]:
     file.seek(0)
     if file.read(6) == b"ARROW1":
         file.seek(max(0, size - 10))
-        length = struct.unpack_from("<i", file.read(4))[0]
-        file.seek(max(0, size - 10 - max(0, length)))
-        footer = _Flat(memoryview(file.read(max(0, length))))
+        # No more than there is: Arrow takes the memory before it reads.
+        length = min(max(0, struct.unpack_from("<i", file.read(4))[0]), size)
+        file.seek(max(0, size - 10 - length))
+        footer = _Flat(memoryview(file.read(length)))
         for field in (2, 3):
             yield from (at for at, _ in footer.structs(field, 24, only if field == 3 else None))
         return
@@ -128,7 +129,7 @@ def _message(file: Any, at: int) -> tuple[int, "_Flat | None"]:
     if length <= 0:
         return begin, None
     file.seek(max(0, begin))
-    return begin + length, _Flat(memoryview(file.read(length)))
+    return begin + length, _Flat(memoryview(file.read(min(length, file.size()))))
 
 
 def _unpacked(file: Any, at: int) -> int:

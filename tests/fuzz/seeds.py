@@ -48,6 +48,7 @@ SEEDS: dict[str, tuple[Any, ...]] = {
         _set(identity__options__views=[{"size": 10**18, "step": 1}]),
         _set(shards__0__receipt__shard=_HALF),
     ),
+    "annotations": ((b"ARROW1\0\0\0l\xc9", "arrow"), (b"\xff\xda", "arrow")),
     "bundle": (
         _set(digest="a" * 5000),
         _set(files={"config.json": "a" * 5000}),

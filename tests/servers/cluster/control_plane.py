@@ -47,6 +47,8 @@ class ControlPlane:
             "--allocate-node-cidrs=false", "--bind-address=127.0.0.1",
             # A node that is gone is noticed within seconds, and its pods leave it.
             "--node-monitor-period=2s", "--node-monitor-grace-period=20s",
+            # A quota made before its kind was known to be counted waits for the next full look.
+            "--resource-quota-sync-period=10s",
         )  # fmt: skip
         scheduler = self.authority.kubeconfig("system:kube-scheduler")
         self._part(
