@@ -86,7 +86,9 @@ class StorageShortageError(StorageError, ShortageError):
     `fact` is the message without its advice, which is for whoever the error ends.
     """
 
-    fact = ""
+    def __init__(self, message: str = "", *, fact: str = "", below: Sequence[str] = ()) -> None:
+        super().__init__(message, below=below)
+        self.fact = fact
 
 
 def without_advice(error: StorageError) -> str:
@@ -153,7 +155,7 @@ class ClusterError(PipelineError):
 
 
 def first_refusal(error: Exception) -> str:
-    """The same of what pydantic refuses: which value first, and why; no page of its own."""
+    """What pydantic refuses first, and why, on one line; of any other error its message."""
     refused = getattr(error, "errors", None)
     if not callable(refused):
         return " ".join(str(error).split())

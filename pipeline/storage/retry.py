@@ -140,11 +140,10 @@ class Attempts:
                 f"{shown(self._url)}: {self._doing} failed for {spent:.0f} s, in "
                 f"{self._number + 1} tries; the last: {error}"
             )
-            short = StorageShortageError(
-                f"{fact}. {_cure(error.verdict)}, run the same command again.{_endpoint(self._url)}"
-            )
-            short.fact = fact
-            raise short from None
+            raise StorageShortageError(
+                f"{fact}. {_cure(error.verdict)}, run the same command again."
+                f"{_endpoint(self._url)}", fact=fact,
+            ) from None  # fmt: skip
         with _State.lock:
             _State.retries[error.verdict] += 1
         self._number += 1

@@ -69,6 +69,14 @@ def servers() -> Iterator[list[MlflowServer]]:
         server.stop()
 
 
+def tracked_run(server: MlflowServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The version that a first run in SITE ends with, registered at a server that is started."""
+    pack_digits(folder / "site")
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    return train(folder / "site", 3)
+
+
 def train(folder: Path, steps: int) -> int:
     """The registered version that a run in this folder ends with."""
     done = run_training(TrainConfig(
@@ -87,12 +95,9 @@ def test_a_dump_and_copies_of_the_buckets_bring_back_models_runs_and_datasets(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pack_digits(tmp_path / "site")
     (tmp_path / "mlflow").mkdir()
     servers.append(MlflowServer(tmp_path / "mlflow", database(postgres, "before")))
-    servers[0].start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[0].uri)
-    first = train(tmp_path / "site", 3)
+    first = tracked_run(servers[0], tmp_path, monkeypatch)
     digest = load_named(f"models:/kept/{first}", "", ())[0].digest
 
     dump = str(tmp_path / "mlflow.dump")
@@ -141,12 +146,9 @@ def test_a_run_that_ended_after_the_dump_is_registered_again_by_its_own_command(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its folder, copied later than the database, says that it is registered."""
-    pack_digits(tmp_path / "site")
     (tmp_path / "mlflow").mkdir()
     servers.append(MlflowServer(tmp_path / "mlflow", database(postgres, "older")))
-    servers[0].start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[0].uri)
-    first = train(tmp_path / "site", 3)
+    first = tracked_run(servers[0], tmp_path, monkeypatch)
     dump = str(tmp_path / "mlflow.dump")
     on_database(postgres, "pg_dump", "--format=custom", "--file", dump, "older")
     second = train(tmp_path / "site", 4)
