@@ -22,6 +22,7 @@ class ExplainConfig(MeasurementConfig):
     """`jobs.explain`: what each number means, with this run's own figures."""
 
     interrupted: ClassVar[str] = "what was measured is not kept; the same command begins again."
+    is_look: ClassVar[bool] = True
 
     run: str | None = Field(None, description=A_RUN)
     model: str | None = Field(None, description=NAMED_MODEL)

@@ -1,6 +1,6 @@
 """The knobs of `jobs.report`."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ from pipeline.config.sections import (
 
 class ReportConfig(StorageConfig):
     """`jobs.report`: one page of a run or a store, to be opened anywhere."""
+
+    is_look: ClassVar[bool] = True
 
     run: str | None = Field(None, description=A_RUN)
     store: Url | None = Field(None, description=A_STORE)

@@ -1,6 +1,6 @@
 """The knobs of `jobs.stores`."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ from pipeline.config.sections import (
 
 class StoresConfig(Section):
     """`jobs.stores`: what a dataset or a store holds; remove what nothing needs, or images."""
+
+    is_look: ClassVar[bool] = True
 
     dataset: Url | None = Field(None, description=A_DATASET)
     store: Url | None = Field(None, description=A_STORE)

@@ -27,6 +27,7 @@ class VerifyConfig(Section):
     """`jobs.verify`: prove a dataset or a latent store whole."""
 
     interrupted: ClassVar[str] = "what was read so far is not kept; the same command begins again."
+    is_look: ClassVar[bool] = True
 
     dataset: Url | None = Field(None, description=A_DATASET)
     store: Url | None = Field(None, description=A_STORE)

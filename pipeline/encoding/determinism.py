@@ -15,7 +15,6 @@ import torch
 
 @dataclass(frozen=True)
 class _Settings:
-    threads: int
     deterministic: bool
     cudnn_deterministic: bool
     cudnn_benchmark: bool
@@ -25,7 +24,6 @@ class _Settings:
     @classmethod
     def current(cls) -> "_Settings":
         return cls(
-            threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             cudnn_deterministic=torch.backends.cudnn.deterministic,
             cudnn_benchmark=torch.backends.cudnn.benchmark,
@@ -34,7 +32,6 @@ class _Settings:
         )
 
     def apply(self) -> None:
-        torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.deterministic = self.cudnn_deterministic
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
@@ -43,7 +40,6 @@ class _Settings:
 
 
 _EXACT = _Settings(
-    threads=1,
     deterministic=True,
     cudnn_deterministic=True,
     cudnn_benchmark=False,
@@ -60,7 +56,8 @@ def exact_numerics() -> Iterator[None]:
     """Torch's process-wide settings for reproducible encoding; restored when the last leaves.
 
     One intra-op thread, because a reduction split over n threads rounds differently for each n.
-    Cores are used by encoding several shards at a time instead.
+    Cores are used by encoding several shards at a time instead. That number is each thread's own:
+    one that somebody else sets leaves the others as they are.
     """
     global _inside, _before
     # cuBLAS reads it when its first handle is made; without it deterministic matmuls raise.
@@ -70,9 +67,12 @@ def exact_numerics() -> Iterator[None]:
             _before = _Settings.current()
             _EXACT.apply()
         _inside += 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         with _lock:
             _inside -= 1
             if _inside == 0:

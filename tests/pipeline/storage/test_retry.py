@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from pipeline import storage
-from pipeline.config import RunsConfig, SubmitConfig, TrainConfig, WatchConfig
+from pipeline.config import (
+    ExplainConfig,
+    ReportConfig,
+    RunsConfig,
+    StoresConfig,
+    SubmitConfig,
+    TrainConfig,
+    VerifyConfig,
+    WatchConfig,
+)
 from pipeline.errors import AccessDeniedError, StorageError, without_advice
 from pipeline.storage import retry
 from pipeline.storage.retry import (
@@ -102,8 +111,11 @@ def test_who_looks_is_told_sooner_than_the_log_of_a_job_that_goes_on_for_hours(
         with retry_policy(policy), pytest.raises(StorageError):
             _fail(RequestFailedError("throttled", OSError("SlowDown")), [])
         assert len(caplog.records) == words
-    looking = [c for c in (RunsConfig, WatchConfig, SubmitConfig) if c.is_look]
-    assert len(looking) == 3
+    looks = (
+        RunsConfig, WatchConfig, SubmitConfig, StoresConfig, ReportConfig, ExplainConfig,
+        VerifyConfig,
+    )  # fmt: skip
+    assert all(each.is_look for each in looks)
     assert not TrainConfig.is_look
     assert storage.LOOK.silent_seconds == 5
 
