@@ -1,5 +1,6 @@
 """Drives an encoding: plan, workers, retries, snapshot. It knows neither Ray nor a command line."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -37,6 +38,7 @@ from pipeline.latents.snapshot import (
 )
 from pipeline.latents.stored_shard import StoredShard
 
+_LOG = logging.getLogger(__name__)
 _READ_THREADS = 16
 """Receipts are small: the time of one is a request's wait, which threads share."""
 
@@ -192,6 +194,8 @@ class ThreadCrew:
     def close(self) -> None:
         """Ends the threads; shards in flight are dropped at their next batch."""
         self._under_way.end()
+        if any(future.running() for future in self._running):
+            _LOG.warning("the batches in work are waited for, and their shards are dropped")
         self._pool.shutdown(cancel_futures=True)
 
 

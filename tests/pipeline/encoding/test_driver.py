@@ -203,7 +203,9 @@ def test_beside_the_store_of_one_identity_another_one_goes_on_where_it_was(world
     assert (list(plan.todo), list(plan.orphans)) == ([n for n in every if n != 1], [])
 
 
-def test_how_far_a_shard_is_is_told_batch_by_batch_and_an_end_drops_it_at_once(world: Any) -> None:
+def test_how_far_a_shard_is_is_told_batch_by_batch_and_an_end_drops_it_at_once(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     vae, dataset, store = world
     identity, under_way, looks = identity_of(vae, batch_size=4), UnderWay(), list[float]()
     reached, go_on = threading.Event(), threading.Event()
@@ -230,6 +232,7 @@ def test_how_far_a_shard_is_is_told_batch_by_batch_and_an_end_drops_it_at_once(w
     assert looks[-1] == 4  # of a first shard of more than two batches
     threading.Timer(0.2, go_on.set).start()
     crew.close()
+    assert caplog.messages == ["the batches in work are waited for, and their shards are dropped"]
     assert dataset.shards[0].samples > 8
     # What it had of the shard is dropped: nothing was claimed.
     assert receipts_present(store, identity.digest) == set()
