@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -197,11 +198,18 @@ class LatentStore:
         self, shard: int, tensors: Sequence[str] | None = None
     ) -> Iterator[LatentRows]:
         """The rows of one shard of the snapshot, less removed ones."""
-        mine = {stored.part.path for stored in self.snapshot.shards[shard].parts}
-        for part, stored in enumerate(self.selection.parts):
-            if stored.part.path in mine:
-                for number in range(len(stored.part.record_batches)):
-                    yield self.selection.read(part, number, tensors)
+        for part in self._parts_of_shards[shard]:
+            for number in range(len(self.selection.parts[part].part.record_batches)):
+                yield self.selection.read(part, number, tensors)
+
+    @cached_property
+    def _parts_of_shards(self) -> tuple[range, ...]:
+        """For each shard of the snapshot the numbers of its parts in the selection."""
+        ends = accumulate(
+            sum(self.size in (None, stored.part.size) for stored in shard.parts)
+            for shard in self.snapshot.shards
+        )
+        return tuple(range(first, end) for first, end in pairwise((0, *ends)))
 
     def to_numpy(self, tensor: str = "mean") -> npt.NDArray[Any]:
         """One tensor of all latents in memory: [N, Z, h, w] in the store's order.

@@ -142,7 +142,12 @@ def libraries(folder: Path, store: LatentStore, rounds: int) -> dict[str, Any]:
     found["datasets_over_batches"] = round(rates["datasets"] / rates["batches"], 3)
     if "litdata" in rates:
         found["to_torch_over_litdata"] = round(rates["to_torch"] / rates["litdata"], 2)
-    return found | {"ray_over_batches": round(_on_ray(store) / rates["batches"], 3)}
+    on_ray, bare = _on_ray(folder, store)
+    return found | {
+        "ray_per_second": round(on_ray), "bare_ray_per_second": round(bare),
+        "ray_over_batches": round(on_ray / rates["batches"], 3),
+        "ray_over_bare_ray": round(on_ray / bare, 2),
+    }  # fmt: skip
 
 
 def buckets(folder: Path, photos: Path, images: int) -> dict[str, Any]:
@@ -283,14 +288,21 @@ def _litdata(folder: Path, store: LatentStore) -> Callable[[], None]:
     return work
 
 
-def _on_ray(store: LatentStore) -> float:
-    """Images/s of docs/latents.md's snippet, Ray's start left out."""
+def _on_ray(folder: Path, store: LatentStore) -> tuple[float, float]:
+    """Images/s of docs/latents.md's snippet, and of Ray with one batch of it over and over.
+
+    The start of Ray and of its workers is left out of both.
+    """
     from pipeline.cluster.ray_cluster import ray_cluster
 
     with ray_cluster(2):
         import ray
 
         url, shards = store.url, len(store.snapshot.shards)
+        record = next(store.batches()).record
+        path, again = str(folder / "one.arrow"), len(store) // shards // len(record)
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, record.schema) as writer:
+            writer.write_batch(record)
 
         def of_shards(numbers: pa.Table) -> Iterator[pa.Table]:
             mine = LatentStore.open(url)
@@ -298,16 +310,23 @@ def _on_ray(store: LatentStore) -> float:
                 for batch in mine.shard_batches(number):
                     yield pa.Table.from_batches([batch.record])
 
-        def read() -> None:
+        def bare(numbers: pa.Table) -> Iterator[pa.Table]:
+            with pa.memory_map(path) as file:
+                table = pa.ipc.open_file(file).read_all()
+                for _ in range(len(numbers) * again):
+                    yield table
+
+        def read(work: Callable[[pa.Table], Iterator[pa.Table]]) -> int:
             found = ray.data.range(shards).map_batches(
-                of_shards, batch_size=None, batch_format="pyarrow"
+                work, batch_size=None, batch_format="pyarrow"
             )
-            for _ in found.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
-                pass
+            return sum(map(len, found.iter_batches(batch_size=BATCH, batch_format="pyarrow")))
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        read()
-        return len(store) / min(_seconds(read) for _ in range(2))
+        count = [read(work) for work in (of_shards, bare)]
+        assert count == [len(store), shards * again * len(record)]
+        rates = _rates({"ours": lambda: read(of_shards), "bare": lambda: read(bare)}, 1, 4)
+        return count[0] * rates["ours"], count[1] * rates["bare"]
 
 
 def _rates(works: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, float]:

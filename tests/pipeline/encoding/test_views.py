@@ -204,6 +204,10 @@ def test_several_sizes_are_one_decoding_and_each_is_a_store_of_its_own(
         one = LatentStore.open(store.url, size=view.size)
         assert sorted(one.keys()) == sorted({latent.key for latent in store})
         assert one.shapes == ((2, view.size // 2, view.size // 2),)
+        by_shard = [list(one.shard_batches(n, ())) for n in range(len(one.snapshot.shards))]
+        assert len(by_shard) > 1
+        assert all(by_shard)
+        assert [key for shard in by_shard for rows in shard for key in rows.keys] == [*one.keys()]
         assert sum(len(batch.keys) - batch.keys.count("") for batch in
                    LatentLoader(one, global_batch_size=8)) == COUNT  # fmt: skip
         means = np.stack([latent.tensors["mean"] for latent in one]).astype(np.float64)
