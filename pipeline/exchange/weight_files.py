@@ -83,12 +83,14 @@ def _sharded(folder: str, where: str) -> dict[str, Tensor]:
         raise ModelError(f"{where}: is no index of sharded weights: {said}") from None
     weights: dict[str, Tensor] = {}
     for name in shards:
-        weights |= _whole(urls[name])
-    if weights.keys() != index.weight_map.keys():
-        odd = sorted(weights.keys() ^ index.weight_map.keys())
-        raise ModelError(
-            f"{where}: its shards and the index differ in {odd[:5]}. Fetch the folder again, whole."
-        )
+        found = _whole(urls[name])
+        odd = found.keys() ^ {key for key, shard in index.weight_map.items() if shard == name}
+        if odd:
+            raise ModelError(
+                f"{where}: it and {name} differ in {sorted(odd)[:5]}. Fetch the folder "
+                "again, whole."
+            )
+        weights |= found
     return weights
 
 
@@ -96,4 +98,6 @@ def _whole(where: str) -> dict[str, Tensor]:
     try:
         return {n: t.float() for n, t in safetensors.torch.load(storage.read(where)).items()}
     except safetensors.SafetensorError as error:
-        raise ModelError(f"{where}: is no safetensors file: {error}") from None
+        raise ModelError(
+            f"{where}: is no whole safetensors file: {error}. Fetch it again."
+        ) from None

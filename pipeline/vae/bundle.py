@@ -157,8 +157,18 @@ def _check_custom(model: ModelConfig, allowed: Collection[str], url: str) -> Non
 
 
 def put_weights(vae: VAE, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copies named weights into `vae`; every name and shape must fit."""
+    """Copies named weights into `vae`; every name and shape must fit, every number be finite.
+
+    Buffers may hold infinities: masks do.
+    """
     check_weights(vae, weights, source)
+    odd = [name for name, _ in vae.named_parameters() if not bool(weights[name].isfinite().all())]
+    if odd:
+        raise ModelError(
+            f"{source}: its weights hold numbers that are not finite, in {odd[:5]}: nothing "
+            "that it computes means anything. Fetch the files again, or take a model that did not "
+            "diverge."
+        )
     vae.load_state_dict(dict(weights))
 
 
