@@ -30,6 +30,32 @@ if sys.argv[1] == "wait":
 sys.exit(sys.argv[1] if sys.argv[1] == "words" else int(sys.argv[1]))
 """
 
+# A worker with a runtime environment in each of so many clusters, one after the other.
+ON_RAY = """
+import json, os, signal, sys
+from pipeline.cluster.ray_cluster import ray_cluster
+def asked():
+    import os, signal, sys
+    warm = "torch" in sys.modules
+    import torch
+    return {
+        "program": os.path.basename(sys.argv[0]), "folder": os.getcwd(),
+        "environment": [os.environ.get(n) for n in ("OF_THE_TEST", "GIVEN", "OMP_NUM_THREADS")],
+        "threads": torch.get_num_threads(), "session": os.getsid(0),
+        "group": os.getpgid(0), "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "handlers": [str(signal.getsignal(n)) for n in (signal.SIGHUP, signal.SIGINT)],
+        "title": open("/proc/self/cmdline").read().split(chr(0))[0],
+    }, warm
+for _ in range(int(sys.argv[1])):
+    with ray_cluster(2):
+        import ray
+        there = {"env_vars": {"GIVEN": "${OF_THE_TEST}${NOBODY}"}}
+        told, warm = ray.get(ray.remote(asked).options(num_cpus=2, runtime_env=there).remote())
+        for name in ("session", "group"):
+            told[name] = told[name] == os.getpid()
+        print(json.dumps([told, warm]), flush=True)
+"""
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -78,3 +104,26 @@ def test_two_warm_jobs_run_at_once_and_each_is_waited_for_by_its_own_id(tmp_path
     assert [job.wait(60) for job in reversed(jobs)] == [5, 4]
     for job in jobs:
         job.communicate()
+
+
+@pytest.mark.chaos
+def test_a_worker_of_ray_that_is_forked_is_what_ray_would_have_started(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(ON_RAY)
+    known = {**os.environ, "OF_THE_TEST": "1", "PYTHONPATH": str(ROOT)}
+    known.pop("OMP_NUM_THREADS", None)
+
+    def told(start: Start, clusters: str) -> list[Any]:
+        job = start(
+            ("program", clusters), cwd=tmp_path, env=known, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        out, _ = job.communicate(timeout=600)
+        return [json.loads(line) for line in out.splitlines()]
+
+    (here, warm), (again, _) = told(WarmJob, "2")
+    assert warm
+    assert here["environment"] == ["1", "1", "2"]
+    assert here["threads"] == 2
+    # Ray's C++ half has read the first cluster's environment: the second has Python's own workers.
+    assert again == here
+    assert told(cold, "1") == [[here, False]]

@@ -91,6 +91,10 @@ class Conv(Network):
         last.bias.copy_(parameters.mean((1, 2)))
 
     def _initialise(self) -> None:
+        if self.to_moments[-1].weight.is_meta:
+            # No numbers to begin with: they are counted, or read from a file. `normal_` would
+            # import torch's compiler for that, 3 s of every job's start.
+            return
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 nn.init.xavier_normal_(layer.weight, gain=1.4)

@@ -1,5 +1,7 @@
 """A process that has imported what jobs import, and forks once for each job that it is asked for.
 
+Where a job starts Ray, its workers are such forks as well (`warm_workers.py`).
+
 `python -m tests.support.warm_server FD`: FD is a socket. A message is a JSON object (`arguments`,
 `folder`, `environment`, `new_session`) with the file descriptors of the job's stdout and stderr;
 the answer is the job's process id. It ends when its socket is closed.
@@ -18,13 +20,18 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from tests.support import warm_workers
 
 # What costs seconds to import. Not the modules of `jobs`, which run as `__main__` below; not Ray,
 # whose C++ half reads the environment at its import: each job has its own.
 IMPORTED = (
     "aiohttp", "fsspec.implementations.local", "google.protobuf", "grpc", "matplotlib.pyplot",
-    "mlflow", "pandas", "s3fs", "torch.distributed", "jobs.command", "pipeline.commands.decode",
+    "mlflow", "mlflow.pyfunc", "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store", "pandas", "pyarrow.pandas_compat", "s3fs",
+    "torch._dynamo", "torch.distributed", "jobs.command", "pipeline.commands.decode",
     "pipeline.commands.doctor", "pipeline.commands.encode", "pipeline.commands.evaluate",
     "pipeline.commands.explain", "pipeline.commands.sweep", "pipeline.commands.train",
     "pipeline.packing.pack", "pipeline.registry.models", "pipeline.submission.follower",
@@ -68,26 +75,40 @@ def become(asked: Mapping[str, Any], files: list[int], set_by_imports: Mapping[s
     """Makes this process what `python -m ARGUMENTS` would be, runs it as `__main__`, ends."""
     if asked["new_session"]:
         os.setsid()
-    for file, place in zip(files, (1, 2), strict=True):
-        os.dup2(file, place)
+    place = warm_workers.wait_below()
+    if isinstance(place, str):
+        asked["environment"]["WARM_WORKERS"] = place
+    else:
+        asked, files = place
+        warm_workers.take_place(asked)
+    for file, number in zip(files, (1, 2), strict=True):
+        os.dup2(file, number)
         os.close(file)
     os.environ.clear()
     os.environ.update({**set_by_imports, **asked["environment"]})
     os.chdir(asked["folder"])
     tempfile.tempdir = None
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [os.getcwd(), *filter(None, paths)]
-    module, *arguments = asked["arguments"]
-    sys.argv = [module, *arguments]
+    program, *arguments = asked["arguments"]
+    first = Path(program).parent if program.endswith(".py") else Path.cwd()
+    sys.path[:0] = [str(first), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = [program, *arguments]
+    _leave(_run(program))
+
+
+def _run(program: str) -> Any:
+    """Runs a module, or a file of Ray's, as `__main__`; returns its exit code."""
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code: Any = 0
+        if program.endswith(".py"):
+            warm_workers.count_threads_as_ray_says()
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        code = end.code or 0
+        return end.code or 0
     except BaseException:  # noqa: BLE001 - told as the interpreter tells it, with its exit code
         sys.excepthook(*sys.exc_info())
-        code = 1
-    _leave(code)
+        return 1
+    return 0
 
 
 def _leave(code: Any) -> None:
@@ -115,6 +136,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=int(sys.argv[1]))
+    set_by_imports |= {"WARM_PYTHON": sys.executable}
+    sys.executable = str(warm_workers.PYTHON)
     with contextlib.suppress(ConnectionResetError):
         message = serve(connection)
         if message is not None:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,21 @@ def test_a_loaded_model_gives_the_same_bits(tmp_path: Path) -> None:
     assert loaded.metadata == {"run": "a", "step": 7}
     assert not loaded.training
     assert verify_bundle(tmp_path) == digest
+
+
+def test_a_model_is_read_and_used_without_torchs_compiler_whose_import_takes_seconds(
+    tmp_path: Path,
+) -> None:
+    save_bundle(new_vae(), tmp_path)
+    code = (
+        "import sys, torch; from pipeline.encoding.determinism import exact_numerics\n"
+        "from pipeline.vae import load_bundle\n"
+        f"vae = load_bundle({str(tmp_path)!r})\n"
+        "with exact_numerics(), torch.no_grad():\n"
+        "    vae.encode(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))\n"
+        "assert not {'torch._dynamo', 'torch._inductor'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_loading_leaves_the_global_generator_where_it_was(tmp_path: Path) -> None:
