@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +329,7 @@ def _on_ray(folder: Path, store: LatentStore) -> tuple[float, float]:
         return count[0] * rates["ours"], count[1] * rates["bare"]
 
 
-def _rates(works: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, float]:
+def _rates(works: Mapping[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
     """Images/s of each, the best of rounds in which all take turns."""
     best = dict.fromkeys(works, np.inf)
     for _ in range(rounds):
