@@ -204,12 +204,7 @@ class LatentStore:
 
     @cached_property
     def _parts_of_shards(self) -> tuple[range, ...]:
-        """For each shard of the snapshot the numbers of its parts in the selection."""
-        ends = accumulate(
-            sum(self.size in (None, stored.part.size) for stored in shard.parts)
-            for shard in self.snapshot.shards
-        )
-        return tuple(range(first, end) for first, end in pairwise((0, *ends)))
+        return _parts_of_shards(self.snapshot, self.size)
 
     def to_numpy(self, tensor: str = "mean") -> npt.NDArray[Any]:
         """One tensor of all latents in memory: [N, Z, h, w] in the store's order.
@@ -239,12 +234,7 @@ class LatentStore:
 
     def _repr_html_(self) -> str:
         """For notebooks: the same lines, and each channel's mean and standard deviation."""
-        rows = [
-            f"<tr><td>{channel}</td><td>{mean:.4f}</td><td>{std:.4f}</td></tr>"
-            for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))
-        ]
-        head = "<tr><th>channel</th><th>mean</th><th>std</th></tr>"
-        return f"<pre>{html.escape(repr(self))}</pre><table>{head}{''.join(rows)}</table>"
+        return f"<pre>{html.escape(repr(self))}</pre>{_table(self.mean, self.std)}"
 
     def to_torch(self) -> "LatentDataset":
         """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`."""
@@ -253,6 +243,23 @@ class LatentStore:
     @cached_property
     def _number_of_key(self) -> dict[str, int]:
         return {key: number for number, key in enumerate(self.keys())}
+
+
+def _parts_of_shards(snapshot: Snapshot, size: int | None) -> tuple[range, ...]:
+    """For each shard of the snapshot the numbers of its parts in the selection of this size."""
+    ends = accumulate(
+        sum(size in (None, stored.part.size) for stored in shard.parts) for shard in snapshot.shards
+    )
+    return tuple(range(first, end) for first, end in pairwise((0, *ends)))
+
+
+def _table(means: tuple[float, ...], deviations: tuple[float, ...]) -> str:
+    rows = [
+        f"<tr><td>{channel}</td><td>{mean:.4f}</td><td>{std:.4f}</td></tr>"
+        for channel, (mean, std) in enumerate(zip(means, deviations, strict=True))
+    ]
+    head = "<tr><th>channel</th><th>mean</th><th>std</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
 
 
 Item: TypeAlias = "dict[str, Tensor | JsonValue | npt.NDArray[Any]]"
