@@ -3,6 +3,7 @@
 from jobs.command import REFUSED_EXIT, Outcome, run_job
 from pipeline.config import IndexConfig
 from pipeline.counted import counted
+from pipeline.masking import shell_word
 
 
 def main(config: IndexConfig) -> Outcome:
@@ -16,8 +17,15 @@ def main(config: IndexConfig) -> Outcome:
     summary += result.counts.summary()
     if result.rejects_url:
         summary.append(f"Rejected samples, with reasons: {result.rejects_url}")
+    train = f"`vae train --data {shell_word(config.output)} --run NAME`"
     if over:
         summary += result.counts.over_lines(config.bad_fraction)
+        summary.append(
+            f"What was adopted is a dataset all the same: {train}. What is mended comes in by the "
+            "same command."
+        )
+    else:
+        summary.append(f"Train on it: {train}")
     return Outcome(result.to_json(), REFUSED_EXIT if over else 0, summary)
 
 

@@ -1,7 +1,9 @@
 """Pack folders, archives and prefixes of images into a sharded dataset; append what is new."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from jobs.command import REFUSED_EXIT, Outcome, run_job
@@ -41,6 +43,8 @@ def main(config: PackConfig) -> Outcome:
 
 
 def _summary(config: PackConfig, result: "PackResult") -> list[str]:
+    from pipeline.packing.inspect_image import SEVERAL
+
     images, shards = counted(result.samples, "image"), counted(result.shards, "shard")
     lines = [f"{result.dataset}: {images} in {shards}."]
     if result.holdout is not None and result.holdout_samples:
@@ -53,6 +57,13 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             f"{result.removed:,} input{'s' * (result.removed != 1)} removed now, as `--remove` "
             "asked: no sample of theirs counts."
         )
+    number, example = result.replaced
+    if number:
+        lines.append(
+            f"{counted(number, 'sample')} replaced: other bytes have the same path now (e.g. "
+            f"{example!r}). Were these other pictures, give each lot a folder of its own below the "
+            "source: a key is made of the path."
+        )
     if result.rejects_url:
         lines.append(f"Inputs that are no samples, with reasons: {result.rejects_url}")
     found, table = result.found, result.table
@@ -62,22 +73,40 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             + ", ".join(f"{mode} {number:,}" for mode, number in found.modes.items())
             + "."
         )
+        several = sum(n for mode, n in found.modes.items() if mode.endswith(SEVERAL))
+        if several:
+            files = counted(several, "file")
+            lines.append(f"Of {files} with several pages or frames each the first one counts.")
     if found is not None and found.num_labels:
         shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
         more = ", ..." if found.num_labels > len(shown) else ""
         bare = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
         lines.append(f"{counted(found.num_labels, 'label')}: {', '.join(shown)}{more}{bare}.")
-        if found.num_labels == 1 and result.samples > 1 and not table.rows:
+        blank = [label for label in found.labels if label != label.strip()]
+        if blank:
+            lines.append(
+                f"Labels with white space around them are others than those without: {blank[:5]}."
+            )
+        alone = found.num_labels == 1 and not found.unlabelled
+        if alone and result.samples > 1 and not table.rows:
             lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
+    if table.folders:
+        inputs = counted(table.folders, "input")
+        lines.append(f"Without a label in a table: {inputs}, labelled by the first folder's name.")
     if table.rows:
         lines += _of_table(result)
     elif config.annotations is None:
-        lines += _beside(result.counts.others)
+        lines += _beside(result.counts.others, config.source)
     lines += _stays(result)
     if result.holdout is not None and not result.holdout_samples:
         lines.append(
             f"The hold-out is EMPTY: {config.holdout:g} of {result.samples:,} images came to none. "
             "Training will have no held-out measure; pack anew with a larger `--holdout SHARE`."
+        )
+    if not result.samples and result.holdout_samples:
+        lines.append(
+            f"The part to train on is EMPTY: `--holdout {config.holdout:g}` holds all images out. "
+            "Pack anew with a smaller one into another `--output URL`."
         )
     return lines
 
@@ -92,7 +121,8 @@ def _alike(label: str, sources: Sequence[str]) -> str:
             f"All have the label {label!r}. A column `label` of the list tells others; or give the "
             "folder of the images as `--source` and the table as `--annotations`."
         )
-    unpack = "unpack the archive, and " if any(map(is_archive, sources)) else ""
+    archives = (url for url in sources if is_archive(url) or storage.exists(storage.absolute(url)))
+    unpack = "unpack the archive, and " if any(archives) else ""
     return (
         f"All have the label {label!r}, the first part of their path below the source: to take "
         f"what lies in it for labels, {unpack}name that as `--source`."
@@ -133,14 +163,15 @@ def _of_table(result: "PackResult") -> list[str]:
             f"Of {table.hushed:,} samples an earlier table said something, and this one says "
             "nothing: it is gone."
         )
-    if table.folders:
+    if table.relabelled:
         lines.append(
-            f"{table.folders:,} inputs have no label there: theirs is the first folder's name."
+            f"Of {counted(table.relabelled, 'input')} the list or table that brought them in says "
+            "another label: that of `--annotations` counts."
         )
     return lines
 
 
-def _beside(others: Mapping[str, int]) -> list[str]:
+def _beside(others: Mapping[str, int], sources: Sequence[str]) -> list[str]:
     """Labels and captions that lie there, but were not asked for."""
     from pipeline.packing.shard_writer import SIDECARS
     from pipeline.sources.table_rows import is_list
@@ -148,7 +179,14 @@ def _beside(others: Mapping[str, int]) -> list[str]:
     def shown(suffixes: list[str]) -> str:
         return ", ".join(f"{others[suffix]:,} {suffix}" for suffix in suffixes)
 
-    tables = [suffix for suffix in others if is_list(suffix)]
+    # A list that is a source, and lies in another one, was read.
+    urls = [storage.absolute(source).rstrip("/") for source in sources]
+    read = Counter(
+        PurePosixPath(url).suffix.lower()
+        for url in urls
+        if any(url.startswith(f"{other}/") for other in urls)
+    )
+    tables = [suffix for suffix in others if is_list(suffix) and others[suffix] > read[suffix]]
     sidecars = [suffix for suffix in others if suffix.lstrip(".") in SIDECARS]
     lines = []
     if tables:

@@ -5,7 +5,8 @@ Decided here, because decoders honestly differ (part of the preprocessing digest
 - Formats: JPEG (with MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000; HEIF and JPEG XL where the
   extras `heif` and `jxl` are installed. Others are rejected, also
   those that Pillow could read (DDS, ICNS, FITS, QOI): no archive of photographs holds them.
-- EXIF orientation is applied; an animation gives its first frame; a palette is looked up.
+- EXIF orientation is applied; an animation gives its first frame, a file of several pages or
+  pictures (TIFF, MPO) its first; a palette is looked up.
 - Alpha is laid over white: `convert("RGB")` would show whatever colour the hidden pixels have.
 - 16 bits are scaled to 8 (x / 257, rounded); Pillow's own conversion clips at 255. A 9 to 15-bit
   image in a 16-bit type counts as 16-bit. Floats, 32-bit integers and LAB have no agreed scale
@@ -17,15 +18,16 @@ Decided here, because decoders honestly differ (part of the preprocessing digest
 import ctypes
 import io
 import logging
+import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,26 +42,20 @@ from pipeline.data.image_kinds import (
     ORIENTATION_TAG,
     TRANSPOSED,
     JpegHeader,
+    container_of,
     has_extra,
     has_too_many_scans,
     jpeg_header,
     kind_of,
+    unread_tiff,
 )
-from pipeline.data.memory import DECODING, IMAGE_BYTES, check_decoding
+from pipeline.data.memory import DECODING, SHORT, check_decoding, decoding_bytes, twice
 from pipeline.errors import PipelineError, SampleError, ShortageError, is_shortage
 
 Pixels = npt.NDArray[np.uint8]
-Made = TypeVar("Made")
 
 PIXEL_LIMIT = 89_478_485
 """Most pixels of one image: Pillow's own guard against bombs, 256 MiB of RGB."""
-
-_MOST_BYTES = 27
-"""Of a pixel with alpha: four RGBA copies of 4 bytes, RGB in 4, the array in 3, with spare."""
-_MORE_BYTES = {"WEBP": 8, "GIF": 8, "AVIF": 16, "JPEG2000": 16}
-"""Of a pixel, in the decoder's own buffers."""
-_ROW_BYTES = 48
-"""Pillow keeps a pointer and pads each row, in up to three images at once."""
 
 _SCANS = f"a JPEG of more than {MOST_SCANS} scans"
 
@@ -87,6 +83,8 @@ class ImageHeader:
     format: str
     mode: str = ""
     """Pillow's name for the kind of pixels, as stored: RGB, L, CMYK ..."""
+    several: bool = False
+    """Whether more pages or frames follow, which nobody reads."""
 
 
 def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
@@ -107,7 +105,14 @@ def probe_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
     orientation = 1 if exif is None else exif.get(ORIENTATION_TAG, 1)
     turned = orientation in TRANSPOSED
     width, height = (image.height, image.width) if turned else (image.width, image.height)
-    return ImageHeader(width, height, image.format or "", image.mode)
+    return ImageHeader(width, height, image.format or "", image.mode, _is_several(image))
+
+
+def _is_several(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except _PILLOW_ERRORS:  # What follows the first frame is broken, and not asked for.
+        return False
 
 
 def decode_image(
@@ -150,7 +155,7 @@ def decoded_image(
                 yield pixels
                 return
     image = _open(data, pixel_limit)
-    with DECODING.taken(_bytes_of(image)):
+    with DECODING.taken(decoding_bytes(image)):
         yield _decode_pillow(data, image, channels)
 
 
@@ -166,7 +171,7 @@ def check_image(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> ImageHeader:
     header = probe_image(data, pixel_limit)
     if header.format == "JPEG" and (height, width) != (header.height, header.width):
         return header  # It came smaller.
-    return ImageHeader(width, height, header.format, header.mode)
+    return ImageHeader(width, height, header.format, header.mode, header.several)
 
 
 def _check_pixels(width: int, height: int, pixel_limit: int) -> None:
@@ -210,7 +215,7 @@ def _decode_jpeg(
         )
         return np.ascontiguousarray(_orient(pixels, header.orientation))
     except MemoryError as error:
-        raise ShortageError(_SHORT) from error  # Its size is known, and was allowed.
+        raise ShortageError(SHORT) from error  # Its size is known, and was allowed.
     except ValueError as error:
         message = str(error)
         if "Premature end of JPEG" in message:
@@ -233,7 +238,7 @@ def _orient(pixels: Pixels, orientation: int) -> Pixels:
 
 def _open(data: bytes, pixel_limit: int) -> Image.Image:
     try:
-        image = _twice(lambda: Image.open(io.BytesIO(data), formats=_formats()))
+        image = twice(lambda: Image.open(io.BytesIO(data), formats=_formats()))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found = str(error).partition(" exceeds ")[0]
         raise SampleError("bomb", f"{found} is over the limit of {pixel_limit:,}") from None
@@ -243,14 +248,16 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
             raise SampleError(
                 f"needs-{kind}", f"is {kind.upper()}: install vae-pipeline[{kind}] to read it"
             ) from None
-        raise SampleError("not-an-image", _strangeness(data, kind)) from None
+        if kind is not None:
+            raise _damage(data, kind) from None
+        raise SampleError("not-an-image", _strangeness(data)) from None
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     _check_pixels(image.width, image.height, pixel_limit)
     if any(map(has_too_many_scans, _jpegs_in(data, image))):
         raise SampleError("bomb", _SCANS)
     check_decoding(
-        f"{image.format} of {image.width} x {image.height} ({image.mode})", _bytes_of(image),
+        f"{image.format} of {image.width} x {image.height} ({image.mode})", decoding_bytes(image),
         pixel_limit,
     )  # fmt: skip
     return image
@@ -263,24 +270,36 @@ def _jpegs_in(data: bytes, image: Image.Image) -> list[bytes]:
     return [data] if image.format in ("JPEG", "MPO") else []
 
 
-def _strangeness(data: bytes, kind: str | None) -> str:
-    """Why nothing opens these bytes, of which `kind` is what the first of them say."""
+def _damage(data: bytes, kind: str) -> PipelineError:
+    """Why Pillow does not open what begins as an image of this kind: asked of its reader alone."""
+    name, found, why = "JPEG2000" if kind == "jp2" else kind.upper(), "corrupt", ""
+    try:
+        Image.OPEN[name][0](io.BytesIO(data), "")
+    except _PILLOW_ERRORS as error:
+        known = _sample_error(error)
+        if not isinstance(known, SampleError):
+            return known
+        found, why = known.reason, str(known)
+    chunk = re.search(r"checksum in b'(?!IHDR)(\w{4})'", why)
+    told = f"its header is damaged ({f'{why}; ' * bool(why)}{len(data):,} bytes)"
+    if chunk is not None:
+        told = f"the checksum of its chunk {chunk[1]} is wrong"
+    elif kind == "tiff" and (unread := unread_tiff(data, why)):
+        found, told = "unsupported", unread
+    elif found == "unsupported":
+        told = why
+    return SampleError(found, f"begins as {kind.upper()}, but {told}")
+
+
+def _strangeness(data: bytes) -> str:
+    """Why nothing opens bytes that begin as no image."""
     if not data:
         return "an empty file"
-    if kind is not None:
-        return f"begins as {kind.upper()}, but its header is damaged ({len(data):,} bytes)"
+    if container_of(data[:HEAD_BYTES]):
+        return f"{len(data):,} bytes of {container_of(data[:HEAD_BYTES])}: an archive, and no image"
     also = [kind.upper() for kind in EXTRAS if has_extra(kind)]
     names = ", ".join(("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", *also))
     return f"{len(data):,} bytes starting with {data[:8]!r} are no {names} or JPEG 2000"
-
-
-def _bytes_of(image: Image.Image) -> int:
-    """What decoding it holds at once, which depends on format and rows, too."""
-    alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    per_pixel = _MOST_BYTES if alpha else 12
-    per_pixel += _MORE_BYTES.get(image.format or "", 0) + 4 * image.mode.startswith("I")
-    per_pixel += 8 * bool(image.info.get("progressive"))
-    return image.width * image.height * per_pixel + image.height * _ROW_BYTES
 
 
 def _decode_pillow(data: bytes, image: Image.Image, channels: int) -> Pixels:
@@ -293,20 +312,10 @@ def _decode_pillow(data: bytes, image: Image.Image, channels: int) -> Pixels:
 
     tries = [image]
     try:
-        pixels = _twice(decode)
+        pixels = twice(decode)
     except _PILLOW_ERRORS as error:
         raise _sample_error(error) from None
     return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _twice(make: Callable[[], Made]) -> Made:
-    """Once more where memory ran out and is there again: only then the file is to blame."""
-    try:
-        return make()
-    except MemoryError:
-        if _is_short():
-            raise ShortageError(_SHORT) from None
-        return make()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -324,46 +333,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_SHORT = (
-    "memory ran out while an image was decoded, which says nothing about the image. Use fewer "
-    "workers or threads, or give more memory, and run the same command again."
-)
-
-
-def _is_short() -> bool:
-    """Whether an image's share of memory can't be had; else the file asked for the impossible."""
-    try:
-        np.empty(IMAGE_BYTES, np.uint8)
-    except MemoryError:
-        return True
-    return False
-
-
 # What Pillow's plugins are seen to raise on broken files (its fuzzing corpus): many kinds.
 _PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    ZeroDivisionError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    Warning,
-)
+    OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, AttributeError,
+    OverflowError, ZeroDivisionError, MemoryError, RuntimeError, struct.error, Warning,
+)  # fmt: skip
 
 
 def _sample_error(error: BaseException) -> PipelineError:
     if is_shortage(error) and not isinstance(error, MemoryError):
-        return ShortageError(_SHORT)
+        return ShortageError(SHORT)
     message = str(error) or type(error).__name__
-    reason = "truncated" if "truncated" in message.lower() else "corrupt"
-    return SampleError(reason, message)
+    if _UNSUPPORTED.search(message):
+        return SampleError("unsupported", message)
+    return SampleError("truncated" if _TRUNCATED.search(message) else "corrupt", message)
+
+
+# Of what Pillow says of files; what is neither is damaged.
+_TRUNCATED = re.compile("truncated|incomplete checksum|but only got|not enough data", re.I)
+_UNSUPPORTED = re.compile(
+    "unsupported|unknown (pixel mode|compression method)|cannot handle|"
+    "not yet supported|unable to determine", re.I,
+)  # fmt: skip
 
 
 @cache

@@ -1,5 +1,6 @@
 """What is an image: by its name, and by its first bytes where the name says nothing or lies."""
 
+import io
 import re
 import struct
 from collections.abc import Callable
@@ -33,26 +34,29 @@ _RAW_SUFFIXES = frozenset(
         ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
     )
 )  # fmt: skip
-_UNREAD_SUFFIXES = frozenset(
-    (
-        ".ai", ".bpg", ".cur", ".dcm", ".dds", ".emf", ".eps", ".exr", ".fit", ".fits", ".flif",
-        ".hdr", ".icns", ".ico", ".jbig2", ".jng", ".jxr", ".mng", ".nii", ".pbm", ".pcx", ".pfm",
-        ".pgm", ".pic", ".pict", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".ras", ".sgi", ".svg",
-        ".svgz", ".tga", ".wbmp", ".wdp", ".wmf", ".xbm", ".xcf", ".xpm",
-    )
-)  # fmt: skip
+_UNREAD_SUFFIXES = frozenset((
+    ".ai", ".bpg", ".cur", ".dcm", ".dds", ".emf", ".eps", ".exr", ".fit", ".fits", ".flif",
+    ".hdr", ".icns", ".ico", ".jbig2", ".jng", ".jxr", ".kra", ".mng", ".nii", ".ora", ".pbm",
+    ".pcx", ".pfm", ".pgm", ".pic", ".pict", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".ras",
+    ".sgi", ".svg", ".svgz", ".tga", ".wbmp", ".wdp", ".wmf", ".xbm", ".xcf", ".xpm",
+))  # fmt: skip
 _IMAGES_BY_NAME = IMAGE_SUFFIXES | _EXTRA_OF_SUFFIX.keys() | _RAW_SUFFIXES | _UNREAD_SUFFIXES
-_UNREAD_ARCHIVES = frozenset(
-    (
-        ".7z", ".arj", ".cab", ".cb7", ".cbr", ".cbt", ".cbz", ".cpio", ".dmg", ".iso", ".lha",
-        ".lz4", ".rar", ".sit", ".sitx", ".squashfs", ".wim", ".xar", ".z", ".zipx",
-    )
-)  # fmt: skip
+_UNREAD_ARCHIVES = frozenset((
+    ".7z", ".arj", ".cab", ".cb7", ".cbr", ".cbt", ".cbz", ".cpio", ".dmg", ".epub", ".iso",
+    ".lha", ".lz4", ".rar", ".sit", ".sitx", ".squashfs", ".wim", ".xar", ".z", ".zipx",
+))  # fmt: skip
+_NO_PICTURES = frozenset((
+    ".aar", ".apk", ".ckpt", ".crx", ".docm", ".docx", ".egg", ".ipa", ".jar", ".keras", ".kmz",
+    ".npz", ".nupkg", ".odg", ".odp", ".ods", ".odt", ".potx", ".ppsx", ".pptx", ".pt", ".pth",
+    ".vsix", ".war", ".whl", ".xlsm", ".xlsx", ".xpi",
+))  # fmt: skip
+"""Of zips that are programs and documents: nobody keeps a dataset in one."""
 _COMPRESSIONS = frozenset((".br", ".bz2", ".gz", ".lz", ".lz4", ".lzo", ".sz", ".xz", ".z", ".zst"))
 _PART_OF_ARCHIVE = re.compile(
     r"(\.(tar|tgz|zip|7z|rar)(\.(gz|bz2|xz|zst))?\.?(part[-_.]?\w{1,4}|\d{2,4}|[a-c][a-z])|\.[rz]\d\d)$"
 )
-SPLIT, UNNAMED, PACKED_TABLE = "split archive", "unnamed archive", "table in an archive"
+SPLIT, UNNAMED = "split archive", "unnamed archive"
+PACKED_TABLE, OTHER_BYTES = "table in an archive", "table of other bytes"
 """Kinds of ignored files that have no suffix of their own."""
 UNREADABLE = "unreadable"
 """The reason of an archive or table that can't be read to its end: nobody knows what it holds."""
@@ -150,6 +154,12 @@ def _suffix(path: str) -> str:
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
+def raw_suffix(path: str) -> str:
+    """A camera's raw file's suffix, by which a path ends; "" for any other path."""
+    suffix = _suffix(path)
+    return suffix if suffix in _RAW_SUFFIXES else ""
+
+
 def needs_head(path: str) -> bool:
     """Whether the name alone does not settle what this is."""
     suffix = _suffix(path)
@@ -187,7 +197,9 @@ def _archive_kind(path: str, head: bytes) -> str:
     if name.suffix in _COMPRESSIONS:
         within = PurePosixPath(name.stem).suffix
         return name.suffix if within == ".tar" or within in _IMAGES_BY_NAME else ""
-    return UNNAMED if not name.suffix and container_of(head) else ""
+    holds = container_of(head)
+    is_archive = holds in ("zip", "tar", "7z", "rar") and name.suffix not in _NO_PICTURES
+    return UNNAMED if is_archive or (holds and not name.suffix) else ""
 
 
 def cure_of(kind: str) -> str:
@@ -213,7 +225,7 @@ _CURES = {
     "encrypted": "unpack them with their password",
     "packed-otherwise": "unpack their archives, and give the folders",
     "hidden": "rename them, or `--ignore hidden`",
-    "missing": "copy them again",
+    "missing": "copy them again; rows without an image: leave them out",
     "link": "jobs.pack follows links",
     "name": "rename them in UTF-8 (convmv; in an archive: unpack it, rename, pack the folder)",
     "no plain tar": "jobs.pack reads them",
@@ -222,6 +234,7 @@ _CURES = {
     "not-an-image": "see what they are, or copy them again",
     PACKED_TABLE: "unpack the archives and pack the folder, or `--ignore 'table in an archive'` if "
     "they hold no images",
+    OTHER_BYTES: "write images' files into them, or `--ignore 'table of other bytes'`",
     "outside": "name their prefix with `--below`",
     "replaced": "a later member or row of the same path counts",
     "scattered": "sort the members by name, so that those of a sample follow one another",
@@ -229,7 +242,7 @@ _CURES = {
     "sparse": "jobs.pack reads them",
     SPLIT: "join their parts with cat, those of .z01 with zip -s 0",
     "truncated": "copy them again",
-    UNNAMED: "name them as what they are: .tar, .tar.gz or .zip",
+    UNNAMED: "name them as what they are: .tar, .tar.gz or .zip, or `--ignore 'unnamed archive'`",
     UNREADABLE: "copy those archives and tables again, or see what the list says of each",
     "unsupported": "convert them to PNG or JPEG",
 }
@@ -355,3 +368,31 @@ def _exif_orientation(tiff: bytes) -> int:
         if tag == ORIENTATION_TAG:
             return value if kind == 3 and 1 <= value <= 8 else 1
     return 1
+
+
+def unread_tiff(data: bytes, why: str) -> str:
+    """What a whole TIFF has that Pillow, which says `why`, does not read; "" for a damaged one."""
+    from PIL import TiffImagePlugin
+
+    if data[:4] == b"MM\0+":
+        return "is a BigTIFF of the byte order MM, which is not read here: write it as II"
+    if why != "unknown pixel mode" and not why.isdecimal():  # the number of a compression
+        return ""
+    try:
+        file = io.BytesIO(data)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if data[2] == ord("+") else 8))
+        file.seek(tags.next)
+        tags.load(file)
+        bits, samples = tags.get(_BITS, (1,))[0], tags.get(_SAMPLES_PER_PIXEL, 1)
+        kind = _SAMPLES.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        return ""
+    return (
+        f"its pixels ({samples} x {bits} bits{kind}; compression {tags.get(_COMPRESSION, 1)}) are "
+        "of no kind that is read here, as 8 or 16 bits of grey or RGB are"
+    )
+
+
+_BITS, _COMPRESSION, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 258, 259, 277, 339
+_SAMPLES = {2: ", signed", 3: ", floating point", 5: ", complex", 6: ", complex"}
+"""TIFF 6.0, section 19."""

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import DatasetError, PipelineError, SampleError
+from pipeline.errors import DatasetError, PipelineError, SampleError, ShortageError
 
 Filled = TypeVar("Filled")
+Made = TypeVar("Made")
 
 INDEX_SAMPLES = 2_000_000
 """Samples whose index entries are kept in memory by one reader: about 450 MB (measured)."""
@@ -48,6 +52,48 @@ class DecodingMemory:
 
 
 DECODING = DecodingMemory(IMAGE_BYTES)
+
+
+_MOST_BYTES = 27
+"""Of a pixel with alpha: four RGBA copies of 4 bytes, RGB in 4, the array in 3, with spare."""
+_MORE_BYTES = {"WEBP": 8, "GIF": 8, "AVIF": 16, "JPEG2000": 16}
+"""Of a pixel, in the decoder's own buffers."""
+_ROW_BYTES = 48
+"""Pillow keeps a pointer and pads each row, in up to three images at once."""
+
+
+def decoding_bytes(image: Image.Image) -> int:
+    """What decoding an image that Pillow has opened holds at once: by format and rows, too."""
+    alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    per_pixel = _MOST_BYTES if alpha else 12
+    per_pixel += _MORE_BYTES.get(image.format or "", 0) + 4 * image.mode.startswith("I")
+    per_pixel += 8 * bool(image.info.get("progressive"))
+    return image.width * image.height * per_pixel + image.height * _ROW_BYTES
+
+
+def twice(make: Callable[[], Made]) -> Made:
+    """Once more where memory ran out and is there again: only then the file is to blame."""
+    try:
+        return make()
+    except MemoryError:
+        if _is_short():
+            raise ShortageError(SHORT) from None
+        return make()
+
+
+SHORT = (
+    "memory ran out while an image was decoded, which says nothing about the image. Use fewer "
+    "workers or threads, or give more memory, and run the same command again."
+)
+
+
+def _is_short() -> bool:
+    """Whether an image's share of memory can't be had; else the file asked for the impossible."""
+    try:
+        np.empty(IMAGE_BYTES, np.uint8)
+    except MemoryError:
+        return True
+    return False
 
 
 def check_decoding(what: str, needed: int, pixel_limit: int) -> None:

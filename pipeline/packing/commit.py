@@ -27,6 +27,7 @@ from pipeline.packing.ledger import (
     create_state,
     ledger_rows,
     read_state,
+    rejects_of,
     state_to_bytes,
     without,
     write_ledger,
@@ -59,6 +60,8 @@ class PackResult:
     counts: Counts
     added: int = 0
     removed: int = 0
+    replaced: tuple[int, str] = (0, "")
+    """Samples of this call whose path had other bytes before; how many, one's path."""
     rejects_url: str | None = None
     holdout: str | None = None
     holdout_samples: int = 0
@@ -101,8 +104,8 @@ class PackResult:
     def to_json(self) -> Json:
         """The result of the job: the law's numbers stand beside the rest."""
         values = asdict(self)
-        law, behind = values.pop("counts"), values.pop("left_behind")
-        return {**values, **law, "rejected": self.rejected, "left_behind": behind[0]}
+        law, told = values.pop("counts"), {n: values[n][0] for n in ("left_behind", "replaced")}
+        return {**values, **law, "rejected": self.rejected, **told}
 
 
 def commit_generation(
@@ -172,7 +175,8 @@ class _Merger:
         """Positions that no longer count, by split and shard."""
         self.statuses: Counter[str] = Counter()
         """What became of the inputs that were read, by "STATUS:REASON"."""
-        self.added = self.removed = 0
+        self.added = self.removed = self.replaced = 0
+        self.example = ""
 
     def rows(self) -> Iterator[LedgerRow]:
         """In the plan's order, then what is removed; all are in the inventory when they end."""
@@ -189,6 +193,9 @@ class _Merger:
                                   split="", shard="", position=-1)  # fmt: skip
                 self._take(row, before)
                 leaves = file.key in self._removals
+                both = bool(before and before.shard and row.shard) and not leaves
+                if both and before.sha256 != row.sha256:
+                    self.replaced, self.example = self.replaced + 1, self.example or row.path
                 self.statuses["removed:" if leaves else f"{row.status}:{row.reason}"] += 1
                 self.added += found.status == "packed" and row.status == "packed"
                 yield row
@@ -305,6 +312,7 @@ def present_result(
         counts=counted(statuses + Counter(plan.known), plan.seen, plan.others),
         added=merger.added if merger is not None else 0,
         removed=merger.removed if merger is not None else 0,
+        replaced=(merger.replaced, merger.example) if merger is not None else (0, ""),
         rejects_url=storage.join(output, REJECTS)
         if inventory.ledger.number("COUNT(*)", _LOST)
         else None,
@@ -360,22 +368,6 @@ def _write_list(output: str, name: str, data: bytes) -> None:
         _replace(url, data)
     else:
         storage.delete(url)
-
-
-def rejects_of(rows: Iterable[LedgerRow]) -> bytes:
-    """What `REJECTS` holds of these rows, which are in the order of their keys."""
-    return b"".join(
-        storage.canonical_json(
-            {
-                "path": row.path,
-                "url": row.url,
-                "message": row.message,
-                "reason": "duplicate" if row.status == "duplicate" else row.reason,
-            }
-        )
-        for row in rows
-        if row.status in ("rejected", "ignored", "duplicate")
-    )
 
 
 def _write_split(

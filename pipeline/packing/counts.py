@@ -5,7 +5,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from pipeline import counted as nouns
 from pipeline.data.image_kinds import UNREADABLE, cure_of
+from pipeline.sources.annotations import COLUMN, KEPT_AS, WITHOUT
+from pipeline.sources.members import GUESSED
 
 # Nothing of these is lost: a later member of the same name, `--remove`, `--limit`, an input that
 # `--retry-rejected` leaves for the next append.
@@ -78,9 +81,7 @@ class Counts:
             f"{self.rejected:,} rejected + {ignored:,} ignored."
         ]
         lines += _told("Rejected", self.reasons) + _told("Ignored", self.ignored)
-        if self.others:
-            lines.append(f"Beside them: {_listed(self.others)}.")
-        return lines
+        return lines + _aside(self.others)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class TableCounts:
     example: str = ""
     """What a row says that names none."""
     folders: int = 0
-    """Inputs that took the folder's name for their label, beside others that have the table's."""
+    """Inputs that took the folder's name for their label, beside others that have a table's."""
+    relabelled: int = 0
+    """Inputs that the list or table which brought them in labels otherwise."""
     hushed: int = 0
     """Samples of which a table said something when they were packed, and this one says nothing."""
 
@@ -134,7 +137,29 @@ def _told(what: str, found: Mapping[str, int]) -> list[str]:
     return [*lines, f"  {what}: {left:,} for other reasons"] if left else lines
 
 
+def _aside(others: Mapping[str, int]) -> list[str]:
+    """What is counted and none of the inputs: files, and what is to be known of the others."""
+    columns = [name for name in others if name.startswith(COLUMN)]
+    files = {name: n for name, n in others.items() if name not in (*columns, GUESSED)}
+    lines = [f"Beside them: {_listed(files)}."] if files else []
+    if columns:
+        told = [
+            name.removeprefix(COLUMN)
+            + (" left out" if KEPT_AS not in name and not name.endswith(WITHOUT) else "")
+            + f" ({nouns.counted(others[name], 'row')})"
+            for name in columns
+        ]
+        lines.append(f"Columns of tables that samples have not as they were: {'; '.join(told)}.")
+    if others.get(GUESSED):
+        lines.append(
+            f"{others[GUESSED]:,} names in zips are in no encoding that is told there, and were "
+            "read as CP437. Are they wrong in labels: unpack the zip, and pack the folder."
+        )
+    return lines
+
+
 def _listed(found: Mapping[str, int]) -> str:
     most = Counter(found).most_common(_SHOWN)
-    more = ["..."] if len(found) > _SHOWN else []
+    left = sum(found.values()) - sum(number for _, number in most)
+    more = [f"{left:,} of other kinds"] if left else []
     return ", ".join([f"{number:,} {kind or 'without suffix'}" for kind, number in most] + more)

@@ -1,6 +1,7 @@
 """One input becomes what is packed: checked in full or by its header, and re-encoded if asked."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,21 +48,44 @@ class PackedImage:
     width: int
     height: int
     mode: str = ""
-    """Of the original, as Pillow names it."""
+    """Of the original, as Pillow names it; with `SEVERAL` where more pages or frames follow."""
+
+
+SEVERAL = " (first of several)"
+"""What the mode of an image ends in whose file holds more than the one that is taken."""
 
 
 def inspect_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     """Checks and, if asked, re-encodes an image; raises `SampleError` if it can't be used."""
     full = policy.verify == "full" and policy.encoding == "keep"
     header = (check_image if full else probe_image)(data, policy.pixel_limit)
+    if header.format == "TIFF" and _is_raw(data):
+        raise SampleError(
+            "unsupported", "a camera's raw file, of which a small copy alone could be read"
+        )
     if min(header.width, header.height) < policy.min_side:
         raise SampleError(
             "small", f"{header.width}x{header.height}, the shorter side is below {policy.min_side}"
         )
+    mode = header.mode + SEVERAL * header.several
     if policy.encoding != "keep":
-        return _encode(data, policy, header.mode)
+        return _encode(data, policy, mode)
     extension = _EXTENSIONS.get(header.format, header.format.lower())
-    return PackedImage(data, extension, header.width, header.height, header.mode)
+    return PackedImage(data, extension, header.width, header.height, mode)
+
+
+def _is_raw(data: bytes) -> bool:
+    """Whether the first page of a TIFF says that it is a small copy of what else lies there.
+
+    Of raw files without a raw file's name Pillow reads the thumbnail, as if it were the photograph.
+    """
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        tags: Mapping[int, object] = image.tag_v2  # type: ignore[attr-defined]
+        return tags.get(_SUBFILE_TYPE) == 1 or _DNG_VERSION in tags or data[8:10] == b"CR"
+
+
+_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
+"""TIFF 6.0, p. 36: 1 is a reduced version of another image of the file; DNG 1.7, p. 22."""
 
 
 def _encode(data: bytes, policy: ImagePolicy, mode: str) -> PackedImage:

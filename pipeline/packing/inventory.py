@@ -14,16 +14,16 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.data.image_kinds import UNREADABLE
+from pipeline.data.keys import key_of
 from pipeline.errors import DatasetError
 from pipeline.packing.counts import TableCounts
-from pipeline.packing.key_clashes import refuse_packed_before, settle
+from pipeline.packing.key_clashes import join_told, refuse_packed_before, refuse_replacing, settle
 from pipeline.packing.ledger import ERASED, GONE
 from pipeline.packing.ledger_table import BATCH_ROWS, LedgerTable, columns_of, write_rows
 from pipeline.sources.annotations import (
     Annotation,
     AnnotationRow,
     digest_of_text,
-    join_captions,
     normal,
     spellings,
 )
@@ -75,7 +75,6 @@ _FOLDERS = (
     "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
     "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
 )
-"""Inputs with a folder's name for their label, beside others that have a table's."""
 _FILE = [field.name for field in fields(SourceFile)]
 _values_of = attrgetter(*_FILE)
 
@@ -147,7 +146,7 @@ class Inventory:
             ),
         )
         self._db.execute("CREATE INDEX told_path ON told (path)")
-        _join_captions(self._db)
+        join_told(self._db)
         twice = self._db.execute(
             "SELECT MIN(written) FROM told WHERE path IS NOT NULL GROUP BY path "
             "HAVING COUNT(DISTINCT annotation) > 1"
@@ -156,43 +155,66 @@ class Inventory:
             raise DatasetError(
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
-        images, last, archive = 0, 0, _only_archive(self._db)
-        query = "SELECT rowid,path,url,root,status='' FROM listed WHERE rowid>? ORDER BY 1 LIMIT ?"
+        images, relabelled = self._give(storage.absolute(url))
+        rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
+        unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
+        hushed = int(self._db.execute(_HUSHED + _hushed(Choice(told=True))).fetchone()[0])
+        example = unmet[0] if unmet else ""
+        return TableCounts(
+            rows_, met or 0, rows_ - (met or 0), images=images, example=example,
+            folders=self.folders(), relabelled=relabelled, hushed=hushed,
+        )  # fmt: skip
+
+    def folders(self) -> int:
+        """Inputs with a folder's name for their label, beside others that have a table's."""
+        return int(self._db.execute(_FOLDERS).fetchone()[0])
+
+    def _give(self, table: str) -> tuple[int, int]:
+        """What rows say, to the inputs they name; how many of these are packed, or relabelled."""
+        images = relabelled = last = 0
+        archive = _only_archive(self._db)
+        query = (
+            "SELECT rowid,path,url,root,status='',annotation,given_label FROM listed "
+            "WHERE rowid>? ORDER BY 1 LIMIT ?"
+        )
         while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
-            found = [
-                (row, self._told(spellings(path, at, root, storage.absolute(url), archive)), packs)
-                for row, path, at, root, packs in page
-            ]
-            images += sum(packs for _, told, packs in found if told is not None)
+            given = []
+            for row, path, at, root, packs, own, before in page:
+                told = self._told(spellings(path, at, root, table, archive))
+                if told is None:
+                    continue
+                said = Annotation.from_text(told)
+                both = said.beside(Annotation.from_text(own)).to_text() if own else told
+                given.append((both, said.label, said.label, row))
+                images += packs
+                relabelled += bool(packs and before and said.label and said.label != before)
             write_rows(
                 self._db,
                 "UPDATE listed SET annotation=?, label=COALESCE(?, label), "
                 "given_label=COALESCE(?, given_label) WHERE rowid=?",
-                (
-                    (told, label := Annotation.from_text(told).label, label, row)
-                    for row, told, _ in found
-                    if told is not None
-                ),
+                given,
             )
             last = page[-1][0]
-        rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
-        unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
-        folders = int(self._db.execute(_FOLDERS).fetchone()[0])
-        hushed = int(self._db.execute(_HUSHED + _hushed(Choice(told=True))).fetchone()[0])
-        example = unmet[0] if unmet else ""
-        return TableCounts(
-            rows_, met or 0, rows_ - (met or 0), images=images, example=example, folders=folders,
-            hushed=hushed,
-        )  # fmt: skip
+        return images, relabelled
 
     def _told(self, names: Iterable[str]) -> str | None:
-        for spelling in names:
+        """Its row; one that names another input by its very path is that one's alone."""
+        taken = False
+        for number, spelling in enumerate(names):
+            if number >= 2 and number % 2 == 0:  # whole; without its suffix it follows
+                taken = self._is_path(spelling)
+            if taken:
+                continue
             found = self._db.execute("SELECT annotation FROM told WHERE path=?", (spelling,))
             row = found.fetchone()
             if row is not None:
                 self._db.execute("UPDATE told SET met=1 WHERE path=?", (spelling,))
                 return str(row[0])
         return None
+
+    def _is_path(self, spelling: str) -> bool:
+        found = self._db.execute("SELECT 1 FROM listed WHERE key=? LIMIT 1", (key_of(spelling),))
+        return found.fetchone() is not None
 
     def labels(self) -> set[str]:
         """Of all inputs that may be packed, and of all rows of the table."""
@@ -272,6 +294,8 @@ class Inventory:
         for source, place in places.items() if given else ():
             if place not in given:
                 refuse_packed_before(self._db, source, sorted(given))
+            if place not in given or is_list(source):
+                refuse_replacing(self._db, source)
         if self.ledger.number("COUNT(*)", "status='duplicate'"):
             self.ledger.index_contents()
             self._db.execute(_FIND_ORPHANS, (ERASED,))
@@ -305,20 +329,6 @@ def _only_archive(db: sqlite3.Connection) -> str:
     if len(found) != 1:
         return ""
     return without_archive_suffix(found[0][0].removeprefix(found[0][1]).lstrip("/"))
-
-
-def _join_captions(db: sqlite3.Connection) -> None:
-    """Rows of one image that differ by their caption alone become its several captions."""
-    several = (
-        "SELECT path FROM told WHERE path IS NOT NULL GROUP BY path "
-        "HAVING COUNT(DISTINCT annotation) > 1"
-    )
-    for (path,) in db.execute(several).fetchall():
-        query = "SELECT annotation FROM told WHERE path=? ORDER BY rowid"
-        texts = [text for (text,) in db.execute(query, (path,))]
-        joined = join_captions([Annotation.from_text(text) for text in texts])
-        if joined is not None:
-            db.execute("UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path))
 
 
 def _leads_elsewhere(source: str) -> bool:

@@ -1,5 +1,6 @@
 """One input for each key: of those that share one, the later counts, or the pack is refused."""
 
+import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import fields
 
 from pipeline import storage
 from pipeline.data.keys import key_of
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, SampleError
 from pipeline.sources.annotations import Annotation, join_captions
 from pipeline.sources.archives import without_archive_suffix
 from pipeline.sources.source_file import SourceFile
@@ -38,12 +39,7 @@ def settle(db: sqlite3.Connection) -> int:
             if len(clashes) < _MOST_SHOWN:
                 clashes.append(found)
         elif any(file.annotation != last.annotation for file in found):
-            joined = join_captions([Annotation.from_text(file.annotation) for file in found])
-            if joined is None:
-                raise DatasetError(
-                    f"{_source_of(db, key)}: names {last.path!r} twice, with other values."
-                )
-            db.execute("UPDATE listed SET annotation=? WHERE key=?", (joined.to_text(), key))
+            _join(db, key, found)
         gone += len(found) - 1
         db.execute(
             "DELETE FROM listed WHERE key=:key AND rowid<"
@@ -53,6 +49,33 @@ def settle(db: sqlite3.Connection) -> int:
     if clashes:
         raise DatasetError(_said(clashes, shared, sources))
     return gone
+
+
+def _join(db: sqlite3.Connection, key: str, found: Sequence[SourceFile]) -> None:
+    """Gives all rows of a key what those say that say something; a folder says nothing."""
+    joined = join_captions([Annotation.from_text(f.annotation) for f in found if f.annotation])
+    if joined is None:
+        raise DatasetError(
+            f"{_lists_of(db, key)}: {found[-1].path!r} is named twice, with other values."
+        )
+    db.execute(
+        "UPDATE listed SET annotation=?, given_label=?, label=COALESCE(?, label) WHERE key=?",
+        (joined.to_text(), joined.label, joined.label, key),
+    )
+
+
+def join_told(db: sqlite3.Connection) -> None:
+    """Rows of one image that differ by their caption alone become its several captions."""
+    several = (
+        "SELECT path FROM told WHERE path IS NOT NULL GROUP BY path "
+        "HAVING COUNT(DISTINCT annotation) > 1"
+    )
+    for (path,) in db.execute(several).fetchall():
+        query = "SELECT annotation FROM told WHERE path=? ORDER BY rowid"
+        texts = [text for (text,) in db.execute(query, (path,))]
+        joined = join_captions([Annotation.from_text(text) for text in texts])
+        if joined is not None:
+            db.execute("UPDATE told SET annotation=? WHERE path=?", (joined.to_text(), path))
 
 
 def _said(clashes: Sequence[Sequence[SourceFile]], shared: Mapping[str, int], sources: int) -> str:
@@ -91,9 +114,9 @@ def _holder(file: SourceFile, other: SourceFile) -> str:
     return f"{storage.shown(folder)}/"
 
 
-def _source_of(db: sqlite3.Connection, key: str) -> str:
-    found = db.execute("SELECT root FROM listed WHERE key=?", (key,)).fetchone()
-    return storage.shown(found[0])
+def _lists_of(db: sqlite3.Connection, key: str) -> str:
+    found = db.execute("SELECT DISTINCT root FROM listed WHERE key=? AND annotation<>''", (key,))
+    return " and ".join(storage.shown(root) for (root,) in found)
 
 
 def _check_sources(db: sqlite3.Connection) -> None:
@@ -144,6 +167,42 @@ def refuse_packed_before(db: sqlite3.Connection, root: str, known: Sequence[str]
                 f"packed twice, as {one.path!r} too. Name the source as it was named then, and "
                 "beside it none that holds it or lies in it; or give another `--output URL`."
             )
+
+
+def refuse_replacing(db: sqlite3.Connection, root: str) -> None:
+    """Raises `DatasetError` where an input of `root` would take the place of another file's sample.
+
+    A file that is there no more was moved here; one of the same bytes was copied.
+    """
+    rows = db.execute(
+        "SELECT l.rowid, k.url, k.path, k.size, k.sha256 FROM listed l JOIN ledger k "
+        "ON k.key=l.key WHERE l.root=? AND l.status='' AND k.status='packed' AND k.url<>l.url "
+        "AND k.key NOT IN (SELECT key FROM removing) LIMIT ?", (root, _MOST_COMPARED),
+    ).fetchall()  # fmt: skip
+    for rowid, url, path, size, sha256 in rows:
+        file = _listed(db, "rowid=?", (rowid,))[0]
+        if not storage.exists(url) or (file.size == size and _has_bytes(file, sha256)):
+            continue
+        raise DatasetError(
+            f"{storage.shown(file.place)}: would replace the sample {path!r} of "
+            f"{storage.shown(url)}, which is another file, and still there. A key is made of the "
+            "path below the source: to have both, move the new files into a folder of their own "
+            "below the earlier source, and append that one; to have the new ones alone, "
+            "`--append --remove PATH ...` the earlier ones before, without `--source`; or give "
+            "another `--output URL`."
+        )
+
+
+_MOST_COMPARED = 64
+"""Files that have another's path: each is asked for, and read where their sizes are the same."""
+
+
+def _has_bytes(file: SourceFile, sha256: str) -> bool:
+    """Whether it has this content; of a table's row its mean size must do, which was compared."""
+    try:
+        return bool(file.row_group) or hashlib.sha256(file.read()).hexdigest() == sha256
+    except SampleError:
+        return True  # None of the sample's place: it will be a reject.
 
 
 def _listed(db: sqlite3.Connection, where: str, values: Sequence[object]) -> list[SourceFile]:

@@ -224,3 +224,19 @@ def without(
         if len(removed) < shard.samples:
             changed.append(ShardRecord(**{**vars(shard), "removed": removed}))
     return tuple(changed)
+
+
+def rejects_of(rows: Iterable[LedgerRow]) -> bytes:
+    """What `rejects.jsonl` holds of these rows, which are in the order of their keys."""
+    return b"".join(
+        storage.canonical_json(
+            {
+                "path": row.path,
+                "url": row.url,
+                "message": row.message,
+                "reason": "duplicate" if row.status == "duplicate" else row.reason,
+            }
+        )
+        for row in rows
+        if row.status in ("rejected", "ignored", "duplicate")
+    )

@@ -42,7 +42,7 @@ from pipeline.packing.plan import (
 )
 from pipeline.packing.workers import Jobs, run_units
 from pipeline.progress import Progress
-from pipeline.sources.annotations import digest_of_text, read_annotations
+from pipeline.sources.annotations import counting_columns, digest_of_text, read_annotations
 from pipeline.sources.archives import forget_unpacked
 from pipeline.sources.listing import Listing, list_sources
 from pipeline.sources.source_file import SourceFile
@@ -174,7 +174,7 @@ def make_plan(
         for source in config.source:
             inventory.list_inputs(source, _shown(list_sources((source,), listing), progress))
     known = Counter({("ignored", "replaced"): inventory.settle()})
-    told = _tell(config, inventory)
+    told = _tell(config, inventory, listing)
     choice = Choice(config.checksum, config.retry_rejected, config.repack, config.image_column,
                     config.below, told=bool(told.rows))  # fmt: skip
     removals = _removals(config, inventory)
@@ -205,11 +205,12 @@ def _shown(files: Iterable[SourceFile], progress: Progress) -> Iterator[SourceFi
         yield file
 
 
-def _tell(config: PackConfig, inventory: Inventory) -> TableCounts:
+def _tell(config: PackConfig, inventory: Inventory, listing: Listing) -> TableCounts:
     """What the table of annotations says, told to the inputs, and how much of it met."""
     if not config.annotations:
-        return TableCounts()
-    told = inventory.tell(read_annotations(config.annotations), config.annotations)
+        return TableCounts(folders=inventory.folders())
+    rows = counting_columns(read_annotations(config.annotations), listing.others)
+    told = inventory.tell(rows, config.annotations)
     images = inventory.inputs()
     url = storage.shown(config.annotations)
     if not told.rows:

@@ -27,7 +27,7 @@ from pipeline.json_value import JsonValue
 from pipeline.packing.inspect_image import PackedImage, PackOptions, inspect_image
 from pipeline.packing.shard_writer import Sample, ShardWriter
 from pipeline.progress import Progress
-from pipeline.sources.annotations import Annotation
+from pipeline.sources.annotations import LABEL_COLUMNS, OWN_PATH, Annotation, table_name
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.tables import TableRow, read_table_row
 
@@ -258,8 +258,9 @@ def _inspect(job: UnitJob, file: SourceFile, known: str) -> _Inspected:
         image = inspect_image(read.data, job.options)
     except SampleError as error:
         return _Inspected(UnitRow("rejected", sha256, reason=error.reason, message=str(error)))
+    label = _label(file, read.annotation) or ""
     row = UnitRow(
-        "packed", sha256, split_of(sha256, job.options.holdout), label=_label(file, read) or "",
+        "packed", sha256, split_of(sha256, job.options.holdout), label=label,
         width=image.width, height=image.height, mode=image.mode,
         annotation=read.annotation.digest,
     )  # fmt: skip
@@ -274,14 +275,15 @@ def _read(job: UnitJob, file: SourceFile) -> TableRow:
     row = read_table_row(file, job.image_column, job.below)
     if not file.annotation:
         return row
-    within = row.annotation
-    others = {**within.others, **beside.others}
-    caption = within.caption if beside.caption is None else beside.caption
-    return TableRow(row.data, Annotation(beside.label or within.label, caption, others))
+    return TableRow(row.data, beside.beside(row.annotation))
 
 
-def _label(file: SourceFile, read: TableRow) -> str | None:
-    return read.annotation.label or file.label
+def _label(file: SourceFile, annotation: Annotation) -> str | None:
+    """What a table says, else the folder; neither where a table says several."""
+    if annotation.label:
+        return annotation.label
+    several = (annotation.others.get(name) for name in LABEL_COLUMNS)
+    return None if any(isinstance(value, list | dict) for value in several) else file.label
 
 
 def split_of(sha256: str, holdout: float) -> str:
@@ -294,13 +296,11 @@ def split_of(sha256: str, holdout: float) -> str:
 def _sample(job: UnitJob, file: SourceFile, found: _Inspected) -> Sample:
     image, annotation = found.image, found.annotation
     assert image is not None, "only good inputs become samples"
-    label = annotation.label or file.label
-    metadata: dict[str, JsonValue] = {**annotation.others, "path": file.path}
-    if label is not None:
-        metadata["label"] = label
-    captions = annotation.caption
-    if captions is not None:
-        metadata["caption"] = captions
+    label, captions = _label(file, annotation), annotation.caption
+    own = {OWN_PATH: file.path, "label": label, "caption": captions}
+    own = {name: value for name, value in own.items() if value is not None}
+    others = {table_name(n) if n in own else n: v for n, v in annotation.others.items()}
+    metadata: dict[str, JsonValue] = {**others, **own}
     text = captions[0] if isinstance(captions, list) and captions else captions
     return Sample(
         key=file.key,

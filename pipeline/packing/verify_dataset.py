@@ -19,13 +19,14 @@ from pipeline.data.order import PADDED, slots_of
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DatasetError, ObjectNotFoundError, ShortageError, StorageError
 from pipeline.masking import shell_word
-from pipeline.packing.commit import REJECTS, rejects_of
+from pipeline.packing.commit import REJECTS
 from pipeline.packing.ledger import (
     STATE,
     LedgerRow,
     read_generation_state,
     read_ledger,
     read_state,
+    rejects_of,
     state_to_bytes,
 )
 from pipeline.packing.leftovers import root_of

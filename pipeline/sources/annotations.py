@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -34,6 +34,10 @@ _TOO_LARGE = 10**MOST_DIGITS
 """For a number in a dataset's JSON."""
 _MOST_PATH = 255
 """Longer than any name: only such a text can be an image."""
+COLUMN, KEPT_AS, WITHOUT = "column ", " kept as ", " without its bytes"
+"""What columns are counted under that no sample has as the table has them."""
+OWN_PATH = "path"
+"""Of what lies beside a sample: where it came from. A table's column of this name has another."""
 TEXT_COLUMNS = frozenset((*PATH_COLUMNS, *LABEL_COLUMNS, *CAPTION_COLUMNS))
 
 
@@ -48,6 +52,11 @@ class Annotation:
     def to_text(self) -> str:
         """JSON; `from_text` is its inverse."""
         return json.dumps([self.label, self.caption, dict(self.others)], ensure_ascii=False)
+
+    def beside(self, within: "Annotation") -> "Annotation":
+        """Both, of one image: what this one says counts before what the image's own row says."""
+        caption = within.caption if self.caption is None else self.caption
+        return Annotation(self.label or within.label, caption, {**within.others, **self.others})
 
     @property
     def digest(self) -> str:
@@ -78,6 +87,8 @@ class AnnotationRow:
     path: str
     """"" where its cell is empty."""
     annotation: Annotation
+    changed: tuple[str, ...] = ()
+    """Columns whose bytes it lacks, as counted: JSON holds none."""
 
     @property
     def name(self) -> str:
@@ -107,12 +118,38 @@ def read_annotations(url: str) -> Iterator[AnnotationRow]:
                 f"first {number:,} rows. Leave those out, or name the images in it."
             )
         rest = {name: value for name, value in row.items() if name != path_column}
-        yield AnnotationRow(number, path, annotation_of(rest))
+        yield AnnotationRow(number, path, annotation_of(rest), _without_bytes(rest))
+
+
+def _without_bytes(row: Row) -> tuple[str, ...]:
+    """The columns of a row whose bytes its annotation lacks; labels and captions are texts."""
+    return tuple(
+        f"{COLUMN}{name}{'' if isinstance(value, bytes) else WITHOUT}"
+        for name, value in row.items()
+        if _holds_bytes(value)
+        and not (isinstance(value, bytes) and name.lower() in (*LABEL_COLUMNS, *CAPTION_COLUMNS))
+    )
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    return any(map(_holds_bytes, value[:1])) if isinstance(value, list) else type(value) is bytes
+
+
+def counting_columns(
+    rows: Iterable[AnnotationRow], counts: MutableMapping[str, int]
+) -> Iterator[AnnotationRow]:
+    """The rows; `counts` gets the columns of each that no sample has as they are."""
+    for row in rows:
+        for name in row.changed:
+            counts[name] = counts.get(name, 0) + 1
+        yield row
 
 
 def _check_path(value: Any, where: str, number: int) -> None:
     """Raises `DatasetError` for what is an image, or a part of one, instead of its name."""
-    kinds = {bytes: "bytes", list: "a list", dict: "a struct"}
+    kinds = {bytes: "bytes that begin as no image's file", list: "a list", dict: "a struct"}
     found = next((name for kind, name in kinds.items() if isinstance(value, kind)), "")
     if isinstance(value, str) and len(value) > _MOST_PATH and _is_base64(value):
         found = "an image as base64 text"
@@ -146,6 +183,11 @@ def annotation_of(row: Row) -> Annotation:
         else text_of(captions),
         _plain(others),
     )
+
+
+def table_name(column: str) -> str:
+    """What a table's column is called beside an image where the sample has such a one itself."""
+    return f"table_{column}"
 
 
 def join_captions(rows: Sequence[Annotation]) -> Annotation | None:

@@ -1,15 +1,17 @@
 """Tables that name the inputs of a pack: paths or URLs, a row each, with what it says of them."""
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from urllib.parse import unquote
 
 from pipeline import storage
+from pipeline.data.image_kinds import raw_suffix
 from pipeline.errors import AccessDeniedError, ObjectNotFoundError, SampleError
 from pipeline.masking import secret_in
-from pipeline.sources.annotations import AnnotationRow, read_annotations
+from pipeline.sources.annotations import AnnotationRow, counting_columns, read_annotations
 from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
 
 _STAT_THREADS = 32
@@ -22,15 +24,17 @@ _PART_BYTES, _PATH_BYTES = 255, 4096
 """NAME_MAX and PATH_MAX."""
 
 
-def listed_inputs(url: str, below: Sequence[str]) -> Iterator[SourceFile]:
+def listed_inputs(
+    url: str, below: Sequence[str], columns: MutableMapping[str, int]
+) -> Iterator[SourceFile]:
     """The inputs that the rows of a table name, each with the annotation of its row.
 
     Relative paths begin at the table's folder. Nothing outside of that folder and of the prefixes
-    in `below` is looked at.
+    in `below` is looked at. `columns` counts those that no sample has as they are.
     """
     folder = url.rpartition("/")[0]
     prefixes = _prefixes(below, folder)
-    rows = read_annotations(url)
+    rows = counting_columns(read_annotations(url), columns)
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as pool:
         while batch := list(islice(rows, _STAT_ROWS)):
             some = (batch[first : first + _TASK_ROWS] for first in range(0, len(batch), _TASK_ROWS))
@@ -53,15 +57,24 @@ def _listed(row: AnnotationRow, url: str, prefixes: Sequence[str]) -> SourceFile
         try:
             info = _stat(target)
         except SampleError:
-            if "\\" not in path:
-                raise
             # As Windows writes paths: the annotations of a table are found by these, too.
-            return _listed(replace(row, path=path.replace("\\", "/")), url, prefixes)
+            other = path.replace("\\", "/")
+            if path.startswith("file://"):
+                other = unquote(other)  # As RFC 8089 writes them.
+            if other == path:
+                raise
+            return _listed(replace(row, path=other), url, prefixes)
     except SampleError as error:
         said = storage.shown(target)
         # The ledger would keep a secret for ever.
         names = (said, said) if error.reason == "secret" else (relative, target)
         return SourceFile(*names, 0, "", status="rejected", reason=error.reason, message=str(error))
+    raw = raw_suffix(relative)
+    if raw:
+        return SourceFile(
+            relative, target, info.size, info.etag or "", status="ignored", reason=raw,
+            message="not a format that can be read here",
+        )  # fmt: skip
     return SourceFile(
         relative, target, info.size, info.etag or "", given_label=annotation.label, annotation=text
     )

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.data.image_kinds import (
     HEAD_BYTES,
+    OTHER_BYTES,
     PACKED_TABLE,
     UNREADABLE,
     is_apple_double,
@@ -38,10 +39,10 @@ from pipeline.sources.archives import (
     without_archive_suffix,
 )
 from pipeline.sources.input_lists import listed_inputs
-from pipeline.sources.members import ArchiveMember
+from pipeline.sources.members import GUESSED, ArchiveMember
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.table_rows import is_list, is_table
-from pipeline.sources.tables import holds_images, image_rows
+from pipeline.sources.tables import columns_of_bytes, holds_images, image_rows
 
 _GLOB_SIGNS = "*?["
 _PEEKED = 512
@@ -111,10 +112,16 @@ def _emptiness(url: str, listing: Listing, others: int) -> str:
         + (f" among {others} other files" if others else "")
         + (", read as a glob: nothing is called exactly so" if glob else "")
         + (f"; no table has the column {column!r} (`--image-column`)" if column else "")
-        + (". A list of paths is a .csv whose first line is `path`" if url.endswith(".txt") else "")
+        + _LIKELY.get(url[-4:].lower(), "")
         + ". JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, JPEG 2000 count, also inside .tar, .tar.gz, "
         ".zip, and an image column of .parquet or .arrow. Give another `--source URL`."
     )
+
+
+_LIKELY = {
+    ".txt": ". A list of paths is a .csv whose first line is `path`",
+    ".exe": ". An archive that unpacks itself is mostly a zip: call it .zip",
+}
 
 
 def is_matching(source: str, url: str) -> bool:
@@ -157,7 +164,7 @@ def _list_source(url: str, listing: Listing) -> Iterator[SourceFile]:
         items = (item for item in _list(root, listing) if fnmatch.fnmatchcase(item.url, pattern))
         yield from _files(root, items, listing)
     elif is_list(url) and storage.exists(url) and not holds_images(url, listing.image_column):
-        yield from listed_inputs(url, listing.below)
+        yield from listed_inputs(url, listing.below, listing.others)
     elif is_table(url) and storage.exists(url):
         yield from _rows(storage.stat(url), url.rpartition("/")[2], listing)
     elif storage.exists(url) and (is_archive(url) or is_unnamed_archive(url)):
@@ -217,11 +224,17 @@ def _rows(item: storage.ObjectInfo, path: str, listing: Listing) -> Iterator[Sou
     prefix = str(PurePosixPath(path).with_suffix(""))
     rows = image_rows(item.url, item, prefix, listing.image_column)
     if rows is None:
-        listing.others[PurePosixPath(path).suffix.lower()] += 1
+        columns = [] if listing.image_column else columns_of_bytes(item.url)
+        if columns:
+            file = SourceFile(path, item.url, item.size, item.etag or "")
+            held = f"no first value of its columns of bytes ({', '.join(columns)}) is an image"
+            yield _refused(file, "ignored", OTHER_BYTES, held)
+        else:
+            listing.others[PurePosixPath(path).suffix.lower()] += 1
         return
     for row in rows.files:
         # The law counts images; what a table holds besides is told once for each row, too.
-        listing.others.update(f"column {name}" for name in rows.dropped)
+        listing.others.update(rows.changed)
         yield row
 
 
@@ -341,7 +354,7 @@ def _path_in(prefix: str, name: str) -> str:
 def _member(found: _Found, listing: Listing) -> Iterator[SourceFile]:
     member = found.member
     if member.guessed:
-        listing.others["names in no UTF-8, read as CP437"] += 1
+        listing.others[GUESSED] += 1
     if member.kind == "dangling":
         yield from _dangling(found.path, found.url, listing)
     elif member.kind != "file":

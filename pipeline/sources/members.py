@@ -31,6 +31,8 @@ _MOST_LINKED = 10**6
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _LISTING_OF_A_FOLDER, _LATER_VOLUME = b"D", b"M"
 _VOLUMES = "is a later volume of a tar in several. Unpack these with tar -M, and pack the folder."
+GUESSED = "names in no UTF-8, read as CP437"
+"""What these are counted under."""
 ARCHIVE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
     NotImplementedError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError,

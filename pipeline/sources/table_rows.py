@@ -3,13 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import DatasetError, is_shortage
+from pipeline.errors import DatasetError, UnreadableError, is_shortage
 from pipeline.sources.arrow_sizes import check_batch
 from pipeline.sources.parquet_footer import check_footer
 from pipeline.storage.documents import MOST_DIGITS
@@ -60,6 +61,7 @@ def read_rows(url: str, texts: Collection[str]) -> Iterator[Row]:
             yield from _read_jsonl(url)
         elif suffix in ARROW_SUFFIXES:
             for batch in _arrow_batches(url):
+                refuse_doubled([name.strip() for name in batch.schema.names], url)
                 yield from batch.rename_columns([n.strip() for n in batch.schema.names]).to_pylist()
         else:
             raise DatasetError(
@@ -74,6 +76,15 @@ def read_rows(url: str, texts: Collection[str]) -> Iterator[Row]:
         if is_shortage(error):
             raise
         raise DatasetError(f"{storage.shown(url)}: can't be read as a table: {error}.") from None
+
+
+def refuse_doubled(names: Sequence[str], url: str) -> None:
+    """Raises `UnreadableError` for a table that has two columns of one name."""
+    doubled = [name for name, number in Counter(names).items() if number > 1]
+    if doubled:
+        raise UnreadableError(
+            f"{storage.shown(url)}: names the column {doubled[0]!r} twice. Write each one once."
+        )
 
 
 def _encoding_of(url: str) -> str:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.image_kinds import HEAD_BYTES, kind_of
+from pipeline.data.image_kinds import HEAD_BYTES, kind_of, raw_suffix
 from pipeline.errors import (
     DatasetError,
     ObjectChangedError,
@@ -22,20 +22,41 @@ from pipeline.errors import (
 )
 from pipeline.sources.annotations import (
     CAPTION_COLUMNS,
+    COLUMN,
+    KEPT_AS,
     LABEL_COLUMNS,
+    OWN_PATH,
+    PATH_COLUMNS,
+    WITHOUT,
     Annotation,
     annotation_of,
+    table_name,
     text_of,
+)
+from pipeline.sources.column_kinds import (
+    BYTES,
+    has_bytes,
+    holds_bytes,
+    inside_list,
+    is_binary,
+    is_image,
+    is_text,
 )
 from pipeline.sources.group_rows import GroupRows
 from pipeline.sources.input_lists import read_named
 from pipeline.sources.source_file import MAX_FILE_BYTES, SourceFile
-from pipeline.sources.table_rows import arrow_batches, is_parquet, is_table, open_parquet
+from pipeline.sources.table_rows import (
+    arrow_batches,
+    is_parquet,
+    is_table,
+    open_parquet,
+    refuse_doubled,
+)
 from pipeline.storage.tables import FAULTS
 
 _GROUPS_KEPT = 2
 """Row groups in memory, which may be large: rows are read in order, so two are enough."""
-_BYTES, _PATH = "bytes", "path"
+_PATH = "path"
 
 
 @dataclass(frozen=True)
@@ -54,14 +75,16 @@ class _Layout:
     label: str | None
     classes: tuple[str, ...]
     dropped: tuple[str, ...]
+    changed: tuple[str, ...]
+    """Which columns no sample has as they are, as counted."""
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """The rows of a table, and which of its columns of bytes are left out."""
+    """The rows of a table, and which of its columns no sample has as they are, as counted."""
 
     files: Iterator[SourceFile]
-    dropped: tuple[str, ...]
+    changed: tuple[str, ...]
 
 
 def image_rows(
@@ -82,7 +105,7 @@ def image_rows(
         ) from None
     if layout is None:
         return None
-    return ImageRows(_readable(url, _image_rows(info, prefix, layout)), layout.dropped)
+    return ImageRows(_readable(url, _image_rows(info, prefix, layout)), layout.changed)
 
 
 def _readable(url: str, rows: Iterator[SourceFile]) -> Iterator[SourceFile]:
@@ -152,6 +175,7 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
     schema = _schema(url)
     if schema is None or (named is not None and named not in schema.names):
         return None
+    refuse_doubled(schema.names, url)
     columns = [named] if named else _image_columns(url, schema)
     if not columns:
         return None
@@ -162,23 +186,28 @@ def _layout(url: str, etag: str, named: str | None) -> _Layout | None:
         )
     image = schema.field(columns[0])
     _check_column(image, url)
-    lower = {name.lower(): name for name in schema.names}
+    lower = {name.strip().lower(): name for name in schema.names}
     label = next((lower[name] for name in LABEL_COLUMNS if name in lower), None)
     if label is not None and pa.types.is_nested(schema.field(label).type):
         label = None  # several labels are no class: a column like any other
     caption = next((lower[name] for name in CAPTION_COLUMNS if name in lower), None)
-    kept = {image.name, *(n for n in (label, caption) if n and _is_binary(schema.field(n).type))}
-    dropped = tuple(f.name for f in schema if _has_bytes(f) and f.name not in kept)
-    return _Layout(image.name, label, _classes(schema, label), dropped)
+    kept = {image.name, *(n for n in (label, caption) if n and is_binary(schema.field(n).type))}
+    dropped = tuple(f.name for f in schema if has_bytes(f) and f.name not in kept)
+    others = [f for f in schema if f.name not in (image.name, label, caption, *dropped)]
+    changed = [f"{COLUMN}{name}" for name in dropped]
+    changed += [f"{COLUMN}{f.name}{WITHOUT}" for f in others if holds_bytes(f.type)]
+    if OWN_PATH in (f.name for f in others):
+        changed.append(f"{COLUMN}{OWN_PATH}{KEPT_AS}{table_name(OWN_PATH)}")
+    return _Layout(image.name, label, _classes(schema, label), dropped, tuple(changed))
 
 
 def _check_column(image: Any, url: str) -> None:
     """Raises `DatasetError` for one whose values are neither images' bytes nor paths."""
     import pyarrow as pa
 
-    if _is_image(image) or _is_binary(image.type) or _is_text(image.type):
+    if is_image(image) or is_binary(image.type) or is_text(image.type):
         return
-    if _inside_list(image) is not None and not pa.types.is_primitive(image.type.value_type):
+    if inside_list(image) is not None and not pa.types.is_primitive(image.type.value_type):
         what = "lists of images. Write a row for each image."
     else:
         what = f"{image.type}, and no image's file. Write its bytes (binary) or its path (string)."
@@ -198,13 +227,13 @@ def _image_columns(url: str, schema: Any) -> list[str]:
 
     One that holds lists of such counts only where nothing else does.
     """
-    unsure = [f.name for f in schema if _is_binary(f.type)]
-    found = {f.name for f in schema if _is_image(f)} | _with_images(url, unsure)
+    unsure = [f.name for f in schema if is_binary(f.type)]
+    found = {f.name for f in schema if is_image(f)} | _with_images(url, unsure)
     if found:
         return [name for name in schema.names if name in found]
-    lists = {f.name: inside for f in schema if (inside := _inside_list(f)) is not None}
-    unsure = [name for name, inside in lists.items() if _is_binary(inside.type)]
-    sure = [name for name, inside in lists.items() if _is_image(inside)]
+    lists = {f.name: inside for f in schema if (inside := inside_list(f)) is not None}
+    unsure = [name for name, inside in lists.items() if is_binary(inside.type)]
+    sure = [name for name, inside in lists.items() if is_image(inside)]
     return sure or sorted(_with_images(url, unsure))
 
 
@@ -212,72 +241,64 @@ def _with_images(url: str, columns: list[str]) -> set[str]:
     """Which of these columns of bytes hold an image among their first values."""
     if not columns:
         return set()
+    found: set[str] = set()
+    for batch in _first_batches(url, columns):
+        for name in columns:
+            values = (_first_of(value.as_py()) for value in batch[name])
+            if any(value and kind_of(value[:HEAD_BYTES]) for value in values):
+                found.add(name)
+        if found:
+            break
+    return found
+
+
+def _first_batches(url: str, columns: list[str]) -> Iterator[Any]:
+    """The first values of these columns, a few rows at a time."""
     with ExitStack() as cleanup:
         if is_parquet(url):
             file = cleanup.enter_context(open_parquet(url))
             batches = file.iter_batches(_LOOKED_AT_ONCE, columns=columns)
         else:
             batches = (batch.slice(0, _MOST_LOOKED_AT) for _, batch in arrow_batches(url))
-        found: set[str] = set()
         looked = 0
         for batch in batches:
-            for name in columns:
-                values = (_first_of(value.as_py()) for value in batch[name])
-                if any(value and kind_of(value[:HEAD_BYTES]) for value in values):
-                    found.add(name)
-            looked += batch.num_rows
-            if found or looked >= _MOST_LOOKED_AT:
+            yield batch
+            # Images may begin behind thousands of rows that have none.
+            there = [len(batch[name]) - batch[name].null_count for name in columns]
+            looked += max(1, *there)
+            if looked >= _MOST_LOOKED_AT:
                 break
-    return found
+
+
+def columns_of_bytes(url: str) -> list[str]:
+    """Of a table without images that names none either: its columns of bytes that are no texts."""
+    schema = _schema(url)
+    if schema is None or any(f.name.lower() in PATH_COLUMNS and is_text(f.type) for f in schema):
+        return []
+    left = [f.name for f in schema if is_binary(f.type)]
+    for batch in _first_batches(url, left) if left else ():
+        left = [name for name in left if not _is_spelled(batch[name])]
+        if not left:
+            break
+    return left
+
+
+def _is_spelled(values: Any) -> bool:
+    """Whether the first value is a text in UTF-8, as Spark writes these."""
+    first = next((value for value in values.to_pylist() if value), None)
+    try:
+        return first is not None and first.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 _LOOKED_AT_ONCE, _MOST_LOOKED_AT = 8, 1024
-"""Rows: the first may be empty, or broken."""
+"""Values: the first may be empty, or broken."""
 
 
 def _first_of(value: Any) -> bytes | None:
     """Of a list of bytes the first that are there."""
     return next(filter(None, value), None) if isinstance(value, list) else value
-
-
-def _inside_list(field: Any) -> Any:
-    """What the lists of a column hold, None for a column without."""
-    import pyarrow.types as kinds
-
-    checks = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list, kinds.is_list_view)
-    return field.type.value_field if any(check(field.type) for check in checks) else None
-
-
-def _is_binary(kind: Any) -> bool:
-    """Bytes in any of Arrow's layouts; Polars writes views, Pandas' categories are dictionaries."""
-    import pyarrow.types as kinds
-
-    kind = kind.value_type if kinds.is_dictionary(kind) else kind
-    return any(
-        check(kind) for check in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view)
-    )
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as kinds
-
-    kind = kind.value_type if kinds.is_dictionary(kind) else kind
-    return any(
-        check(kind) for check in (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
-    )
-
-
-def _is_image(field: Any) -> bool:
-    """Whether this is a struct with bytes, as the `datasets` library has an image."""
-    import pyarrow as pa
-
-    if not pa.types.is_struct(field.type):
-        return False
-    return any(inside.name == _BYTES and _is_binary(inside.type) for inside in field.type)
-
-
-def _has_bytes(field: Any) -> bool:
-    return _is_binary(field.type) or _is_image(field)
 
 
 def _classes(schema: Any, label: str | None) -> tuple[str, ...]:
@@ -315,7 +336,7 @@ def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = (
         raise SampleError("changed", f"its row group has no row {file.offset} any more")
     row = dict(found)
     image = row.pop(layout.image)
-    data = image.get(_BYTES) if isinstance(image, dict) else image
+    data = image.get(BYTES) if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         path = image.get(_PATH) if isinstance(image, dict) else image
         if not isinstance(path, str) or not path:
@@ -324,13 +345,18 @@ def read_table_row(file: SourceFile, named: str | None, below: Sequence[str] = (
             data = read_named(path, file.url, below)
         except SampleError as error:
             raise SampleError(error.reason, f"its row holds no bytes, but {error}") from None
+    said = image.get(_PATH) if isinstance(image, dict) else ""
+    if said and raw_suffix(said) and kind_of(data[:HEAD_BYTES]) == "tiff":
+        raise SampleError(
+            "unsupported", f"{said!r} is a camera's raw file: a small copy alone could be read"
+        )
     if len(data) > MAX_FILE_BYTES:
         raise SampleError("bomb", f"{len(data)} bytes, over {MAX_FILE_BYTES}")
     if layout.label:
         row[layout.label] = _label_of(row[layout.label], layout.classes)
     if isinstance(image, dict) and image.get(_PATH) and "file_name" not in row:
         row["file_name"] = image[_PATH].rpartition("/")[2]
-    return TableRow(data, annotation_of(row))
+    return TableRow(data, annotation_of({name.strip(): value for name, value in row.items()}))
 
 
 @lru_cache(maxsize=_GROUPS_KEPT)

@@ -78,10 +78,10 @@ def test_folder_names_beside_a_table_s_labels_are_counted(tmp_path: Path) -> Non
     source = write(tmp_path / "in", {f"k/{n}.png": png(n) for n in range(3)})
     (tmp_path / "t.csv").write_text("path,label\nk/0.png,a\n")
     _, text = said(config(source, tmp_path / "out", annotations=str(tmp_path / "t.csv")))
-    assert "2 inputs have no label there: theirs is the first folder's name." in text
+    assert "Without a label in a table: 2 inputs, labelled by the first folder's name." in text
     (tmp_path / "u.csv").write_text("path,caption\nk/0.png,a\n")
     _, text = said(config(source, tmp_path / "other", annotations=str(tmp_path / "u.csv")))
-    assert "no label there" not in text
+    assert "Without a label in a table" not in text
 
 
 def test_nan_is_no_label_in_any_table_and_a_doubled_key_is_refused(tmp_path: Path) -> None:

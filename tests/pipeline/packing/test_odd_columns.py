@@ -39,7 +39,7 @@ COLUMNS = [
     (pa.array([[1, 2], [3]], pa.list_(pa.uint8())), "'image' holds a list in row 1, and no path"),
     (pa.array([IMAGES, IMAGES[:1]], pa.list_(pa.binary())), "image holds lists of images"),
     (pa.array([[], IMAGES], pa.list_(pa.binary_view())), "image holds lists of images"),
-    (pa.array([b"no", b"image"]), "'image' holds bytes in row 1, and no path"),
+    (pa.array([b"no", b"image"]), "'image' holds bytes that begin as no image's file in row 1"),
     (pa.array([base64.b64encode(each).decode() for each in IMAGES]), "as base64 text in row 1"),
     (
         pa.array([f"data:image/png;base64,{base64.b64encode(png(1)).decode()}"]),

@@ -99,3 +99,44 @@ def test_a_long_name_is_read() -> None:
         ((_, info),) = tar_headers(io.BytesIO(data), 0, len(data), "x.tar")
         assert info.name == name
         file = io.BytesIO()
+
+
+def sparse(holes: int, claimed: int | None = None) -> bytes:
+    """POSIX's version 1.0: the map stands before the bytes, its length first."""
+    body = f"{holes if claimed is None else claimed}\n" + "".join(
+        f"{2048 * n}\n0\n" for n in range(holes)
+    )
+    data = body.encode().ljust(-(-len(body) // 512) * 512, b"\0")
+    info = tarfile.TarInfo("a.png")
+    info.size = len(data)
+    info.pax_headers = {
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.png",
+        "GNU.sparse.realsize": str(2048 * holes + 9),
+    }  # fmt: skip
+    return info.tobuf(tarfile.PAX_FORMAT) + data + bytes(1024)
+
+
+def old_sparse(blocks: int) -> bytes:
+    """Old GNU's: blocks of 21 pairs behind the header, each of which says whether one follows."""
+    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482:483] = b"S", b"\1"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    more = [bytearray(512) for _ in range(blocks)]
+    for block in more[:-1]:
+        block[504] = 1
+    return bytes(header) + b"".join(more) + bytes(1024)
+
+
+@pytest.mark.parametrize("data", [sparse(10), old_sparse(3)])
+def test_a_sparse_member_s_map_is_read(data: bytes) -> None:
+    found = list(tar_headers(io.BytesIO(data), 0, len(data), "x.tar"))
+    assert [info.name for _, info in found] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "data", [sparse(3, 10**9), sparse(3, 2**18 + 1), old_sparse(2**18 // 21 + 2)]
+)
+def test_a_map_of_more_holes_than_any_file_has_is_refused(data: bytes) -> None:
+    with pytest.raises(UnreadableError, match="sparse file of more than 262,144 holes"):
+        list(tar_headers(io.BytesIO(data), 0, len(data), "x.tar"))
