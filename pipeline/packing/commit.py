@@ -193,8 +193,8 @@ class _Merger:
                                   split="", shard="", position=-1)  # fmt: skip
                 self._take(row, before)
                 leaves = file.key in self._removals
-                both = bool(before and before.shard and row.shard) and not leaves
-                if both and before.sha256 != row.sha256:
+                was = before.sha256 if before is not None and before.shard else row.sha256
+                if row.shard and was != row.sha256 and not leaves:
                     self.replaced, self.example = self.replaced + 1, self.example or row.path
                 self.statuses["removed:" if leaves else f"{row.status}:{row.reason}"] += 1
                 self.added += found.status == "packed" and row.status == "packed"

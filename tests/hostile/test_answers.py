@@ -237,7 +237,7 @@ def test_a_row_leads_out_of_below_by_no_way_of_writing(
     stranger: Stranger, tmp_path: Path, row: str
 ) -> None:
     (tmp_path / "l.csv").write_text(f"path\n{stranger.address}/below/{row}\n")
-    (found,) = listed_inputs(str(tmp_path / "l.csv"), (f"{stranger.address}/below",))
+    (found,) = listed_inputs(str(tmp_path / "l.csv"), (f"{stranger.address}/below",), {})
     assert (found.status, found.reason) == ("rejected", "outside")
     assert stranger.asked == []
 
@@ -253,16 +253,16 @@ def test_a_redirect_leads_no_row_elsewhere(stranger: Stranger, tmp_path: Path, t
     stranger.body = image.read_bytes()
     (tmp_path / "l.csv").write_text(f"path\n{stranger.address}/below/a.png\n")
     below = (f"{stranger.address}/below",)
-    (before,) = listed_inputs(str(tmp_path / "l.csv"), below)
+    (before,) = listed_inputs(str(tmp_path / "l.csv"), below, {})
     assert before.read() == stranger.body
     stranger.moved["/below/a.png"] = to
-    (found,) = listed_inputs(str(tmp_path / "l.csv"), below)
+    (found,) = listed_inputs(str(tmp_path / "l.csv"), below, {})
     assert (found.status, found.reason) == ("rejected", "missing")
     with pytest.raises(Exception, match=r"was not followed|does not exist"):
         before.read()
     assert set(stranger.asked) == {"/below/a.png"}
     stranger.moved["/below/a.png"] = "b.png"
-    (found,) = listed_inputs(str(tmp_path / "l.csv"), below)
+    (found,) = listed_inputs(str(tmp_path / "l.csv"), below, {})
     assert found.status == "", "what stays in its folder is followed"
 
 
