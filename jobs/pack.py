@@ -43,8 +43,6 @@ def main(config: PackConfig) -> Outcome:
 
 
 def _summary(config: PackConfig, result: "PackResult") -> list[str]:
-    from pipeline.packing.inspect_image import SEVERAL
-
     images, shards = counted(result.samples, "image"), counted(result.shards, "shard")
     lines = [f"{result.dataset}: {images} in {shards}."]
     if result.holdout is not None and result.holdout_samples:
@@ -66,30 +64,8 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
         )
     if result.rejects_url:
         lines.append(f"Inputs that are no samples, with reasons: {result.rejects_url}")
-    found, table = result.found, result.table
-    if result.samples and found is not None:
-        lines.append(
-            f"Sides of {found.smallest_side} to {found.largest_side} pixels; modes "
-            + ", ".join(f"{mode} {number:,}" for mode, number in found.modes.items())
-            + "."
-        )
-        several = sum(n for mode, n in found.modes.items() if mode.endswith(SEVERAL))
-        if several:
-            files = counted(several, "file")
-            lines.append(f"Of {files} with several pages or frames each the first one counts.")
-    if found is not None and found.num_labels:
-        shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
-        more = ", ..." if found.num_labels > len(shown) else ""
-        bare = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
-        lines.append(f"{counted(found.num_labels, 'label')}: {', '.join(shown)}{more}{bare}.")
-        blank = [label for label in found.labels if label != label.strip()]
-        if blank:
-            lines.append(
-                f"Labels with white space around them are others than those without: {blank[:5]}."
-            )
-        alone = found.num_labels == 1 and not found.unlabelled
-        if alone and result.samples > 1 and not table.rows:
-            lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
+    lines += _of_samples(config, result)
+    table = result.table
     if table.folders:
         inputs = counted(table.folders, "input")
         lines.append(f"Without a label in a table: {inputs}, labelled by the first folder's name.")
@@ -108,6 +84,40 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
             f"The part to train on is EMPTY: `--holdout {config.holdout:g}` holds all images out. "
             "Pack anew with a smaller one into another `--output URL`."
         )
+    return lines
+
+
+def _of_samples(config: PackConfig, result: "PackResult") -> list[str]:
+    """Sides, modes, pages and labels."""
+    from pipeline.packing.inspect_image import SEVERAL
+
+    found = result.found
+    if found is None:
+        return []
+    lines = []
+    if result.samples:
+        lines.append(
+            f"Sides of {found.smallest_side} to {found.largest_side} pixels; modes "
+            + ", ".join(f"{mode} {number:,}" for mode, number in found.modes.items())
+            + "."
+        )
+        several = sum(n for mode, n in found.modes.items() if mode.endswith(SEVERAL))
+        if several:
+            files = counted(several, "file")
+            lines.append(f"Of {files} with several pages or frames each the first one counts.")
+    if found.num_labels:
+        shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
+        more = ", ..." if found.num_labels > len(shown) else ""
+        bare = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
+        lines.append(f"{counted(found.num_labels, 'label')}: {', '.join(shown)}{more}{bare}.")
+        blank = [label for label in found.labels if label != label.strip()]
+        if blank:
+            lines.append(
+                f"Labels with white space around them are others than those without: {blank[:5]}."
+            )
+        alone = found.num_labels == 1 and not found.unlabelled
+        if alone and result.samples > 1 and not result.table.rows:
+            lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
     return lines
 
 

@@ -1,7 +1,6 @@
 """One input becomes what is packed: checked in full or by its header, and re-encoded if asked."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,8 +79,8 @@ def _is_raw(data: bytes) -> bool:
     Of raw files without a raw file's name Pillow reads the thumbnail, as if it were the photograph.
     """
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-        tags: Mapping[int, object] = image.tag_v2  # type: ignore[attr-defined]
-        return tags.get(_SUBFILE_TYPE) == 1 or _DNG_VERSION in tags or data[8:10] == b"CR"
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return bool(tags.get(_SUBFILE_TYPE) == 1 or _DNG_VERSION in tags or data[8:10] == b"CR")
 
 
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706

@@ -155,7 +155,7 @@ class Inventory:
             raise DatasetError(
                 f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
             )
-        images, relabelled = self._give(storage.absolute(url))
+        images, relabelled = _give(self._db, storage.absolute(url))
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
         hushed = int(self._db.execute(_HUSHED + _hushed(Choice(told=True))).fetchone()[0])
@@ -168,53 +168,6 @@ class Inventory:
     def folders(self) -> int:
         """Inputs with a folder's name for their label, beside others that have a table's."""
         return int(self._db.execute(_FOLDERS).fetchone()[0])
-
-    def _give(self, table: str) -> tuple[int, int]:
-        """What rows say, to the inputs they name; how many of these are packed, or relabelled."""
-        images = relabelled = last = 0
-        archive = _only_archive(self._db)
-        query = (
-            "SELECT rowid,path,url,root,status='',annotation,given_label FROM listed "
-            "WHERE rowid>? ORDER BY 1 LIMIT ?"
-        )
-        while page := self._db.execute(query, (last, BATCH_ROWS)).fetchall():
-            given = []
-            for row, path, at, root, packs, own, before in page:
-                told = self._told(spellings(path, at, root, table, archive))
-                if told is None:
-                    continue
-                said = Annotation.from_text(told)
-                both = said.beside(Annotation.from_text(own)).to_text() if own else told
-                given.append((both, said.label, said.label, row))
-                images += packs
-                relabelled += bool(packs and before and said.label and said.label != before)
-            write_rows(
-                self._db,
-                "UPDATE listed SET annotation=?, label=COALESCE(?, label), "
-                "given_label=COALESCE(?, given_label) WHERE rowid=?",
-                given,
-            )
-            last = page[-1][0]
-        return images, relabelled
-
-    def _told(self, names: Iterable[str]) -> str | None:
-        """Its row; one that names another input by its very path is that one's alone."""
-        taken = False
-        for number, spelling in enumerate(names):
-            if number >= 2 and number % 2 == 0:  # whole; without its suffix it follows
-                taken = self._is_path(spelling)
-            if taken:
-                continue
-            found = self._db.execute("SELECT annotation FROM told WHERE path=?", (spelling,))
-            row = found.fetchone()
-            if row is not None:
-                self._db.execute("UPDATE told SET met=1 WHERE path=?", (spelling,))
-                return str(row[0])
-        return None
-
-    def _is_path(self, spelling: str) -> bool:
-        found = self._db.execute("SELECT 1 FROM listed WHERE key=? LIMIT 1", (key_of(spelling),))
-        return found.fetchone() is not None
 
     def labels(self) -> set[str]:
         """Of all inputs that may be packed, and of all rows of the table."""
@@ -320,6 +273,56 @@ class Inventory:
     def keys_left_behind(self) -> bytes:
         """Those of the same samples, one a line."""
         return b"".join(f"{row.key}\n".encode() for row in self.ledger.rows(_LEFT_BEHIND))
+
+
+def _give(db: sqlite3.Connection, table: str) -> tuple[int, int]:
+    """What rows say, to the inputs they name; how many of these are packed, or relabelled."""
+    images = relabelled = last = 0
+    archive = _only_archive(db)
+    query = (
+        "SELECT rowid,path,url,root,status='',annotation,given_label FROM listed "
+        "WHERE rowid>? ORDER BY 1 LIMIT ?"
+    )
+    while page := db.execute(query, (last, BATCH_ROWS)).fetchall():
+        given = []
+        for row, path, at, root, packs, own, before in page:
+            told = _told(db, spellings(path, at, root, table, archive))
+            if told is None:
+                continue
+            said = Annotation.from_text(told)
+            both = said.beside(Annotation.from_text(own)).to_text() if own else told
+            given.append((both, said.label, said.label, row))
+            images += packs
+            relabelled += bool(packs and before and said.label and said.label != before)
+        write_rows(
+            db,
+            "UPDATE listed SET annotation=?, label=COALESCE(?, label), "
+            "given_label=COALESCE(?, given_label) WHERE rowid=?",
+            given,
+        )
+        last = page[-1][0]
+    return images, relabelled
+
+
+def _told(db: sqlite3.Connection, names: Iterable[str]) -> str | None:
+    """Its row; one that names another input by its very path is that one's alone."""
+    taken = False
+    for number, spelling in enumerate(names):
+        if number >= 2 and number % 2 == 0:  # whole; without its suffix it follows
+            taken = _is_path(db, spelling)
+        if taken:
+            continue
+        found = db.execute("SELECT annotation FROM told WHERE path=?", (spelling,))
+        row = found.fetchone()
+        if row is not None:
+            db.execute("UPDATE told SET met=1 WHERE path=?", (spelling,))
+            return str(row[0])
+    return None
+
+
+def _is_path(db: sqlite3.Connection, spelling: str) -> bool:
+    found = db.execute("SELECT 1 FROM listed WHERE key=? LIMIT 1", (key_of(spelling),))
+    return found.fetchone() is not None
 
 
 def _only_archive(db: sqlite3.Connection) -> str:
