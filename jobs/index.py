@@ -21,8 +21,9 @@ def main(config: IndexConfig) -> Outcome:
     if over:
         summary += result.counts.over_lines(config.bad_fraction)
         summary.append(
-            f"What was adopted is a dataset all the same: {train}. What is mended comes in by the "
-            "same command."
+            f"What was adopted is a dataset all the same: {train}. Tars that could not be read "
+            "come in by the same command once they are mended; the others, if they change, go into "
+            "another `--output URL`."
         )
     else:
         summary.append(f"Train on it: {train}")

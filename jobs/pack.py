@@ -115,10 +115,18 @@ def _of_samples(config: PackConfig, result: "PackResult") -> list[str]:
             lines.append(
                 f"Labels with white space around them are others than those without: {blank[:5]}."
             )
-        alone = found.num_labels == 1 and not found.unlabelled
-        if alone and result.samples > 1 and not result.table.rows:
-            lines.append(_alike(shown[0].rpartition(" ")[0], config.source))
+        if _PARTS.issuperset(found.labels):
+            lines.append(
+                "These are the parts of a dataset that is split already, and no classes: pack each "
+                "by itself, with its folder as `--source`, into an `--output URL` of its own."
+            )
+        elif (found.num_labels, found.unlabelled) == (1, 0) and result.samples > 1:
+            told = shown[0].rpartition(" ")[0]
+            lines += [] if result.table.rows else [_alike(told, config.source)]
     return lines
+
+
+_PARTS = frozenset(("dev", "test", "testing", "train", "training", "val", "valid", "validation"))
 
 
 def _alike(label: str, sources: Sequence[str]) -> str:

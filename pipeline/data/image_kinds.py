@@ -229,6 +229,7 @@ _CURES = {
     "link": "jobs.pack follows links",
     "name": "rename them in UTF-8 (convmv; in an archive: unpack it, rename, pack the folder)",
     "no plain tar": "jobs.pack reads them",
+    "no-image": "see what they hold: jobs.pack counts each file by its kind",
     "no-key": "jobs.pack gives them keys",
     "nested": "unpack the archives inside archives inside archives",
     "not-an-image": "see what they are, or copy them again",

@@ -38,7 +38,7 @@ class Estimate:
     def summary(self) -> str:
         """One line for a person."""
         return (
-            f"{self.images} images, {self.bytes / 2**20:.1f} MiB, about {self.seconds:.0f} s; "
+            f"{self.images} inputs, {self.bytes / 2**20:.1f} MiB, about {self.seconds:.0f} s; "
             f"{self.rejected_in_probe} of {self.probed} probed would be rejected."
         )
 

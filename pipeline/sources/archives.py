@@ -44,7 +44,12 @@ from pipeline.sources.members import (
     zip_members,
     zip_tag,
 )
-from pipeline.sources.zip_end import is_last_volume, refuse_joined, without_comment
+from pipeline.sources.zip_end import (
+    is_last_volume,
+    mend_offsets,
+    refuse_joined,
+    without_comment,
+)
 from pipeline.storage.ranged_file import RangedFile
 
 COMPRESSED_SUFFIXES = (
@@ -226,6 +231,7 @@ def _open_zip(url: str, etag: str, inner: str) -> zipfile.ZipFile:
                 "zip -s 0 THIS --out WHOLE.zip, and pack that one."
             )
         archive = zipfile.ZipFile(without_comment(file))
+        mend_offsets(archive)
     except ARCHIVE_ERRORS as error:
         if is_shortage(error):
             raise

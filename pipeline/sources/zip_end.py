@@ -9,6 +9,7 @@ from pipeline.errors import UnreadableError
 from pipeline.storage.ranged_file import RangedFile
 
 _SIGN, _BYTES, _LENGTH = b"PK\5\6", 22, slice(20, 22)
+_DIRECTORY, _WRAP = slice(16, 20), 2**32
 _MOST_BYTES = _BYTES + 2**16
 """With the longest comment."""
 
@@ -17,6 +18,28 @@ def is_last_volume(file: BinaryIO) -> bool:
     """Whether a zip's end says that its members lie in files before this one."""
     _, record = _end_of(file)
     return record[4:6] not in (b"", b"\0\0", b"\xff\xff")  # the last: a zip64 says it elsewhere
+
+
+def mend_offsets(archive: zipfile.ZipFile) -> None:
+    """Gives members behind 4 GiB their places, of which macOS writes the last 32 bits alone.
+
+    It knows no zip64. `zipfile` takes what is missing for bytes that stand before the zip, and so
+    finds none of the members in the first 4 GiB.
+    """
+    if archive.fp is None or archive.start_dir < _WRAP:
+        return
+    _, record = _end_of(archive.fp)  # type: ignore[arg-type]
+    stated = int.from_bytes(record[_DIRECTORY], "little")
+    missing = archive.start_dir - stated
+    if stated == _WRAP - 1 or missing % _WRAP:
+        return
+    last = -1
+    for info in archive.infolist():  # in the order of their places
+        at = info.header_offset - missing
+        at += -(-max(0, last + 1 - at) // _WRAP) * _WRAP
+        info.header_offset = last = at
+        if hasattr(info, "_end_offset"):  # what newer ones compare
+            info._end_offset = None
 
 
 def refuse_joined(archive: zipfile.ZipFile, where: str) -> None:

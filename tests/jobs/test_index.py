@@ -20,5 +20,6 @@ def test_adopting_a_tar_counts_its_samples(tmp_path: Path) -> None:
     assert (outcome.result["samples"], outcome.result["rejected"]) == (1, 1)
     out = tmp_path / "out"
     assert f"a dataset all the same: `vae train --data {out} --run NAME`" in outcome.summary[-1]
+    assert "go into another `--output URL`" in outcome.summary[-1]
     allowed = main(config.model_copy(update={"bad_fraction": 1}))
     assert allowed.summary[-1] == f"Train on it: `vae train --data {out} --run NAME`"

@@ -15,7 +15,7 @@ def test_only_what_is_not_packed_yet_counts(tmp_path: Path) -> None:
     assert estimate.bytes == len(png(50)) + len(b"nothing")
     assert estimate.reasons == {"not-an-image": 1}
     assert estimate.others == {".txt": 1}
-    assert "2 images" in estimate.summary
+    assert "2 inputs" in estimate.summary
     assert len(sorted(tmp_path.rglob("*"))) == len(before) + 3, "nothing but our own three files"
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,30 @@ def test_images_with_a_row_are_counted_among_those_that_are_packed(tmp_path: Pat
     said = {"annotations": str(tmp_path / "t.jsonl"), "unmatched": 0.0}
     with pytest.raises(DatasetError, match=r"(\d) of \1 images have a row; \d of its 4 rows"):
         pack(config(folder, tmp_path / "out", **said))
+
+
+def zip_of_macos(path: Path, members: dict[str, bytes], hole: int) -> None:
+    """As its Archive Utility writes one of over 4 GiB: offsets lose what 32 bits can't hold."""
+    directory, items = b"", list(members.items())
+    with path.open("wb") as file:
+        for number, (name, data) in enumerate(items):
+            if number == len(items) // 2:
+                file.seek(file.tell() + hole)
+            about = struct.pack(
+                "<HHHHHIIIHH", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name), 0
+            )
+            at = struct.pack("<HHHII", 0, 0, 0, 0, file.tell() % 2**32)
+            directory += b"PK\1\2" + struct.pack("<H", 20) + about + at + name.encode()
+            file.write(b"PK\3\4" + about + name.encode() + data)
+        end, count = file.tell() % 2**32, len(items)
+        file.write(directory)
+        file.write(b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, len(directory), end, 0))
+
+
+@pytest.mark.parametrize("hole", [0, 2**32 - 1000, 2**32 + 5000])
+def test_a_zip_of_macos_of_over_4_gib_goes_in_whole(tmp_path: Path, hole: int) -> None:
+    members = {f"k/{n}.png": png(n) for n in range(6)}
+    zip_of_macos(tmp_path / "t.zip", members, hole)
+    result = pack(config(str(tmp_path / "t.zip"), tmp_path / "out"))
+    assert {path: image for path, (image, _) in packed(result).items()} == members
+    assert not result.reasons

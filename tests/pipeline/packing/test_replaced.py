@@ -79,3 +79,11 @@ def test_an_empty_part_to_train_on_is_told_and_one_label_of_some_is_not_called_a
     _, text = said(config(folder, tmp_path / "some"))
     assert "1 label: k 2; 1 without a label." in text
     assert "All have the label" not in text
+
+
+def test_folders_of_parts_are_told_to_be_no_classes(tmp_path: Path) -> None:
+    images = {f"{part}/cat/{n}.png": png(n) for n, part in enumerate(("train", "train", "val"))}
+    _, text = said(config(write(tmp_path / "in", images), tmp_path / "out"))
+    assert "These are the parts of a dataset that is split already, and no classes" in text
+    _, text = said(config(f"{tmp_path}/in/train", tmp_path / "train"))
+    assert "parts of a dataset" not in text
