@@ -13,12 +13,10 @@ from typing import Literal
 HEAD_BYTES = 512
 """So many first bytes tell every kind: a tar says so in its byte 257."""
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jif", ".jp2",
-        ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".png", ".tif", ".tiff", ".webp",
-    )
-)  # fmt: skip
+IMAGE_SUFFIXES = frozenset((
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jif", ".jp2",
+    ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".png", ".tif", ".tiff", ".webp",
+))  # fmt: skip
 """Of the formats that are always read."""
 
 EXTRAS = {"heif": "pillow_heif", "jxl": "pillow_jxl"}
@@ -27,13 +25,11 @@ _EXTRA_OF_SUFFIX = {
     ".heic": "heif", ".heics": "heif", ".heif": "heif", ".heifs": "heif", ".hif": "heif",
     ".jxl": "jxl",
 }  # fmt: skip
-_RAW_SUFFIXES = frozenset(
-    (
-        ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25",
-        ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf", ".raw",
-        ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
-    )
-)  # fmt: skip
+_RAW_SUFFIXES = frozenset((
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25",
+    ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf", ".raw",
+    ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+))  # fmt: skip
 _UNREAD_SUFFIXES = frozenset((
     ".ai", ".bpg", ".cur", ".dcm", ".dds", ".emf", ".eps", ".exr", ".fit", ".fits", ".flif",
     ".hdr", ".icns", ".ico", ".jbig2", ".jng", ".jxr", ".kra", ".mng", ".nii", ".ora", ".pbm",
@@ -55,8 +51,9 @@ _COMPRESSIONS = frozenset((".br", ".bz2", ".gz", ".lz", ".lz4", ".lzo", ".sz", "
 _PART_OF_ARCHIVE = re.compile(
     r"(\.(tar|tgz|zip|7z|rar)(\.(gz|bz2|xz|zst))?\.?(part[-_.]?\w{1,4}|\d{2,4}|[a-c][a-z])|\.[rz]\d\d)$"
 )
-SPLIT, UNNAMED = "split archive", "unnamed archive"
-PACKED_TABLE, OTHER_BYTES = "table in an archive", "table of other bytes"
+SPLIT, UNNAMED, PACKED_TABLE = "split archive", "unnamed archive", "table in an archive"
+_OF_OTHERS = re.compile(r"\.(beton|lmdb|mdb|mds|rec|tfrec(ord)?s?(-\d+-of-\d+)?)(\.(gz|zst))?$")
+OTHER_BYTES, OTHER_FORMAT = "table of other bytes", "dataset of another library"
 """Kinds of ignored files that have no suffix of their own."""
 UNREADABLE = "unreadable"
 """The reason of an archive or table that can't be read to its end: nobody knows what it holds."""
@@ -194,6 +191,8 @@ def _archive_kind(path: str, head: bytes) -> str:
     name = PurePosixPath(path.lower())
     if _PART_OF_ARCHIVE.search(name.name):
         return SPLIT
+    if _OF_OTHERS.search(name.name):
+        return OTHER_FORMAT
     if name.suffix in _COMPRESSIONS:
         within = PurePosixPath(name.stem).suffix
         return name.suffix if within == ".tar" or within in _IMAGES_BY_NAME else ""
@@ -235,6 +234,8 @@ _CURES = {
     "not-an-image": "see what they are, or copy them again",
     PACKED_TABLE: "unpack the archives and pack the folder, or `--ignore 'table in an archive'` if "
     "they hold no images",
+    OTHER_FORMAT: "write them out as files, .tar or .parquet, or `--ignore "
+    "'dataset of another library'`",
     OTHER_BYTES: "write images' files into them, or `--ignore 'table of other bytes'`",
     "outside": "name their prefix with `--below`",
     "replaced": "a later member or row of the same path counts",

@@ -153,7 +153,8 @@ class Inventory:
         ).fetchone()
         if twice is not None:
             raise DatasetError(
-                f"{storage.shown(url)}: names {twice[0]!r} twice, with other values."
+                f"{storage.shown(url)}: names {twice[0]!r} twice, with other values. Leave one row "
+                "of each image, or several that differ in their caption alone."
             )
         images, relabelled = _give(self._db, storage.absolute(url))
         rows_, met = self._db.execute("SELECT COUNT(*), SUM(met) FROM told").fetchone()

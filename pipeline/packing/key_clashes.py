@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from pipeline import storage
 from pipeline.data.keys import key_of
-from pipeline.errors import DatasetError, SampleError
+from pipeline.errors import AccessDeniedError, DatasetError, SampleError
 from pipeline.sources.annotations import Annotation, join_captions
 from pipeline.sources.archives import without_archive_suffix
 from pipeline.sources.source_file import SourceFile
@@ -56,7 +56,8 @@ def _join(db: sqlite3.Connection, key: str, found: Sequence[SourceFile]) -> None
     joined = join_captions([Annotation.from_text(f.annotation) for f in found if f.annotation])
     if joined is None:
         raise DatasetError(
-            f"{_lists_of(db, key)}: {found[-1].path!r} is named twice, with other values."
+            f"{_lists_of(db, key)}: {found[-1].path!r} is named twice, with other values. Leave "
+            "one row of each image, or several that differ in their caption alone."
         )
     db.execute(
         "UPDATE listed SET annotation=?, given_label=?, label=COALESCE(?, label) WHERE key=?",
@@ -181,7 +182,7 @@ def refuse_replacing(db: sqlite3.Connection, root: str) -> None:
     ).fetchall()  # fmt: skip
     for rowid, url, path, size, sha256 in rows:
         file = _listed(db, "rowid=?", (rowid,))[0]
-        if not storage.exists(url) or (file.size == size and _has_bytes(file, sha256)):
+        if not _is_there(url) or (file.size == size and _has_bytes(file, sha256)):
             continue
         raise DatasetError(
             f"{storage.shown(file.place)}: would replace the sample {path!r} of "
@@ -195,6 +196,16 @@ def refuse_replacing(db: sqlite3.Connection, root: str) -> None:
 
 _MOST_COMPARED = 64
 """Files that have another's path: each is asked for, and read where their sizes are the same."""
+
+
+def _is_there(url: str) -> bool:
+    """Whether that file is still there, or nobody knows: an address of the ledger is not asked."""
+    if storage.protocol(url) not in ("file", "s3", "s3a", "gs", "gcs"):
+        return True
+    try:
+        return storage.exists(url)
+    except AccessDeniedError:
+        return True
 
 
 def _has_bytes(file: SourceFile, sha256: str) -> bool:

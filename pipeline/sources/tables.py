@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from pipeline import storage
 from pipeline.data.image_kinds import HEAD_BYTES, kind_of, raw_suffix
@@ -120,7 +121,7 @@ def _readable(url: str, rows: Iterator[SourceFile]) -> Iterator[SourceFile]:
 
 
 def _image_rows(info: storage.ObjectInfo, prefix: str, layout: _Layout) -> Iterator[SourceFile]:
-    first = 0
+    first, partition = 0, _partition(prefix)
     for group, size, labels in _groups(info, layout):
         for row, label in enumerate(labels):
             yield SourceFile(
@@ -132,9 +133,20 @@ def _image_rows(info: storage.ObjectInfo, prefix: str, layout: _Layout) -> Itera
                 member=layout.image,
                 inner=str(group),
                 row_group=f"{prefix}#{group}",
-                given_label=label,
+                given_label=partition if label is None else label,
             )
         first += len(labels)
+
+
+def _partition(prefix: str) -> str | None:
+    """The label that the folders of a table say, as Hive and Spark write it: `label=cat/`."""
+    pairs = (part.partition("=") for part in prefix.split("/")[:-1])
+    said = [unquote(value) for name, _, value in pairs if name.lower() in LABEL_COLUMNS]
+    return said[-1] if said and said[-1] not in ("", _NO_PARTITION) else None
+
+
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""What these write where the column is null."""
 
 
 def _groups(

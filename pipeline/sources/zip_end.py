@@ -3,7 +3,7 @@
 import io
 import re
 import zipfile
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from pipeline.errors import UnreadableError
 from pipeline.storage.ranged_file import RangedFile
@@ -36,10 +36,16 @@ def mend_offsets(archive: zipfile.ZipFile) -> None:
     last = -1
     for info in archive.infolist():  # in the order of their places
         at = info.header_offset - missing
-        at += -(-max(0, last + 1 - at) // _WRAP) * _WRAP
+        while at < archive.start_dir and (at <= last or not _is_member(archive.fp, at)):
+            at += _WRAP
         info.header_offset = last = at
         if hasattr(info, "_end_offset"):  # what newer ones compare
             info._end_offset = None
+
+
+def _is_member(file: IO[bytes], at: int) -> bool:
+    file.seek(at)
+    return file.read(4) == b"PK\3\4"
 
 
 def refuse_joined(archive: zipfile.ZipFile, where: str) -> None:

@@ -154,3 +154,12 @@ def test_archives_under_other_names_are_counted_and_programs_and_documents_are_b
     assert "`--ignore 'unnamed archive'`" in lines
     taken = pack(config(str(tmp_path / "in/book.epub"), tmp_path / "epub"))
     assert set(packed(taken)) == {"x/a.png"}
+
+
+def test_datasets_of_other_libraries_are_counted_with_what_to_do(tmp_path: Path) -> None:
+    names = ["a.tfrecord", "b.tfrecord-00000-of-00010", "c.mds", "d.mds.zst", "e.beton", "f.rec"]
+    folder = write(tmp_path / "in", {**dict.fromkeys(names, b"x" * 99), "ok.png": png(1)})
+    result = pack(config(folder, tmp_path / "out"))
+    assert result.ignored == {"dataset of another library": 6}
+    told = "\n".join(result.counts.summary())
+    assert "6 dataset of another library: write them out as files, .tar or .parquet" in told

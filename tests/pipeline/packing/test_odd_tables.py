@@ -160,3 +160,15 @@ def test_addresses_of_files_may_be_escaped_and_archives_in_a_list_are_told_as_su
     assert "13 bytes of zip: an archive, and no image" in (
         (tmp_path / "out/rejects.jsonl").read_text()
     )
+
+
+def test_the_label_of_a_table_s_folders_is_taken_as_spark_writes_it(tmp_path: Path) -> None:
+    write(tmp_path / "in", {f"{folder}/x": b"" for folder in ("year=1/label=a%2Fb", "label=c")})
+    bare, own = pa.table({"image": images(2)}), pa.table({"image": images(2), "label": ["d", None]})
+    parquet.write_table(bare, tmp_path / "in/year=1/label=a%2Fb/0.parquet")
+    parquet.write_table(own, tmp_path / "in/label=c/1.parquet")
+    result = pack(config(str(tmp_path / "in"), tmp_path / "out"))
+    assert {path: label for path, (_, label) in packed(result).items()} == {
+        "year=1/label=a%2Fb/0/00000000": "a/b", "year=1/label=a%2Fb/0/00000001": "a/b",
+        "label=c/1/00000000": "d", "label=c/1/00000001": "c",
+    }  # fmt: skip
