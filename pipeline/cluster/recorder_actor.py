@@ -26,10 +26,10 @@ class ActorRecorder:
         self._newest: Delivered | None = None
 
     def record(
-        self, sender: str, points: Sequence[Point], report: MetricsReport
+        self, sender: str, first: int, points: Sequence[Point], report: MetricsReport
     ) -> Delivered | None:
         """See `Recorder`."""
-        self._calls.append(self._actor.record.remote(sender, list(points), report))
+        self._calls.append(self._actor.record.remote(sender, first, list(points), report))
         done, self._calls = self._ray.wait(
             self._calls, num_returns=len(self._calls), timeout=0, fetch_local=True
         )

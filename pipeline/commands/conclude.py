@@ -139,7 +139,7 @@ def _delivered(config: TrainConfig, run: Run, result: TrainingResult) -> Trainin
     points = run.kept_points()
     if points or result.run_id is None:
         recorder = RunRecorder(parts_of(config).recording)
-        recorder.record("kept", points, MetricsReport())
+        recorder.record("kept", 0, points, MetricsReport())
         left = recorder.flush(FLUSH_SECONDS)
         result = replace(result, run_id=recorder.finish("FINISHED"))
         run.keep_points(left)

@@ -6,6 +6,7 @@ q; the approximation gap is what even that q misses, because its family can't ho
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,12 +79,22 @@ def optimise_posterior(
     )
 
 
+class ImportanceBound(NamedTuple):
+    """IWAE_K of each image in nats, and how many of its K draws count: (sum w)^2 / sum w^2.
+
+    Both `[B]`, float64.
+    """
+
+    nats: Tensor
+    effective_samples: Tensor
+
+
 @torch.no_grad()
 def importance_bound(
     vae: VAE, posterior: Posterior, target: Tensor, seed: int, samples: int
-) -> Tensor:
-    """IWAE_K of targets `[B, C, H, W]` with K = `samples` draws of this q: `[B]`, float64 nats."""
-    total = torch.full((len(target),), -math.inf, dtype=torch.float64)
+) -> ImportanceBound:
+    """Of targets `[B, C, H, W]` with K = `samples` draws of this q."""
+    total = squares = torch.full((len(target),), -math.inf, dtype=torch.float64)
     for start in range(0, samples, _SCORING_DRAWS):
         draws = min(_SCORING_DRAWS, samples - start)
         noise = draw_noise(
@@ -95,7 +106,8 @@ def importance_bound(
         weights = conditional.view(-1, draws) + vae.prior.log_prob(latents)
         weights = (weights - posterior.log_prob(latents)).double().cpu()
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
-    return total - math.log(samples)
+        squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
+    return ImportanceBound(total - math.log(samples), torch.exp(2 * total - squares))
 
 
 def _elbo(vae: VAE, moments: Tensor, target: Tensor, noise: Noise) -> Tensor:

@@ -193,16 +193,18 @@ def bound_gap(
         annealed = anneal(vae, found.posterior, target, seed, _SCHEDULE, progress=progress)
     gaps: dict[Method, Tensor] = {
         "annealed": annealed.lower.cpu() - found.encoder_elbo,
-        "optimised": weighed - found.encoder_elbo,
+        "optimised": weighed.nats - found.encoder_elbo,
         "importance": torch.from_numpy(weights.gaps),
     }
     amortisation = found.elbo - found.encoder_elbo
     method = _best(gaps)
     bounds = {name: float(values.mean()) for name, values in gaps.items()}
     nats = bounds[method]
-    effective = importance_gap(weights).effective_samples
-    if method == "annealed":
-        effective = float(annealed.effective_samples.mean())
+    effective: dict[Method, float] = {
+        "annealed": float(annealed.effective_samples.mean()),
+        "optimised": float(weighed.effective_samples.mean()),
+        "importance": importance_gap(weights).effective_samples,
+    }
     return PosteriorGap(
         images=len(images),
         elbo=float(weights.elbos.mean() if method == "importance" else found.encoder_elbo.mean()),
@@ -210,7 +212,7 @@ def bound_gap(
         error=_standard_error(gaps[method]),
         method=method,
         samples=_SCHEDULE.chains if method == "annealed" else samples,
-        effective_samples=effective,
+        effective_samples=effective[method],
         bounds=bounds,
         amortisation=float(amortisation.mean()),
         amortisation_error=_standard_error(amortisation),

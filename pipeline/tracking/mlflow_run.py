@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.runs.outbox import SERIES, Point, Series
+from pipeline.runs.outbox import SERIES, Point
 from pipeline.tracking.mlflow_client import artifact_location, mlflow_client
 from pipeline.tracking.mlflow_facts import EXPERIMENT_TAGS, source_tags
 
@@ -12,8 +12,6 @@ RUN_TAG = "vae.run"
 DIGEST_TAG = "vae.run_digest"
 METRICS_PER_CALL = 1000
 """MLflow's own limit for one `log_batch`."""
-STEPS_KEPT = 100_000
-"""Of each series: what is further behind the newest was sent, as no replay goes back so far."""
 
 
 class TrackedRun:
@@ -29,25 +27,20 @@ class TrackedRun:
 
         self._metric, self._param, self._tag = Metric, Param, RunTag
         self._client = mlflow_client(uri)
-        self._before = dict.fromkeys(SERIES, -1)
-        self._sent: dict[Series, set[int]] = {series: set() for series in SERIES}
+        self._newest = dict.fromkeys(SERIES, -1)
         self.run_id = self._find_or_create(experiment, name, run_url, uri, params)
 
     def log(self, points: Sequence[Point]) -> None:
-        """Logs points; those of steps that MLflow has already are skipped.
+        """Logs points, which come in order; those of steps that MLflow has already are skipped.
 
-        Workers that made a step again send it with another time. And not in order: what a recorder
-        that died had not delivered is handed to the next one after the points that came then.
+        Workers that made a step again send it with another time.
         """
         waiting: list[Any] = []
-        taken = set[tuple[Series, int]]()
+        newest = dict(self._newest)
         for point in points:
-            series, step = point.series, point.step
-            if step <= self._before[series] or step in self._sent[series]:
+            if point.step <= newest[point.series]:
                 continue
-            if (series, step) in taken:
-                continue
-            taken.add((series, step))
+            newest[point.series] = point.step
             metrics = [
                 self._metric(name, value, point.time_ms, point.step)
                 for name, value in sorted(point.values.items())
@@ -58,12 +51,7 @@ class TrackedRun:
             waiting += metrics
         if waiting:
             self._client.log_batch(self.run_id, metrics=waiting)
-        for series, step in taken:
-            self._sent[series].add(step)
-        for series, steps in self._sent.items():
-            if len(steps) > 2 * STEPS_KEPT:
-                kept = sorted(steps)[-STEPS_KEPT:]
-                self._before[series], self._sent[series] = kept[0] - 1, set(kept)
+        self._newest = newest
 
     def set_status(self, status: str) -> None:
         """`RUNNING`, `FINISHED`, `FAILED` or `KILLED`."""
@@ -94,8 +82,8 @@ class TrackedRun:
             # A run comes with the newest value of each metric, and its step; the history of a
             # metric would be all of its points, 10^5 in a long run.
             for newest in runs[0].data.to_proto().metrics:
-                if newest.key in self._before:
-                    self._before[newest.key] = newest.step
+                if newest.key in self._newest:
+                    self._newest[newest.key] = newest.step
             # A start that was killed between making the run and this left it without any.
             self._log_params(run_id, {k: params[k] for k in params.keys() - runs[0].data.params})
             return run_id

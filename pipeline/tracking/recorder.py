@@ -6,7 +6,6 @@ It lives in a Ray actor on the driver's node, or, without Ray, in the training p
 import contextlib
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,14 +37,14 @@ that warns at every step would bury the progress. All of them stand in RUN/logs.
 
 @dataclass(frozen=True)
 class Delivered:
-    """How many of a sender's points have arrived in MLflow, as the `recorder` of that id counts.
+    """How many of a sender's points have arrived in MLflow, as this recorder counts.
 
-    A recorder that took over from a dead one has another id, and counts from 0.
+    `missed`: points before those were given to a recorder that died; all must be given again.
     """
 
-    recorder: str
     sender: str
     points: int
+    missed: bool
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,9 @@ class RunRecorder:
         )
         self._uri = uri
         self._tracked: TrackedRun | None = None
-        self._id = uuid.uuid4().hex
         self._queue: deque[tuple[str, Point]] = deque()
         self._sender = ""
-        self._delivered = 0
+        self._taken = self._delivered = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._idle = threading.Condition(self._lock)
@@ -118,16 +116,22 @@ class RunRecorder:
         """HOST:PORT that serves `/metrics`."""
         return self._address
 
-    def record(self, sender: str, points: Sequence[Point], report: MetricsReport) -> Delivered:
+    def record(
+        self, sender: str, first: int, points: Sequence[Point], report: MetricsReport
+    ) -> Delivered:
         """Takes new points; returns how many points of this sender have been delivered so far.
 
-        A sender is one worker group with one recorder: its points count from its first call.
+        A sender is one worker group with one recorder: its points count from its first call, and
+        `first` is the number of the first one here. Where it is not the next, those before it were
+        given to a recorder that died: none is taken, so that none overtakes them.
         """
         with self._lock:
             if sender != self._sender:
-                self._sender, self._delivered = sender, 0
-            self._queue.extend((sender, point) for point in points)
-            delivered = Delivered(self._id, sender, self._delivered)
+                self._sender, self._taken, self._delivered = sender, 0, 0
+            if first == self._taken:
+                self._queue.extend((sender, point) for point in points)
+                self._taken += len(points)
+            delivered = Delivered(sender, self._delivered, missed=first > self._taken)
             unsent = len(self._queue)
         self._report = replace(
             report, unsent_points=unsent, tracking_failing=self._problem is not None
@@ -154,7 +158,7 @@ class RunRecorder:
 
     def settle(self, points: Sequence[Point], report: MetricsReport, seconds: float) -> list[Point]:
         """The run's last points, some perhaps delivered before; returns what can't be delivered."""
-        self.record("end", points, report)
+        self.record("end", 0, points, report)
         return self.flush(seconds)
 
     def flush(self, seconds: float) -> list[Point]:

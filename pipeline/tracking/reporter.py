@@ -26,9 +26,12 @@ class Recorder(Protocol):
     """What reports are given to."""
 
     def record(
-        self, sender: str, points: Sequence[Point], report: MetricsReport
+        self, sender: str, first: int, points: Sequence[Point], report: MetricsReport
     ) -> Delivered | None:
-        """Takes points, without waiting; returns the newest count that is known, if any."""
+        """Takes points, without waiting; returns the newest count that is known, if any.
+
+        `first`: how many points of this sender came before them.
+        """
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,8 @@ class Reporter:
     ) -> None:
         """`begun`: what is known before the first step, the group of workers (`restart`) too."""
         self._recorder, self._outbox, self._every_steps = recorder, outbox, every_steps
-        self._known_recorder = ""
         self._recorders = 0
-        self._acknowledged = 0
+        self._handed_over = self._acknowledged = 0
         self._sent = 0.0
         self._report = begun
         self._loader_before = (0.0, 0.0)
@@ -150,7 +152,7 @@ class Reporter:
             self._report, checkpoint_step=first.step - 1, step_seconds=0.0, data_wait_seconds=0.0
         )
         before = replace(self._report, step=first.step - 1, images=first.images_seen - first.images)
-        self._recorder.record(self._sender, [], before)
+        self._recorder.record(self._sender, self._handed_over, [], before)
 
     def _log(self, series: Series, step: int) -> None:
         values = mlflow_values(self._report, series)
@@ -164,7 +166,9 @@ class Reporter:
             return
         self._sent = time.monotonic()
         self._ranks = []
-        delivered = self._recorder.record(self._sender, self._outbox.hand_over(), self._report)
+        first, points = self._handed_over, self._outbox.hand_over()
+        self._handed_over += len(points)
+        delivered = self._recorder.record(self._sender, first, points, self._report)
         if delivered is not None:
             self._note(delivered)
 
@@ -178,12 +182,13 @@ class Reporter:
         A recorder that took over from a dead one has none of the points that were handed over, so
         they are handed over again, and counted anew: MLflow gets each once, whoever sends it.
         """
-        self._known_recorder = self._known_recorder or delivered.recorder
-        if delivered.recorder != self._known_recorder:
-            self._known_recorder, self._acknowledged = delivered.recorder, 0
+        if delivered.sender != self._sender:
+            return
+        if delivered.missed:
+            self._handed_over = self._acknowledged = 0
             self._recorders += 1
             self._outbox.take_back()
-        elif delivered.sender == self._sender:
+        else:
             self._outbox.acknowledge(delivered.points - self._acknowledged)
             self._acknowledged = delivered.points
 

@@ -117,6 +117,22 @@ def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_ga
     assert gap.method != "importance"
 
 
+def test_the_draws_that_count_are_those_of_the_q_that_gave_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vae = digits_vae.__wrapped__("gaussian", 2)
+    encode = vae.network.encode
+    narrower = torch.tensor([0.0, 2.0]).repeat_interleave(2).view(1, 4, 1, 1)
+    monkeypatch.setattr(vae.network, "encode", lambda values: encode(values) - narrower)
+    count = {}
+    for method in ("importance", "optimised"):
+        monkeypatch.setattr("pipeline.evaluation.evidence._best", lambda gaps, m=method: m)
+        count[method] = gap_of(vae, images()[0][TRAINED_ON : TRAINED_ON + COUNT]).effective_samples
+    # A q that fits has nearly equal weights: most of its 64 draws count.
+    assert 1 <= count["importance"] < 16
+    assert 32 < count["optimised"] <= 64
+
+
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "logistic"])
 def test_the_bracket_of_100_digits_drawn_from_a_trained_model_is_half_a_nat_wide_at_most(
     likelihood: str,

@@ -52,15 +52,15 @@ def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 def test_replayed_points_and_a_second_start_leave_each_point_once(uri: str, recorder: Any) -> None:
     first = recorder(uri)
-    first.record("1", [point(step, 1_000 + step) for step in range(1, 31)], MetricsReport())
+    first.record("1", 0, [point(step, 1_000 + step) for step in range(1, 31)], MetricsReport())
     assert first.flush(30) == []
     # The workers died and replay from step 20 on, at other times.
-    first.record("2", [point(step, 9_000 + step) for step in range(20, 41)], MetricsReport())
+    first.record("2", 0, [point(step, 9_000 + step) for step in range(20, 41)], MetricsReport())
     assert first.flush(30) == []
     run_id = first.finish("KILLED")
     second = recorder(uri)
-    second.record("1", [point(step, 99_000 + step) for step in range(35, 51)], MetricsReport())
-    second.record("1", [point(50, 99_999, "holdout_elbo")], MetricsReport())
+    second.record("1", 0, [point(step, 99_000 + step) for step in range(35, 51)], MetricsReport())
+    second.record("1", 16, [point(50, 99_999, "holdout_elbo")], MetricsReport())
     assert second.flush(30) == []
     assert second.finish("FINISHED") == run_id
     assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 51)]
@@ -81,51 +81,43 @@ def test_a_step_that_is_made_again_before_mlflow_got_it_first_is_logged_once(
     assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 41)]
 
 
-def test_what_the_next_recorder_is_handed_late_is_logged_though_newer_points_are_there(
+def test_points_that_come_before_those_that_a_dead_recorder_held_are_taken_with_them(
     uri: str, recorder: Any
 ) -> None:
-    """It learns of the points that a dead one held only when the next points have come."""
+    """Else, if it dies too, MLflow's newest step says that what it never got was sent."""
+    dead = recorder("http://127.0.0.1:9")
+    dead.record("1", 0, [point(step, step) for step in range(1, 12)], MetricsReport())
     one = recorder(uri)
-    one.record("1", [point(12, 12)], MetricsReport())
-    assert one.flush(30) == []
-    one.record("1", [point(step, step) for step in range(1, 14)], MetricsReport())
+    late = one.record("1", 11, [point(12, 12)], MetricsReport())
+    assert (late.points, late.missed) == (0, True)
+    assert one.latest().report.unsent_points == 0
+    one.record("1.1", 0, [point(step, step) for step in range(1, 14)], MetricsReport())
+    # A call that Ray makes twice.
+    again = [point(step, 9_000) for step in range(1, 14)]
+    assert not one.record("1.1", 0, again, MetricsReport()).missed
+    assert one.latest().report.unsent_points == 13
     assert one.flush(30) == []
     run_id = one.finish("FINISHED")
     assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 14)]
-
-
-def test_no_more_steps_are_kept_in_memory_than_a_replay_may_go_back(
-    uri: str, recorder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.tracking.mlflow_run.STEPS_KEPT", 10)
-    one = recorder(uri)
-    for first in range(1, 100, 20):
-        one.record("1", [point(step, step) for step in range(first, first + 20)], MetricsReport())
-        assert one.flush(30) == []
-    one.record("2", [point(step, 9_000) for step in range(1, 103)], MetricsReport())
-    assert one.flush(30) == []
-    assert max(map(len, one._tracked._sent.values())) <= 20
-    run_id = one.finish("FINISHED")
-    assert history(uri, run_id, "elbo") == [(step, -float(step)) for step in range(1, 103)]
 
 
 def test_the_count_of_arrived_points_is_that_of_the_present_sender_alone(
     uri: str, recorder: Any
 ) -> None:
     one = recorder(uri)
-    one.record("1", [point(1, 1), point(2, 2)], MetricsReport())
+    one.record("1", 0, [point(1, 1), point(2, 2)], MetricsReport())
     one.flush(30)
-    assert one.record("1", [], MetricsReport()).points == 2
-    assert one.record("2", [point(3, 3)], MetricsReport()).points == 0
+    assert one.record("1", 0, [], MetricsReport()).points == 2
+    assert one.record("2", 0, [point(3, 3)], MetricsReport()).points == 0
     one.flush(30)
-    assert one.record("2", [], MetricsReport()).points == 1
+    assert one.record("2", 0, [], MetricsReport()).points == 1
     one.finish("FINISHED")
 
 
 def test_while_mlflow_is_unreachable_nothing_blocks_and_nothing_is_lost(recorder: Any) -> None:
     one = recorder("http://127.0.0.1:9")
     points = [point(step, step) for step in range(1, 6)]
-    assert one.record("1", points, MetricsReport()).points == 0
+    assert one.record("1", 0, points, MetricsReport()).points == 0
     assert one.flush(0.5) == points
     assert one.latest().report.unsent_points == 5
 
@@ -151,14 +143,14 @@ def test_replayed_steps_are_not_counted_as_images_again_but_their_seconds_are(
             terms={"elbo": -float(step)},
         )  # fmt: skip
 
-    one.record("1", [], report(1, 0, 0.0))
-    one.record("1", [], report(1, 10, 5.0))
-    one.record("2", [], report(2, 5, 0.0))
-    one.record("2", [], report(2, 6, 1.0))
+    one.record("1", 0, [], report(1, 0, 0.0))
+    one.record("1", 0, [], report(1, 10, 5.0))
+    one.record("2", 0, [], report(2, 5, 0.0))
+    one.record("2", 0, [], report(2, 6, 1.0))
     found = scraped(one.address())
     assert found["vae_train_images_total", ""] == 1000
     assert found["vae_train_step_seconds_total", ""] == 6.0
-    one.record("2", [], report(2, 12, 4.0))
+    one.record("2", 0, [], report(2, 12, 4.0))
     found = scraped(one.address())
     assert found["vae_train_images_total", ""] == 1200
     assert found["vae_train_steps_total", ""] == 12
@@ -191,10 +183,10 @@ def test_a_start_that_another_one_has_replaced_takes_nothing_of_its_away(
     uri: str, recorder: Any
 ) -> None:
     older = recorder(uri)
-    older.record("1", [point(1, 1)], MetricsReport())
+    older.record("1", 0, [point(1, 1)], MetricsReport())
     older.flush(30)
     newer = recorder(uri)
-    newer.record("1", [point(2, 2)], MetricsReport())
+    newer.record("1", 0, [point(2, 2)], MetricsReport())
     newer.flush(30)
     run_id = older.finish(mlflow_status("superseded"))
     (target,) = storage.read_json(newer._discovery)

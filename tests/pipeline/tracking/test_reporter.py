@@ -34,7 +34,9 @@ class Kept:
     def __init__(self) -> None:
         self.reports: list[MetricsReport] = []
 
-    def record(self, sender: str, points: Sequence[Point], report: MetricsReport) -> None:
+    def record(
+        self, sender: str, first: int, points: Sequence[Point], report: MetricsReport
+    ) -> None:
         self.reports.append(report)
 
 
@@ -119,3 +121,23 @@ def test_what_a_dead_recorder_held_is_given_to_the_next_and_arrives_once(
     history = mlflow.MlflowClient(uri).get_metric_history(second.finish("FINISHED"), "elbo")
     assert [(m.step, m.value) for m in history] == [(n, -float(n)) for n in range(1, 21)]
     first.finish("KILLED")
+
+
+def test_a_recorder_that_died_before_its_first_answer_loses_nothing(
+    mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "SEND_SECONDS", 0.0)
+    outbox = Outbox()
+    reporter = Reporter(Kept(), outbox, 1, MetricsReport(restart=1))
+    for step in range(1, 6):
+        reporter.step(report(step))
+    second = RunRecorder(RecorderSettings(str(tmp_path), "r", TrackingConfig(), mlflow_file, {}))
+    reporter._recorder = second
+    for step in range(6, 9):
+        reporter.step(report(step))
+    assert second.flush(60) == []
+    reporter.step(report(9))
+    assert [point.step for point in outbox.pending()] == [9]
+    history = mlflow.MlflowClient(mlflow_file).get_metric_history(second.finish("KILLED"), "elbo")
+    assert [m.step for m in history] == [*range(1, len(history) + 1)]
+    assert len(history) >= 8
