@@ -23,10 +23,10 @@ so soon after the first, a signal is its echo."""
 
 
 class Interruption:
-    """What has been asked of the start `attempt` by signals so far."""
+    """What has been asked of `start` by signals so far."""
 
-    def __init__(self, run: Run, attempt: Start) -> None:
-        self._run, self._attempt = run, attempt
+    def __init__(self, run: Run, start: Start) -> None:
+        self._run, self._start = run, start
         self._came_at: float | None = None
         self._nothing_runs = False
         self.by_keyboard = False
@@ -52,13 +52,13 @@ class Interruption:
         logger.warning("%s: the run stops after a last checkpoint; a second one ends it now", name)
         try:
             newest = self._run.newest_start()
-            if newest.number > self._attempt.number:
+            if newest.number > self._start.number:
                 # A STOP would end that one; the loop here ends by itself at its next look.
                 logger.warning("start %d owns the run by now, and goes on", newest.number)
                 return
             # The same that anybody may leave: the loop ends with a checkpoint, so no step is lost.
             storage.publish(self._run.path("STOP"), f"{name}\n".encode())
-            if newest == self._attempt:
+            if newest == self._start:
                 # No worker has begun, and perhaps none finds room: nothing to wait for.
                 self._nothing_runs = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -67,12 +67,12 @@ class Interruption:
 
 
 @contextmanager
-def ended_by_signals(run: Run, attempt: Start) -> Iterator[Interruption]:
+def ended_by_signals(run: Run, start: Start) -> Iterator[Interruption]:
     """While the block runs, signals stop the run; the second raises `KeyboardInterrupt`.
 
     That says then what is saved.
     """
-    interruption = Interruption(run, attempt)
+    interruption = Interruption(run, start)
     if threading.current_thread() is not threading.main_thread():
         yield interruption  # Only the main thread may handle signals.
         return

@@ -1,4 +1,4 @@
-"""What decides the bytes of a latent store: weights, preprocessing, precision and options."""
+"""What decides the bytes of a latent store, but for the processor and torch's release."""
 
 import hashlib
 import math

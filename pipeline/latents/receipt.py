@@ -1,16 +1,7 @@
-"""Receipts: which latent file counts for a source shard, and where everything of a store lies.
+"""Receipts: which latent file counts for a source shard, and how files of a store are named.
 
 A receipt is made by create-if-absent after its file and holds nothing that differs between two
-honest runs. Layout below the store's URL:
-
-    store.json                            pointer to the current snapshot, written last
-    snapshots/IDENTITY/DATASET.json       immutable; DATASET.partial-HASH.json if shards are missing
-    receipts/IDENTITY/SOURCE_SHA256.json
-    latents/IDENTITY/SHARD.HASH.arrow
-    reports/IDENTITY/DATASET/*            for people
-    begun/IDENTITY/DATASET.PROCESS.json   an encoding that has not published yet
-    removing/PROCESS.json                 a removal of garbage that has not ended
-    attempts/                             time, host, device, rate: the only files that differ
+honest runs. What lies where in a store: docs/formats.md.
 """
 
 import hashlib

@@ -4,7 +4,7 @@
     checkpoints/step-00000500.json         the receipt: which file, how long, its sha256
 
 The file's name holds its content's hash, so a writer that is no longer wanted can't spoil the file
-of the one that is.
+of the one that is. All files of a run: docs/formats.md.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ def resnets(prefix: str, count: int, shortcut: bool) -> set[str]:
 
 
 def published_names() -> set[str]:
-    """Of the f8, 4-channel model as its published weights name them (vae.md, section 7)."""
+    """Of the f8, 4-channel model as its published weights name them."""
     names = {"quant_conv", "post_quant_conv"}
     for side in ("encoder", "decoder"):
         attention = f"{side}.mid_block.attentions.0"
@@ -61,7 +61,7 @@ def test_flops_of_encode_and_decode_are_the_counted_ones() -> None:
             network.encode(torch.empty(1, 3, 256, 256))
         with FlopCounterMode(display=False) as decode:
             network.decode(torch.empty(1, 4, 32, 32))
-    # GFLOP per image, vae.md section 4a.
+    # GFLOP per image.
     assert encode.get_total_flops() / 1e9 == pytest.approx(272.7, abs=0.6)
     assert decode.get_total_flops() / 1e9 == pytest.approx(622.2, abs=0.6)
 

@@ -26,7 +26,7 @@ def positions() -> Tensor:
 
 
 def correlated() -> Tensor:
-    """Two latents whose mean-field gap is 0.5128451100 (vae.md 2a): -1/2 ln(1 - rho^2)."""
+    """Two latents whose mean-field gap is 0.5128451100: -1/2 ln(1 - rho^2)."""
     rho = math.sqrt(1 - math.exp(-2 * 0.5128451100))
     gram = torch.tensor([[4.0, 4.0 * rho], [4.0 * rho, 4.0]], dtype=torch.float64)
     inner = gram - NOISE * torch.eye(2, dtype=torch.float64)

@@ -73,7 +73,7 @@ def test_laplace_has_log_two_in_its_constant() -> None:
     target = torch.rand(2, 1, 4, 4, dtype=torch.float64)
     location = torch.zeros_like(target)
     oracle = Laplace(0.5, 0.25).log_prob(target).flatten(1).sum(1) - 16 * LN_256
-    # A constant of 2 for log 2 would be 1.307 nats per pixel off (vae.md 1b, 5).
+    # A constant of 2 for log 2 would be 1.307 nats per pixel off.
     torch.testing.assert_close(likelihood.log_prob(location, target), oracle, rtol=1e-7, atol=0)
 
 

@@ -59,7 +59,7 @@ def test_iwae_is_log_mean_of_the_weights_and_not_their_weighted_mean() -> None:
     expected = math.log(5) - weights.logsumexp(1)
     torch.testing.assert_close(loss.double(), expected)
     optimistic = (weights.softmax(1) * weights).sum(1)
-    # vae.md 1b, 7: the weighted mean is too high by KL(weights || uniform).
+    # The weighted mean is too high by KL(weights || uniform).
     surplus = (weights.softmax(1) * (weights.log_softmax(1) + math.log(5))).sum(1)
     torch.testing.assert_close(optimistic + loss.double(), surplus, rtol=0, atol=1e-3)
 

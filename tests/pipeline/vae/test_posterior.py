@@ -49,7 +49,7 @@ def test_every_number_agrees_with_torch_distributions(kind: Kind) -> None:
 
 def test_kl_of_a_nearly_collapsed_dimension_is_positive_and_right() -> None:
     mean, log_variance = torch.zeros(1), torch.tensor([1e-3])
-    # 2.5008e-7 exactly; the naive float32 form gives 2.618e-7 (vae.md 1b, 12).
+    # 2.5008e-7 exactly; the naive float32 form gives 2.618e-7.
     assert float(kl_to_standard_normal(mean, log_variance)) == pytest.approx(2.50083e-7, rel=1e-3)
 
 
