@@ -10,6 +10,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, ShortageError
+from pipeline.latents.receipt import LATENTS, POINTER, RECEIPTS, SNAPSHOTS
 from pipeline.masking import one_line, shell_word
 from pipeline.runs.checkpoint import newest_step, note_removed
 from pipeline.runs.result import TrainingResult
@@ -21,6 +22,8 @@ ALIVE_SECONDS = 15 * 60.0
 _CHECKPOINTS = "checkpoints"
 _LAST = ("run.json", "attempts", "result.json")
 """What a run is known by. Goes last, in this order: a removal that was killed can be repeated."""
+_STORES = frozenset({POINTER, SNAPSHOTS, RECEIPTS, LATENTS, "begun"})
+"""What a latent store has, beside times and rates in a folder `attempts`: it is no run."""
 
 State = Literal["finished", "stopped", "drained", "superseded", "alive", "silent", "damaged"]
 """How a run stands: `alive`, not ended and written to lately; `silent`, not ended, and not written
@@ -71,12 +74,18 @@ def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
     """
     runs = []
     for name, folder in sorted(_folders(place, only).items()):
-        if folder.names.intersection(_LAST):
+        if folder.names.intersection(_LAST) and not folder.names & _STORES:
             runs.append(_listed(Run(storage.join(place, name)), name, folder))
     missing = [name for name in only if name not in {run.run for run in runs}]
     if missing:
+        url = storage.join(place, missing[0])
+        if (one := _folders(place, missing).get(missing[0])) and one.names & _STORES:
+            raise RunError(
+                f"{storage.shown(url)}: is a latent store, no run. What it holds, and what of it "
+                f"may go: `python -m jobs.stores --store {shell_word(url)}`."
+            )
         raise RunError(
-            f"{storage.shown(storage.join(place, missing[0]))}: there is no run here. `python -m "
+            f"{storage.shown(url)}: there is no run here. `python -m "
             f"jobs.runs --storage {shell_word(place)}` lists those that there are."
         )
     return runs

@@ -12,13 +12,17 @@ from jobs.runs import main
 from pipeline import storage
 from pipeline.config import RunsConfig, TrainConfig
 from pipeline.errors import RunError, StorageError
+from pipeline.latents import LatentStore
 from pipeline.retention import runs as inventory
+from pipeline.retention.runs import list_runs
 from pipeline.runs.checkpoint import RECEIPT
 from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.reason import Reason
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Pins, Run
 from tests.support.ended import ended_after
+from tests.support.killing import tree
+from tests.support.small_store import encode, small_dataset, small_vae
 
 TENSORS = b"t" * 1000
 
@@ -262,3 +266,17 @@ def test_names_with_a_line_break_and_a_file_in_the_folders_place_are_told_on_one
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file: is a file, not a folder"):
         main(RunsConfig(storage=str(tmp_path / "file")))
+
+
+def test_a_latent_store_beside_runs_is_no_run_and_nothing_of_it_goes(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "data", range(6))
+    store = encode(small_vae(), dataset, tmp_path / "runs/latents")
+    (tmp_path / "runs/latents/attempts").mkdir(exist_ok=True)
+    (tmp_path / "runs/latents/attempts/outcome.json").write_text("{}")
+    make_run(str(tmp_path / "runs"), "one", "done")
+    before = tree(tmp_path / "runs/latents")
+    assert [run.run for run in list_runs(str(tmp_path / "runs"))] == ["one"]
+    with pytest.raises(RunError, match=r"is a latent store, no run.*jobs\.stores --store"):
+        list_runs(str(tmp_path / "runs"), ["latents"])
+    assert tree(tmp_path / "runs/latents") == before
+    assert len(LatentStore.open(store.url)) > 0
