@@ -107,7 +107,8 @@ def _of_samples(config: PackConfig, result: "PackResult") -> list[str]:
             lines.append(f"Of {files} with several pages or frames each the first one counts.")
     if found.num_labels:
         shown = [f"{label} {number:,}" for label, number in list(found.labels.items())[:5]]
-        more = ", ..." if found.num_labels > len(shown) else ""
+        left = found.num_labels - len(shown)
+        more = f" and {left:,} more" if left else ""
         bare = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
         lines.append(f"{counted(found.num_labels, 'label')}: {', '.join(shown)}{more}{bare}.")
         blank = [label for label in found.labels if label != label.strip()]
@@ -122,7 +123,7 @@ def _of_samples(config: PackConfig, result: "PackResult") -> list[str]:
             )
         elif (found.num_labels, found.unlabelled) == (1, 0) and result.samples > 1:
             told = shown[0].rpartition(" ")[0]
-            lines += [] if result.table.rows else [_alike(told, config.source)]
+            lines += [] if result.table.labelled else [_alike(told, config.source)]
     return lines
 
 

@@ -353,7 +353,7 @@ def _sample_error(error: BaseException) -> PipelineError:
 _TRUNCATED = re.compile("truncated|incomplete checksum|but only got|not enough data", re.I)
 _UNSUPPORTED = re.compile(
     "unsupported|unknown (pixel mode|compression method)|cannot handle|"
-    "not yet supported|unable to determine", re.I,
+    "not yet supported|unable to determine|too large for|too much memory", re.I,
 )  # fmt: skip
 
 

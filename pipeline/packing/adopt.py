@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -19,7 +20,7 @@ from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.data.column_types import note_columns
 from pipeline.data.decode import PIXEL_LIMIT
-from pipeline.data.image_kinds import UNREADABLE
+from pipeline.data.image_kinds import HEAD_BYTES, UNREADABLE, is_apple_double
 from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
 from pipeline.errors import DatasetError, SampleError, UnreadableError
 from pipeline.json_value import Json
@@ -30,6 +31,7 @@ from pipeline.packing.shard_writer import Extent, IndexRow, index_of
 from pipeline.packing.stock_tar import Beside, HashingStream, StockSample, Unused, stock_samples
 from pipeline.progress import Progress
 from pipeline.sources.archives import is_archive
+from pipeline.sources.listing import is_hidden
 
 _NO_IMAGE = ("no-image", "no image member")
 _SCATTERED = ("scattered", "other members lie between it and the rest of its sample")
@@ -56,7 +58,8 @@ def adopt(config: IndexConfig) -> PackResult:
     """
     output = storage.absolute(config.output)
     read_current(output)  # What can't be read is said before hours of indexing.
-    found = list(_archives(config.source))
+    hidden: list[Unused] = []
+    found = list(_archives(config.source, hidden))
     urls = [url for url in found if _is_tar(url)]
     if not urls:
         more = f" among {len(found)} archives, which jobs.pack reads" if found else ""
@@ -65,7 +68,7 @@ def adopt(config: IndexConfig) -> PackResult:
         )
     threads = len(os.sched_getaffinity(0))
     adopted: list[AdoptedShard] = []
-    others = [_not_looked_into(url) for url in found if not _is_tar(url)]
+    others = [*hidden, *(_not_looked_into(url) for url in found if not _is_tar(url))]
     with ThreadPoolExecutor(threads) as pool, Progress("indexing", len(urls), "tars") as progress:
         for shard in pool.map(lambda url: _adopted(url, config, alone=len(urls) == 1), urls):
             if isinstance(shard, AdoptedShard):
@@ -238,18 +241,33 @@ def _is_tar(url: str) -> bool:
     return url.lower().endswith(".tar")
 
 
+_HIDDEN = "its name, or its folder's, begins with a dot"
+
+
 def _not_looked_into(url: str) -> Unused:
     message = "samples are adopted from plain tars alone: unpack it, or give it to jobs.pack"
     return Unused("ignored", PurePosixPath(url).name, url, "no plain tar", message)
 
 
-def _archives(sources: Iterable[str]) -> Iterator[str]:
+def _archives(sources: Iterable[str], hidden: list[Unused]) -> Iterator[str]:
+    """What is named, and what lies in folders that are; hidden ones there are left, as by a pack.
+
+    What macOS writes beside a tar is none, whatever its name says.
+    """
     for source in sources:
         for url in expand_braces(storage.absolute(source)):
             if is_archive(url):
                 yield url
-            else:
-                yield from (o.url for o in storage.list_objects(url) if is_archive(o.url))
+                continue
+            for item in storage.list_objects(url):
+                name = item.url.rpartition("/")[2]
+                head = partial(storage.read, item.url, 0, HEAD_BYTES)
+                if not is_archive(item.url) or is_apple_double(name, head):
+                    continue
+                if is_hidden(item.url.removeprefix(url)):
+                    hidden.append(Unused("ignored", name, item.url, "hidden", _HIDDEN))
+                else:
+                    yield item.url
 
 
 def expand_braces(url: str) -> list[str]:

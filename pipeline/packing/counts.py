@@ -97,6 +97,8 @@ class TableCounts:
     """What a row says that names none."""
     folders: int = 0
     """Inputs that took the folder's name for their label, beside others that have a table's."""
+    labelled: int = 0
+    """Inputs whose label a table says: this one, a list, or the one that holds them."""
     relabelled: int = 0
     """Inputs that the list or table which brought them in labels otherwise."""
     hushed: int = 0

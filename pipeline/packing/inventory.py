@@ -71,9 +71,9 @@ _FIND_ORPHANS = (
 """Duplicates of which no sample with their bytes stays, or surely stays; of erased ones none is."""
 _HUSHED = "SELECT COUNT(*) FROM listed l JOIN ledger d ON d.key=l.key WHERE d.status='packed' AND "
 _ORPHAN = "d.key IN (SELECT key FROM orphans)"
-_FOLDERS = (
-    "SELECT COUNT(*) FROM listed WHERE status='' AND given_label IS NULL AND label<>'' "
-    "AND EXISTS (SELECT 1 FROM listed WHERE given_label<>'')"
+_LABELLED = (
+    "SELECT SUM(given_label<>''), SUM(given_label IS NULL AND label<>'') FROM listed "
+    "WHERE status=''"
 )
 _FILE = [field.name for field in fields(SourceFile)]
 _values_of = attrgetter(*_FILE)
@@ -161,14 +161,16 @@ class Inventory:
         unmet = self._db.execute("SELECT written FROM told WHERE met=0 LIMIT 1").fetchone()
         hushed = int(self._db.execute(_HUSHED + _hushed(Choice(told=True))).fetchone()[0])
         example = unmet[0] if unmet else ""
+        labelled, folders = self.labelled()
         return TableCounts(
             rows_, met or 0, rows_ - (met or 0), images=images, example=example,
-            folders=self.folders(), relabelled=relabelled, hushed=hushed,
+            labelled=labelled, folders=folders, relabelled=relabelled, hushed=hushed,
         )  # fmt: skip
 
-    def folders(self) -> int:
-        """Inputs with a folder's name for their label, beside others that have a table's."""
-        return int(self._db.execute(_FOLDERS).fetchone()[0])
+    def labelled(self) -> tuple[int, int]:
+        """Inputs whose label a table says, and beside them those with the first folder's name."""
+        given, folders = self._db.execute(_LABELLED).fetchone()
+        return given or 0, (folders or 0) if given else 0
 
     def labels(self) -> set[str]:
         """Of all inputs that may be packed, and of all rows of the table."""
@@ -246,9 +248,9 @@ class Inventory:
         write_rows(self._db, "INSERT INTO sources VALUES (?, ?, ?)", rows)
         write_rows(self._db, "INSERT INTO removing VALUES (?)", ((key,) for key in removals))
         for source, place in places.items() if given else ():
-            if place not in given:
-                refuse_packed_before(self._db, source, sorted(given))
-            if place not in given or is_list(source):
+            if place not in given or is_list(source):  # whose rows may name other files by now
+                new_keys = place in given
+                refuse_packed_before(self._db, source, sorted(given), new_keys=new_keys)
                 refuse_replacing(self._db, source)
         if self.ledger.number("COUNT(*)", "status='duplicate'"):
             self.ledger.index_contents()

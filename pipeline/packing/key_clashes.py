@@ -135,9 +135,12 @@ def _check_sources(db: sqlite3.Connection) -> None:
         )
 
 
-def refuse_packed_before(db: sqlite3.Connection, root: str, known: Sequence[str]) -> None:
+def refuse_packed_before(
+    db: sqlite3.Connection, root: str, known: Sequence[str], *, new_keys: bool
+) -> None:
     """Raises `DatasetError` for an input of the new source `root` that the ledger has by another
-    path: an earlier pack found it through one of the sources `known`."""
+    path: an earlier pack found it through one of the sources `known`. `new_keys`: of a source that
+    was there before, whose inputs that are known are none of these."""
     place = storage.absolute(root).rstrip("/")
     db.execute("CREATE INDEX IF NOT EXISTS by_place ON ledger (url)")
     db.create_function("key_of", 1, key_of, deterministic=True)
@@ -157,7 +160,9 @@ def refuse_packed_before(db: sqlite3.Connection, root: str, known: Sequence[str]
         found = db.execute(
             "SELECT l.rowid, k.path FROM listed l CROSS JOIN ledger k WHERE l.status='' AND "  # noqa: S608
             f"l.root=? AND k.key<>l.key AND k.status IN ('packed', 'duplicate') AND {way} "
-            "AND k.key NOT IN (SELECT key FROM removing) LIMIT 1", (root, *values),
+            "AND k.key NOT IN (SELECT key FROM removing) "
+            "AND NOT (? AND EXISTS (SELECT 1 FROM ledger o WHERE o.key=l.key)) LIMIT 1",
+            (root, *values, new_keys),
         ).fetchone()  # fmt: skip
         if found is not None:
             one = _listed(db, "rowid=?", (found[0],))[0]

@@ -47,6 +47,7 @@ from pipeline.sources.archives import forget_unpacked
 from pipeline.sources.listing import Listing, list_sources
 from pipeline.sources.source_file import SourceFile
 from pipeline.sources.tables import read_table_row
+from pipeline.storage.documents import MOST_DIGITS
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,8 @@ def _shown(files: Iterable[SourceFile], progress: Progress) -> Iterator[SourceFi
 def _tell(config: PackConfig, inventory: Inventory, listing: Listing) -> TableCounts:
     """What the table of annotations says, told to the inputs, and how much of it met."""
     if not config.annotations:
-        return TableCounts(folders=inventory.folders())
+        labelled, folders = inventory.labelled()
+        return TableCounts(labelled=labelled, folders=folders)
     rows = counting_columns(read_annotations(config.annotations), listing.others)
     told = inventory.tell(rows, config.annotations)
     images = inventory.inputs()
@@ -288,6 +290,11 @@ def _content_of(file: SourceFile, choice: Choice) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _is_number(label: str) -> bool:
+    """Whether it stands for itself: a longer one fits no document, and none is a class's number."""
+    return len(label) < MOST_DIGITS and label.isdecimal() and str(int(label)) == label
+
+
 def _classes(state: PackState | None, inventory: Inventory) -> dict[str, int]:
     """Class numbers: labels that are numbers stand for themselves, others count up as sorted.
 
@@ -295,7 +302,7 @@ def _classes(state: PackState | None, inventory: Inventory) -> dict[str, int]:
     """
     classes = dict(state.classes) if state else {}
     new = sorted(inventory.labels() - classes.keys())
-    if all(label.isdecimal() and str(int(label)) == label for label in [*new, *classes]):
+    if all(map(_is_number, [*new, *classes])):
         return {**classes, **{label: int(label) for label in new}}
     following = max(classes.values(), default=-1) + 1
     return {**classes, **{label: following + n for n, label in enumerate(new)}}

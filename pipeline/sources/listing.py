@@ -209,11 +209,11 @@ def _files(
                     yield from _dangling(path, item.url, listing)
                 elif item.size < 0:
                     listing.others["devices"] += 1
-                elif is_archive(path) and not _is_hidden(path):
+                elif is_archive(path) and not is_hidden(path):
                     prefix = without_archive_suffix(path)
                     inside = _members(item.url, item.etag or "", prefix, listing)
                     yield from _to_its_end(inside, path, item.url)
-                elif is_table(path) and not _is_hidden(path):
+                elif is_table(path) and not is_hidden(path):
                     yield from _to_its_end(_rows(item, path, listing), path, item.url)
                 else:
                     file = SourceFile(path, item.url, item.size, item.etag or "")
@@ -257,7 +257,8 @@ def _head_of(item: storage.ObjectInfo) -> bytes:
         return b""
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
+    """Whether a part of a path below a source begins with a dot."""
     return any(part.startswith(".") for part in path.split("/") if part not in (".", ".."))
 
 
@@ -278,7 +279,7 @@ def _judged(file: SourceFile, head: Callable[[], bytes], listing: Listing) -> It
     except UnicodeEncodeError:
         yield _refused(file, "rejected", "name", "its name is not UTF-8: no key can be made of it")
         return
-    if _is_hidden(file.path):
+    if is_hidden(file.path):
         yield _refused(file, "ignored", "hidden", "its name, or its folder's, begins with a dot")
     elif verdict == "ignored":
         yield _refused(file, "ignored", kind, "not a format that can be read here")
@@ -319,7 +320,7 @@ def _members(url: str, etag: str, prefix: str, listing: Listing) -> Iterator[Sou
         path = _path_in(prefix, member.name)
         if member.kind == "file" and not member.linked and _is_plain(path):
             yield _file_of(path, url, member)
-        elif member.kind == "file" and is_archive(path) and not _is_hidden(path):
+        elif member.kind == "file" and is_archive(path) and not is_hidden(path):
             yield from _inside(url, etag, path, member, listing)
         else:
             yield from _member(_Found(path, url, member), listing)
@@ -359,7 +360,7 @@ def _member(found: _Found, listing: Listing) -> Iterator[SourceFile]:
         yield from _dangling(found.path, found.url, listing)
     elif member.kind != "file":
         listing.others["folders" if member.kind == "folder" else "devices"] += 1
-    elif is_table(found.path) and not _is_hidden(found.path):
+    elif is_table(found.path) and not is_hidden(found.path):
         file = _file_of(found.path, found.url, member)
         yield _refused(file, "ignored", PACKED_TABLE, "its images, if it has any, are not read")
     else:

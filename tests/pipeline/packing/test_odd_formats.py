@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 from pyarrow import parquet
 
 from pipeline.data.decode import probe_image
@@ -49,6 +49,15 @@ def with_chunk(name: bytes, checksum: int | None = None) -> bytes:
     return data[:at] + chunk + data[at:]
 
 
+def much_text() -> bytes:
+    """More than Pillow unpacks of a chunk; the picture is whole."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text("t", "x" * 3_000_000, zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
+
+
 def twelve_bits() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "JPEG")
@@ -67,6 +76,7 @@ def twelve_bits() -> bytes:
         (b"MM\0+\0\x08\0\0" + bytes(99), "unsupported", "is a BigTIFF of the byte order MM"),
         (tiff()[:40], "corrupt", r"its header is damaged \(.*; 40 bytes\)"),
         (with_chunk(b"tEXt", 7), "corrupt", "as PNG, but the checksum of its chunk tEXt is wrong"),
+        (much_text(), "unsupported", "Decompressed data too large"),
         (b"\xff\xd8\xff", "corrupt", r"as JPEG, but its header is damaged \(.*; 3 bytes\)"),
     ],
 )

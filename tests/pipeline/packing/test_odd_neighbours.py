@@ -263,7 +263,8 @@ def test_rows_without_a_path_are_counted_in_annotations_and_lists(tmp_path: Path
     rows = "path,label\na.png,x\n,y\n  ,z\nb.png,w\n"
     (tmp_path / "in/t.csv").write_text(rows)
     result = pack(config(folder, tmp_path / "out", annotations=f"{folder}/t.csv"))
-    assert result.table == TableCounts(4, 2, 2, images=2, example="row 2, without a path")
+    expected = TableCounts(4, 2, 2, images=2, example="row 2, without a path", labelled=2)
+    assert result.table == expected
     listed = pack(config(f"{folder}/t.csv", tmp_path / "listed"))
     assert (listed.seen, listed.samples, listed.reasons) == (4, 2, {"missing": 2})
 

@@ -14,7 +14,7 @@ from pipeline.errors import DatasetError
 from pipeline.packing.commit import PackResult
 from pipeline.packing.pack import pack
 from tests.pipeline.packing.test_odd_inputs import packed
-from tests.pipeline.packing.test_pack import config, png, write
+from tests.pipeline.packing.test_pack import config, contents, png, write
 from tests.pipeline.packing.test_tables import read
 
 
@@ -172,3 +172,39 @@ def test_the_label_of_a_table_s_folders_is_taken_as_spark_writes_it(tmp_path: Pa
         "year=1/label=a%2Fb/0/00000000": "a/b", "year=1/label=a%2Fb/0/00000001": "a/b",
         "label=c/1/00000000": "d", "label=c/1/00000001": "c",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ["9" * 23, "9" * 5000, str(2**63)])
+def test_a_number_that_no_class_can_have_is_a_name_like_any_other(
+    tmp_path: Path, label: str
+) -> None:
+    folder = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(3)})
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,label\n0.png,7\n1.png,{label}\n")
+    result = pack(config(folder, tmp_path / "out", annotations=str(table)))
+    assert {path: label for path, (_, label) in packed(result).items()}["1.png"] == label
+    table.write_text(f"path,label\n0.png,7\n1.png,{label}\n2.png,8\n")
+    again = pack(config(folder, tmp_path / "out", append=True, annotations=str(table)))
+    found = {meta["label"]: cls for _, meta, cls in contents(again.dataset).values() if cls}
+    assert found == {"7": b"0", label: b"1", "8": b"2"}
+
+
+def test_a_list_names_no_file_anew_because_its_prefixes_changed(tmp_path: Path) -> None:
+    write(tmp_path / "data", {"sub/a.png": png(1)})
+    table, out = tmp_path / "l.csv", tmp_path / "out"
+    table.write_text(f"path\n{tmp_path}/data/sub/a.png\n")
+    one, two = str(tmp_path / "data"), str(tmp_path / "data/sub")
+    pack(config(str(table), out, below=(one,)))
+    with pytest.raises(DatasetError, match=r"is in this dataset as 'sub/a\.png'"):
+        pack(config(str(table), out, below=(two, one), append=True))
+    assert pack(config(str(table), out, below=(one, two), append=True)).samples == 1
+
+
+def test_one_label_that_a_table_gives_is_not_called_a_folder_s(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    table = pa.table({"image": images(2), "label": ["a", "a"]})
+    parquet.write_table(table, tmp_path / "in/t.parquet")
+    result, text = said(config(str(tmp_path / "in"), tmp_path / "out"))
+    assert "1 label: a 2." in text
+    assert "All have the label" not in text
+    assert result.table.labelled == 2

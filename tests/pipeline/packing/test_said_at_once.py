@@ -28,7 +28,9 @@ def test_half_a_labelled_dataset_is_counted_and_an_error_past_its_budget(tmp_pat
         "000.png": "00", "001.png": "1.10", "002.png": "true", "003.png": "1e3", "004.png": None,
         "005.png": "NA",
     }  # fmt: skip
-    assert result.table == TableCounts(6, met=5, unmatched=1, images=5, example="004.PNG")
+    assert result.table == TableCounts(
+        6, met=5, unmatched=1, images=5, example="004.PNG", labelled=5
+    )
     with pytest.raises(DatasetError, match=r"5 of 6 images have a row; 1 of its 6 rows"):
         pack(config(folder, tmp_path / "strict", annotations=str(table), unmatched=0.1))
     assert not (tmp_path / "strict").exists()
