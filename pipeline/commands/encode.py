@@ -51,6 +51,7 @@ from pipeline.latents.stored_shard import StoredShard
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 from pipeline.masking import printable
 from pipeline.packing.leftovers import refuse_inside_sources
+from pipeline.places import refuse_another_kind
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, RegisteredModel, load_model, resolve
@@ -128,6 +129,7 @@ def run_encoding(config: EncodeConfig) -> Encoded:
     """Encodes what has no receipt yet and publishes the snapshot."""
     store, started = storage.absolute(config.output), time.time()
     storage.refuse_file_above(store, "--output")
+    refuse_another_kind(store, "a latent store", "--output URL")
     refuse_inside_sources(store, storage.absolute(config.data))
     try:
         with ExitStack() as held:
@@ -144,6 +146,7 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
     """What `run_encoding` would cost; nothing is written."""
     store = storage.absolute(config.output)
     storage.refuse_file_above(store, "--output")
+    refuse_another_kind(store, "a latent store", "--output URL")
     refuse_inside_sources(store, storage.absolute(config.data))
     asked = _asked(config, store, None)
     _check_store(config, store, asked)

@@ -14,6 +14,7 @@ from pipeline.config import TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import AccessDeniedError
 from pipeline.masking import shell_word
+from pipeline.places import refuse_another_kind
 from pipeline.rank import RunEnd, run_rank
 from pipeline.registry.checkpoint_versions import registered_on_the_way
 from pipeline.runs.checkpoint import newest_step
@@ -48,6 +49,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
     run = Run.at(config)
     is_first = bool(config.max_workers) or int(os.environ.get("RANK", "0")) == 0
     if is_first:
+        refuse_another_kind(run.url, "a run", "--run NAME")
         refuse_lost_work(
             run,
             steps=config.steps,

@@ -306,15 +306,9 @@ def _latent_files(store: str, identity: str) -> set[str]:
 def current_of(store: str, pointer: Pointer | None, dataset: Dataset) -> Snapshot | None:
     """The store's current snapshot; None where there is none yet.
 
-    Raises `StoreError` for a place that holds something else: an image dataset, or the latents of
-    a dataset that shares no shard with this one.
+    Raises `StoreError` for the latents of a dataset that shares no shard with this one.
     """
     if pointer is None:
-        if storage.exists(storage.join(store, "manifest.json")):
-            raise StoreError(
-                f"{store}: holds an image dataset. A latent store needs a place of its own: give "
-                "another `--output URL`."
-            )
         return None
     snapshot = read_snapshot(store, pointer.snapshot, pointer.sha256)
     theirs = {s.receipt.source_sha256 for s in snapshot.shards}

@@ -29,6 +29,7 @@ from pipeline.packing.counts import counted
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import Extent, IndexRow, index_of
 from pipeline.packing.stock_tar import Beside, HashingStream, StockSample, Unused, stock_samples
+from pipeline.places import refuse_another_kind
 from pipeline.progress import Progress
 from pipeline.sources.archives import is_archive
 from pipeline.sources.listing import is_hidden
@@ -57,6 +58,7 @@ def adopt(config: IndexConfig) -> PackResult:
     where the only tar was cut short.
     """
     output = storage.absolute(config.output)
+    refuse_another_kind(output, "an image dataset", "--output URL")
     read_current(output)  # What can't be read is said before hours of indexing.
     hidden: list[Unused] = []
     found = list(_archives(config.source, hidden))

@@ -41,6 +41,7 @@ from pipeline.packing.plan import (
     write_inputs,
 )
 from pipeline.packing.workers import Jobs, run_units
+from pipeline.places import refuse_another_kind
 from pipeline.progress import Progress
 from pipeline.sources.annotations import counting_columns, digest_of_text, read_annotations
 from pipeline.sources.archives import forget_unpacked
@@ -72,6 +73,7 @@ def _pack(config: PackConfig, executor: Executor | None) -> PackResult:
 def _pack_with(config: PackConfig, executor: Executor | None, inventory: Inventory) -> PackResult:
     output = storage.absolute(config.output)
     storage.refuse_file_above(output, "--output")
+    refuse_another_kind(output, "an image dataset", "--output URL")
     refuse_beside_removal(output)
     leftovers = find_leftovers(output)
     # Asked for in this order: whoever packs creates the state first.

@@ -10,8 +10,10 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import ObjectNotFoundError, PipelineError, RunError, ShortageError
-from pipeline.latents.receipt import LATENTS, POINTER, RECEIPTS, SNAPSHOTS
+from pipeline.latents.marks import BEGUN
+from pipeline.latents.receipt import POINTER, RECEIPTS, SNAPSHOTS
 from pipeline.masking import one_line, shell_word
+from pipeline.places import held_below
 from pipeline.runs.checkpoint import newest_step, note_removed
 from pipeline.runs.result import TrainingResult
 from pipeline.runs.run import Run
@@ -22,7 +24,7 @@ ALIVE_SECONDS = 15 * 60.0
 _CHECKPOINTS = "checkpoints"
 _LAST = ("run.json", "attempts", "result.json")
 """What a run is known by. Goes last, in this order: a removal that was killed can be repeated."""
-_STORES = frozenset({POINTER, SNAPSHOTS, RECEIPTS, LATENTS, "begun"})
+_STORES = frozenset({POINTER, SNAPSHOTS, RECEIPTS, BEGUN})
 """What a latent store has, beside times and rates in a folder `attempts`: it is no run."""
 
 State = Literal["finished", "stopped", "drained", "superseded", "alive", "silent", "damaged"]
@@ -66,6 +68,10 @@ class _Folder:
     names: set[str] = field(default_factory=set)
     changed: float = 0.0
 
+    @property
+    def is_store(self) -> bool:
+        return bool(self.names & _STORES) and "run.json" not in self.names
+
 
 def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
     """Every run below `place`, by one listing of it.
@@ -74,12 +80,12 @@ def list_runs(place: str, only: Sequence[str] = ()) -> list[ListedRun]:
     """
     runs = []
     for name, folder in sorted(_folders(place, only).items()):
-        if folder.names.intersection(_LAST) and not folder.names & _STORES:
+        if folder.names.intersection(_LAST) and not folder.is_store:
             runs.append(_listed(Run(storage.join(place, name)), name, folder))
     missing = [name for name in only if name not in {run.run for run in runs}]
     if missing:
         url = storage.join(place, missing[0])
-        if (one := _folders(place, missing).get(missing[0])) and one.names & _STORES:
+        if (one := _folders(place, missing).get(missing[0])) and one.is_store:
             raise RunError(
                 f"{storage.shown(url)}: is a latent store, no run. What it holds, and what of it "
                 f"may go: `python -m jobs.stores --store {shell_word(url)}`."
@@ -183,8 +189,9 @@ def removal(
     """What goes of a run; with `delete` it does, and the objects without which it is none go last.
 
     Refused: a run that is alive; one that holds links to folders, since what lies there may be
-    anything; checkpoints of one that is not finished, since they are all it has; a whole one whose
-    model nothing else holds, unless the user `named` it.
+    anything; checkpoints of one that is not finished, since they are all it has; a whole one that
+    holds a store, a dataset or another run, or whose model nothing else holds, unless the user
+    `named` it.
     """
     if delete:
         # Looked at once more: somebody may have begun to continue it since it was listed.
@@ -196,6 +203,13 @@ def removal(
     found = list(_objects(storage.join(url, _CHECKPOINTS) if what == _CHECKPOINTS else url))
     if what == _CHECKPOINTS:
         found = [info for info in found if not info.url.endswith("/removed.json")]
+    elif held := held_below(info.url.removeprefix(url).lstrip("/") for info in found):
+        inner, kind = storage.join(url, held[0]), held[1]
+        return Removal(
+            run.run, 0, 0,
+            f"{one_line(storage.shown(inner))}: is {kind} inside this run, and would go with it. "
+            "Move it elsewhere, or remove it first.",
+        )  # fmt: skip
     size = sum(info.size for info in found)
     if delete:
         if what == _CHECKPOINTS:
