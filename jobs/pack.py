@@ -69,6 +69,12 @@ def _summary(config: PackConfig, result: "PackResult") -> list[str]:
     if table.folders:
         inputs = counted(table.folders, "input")
         lines.append(f"Without a label in a table: {inputs}, labelled by the first folder's name.")
+    if table.kept:
+        verb = "keeps" if table.kept == 1 else "keep"
+        lines.append(
+            f"{counted(table.kept, 'sample')} {verb} what an earlier table said, though none says "
+            "anything of it now: `--annotations FILE` says it anew, or nothing."
+        )
     if table.rows:
         lines += _of_table(result)
     elif config.annotations is None:

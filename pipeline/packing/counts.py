@@ -101,6 +101,8 @@ class TableCounts:
     """Inputs whose label a table says: this one, a list, or the one that holds them."""
     relabelled: int = 0
     """Inputs that the list or table which brought them in labels otherwise."""
+    kept: int = 0
+    """Samples that keep what a table said when they were packed: this pack reads none of them."""
     hushed: int = 0
     """Samples of which a table said something when they were packed, and this one says nothing."""
 

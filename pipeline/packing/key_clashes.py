@@ -53,7 +53,9 @@ def settle(db: sqlite3.Connection) -> int:
 
 def _join(db: sqlite3.Connection, key: str, found: Sequence[SourceFile]) -> None:
     """Gives all rows of a key what those say that say something; a folder says nothing."""
-    joined = join_captions([Annotation.from_text(f.annotation) for f in found if f.annotation])
+    texts = list(dict.fromkeys(file.annotation for file in found if file.annotation))
+    said = [Annotation.from_text(text) for text in texts]
+    joined = said[0] if len(said) == 1 else join_captions(said)
     if joined is None:
         raise DatasetError(
             f"{_lists_of(db, key)}: {found[-1].path!r} is named twice, with other values. Leave "

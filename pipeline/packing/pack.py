@@ -208,11 +208,19 @@ def _shown(files: Iterable[SourceFile], progress: Progress) -> Iterator[SourceFi
         yield file
 
 
+_KEPT = (
+    "status='packed' AND annotation<>'' AND key IN "
+    "(SELECT key FROM listed WHERE annotation='' AND row_group='')"
+)
+"""The condition on the ledger for samples of which a table said something, and none does now."""
+
+
 def _tell(config: PackConfig, inventory: Inventory, listing: Listing) -> TableCounts:
     """What the table of annotations says, told to the inputs, and how much of it met."""
     if not config.annotations:
         labelled, folders = inventory.labelled()
-        return TableCounts(labelled=labelled, folders=folders)
+        kept = inventory.ledger.number("COUNT(*)", _KEPT)
+        return TableCounts(labelled=labelled, folders=folders, kept=kept)
     rows = counting_columns(read_annotations(config.annotations), listing.others)
     told = inventory.tell(rows, config.annotations)
     images = inventory.inputs()

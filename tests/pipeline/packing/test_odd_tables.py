@@ -208,3 +208,19 @@ def test_one_label_that_a_table_gives_is_not_called_a_folder_s(tmp_path: Path) -
     assert "1 label: a 2." in text
     assert "All have the label" not in text
     assert result.table.labelled == 2
+
+
+def test_what_an_earlier_table_said_and_none_says_now_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {f"{n}.png": png(n) for n in range(3)})
+    table, out = tmp_path / "in/l.csv", tmp_path / "out"
+    table.write_text("path,label,caption\n0.png,a,one\n1.png,,\n2.png,b,\n")
+    result = pack(config([folder, str(table)], out))
+    found = [meta for _, meta, _ in contents(result.dataset).values()]
+    captions = {meta["path"]: meta.get("caption") for meta in found}
+    assert captions == {"0.png": "one", "1.png": None, "2.png": None}
+    table.write_text("path,label,caption\n0.png,a,one\n")
+    result, text = said(config([folder, str(table)], out, append=True))
+    assert (result.samples, result.table.kept) == (3, 1)
+    assert "1 sample keeps what an earlier table said, though none says anything of it" in text
+    _, text = said(config(folder, out, append=True, annotations=str(table)))
+    assert "earlier table said something, and this one says nothing" in text
