@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet \
 		--disable-pip-version-check --constraint constraints.txt uv || echo "Without uv: by pip ..."
-	@export VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$$PATH:$(CURDIR)/$(BIN)"; \
+	@export VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$$PATH:$(CURDIR)/$(BIN)" UV_COMPILE_BYTECODE=1; \
 		$$(command -v uv || echo "$(BIN)/python -m") pip install --quiet \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -30,6 +30,8 @@ demo: install  ## from images to a registered VAE and a verified latent store; I
 
 # A file's tests stay together; a worker has its own servers, and takes the long files first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Where it is set, as containers do, each of a thousand processes would compile what it imports.
+test check chaos: export PYTHONDONTWRITEBYTECODE =
 test: lint  ## every check: lint, types, import rules, unit and integration tests
 	$(BIN)/python -m pytest $(PARALLEL)
 

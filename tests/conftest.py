@@ -26,6 +26,14 @@ _STARTERS = {
     "multiprocessing", "ray", "subprocess", "torch.multiprocessing", "pipeline.commands.train",
     *(f"tests.support.{name}" for name in ("killing", "submitting", "warm", "watching", "worlds")),
 }  # fmt: skip
+_LONGEST = (
+    "tests/integration/test_interruption", "tests/integration/test_survival", "tests/walks/",
+    "tests/integration/", "tests/docs/", "tests/damage/", "tests/jobs/",
+    "tests/pipeline/training/", "tests/benchmarks/", "tests/pipeline/commands/",
+    "tests/pipeline/cluster/", "tests/failures/", "tests/pipeline/explanation/",
+    "tests/pipeline/pace/", "tests/pipeline/packing/",
+)  # fmt: skip
+"""Two workers take whole files in this order: one waits for the other where a long one is last."""
 _USERS_OWN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "WORLD_SIZE", "RANK")
 
 
@@ -41,15 +49,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what `make check` leaves out; puts the longest first.
-
-    Workers take whole files in this order, and should end together.
-    """
+    """Marks what `make check` leaves out; puts the longest first."""
     for item in items:
         if _starts_processes(item):
             item.add_marker("process")
-    longest = ("tests/integration/", "tests/pipeline/training/", "tests/jobs/")
-    items.sort(key=lambda item: not item.nodeid.startswith(longest))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """The longest come first."""
+    starts = (number for number, each in enumerate(_LONGEST) if item.nodeid.startswith(each))
+    return next(starts, len(_LONGEST))
 
 
 def _starts_processes(item: pytest.Item) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.killing import start_job
 from tests.support.packed_digits import write_digits
-from tests.support.terminal import terminal
+from tests.support.terminal import terminal, warm_window
 
 COMMAND = (
     "--steps", "100000", "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
@@ -123,14 +123,14 @@ def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data: Path, tmp_p
 def test_who_waits_for_room_is_told_what_is_asked_and_there_and_ends_by_one_ctrl_c(
     data: Path, tmp_path: Path
 ) -> None:
-    flags = ["--data", str(data), *COMMAND, "--cpus-per-worker", "64"]
-    command = ["-c", IMPATIENT, *flags]
-    with terminal(tmp_path, command, columns=200) as window:
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    command = ["impatient", "--data", str(data), *COMMAND, "--cpus-per-worker", "64"]
+    with warm_window(tmp_path, command, columns=200) as window:
         window.wait_for("waits for room: asked are 1 worker with 64 CPUs; the cluster has", 300)
-        text = " ".join(window.wait_for("the cluster has no room for the workers yet", 120))
-        assert "In all it has less than that" in text
-        window.type("C-c")
-        text = " ".join(window.wait_for("exit code", 120))
-    assert "exit code 130" in text
+        window.wait_for("the cluster has no room for the workers yet", 120)
+        assert "In all it has less than that" in " ".join(window.text().split())
+        window.press_ctrl_c()
+        assert window.job.wait(120) == 130
+    text = window.text()
     assert "nothing saved yet" in text
     assert "Traceback" not in text

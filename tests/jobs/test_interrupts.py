@@ -112,12 +112,15 @@ def test_ctrl_c_in_a_terminal_ends_a_packing_that_then_goes_on_where_it_was(
     assert "800 seen = 800 packed" in out
 
 
-def test_a_window_that_is_closed_ends_a_training_after_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.chaos)])
+def test_a_window_that_is_closed_ends_a_training_after_a_checkpoint(
+    tmp_path: Path, workers: str
+) -> None:
     data = write_digits(tmp_path / "data")
     flags = ["--steps", "100000", "--global-batch-size", "64", "--image-size", "8"]
     flags += ["--channels", "1", "--checkpoint-every", "100000", "--evaluate-every", "100000"]
-    command = ["-m", "jobs.train", "--data", str(data), "--run", "r", *flags, "--workers", "1"]
-    with terminal(tmp_path, command) as window:
+    command = ["-m", "jobs.train", "--data", str(data), "--run", "r", *flags]
+    with terminal(tmp_path, [*command, "--workers", workers]) as window:
         window.wait_for("elbo", 300)
     # The window is gone; the job ends in its own time, which its run's folder tells.
     ended = tmp_path / "runs/r/ended.json"

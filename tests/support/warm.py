@@ -13,9 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from tests.support.warm_workers import PYTHON
 
 ROOT = Path(__file__).parents[2]
 _PR_SET_CHILD_SUBREAPER = 36
@@ -77,6 +81,33 @@ def run_ranks(folder: Path, count: int, module: str, *arguments: str) -> None:
         for rank in failed:
             logs[rank].seek(0)
             raise AssertionError(f"rank {rank} of {module}: {logs[rank].read()[-3000:]}")
+
+
+def ray_workers() -> tuple[WarmJob, dict[str, str]]:
+    """A process for the workers of one Ray node, and the variables that lead Ray there.
+
+    It ends with this process, or when it is killed.
+    """
+    job = WarmJob(
+        ("tests.support.warm_workers",), stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert job.stdout is not None
+    place = job.stdout.readline().strip()
+    return job, {"WARM_WORKERS": place, "WARM_PYTHON": sys.executable}
+
+
+@contextlib.contextmanager
+def ray_workers_here() -> Iterator[None]:
+    """A Ray that this process starts within takes its workers from a warm process."""
+    job, variables = ray_workers()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "executable", str(PYTHON))
+        yield
+    job.kill()
+    job.communicate()
 
 
 def _start(asked: Mapping[str, Any], files: tuple[int, int]) -> int:

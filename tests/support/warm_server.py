@@ -77,7 +77,7 @@ def become(asked: Mapping[str, Any], files: list[int], set_by_imports: Mapping[s
         os.setsid()
     place = warm_workers.wait_below()
     if isinstance(place, str):
-        asked["environment"]["WARM_WORKERS"] = place
+        asked["environment"].setdefault("WARM_WORKERS", place)
     else:
         asked, files = place
         warm_workers.take_place(asked)

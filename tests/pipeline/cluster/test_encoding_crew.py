@@ -15,6 +15,7 @@ from pipeline.cluster.encoding_crew import ActorResources, RayCrew, _one_line
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.encoding.driver import ShardDone
 from pipeline.encoding.under_way import UnderWay
+from tests.support.warm import ray_workers_here
 
 
 class Blocked:
@@ -39,7 +40,7 @@ def test_what_actors_warn_of_is_told_while_all_their_threads_wait(
 ) -> None:
     monkeypatch.setattr(encoding_crew, "_ASK_SECONDS", 0.2)
     file = tmp_path / "room"
-    with ray_cluster(1):
+    with ray_workers_here(), ray_cluster(1):
         crew = RayCrew(Blocked(file), 1, ActorResources(threads=2))
         deadline = time.monotonic() + 120
         while not crew.workers():

@@ -14,6 +14,7 @@ from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.config import PackConfig
 from pipeline.errors import SampleError
 from pipeline.packing.pack import pack
+from tests.support.warm import ray_workers_here
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def cluster() -> Iterator[None]:
     ray = importlib.import_module("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     ray.shutdown()
-    with ray_cluster(2):
+    with ray_workers_here(), ray_cluster(2):
         yield
 
 

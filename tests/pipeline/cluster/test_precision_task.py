@@ -15,6 +15,7 @@ from pipeline.data import Dataset
 from pipeline.encoding.precision import Unmeasured, try_bf16
 from pipeline.errors import StoreError
 from tests.support.small_store import identity_of, small_dataset, small_vae
+from tests.support.warm import ray_workers_here
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()),
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with ray_cluster(1):
+    with ray_workers_here(), ray_cluster(1):
         yield
 
 

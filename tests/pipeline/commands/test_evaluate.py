@@ -16,6 +16,7 @@ from pipeline.packing.pack import pack
 from pipeline.vae import draw_noise, save_bundle
 from tests.support.digit_models import write_digits
 from tests.support.ppca import data, optimum
+from tests.support.warm import ray_workers_here
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def evaluate(place: Path, **knobs: object) -> dict[str, Any]:
 
 def test_one_two_and_three_workers_agree_to_a_millionth(place: Path) -> None:
     whole = evaluate(place)
-    with ray_cluster(3):
+    with ray_workers_here(), ray_cluster(3):
         shares = [evaluate(place, workers=2, batch_size=33), evaluate(place, workers=3)]
     for shared in shares:
         for name in ("elbo", "kl", "iwae", "posterior_gap", "log_likelihood_at_mean"):
