@@ -21,7 +21,8 @@ from pipeline.config import (
 )
 from tests.support.killing import start_job
 from tests.support.packed_digits import write_digits
-from tests.support.terminal import ROOT, terminal
+from tests.support.terminal import terminal
+from tests.support.warm import ROOT
 from tests.walks.test_walks import crop
 
 # A job that works for a minute; `slow`: and then tidies up for another.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.terminal import ROOT
+from tests.support.warm import ROOT
 
 TALKS = """
 import logging, sys, time

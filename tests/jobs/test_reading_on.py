@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.terminal import ROOT
+from tests.support.warm import ROOT
 
 SOURCE = """
 from jobs.command import while_read
