@@ -64,28 +64,27 @@ def _summary(found: "Evaluation") -> list[str]:
 
 
 def _distances(found: "SetDistances") -> list[str]:
-    """Reconstruction and generation apart, with what they are measured over."""
+    """Reconstruction and generation apart, with what they are measured over.
+
+    A kernel distance without an error says nothing, and is left out.
+    """
     told = ""
     if found.is_short:
-        told = f" (far too high: fewer images than its {found.dimensions:,} features)"
-    return [
+        told = f" (far too high: too few images for its {found.dimensions:,} features)"
+    lines = [
         f"  Fréchet distance to {found.images} images over {found.features}: "
         f"{found.reconstruction:.4g} of as many reconstructions, {found.generation:.4g} of "
         f"{found.samples} samples{told}",
-        f"  kernel distance: {found.reconstruction_kernel:.3g} "
-        f"+- {_number(found.reconstruction_kernel_error)} and "
-        f"{found.generation_kernel:.3g} +- {_number(found.generation_kernel_error)}{_why(found)}",
     ]
-
-
-def _why(found: "SetDistances") -> str:
-    """What of a kernel distance surprises: a distance below 0, an error that nobody knows."""
     both = found.reconstruction_kernel, found.generation_kernel
     errors = found.reconstruction_kernel_error, found.generation_kernel_error
-    told = ["below 0 by chance alone, for its estimate is unbiased"] if min(both) < 0 else []
-    if not all(map(math.isfinite, errors)):
-        told.append("too few images for an error")
-    return f" ({'; '.join(told)})" if told else ""
+    if all(map(math.isfinite, errors)):
+        why = " (below 0 by chance alone, for its estimate is unbiased)" if min(both) < 0 else ""
+        lines.append(
+            f"  kernel distance: {both[0]:.3g} +- {_number(errors[0])} and "
+            f"{both[1]:.3g} +- {_number(errors[1])}{why}"
+        )
+    return lines
 
 
 def _which(few: int, images: int) -> str:

@@ -22,7 +22,7 @@ from pipeline.evaluation.numbers import Numbers
 from pipeline.evaluation.reading import in_order, read_first
 from pipeline.evaluation.rows import Measured, MeasureOptions, measure
 from pipeline.figures.canvas import to_png
-from pipeline.figures.curves import draw_comparison
+from pipeline.figures.comparison import draw_comparison
 from pipeline.figures.evaluation import draw_evaluation
 from pipeline.figures.history import draw_way
 from pipeline.json_value import Json
@@ -119,7 +119,8 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         if comparison is not None:
             short = short_names(list(comparison.table))
             named = {short[name]: asdict(row) for name, row in comparison.table.items()}
-            picture = to_png(draw_comparison, named)
+            apart = {short[name]: each for name, each in comparison.differences.items()}
+            picture = to_png(draw_comparison, named, differences=apart)
             figures.append(_publish(config.output, "comparison.png", picture))
     found = Evaluation(
         model=config.model,

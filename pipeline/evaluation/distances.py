@@ -28,6 +28,8 @@ class NamedFeatures:
 
 _COMPONENTS = 16
 """A covariance of 16 dimensions is sure with some hundred images; of 1,000 it is not."""
+_A_FEATURE = 5
+"""Images a feature: with fewer, a covariance's error is as large as what it is to tell apart."""
 _SIDE = 32
 """Pixels a side: the first components of images are smooth, so more pixels say nothing more."""
 _ALONE = 0.02
@@ -63,7 +65,7 @@ class SetDistances:
 
         Then a Fréchet distance is far too high, whatever the images are.
         """
-        return min(self.images, self.samples) <= self.dimensions
+        return min(self.images, self.samples) < _A_FEATURE * self.dimensions
 
 
 @dataclass(frozen=True)

@@ -190,10 +190,11 @@ def fit_latents(
     draws = (means + (0.5 * log_variances).exp() * noise).double()
     mixture = choose_mixture(draws[::2], seed)
     held_out = draws[1::2]
-    of_mixture = float(mixture.log_prob(held_out).mean())
-    of_prior = float(prior.log_prob(prior.latent.unflattened(held_out)).mean())
-    parts = len(mixture.log_weights)
-    return mixture, MixtureGain(parts, of_mixture, of_prior, of_mixture - of_prior)
+    of_mixture = mixture.log_prob(held_out)
+    of_prior = prior.log_prob(prior.latent.unflattened(held_out))
+    gain, error = mean_and_error((of_mixture - of_prior).numpy())
+    means_of = float(of_mixture.mean()), float(of_prior.mean())
+    return mixture, MixtureGain(len(mixture.log_weights), *means_of, gain, error)
 
 
 def _quadrature(vae: VAE, first: Tensor, seed: int) -> ExactEvidence | None:

@@ -117,12 +117,15 @@ class ExactEvidence:
 
 @dataclass(frozen=True)
 class MixtureGain:
-    """Mean log density of unseen codes, in nats; `gain`: the mixture's above the prior's."""
+    """Mean log density of unseen codes, in nats; `gain`: the mixture's above the prior's, and one
+    standard error of it over these codes.
+    """
 
     components: int
     log_density: float
     prior_log_density: float
     gain: float
+    error: float
 
 
 @dataclass(frozen=True)

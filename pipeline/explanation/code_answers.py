@@ -3,6 +3,11 @@
 from pipeline.evaluation.numbers import Numbers
 from pipeline.explanation.sentences import Check, Formula, Part, Sentence, claim, definition
 
+_TELLING = 0.1
+"""What must have shown before "there is none of it" is said: a tenth of the images' labels, or of
+the difference between any two images.
+"""
+
 
 def at_mean(n: Numbers) -> Part:
     """Jensen."""
@@ -64,18 +69,19 @@ def coverage(n: Numbers) -> Part | None:
         return None
     text = (
         "A mixture fitted to half of the codes describes the other half {gain:+.3f} nats better "
-        "than the prior does: "
+        "than the prior does, standard error {error:.3f}: "
     )
-    text += (
-        "codes leave parts of the prior empty, and draws of the prior land there."
-        if mixture.gain > 0
-        else "it found no place that codes leave empty."
-    )
+    if mixture.gain > 2 * mixture.error:
+        text += "codes leave parts of the prior empty, and draws of the prior land there."
+    elif mixture.gain > 0:
+        text += "that may be chance, so that nothing shows that codes leave a place empty."
+    else:
+        text += "it found no place that codes leave empty."
     return Part(
         "coverage",
         "Does every place between the codes mean something?",
         (
-            claim(Check.COVERAGE, text, gain=mixture.gain),
+            claim(Check.COVERAGE, text, gain=mixture.gain, error=mixture.error),
             definition(
                 "Noise makes a code a cloud: the decoder is asked for the image not at one point "
                 "but wherever q(z|x) puts weight, and on average over it. The KL charges for "
@@ -98,10 +104,12 @@ def similar_codes(n: Numbers) -> Part | None:
         "neighbours": found.neighbours,
         "nearest": found.nearest,
         "any": found.any,
+        "error": found.error,
     }
     text = (
         "Among {images} images with one draw of z each, an image and those of its {neighbours} "
-        "nearest codes differ by {nearest:.4f} (root-mean-square), any two by {any:.4f}: "
+        "nearest codes differ by {nearest:.4f} (root-mean-square), any two by {any:.4f} (standard "
+        "error of the difference {error:.4f}): "
     )
     sentences = []
     if found.nearest < found.any - 2 * found.error:
@@ -116,6 +124,9 @@ def similar_codes(n: Numbers) -> Part | None:
                 "charged image by image and does not know where other images' codes lie."
             )
         )
+    elif 2 * found.error > _TELLING * found.any:
+        few = "so few images can't tell whether near codes are of similar ones."
+        sentences.append(claim(Check.SIMILAR_CODES, text + few, **figures))
     else:
         sentences.append(
             claim(
@@ -129,28 +140,39 @@ def similar_codes(n: Numbers) -> Part | None:
 
 
 def classes(n: Numbers) -> Part | None:
-    """Labels, only where they group."""
+    """Labels, only where they group; that they don't, only where it would have shown."""
     found = n.neighbours
     if found is None:
         return None
-    error = (found.chance * (1 - found.chance) / found.images) ** 0.5
     figures = {
         "agreement": found.agreement,
         "neighbours": found.neighbours,
-        "chance": found.chance,
+        "shuffles": found.shuffles,
+        "shuffled": found.shuffled,
+        "needed": found.needed,
     }
-    text = (
-        "{agreement:.3f} of the images have the label that most of their {neighbours} nearest "
-        "codes' images have; always guessing the commonest label is right for {chance:.3f}: "
+    whose = (
+        "that most of their {neighbours} nearest codes' images have"
+        if found.neighbours > 1
+        else "of the image with the nearest code"
     )
-    if found.agreement > found.chance + 2 * error:
-        told: tuple[Sentence, ...] = (
+    text = (
+        "{agreement:.3f} of the images have the label " + whose + "; with the labels shuffled "
+        "among the images it is {shuffled:.3f} on average, and one of {shuffles} shuffles passes "
+        "{needed:.3f}: "
+    )
+    told: tuple[Sentence, ...]
+    if found.agreement > found.needed:
+        told = (
             claim(Check.LABELS, text + "labels group, though no loss has seen one.", **figures),
             definition(
                 "Images of one label group as far as they look alike to the decoder, for the "
                 "reasons above. Labels that look alike stay mixed whatever the training does."
             ),
         )
+    elif found.needed - found.shuffled > _TELLING:
+        few = "{images} images are too few to tell whether labels group."
+        told = (claim(Check.LABELS, text + few, **figures, images=found.images),)
     else:
         told = (claim(Check.LABELS, text + "labels do not group here.", **figures),)
     return Part(
@@ -235,13 +257,16 @@ def samples(n: Numbers) -> Part:
     sentences = []
     if distances:
         better = "worse" if distances.generation > distances.reconstruction else "no worse"
+        told = f"samples are {better} by it."
+        if distances.is_short:
+            told = "so few images are too few to compare by it."
         sentences.append(
             claim(
                 Check.SAMPLES,
                 "The Fréchet distance to {images:,} real images, over {features}, is "
                 "{generation:.4g} for {samples:,} samples and {reconstruction:.4g} for the "
-                "reconstructions: samples are ".replace("{features}", distances.features)
-                + f"{better} by it. It falls with the number of images, so compare equal ones.",
+                "reconstructions: ".replace("{features}", distances.features)
+                + f"{told} It falls with the number of images, so compare equal ones.",
                 images=distances.images,
                 samples=distances.samples,
                 generation=distances.generation,

@@ -2,11 +2,11 @@
 
 import pipeline.figures.plain_matplotlib  # noqa: F401  # before what imports matplotlib
 from pipeline.figures.canvas import to_png
+from pipeline.figures.comparison import draw_comparison
 from pipeline.figures.curves import (
     Curve,
     GapPoint,
     RatePoint,
-    draw_comparison,
     draw_pull,
     draw_rate_distortion,
     draw_training_curves,

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 Target = str | Path | BinaryIO
 Pixels = npt.NDArray[np.floating[Any]]
@@ -32,8 +35,12 @@ BLUE, AMBER, RED = PALETTE[0], PALETTE[1], PALETTE[2]
 _DPI = 160
 _MARGIN = 0.16  # inch
 _LINE = 0.2  # inch: one line of a note
+_HEAD_LINE = 0.22  # inch: one line of a headline
+_FAMILY = "DejaVu Sans"
+_HEADLINE = FontProperties(family=_FAMILY, size=11, weight="bold")
+_NOTE = FontProperties(family=_FAMILY, size=8)
 _STYLE: dict[str, str | float | bool | list[str]] = {
-    "font.family": "DejaVu Sans",
+    "font.family": _FAMILY,
     "font.size": 8.5,
     "text.color": INK,
     "text.parse_math": False,  # A class may have dollars in its name.
@@ -66,8 +73,10 @@ class Canvas:
     """
 
     def __init__(self, width: float, height: float, headline: str, note: str = "") -> None:
-        self._notes = note.split("\n") if note else []
-        self._head = _MARGIN + 0.26 + _LINE * len(self._notes) + 0.06
+        heads = wrapped(headline, width, _HEADLINE)
+        notes = [part for line in note.split("\n") for part in wrapped(line, width, _NOTE)]
+        below = _MARGIN + 0.27 + _HEAD_LINE * (len(heads) - 1)
+        self._head = below + _LINE * len(notes) + 0.05
         self.width, self.height = width, height
         self._full_width = width + 2 * _MARGIN
         self._full_height = height + self._head + _MARGIN
@@ -77,9 +86,10 @@ class Canvas:
         )
         FigureCanvasAgg(self.figure)
         x = _MARGIN / self._full_width
-        self._text(x, _MARGIN, headline, fontsize=11, fontweight="bold", color=INK)
-        for row, line in enumerate(self._notes):
-            self._text(x, _MARGIN + 0.27 + row * _LINE, line, fontsize=8, color=MUTED)
+        for row, line in enumerate(heads):
+            self._text(x, _MARGIN + row * _HEAD_LINE, line, color=INK, fontproperties=_HEADLINE)
+        for row, line in enumerate(notes):
+            self._text(x, below + row * _LINE, line, color=MUTED, fontproperties=_NOTE)
 
     def __enter__(self) -> "Canvas":
         self._style.__enter__()
@@ -111,6 +121,20 @@ class Canvas:
     def _text(self, x: float, top: float, text: str, **style: Any) -> None:
         style = {"ha": "left", "va": "top", "fontsize": 8, **style}
         self.figure.text(x, 1 - top / self._full_height, text, **style)
+
+
+def wrapped(line: str, width: float, font: FontProperties) -> list[str]:
+    """A line as those that are `width` inches wide at most, cut between words where it can be."""
+    longest = len(line)
+    parts = [line] if line else []
+    while longest > 1 and any(_inches(part, font) > width for part in parts):
+        longest = min(longest - 1, int(longest * width / _inches(line[:longest], font)) or 1)
+        parts = textwrap.wrap(line, longest, replace_whitespace=False)
+    return parts
+
+
+def _inches(line: str, font: FontProperties) -> float:
+    return float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]) / 72
 
 
 def to_array(values: ArrayLike) -> npt.NDArray[Any]:

@@ -1,16 +1,16 @@
-"""Pictures of numbers: training curves, rate against distortion, runs side by side."""
+"""Pictures of numbers: training curves, the pulls on q, rate against distortion."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from pipeline.figures.canvas import (
     AMBER,
     BLUE,
     INK,
     MUTED,
-    PALETTE,
     RED,
     Canvas,
     Target,
@@ -18,6 +18,8 @@ from pipeline.figures.canvas import (
 )
 
 _WIDTH = 7.2
+_TWO_LINES = 27
+"""Points that two lines of a text take."""
 NAMES = {
     "elbo": "ELBO",
     "log_likelihood": "E log p(x|z)",
@@ -143,6 +145,7 @@ def draw_pull(
         "dashed: a lower bound, the truth lies above",
     ) as canvas:
         axes = canvas.axes(0.55, 0.1, 5.2, 2.4)
+        told = []
         for curve, color, name, style in (
             (kl, BLUE, "to the prior\nKL(q || p(z))", "-"),
             (iwae_gap, RED, "to the posterior,\nat least IWAE − ELBO", "--"),
@@ -150,26 +153,36 @@ def draw_pull(
             axes.plot(
                 curve.steps, curve.values, color=color, marker="o", markersize=3, linestyle=style
             )
-            axes.annotate(
-                name,
-                (curve.steps[-1], curve.values[-1]),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=color,
-                fontsize=8,
-                annotation_clip=False,
-            )
+            told.append((curve.values[-1], name, color))
         if best is not None:
             axes.axvline(best.step, color=AMBER, linewidth=1.0, linestyle=(0, (4, 2)))
             axes.plot([best.step], [best.nats], color=RED, marker="^", markersize=6)
-            axes.annotate(
-                f"≥ {best.nats:.1f}", (best.step, best.nats), xytext=(6, 4),
-                textcoords="offset points", fontsize=7.5, color=RED,
-            )  # fmt: skip
+            told.append((best.nats, f"▲ to the posterior,\n≥ {best.nats:,.1f}", RED))
         axes.set(xlabel="step", ylabel="nats per image")
         axes.set_ylim(0, None)
+        _tell_beside(axes, told, 2.4 * 72)
         canvas.save(target)
+
+
+def _tell_beside(axes: Axes, told: Sequence[tuple[float, str, str]], tall: float) -> None:
+    """Texts of two lines, each with its colour, right of axes that are `tall` points high: as near
+    to their values' heights as the others leave room.
+    """
+    top = axes.get_ylim()[1]
+    heights: list[float] = []
+    for value, _, _ in sorted(told):
+        here = tall * value / top if np.isfinite(value) else 0.0
+        heights.append(max(here, heights[-1] + _TWO_LINES) if heights else here)
+    most = tall
+    for number in reversed(range(len(heights))):
+        heights[number] = min(heights[number], most)
+        most = heights[number] - _TWO_LINES
+    for (_, name, color), height in zip(sorted(told), heights, strict=True):
+        axes.annotate(
+            name, (1.0, 0.0), xycoords="axes fraction", xytext=(8, height),
+            textcoords="offset points", va="center", color=color, fontsize=8,
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def draw_rate_distortion(points: Sequence[RatePoint], target: Target, note: str = "") -> None:
@@ -209,57 +222,6 @@ def draw_rate_distortion(points: Sequence[RatePoint], target: Target, note: str 
             )  # fmt: skip
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.set(xlabel="rate: KL(q(z|x) || p(z)), nats", ylabel="distortion: −E log p(x|z), nats")
-        canvas.save(target)
-
-
-def draw_comparison(
-    table: Mapping[str, Mapping[str, float | None]], target: Target, note: str = ""
-) -> None:
-    """Runs side by side: one small bar panel per quantity, `table[run][quantity]`; None: absent."""
-    runs = list(table)
-    quantities = [
-        name
-        for name in dict.fromkeys(name for row in table.values() for name in row)
-        if any(table[run].get(name) is not None for run in runs)
-    ]
-    columns = min(4, len(quantities))
-    rows = -(-len(quantities) // columns)
-    cell, tall = _WIDTH / columns, 0.55 + 0.24 * len(runs)
-    with Canvas(
-        _WIDTH, rows * tall + 0.3, f"{len(runs)} models on the same hold-out", note
-    ) as canvas:
-        for index, run in enumerate(runs):
-            canvas.label(
-                index * _WIDTH / len(runs),
-                0,
-                f"■ {run}",
-                color=PALETTE[index % 10],
-                fontweight="bold",
-            )
-        for place, name in enumerate(quantities):
-            row, column = divmod(place, columns)
-            axes = canvas.axes(
-                column * cell + 0.05, 0.3 + row * tall + 0.25, cell - 0.45, tall - 0.4
-            )
-            values = [table[run].get(name) for run in runs]
-            axes.barh(
-                range(len(runs)),
-                [0.0 if value is None else value for value in values],
-                color=[PALETTE[index % 10] for index in range(len(runs))],
-                height=0.72,
-            )
-            for index, value in enumerate(values):
-                text = "—" if value is None else signed(value, ",.4g")
-                anchor = max(value or 0.0, 0.0)
-                axes.annotate(
-                    text, (anchor, index), xytext=(3, 0), textcoords="offset points",
-                    va="center", fontsize=7, annotation_clip=False,
-                )  # fmt: skip
-            axes.invert_yaxis()
-            axes.set(xticks=[], yticks=[])
-            axes.grid(visible=False)
-            axes.set_title(NAMES.get(name, name.replace("_", " ")), fontsize=8)
-            axes.spines["bottom"].set_visible(False)
         canvas.save(target)
 
 

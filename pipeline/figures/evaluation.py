@@ -50,10 +50,14 @@ def draw_evaluation(
         yield "traversals.png", _traversals(vae, latents)
         note = ""
         if neighbours := findings.numbers.neighbours:
+            whose = (
+                f"of most of their {neighbours.neighbours} nearest"
+                if neighbours.neighbours > 1
+                else "of their nearest"
+            )
             note = (
-                f"{neighbours.agreement:.1%} of images have the label of most of their "
-                f"{neighbours.neighbours} nearest (chance {neighbours.chance:.1%}); "
-                "no label was ever seen"
+                f"{neighbours.agreement:.1%} of {neighbours.images:,} images have the label "
+                f"{whose} (labels shuffled: {neighbours.shuffled:.1%}); no label was ever seen"
             )
         yield (
             "latent_means.png",

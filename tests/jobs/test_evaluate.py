@@ -164,11 +164,14 @@ def test_two_latent_dimensions_are_integrated_and_drawn(place: Path) -> None:
     assert evaluate(place)["quadrature"] is None
 
 
-def test_what_surprises_of_a_kernel_distance_is_explained() -> None:
-    found = SetDistances("pixels", 2, 9, 9, 0.1, 0.2, -0.01, 0.02, 0.3, math.inf)
-    assert jobs.evaluate._distances(found)[1].endswith(
-        "0.3 +- unknown (below 0 by chance alone, for its estimate is unbiased; too few images for "
-        "an error)"
-    )
-    plain = replace(found, reconstruction_kernel=0.01, generation_kernel_error=0.1)
+def test_what_surprises_of_a_kernel_distance_is_explained_and_without_error_it_is_not_told() -> (
+    None
+):
+    found = SetDistances("pixels", 2, 9, 9, 0.1, 0.2, -0.01, 0.02, 0.3, 0.1)
+    told = jobs.evaluate._distances(found)
+    assert told[0].endswith("(far too high: too few images for its 2 features)")
+    assert told[1].endswith("+- 0.100 (below 0 by chance alone, for its estimate is unbiased)")
+    plain = replace(found, reconstruction_kernel=0.01, images=10, samples=10)
     assert jobs.evaluate._distances(plain)[1].endswith("+- 0.100")
+    assert jobs.evaluate._distances(plain)[0].endswith("samples")
+    assert len(jobs.evaluate._distances(replace(found, generation_kernel_error=math.inf))) == 1

@@ -138,5 +138,5 @@ def test_features_that_depend_on_the_other_images_are_refused() -> None:
 def test_too_few_images_for_so_many_features_are_told() -> None:
     few = FeatureSets("many", *(normal(20, 40, seed) for seed in range(3)))
     assert set_distances(few).is_short
-    enough = FeatureSets("few", *(normal(60, 40, seed) for seed in range(3)))
+    enough = FeatureSets("few", *(normal(200, 40, seed) for seed in range(3)))
     assert not set_distances(enough).is_short

@@ -1,10 +1,13 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipeline.evaluation.neighbours import label_agreement
+from pipeline.evaluation.neighbours import image_similarity, label_agreement
 
 
 def test_agreement_is_scikit_learns_leave_one_out_accuracy() -> None:
@@ -21,6 +24,49 @@ def test_agreement_is_scikit_learns_leave_one_out_accuracy() -> None:
     assert found.chance == pytest.approx(np.bincount(labels).max() / 400)
 
 
-def test_one_label_or_fewer_images_than_neighbours_give_no_number() -> None:
+def test_labels_where_no_neighbour_could_agree_give_no_number() -> None:
     assert label_agreement(torch.zeros(20, 2), ["a"] * 20) is None
-    assert label_agreement(torch.zeros(4, 2), ["a", "b", "a", "b"]) is None
+    assert label_agreement(torch.zeros(3, 2), ["a", "b", "c"]) is None
+
+
+def clouds(sizes: Sequence[int], apart: float) -> tuple[torch.Tensor, list[str]]:
+    """Points around `apart` x their label's number, and the labels."""
+    labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    random = np.random.default_rng(0)
+    points = random.normal(size=(len(labels), 2)) + apart * np.array([[float(n)] for n in labels])
+    return torch.from_numpy(points), labels
+
+
+@pytest.mark.parametrize("sizes", [(8, 2, 3), (8, 8), (30, 30, 1), (5, 11)])
+def test_few_images_in_perfect_groups_agree_whatever_the_sizes_of_the_groups(
+    sizes: tuple[int, ...],
+) -> None:
+    found = label_agreement(*clouds(sizes, 100.0))
+    assert found is not None
+    alone = sizes.count(1)  # which no other image can vouch for
+    assert found.agreement == pytest.approx(1 - alone / sum(sizes))
+    assert found.agreement > found.needed
+
+
+def test_labels_that_mean_nothing_pass_what_is_needed_in_about_one_of_a_hundred_cases() -> None:
+    random, passed, shuffled = np.random.default_rng(1), 0, []
+    for _ in range(300):
+        points = torch.from_numpy(random.normal(size=(40, 2)))
+        found = label_agreement(points, [str(label) for label in random.integers(0, 3, 40)])
+        assert found is not None
+        passed += found.agreement > found.needed
+        shuffled.append(found.agreement - found.shuffled)
+    # Ties of agreements only make it rarer.
+    assert passed <= scipy.stats.binom.ppf(0.999, 300, 0.01)
+    assert abs(np.mean(shuffled)) < 4 * scipy.stats.sem(shuffled)
+
+
+def test_neighbours_of_few_images_are_few_for_similarity_too() -> None:
+    pixels = torch.cat([torch.zeros(8, 1, 4, 4), torch.full((8, 1, 4, 4), 255.0)])
+    codes = torch.cat([torch.randn(8, 2), torch.randn(8, 2) + 100])
+    found = image_similarity(codes, pixels)
+    assert found is not None
+    # 4 of 16, all of an image's own kind; of the 15 others 8 are of the other kind.
+    assert (found.neighbours, found.nearest) == (4, 0.0)
+    assert found.any == pytest.approx(8 / 15)
+    assert image_similarity(codes[:3], pixels[:3]) is None

@@ -130,3 +130,32 @@ def test_the_collapsed_run_is_not_told_of_classes_nor_of_codes_that_mean_somethi
     assert "labels do not group here" in text
     assert "near codes say nothing of their images" in text
     assert "labels group, though" not in text
+
+
+def tinted() -> tuple[World, list[Part]]:
+    """13 held-out images of three tints, 8, 2 and 3 of them: what 5% of 260 may be."""
+    pixels, _ = images()
+    labels = ["red"] * 8 + ["green"] * 2 + ["blue"] * 3
+    held = pixels[TRAINED_ON : TRAINED_ON + 13].clone()
+    for index, label in enumerate(labels):
+        held[index] = (held[index] // 16) + {"red": 0, "green": 110, "blue": 230}[label]
+    vae = digits_vae(latents=2)
+    return explained(vae, pixels[TRAINED_ON - 400 : TRAINED_ON], held, labels, 1.0)
+
+
+def test_of_few_images_neither_groups_nor_their_absence_are_told_without_power() -> None:
+    world, parts = tinted()
+    text = " ".join(part.text for part in parts)
+    assert "of the image with the nearest code" in text
+    assert "labels do not group here" not in text
+    assert world.numbers.neighbours is not None
+    random = replace(world.numbers.neighbours, agreement=world.numbers.neighbours.shuffled)
+    parts = explain(replace(world.numbers, neighbours=random), Known(None, None, has_way=False))
+    assert "13 images are too few to tell whether labels group" in " ".join(p.text for p in parts)
+    assert world.numbers.similarity is not None
+    unsure = replace(world.numbers.similarity, nearest=0.3, any=0.3, error=0.1)
+    parts = explain(replace(world.numbers, similarity=unsure), Known(None, None, has_way=False))
+    text = " ".join(part.text for part in parts)
+    assert "so few images can't tell whether near codes are of similar ones" in text
+    assert "samples are" not in text
+    assert "so few images are too few to compare by it" in text

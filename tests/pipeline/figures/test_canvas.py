@@ -2,9 +2,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pytest
 import torch
 
-from pipeline.figures.canvas import Canvas, label_colors, natural_key, signed, to_pixels
+from pipeline.figures.canvas import Canvas, Target, label_colors, natural_key, signed, to_pixels
+from tests.support.pictures import figure_of, unreadable, words
 
 
 def test_pixels_are_the_same_from_uint8_floats_and_tensors() -> None:
@@ -35,3 +37,19 @@ def test_a_canvas_leaves_matplotlibs_settings_as_they_were(tmp_path: Path) -> No
         canvas.axes(0.3, 0.1, 2, 1).plot([0, 1])
         canvas.save(tmp_path / "picture.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_long_notes_and_headlines_go_on_in_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = "of 292 training images: marginal KL <= 123.45 nats over all dimensions, mutual "
+    note += "information >= 5.65 (can't show more than log N = 5.68)\n" + "x" * 300
+
+    def draw(target: Target) -> None:
+        with Canvas(4, 1, "A headline that is much longer than the picture is wide", note) as c:
+            c.axes(0.2, 0.1, 3, 0.7)
+            c.save(target)
+
+    figure = figure_of(monkeypatch, draw)
+    assert unreadable(figure) == []
+    said = " ".join(words(figure))
+    assert "longer than the picture is wide" in said
+    assert "(can't show more than log N = 5.68)" in said

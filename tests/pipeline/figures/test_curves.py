@@ -1,13 +1,15 @@
+import pytest
+
 from pipeline.figures import (
     Curve,
     GapPoint,
     RatePoint,
-    draw_comparison,
     draw_pull,
     draw_rate_distortion,
     draw_training_curves,
     to_png,
 )
+from tests.support.pictures import figure_of, unreadable, words
 
 CURVE = Curve([0, 10, 20], [-300.0, -120.0, -101.5])
 
@@ -27,6 +29,13 @@ def test_the_two_pulls_and_the_rate_distortion_plane_are_drawn() -> None:
     assert to_png(draw_rate_distortion, points)
 
 
-def test_a_comparison_shows_absent_numbers_as_absent() -> None:
-    table = {"vae": {"elbo": -101.0, "gap": 2.0}, "autoencoder": {"elbo": -800.0, "gap": None}}
-    assert to_png(draw_comparison, table)
+def test_pulls_whose_ends_lie_at_one_height_are_told_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kl, gap = Curve([0, 300], [0.1, 1740.0]), Curve([0, 300], [5.0, 1741.0])
+    best = GapPoint(300, 1745.1, "annealing")
+    figure = figure_of(monkeypatch, draw_pull, kl, gap, best=best)
+    assert unreadable(figure) == []
+    assert "▲ to the posterior,\n≥ 1,745.1" in words(figure)
+    low = Curve([0, 300], [0.1, 0.2])
+    assert unreadable(figure_of(monkeypatch, draw_pull, low, low, best=best)) == []
