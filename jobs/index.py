@@ -1,6 +1,9 @@
 """Adopt existing WebDataset tars in place, without copying them."""
 
+from collections.abc import Iterable
+
 from jobs.command import REFUSED_EXIT, Outcome, run_job
+from pipeline import storage
 from pipeline.config import IndexConfig
 from pipeline.counted import counted
 from pipeline.masking import shell_word
@@ -17,7 +20,8 @@ def main(config: IndexConfig) -> Outcome:
     summary += result.counts.summary()
     if result.rejects_url:
         summary.append(f"Rejected samples, with reasons: {result.rejects_url}")
-    train = f"`vae train --data {shell_word(config.output)} --run NAME`"
+    below = " ".join(map(shell_word, _folders(config.source)))
+    train = f"`vae train --data {shell_word(config.output)} --shards-below {below} --run NAME`"
     if over:
         summary += result.counts.over_lines(config.bad_fraction)
         summary.append(
@@ -28,6 +32,16 @@ def main(config: IndexConfig) -> Outcome:
     else:
         summary.append(f"Train on it: {train}")
     return Outcome(result.to_json(), REFUSED_EXIT if over else 0, summary)
+
+
+def _folders(sources: Iterable[str]) -> list[str]:
+    """The folders that the tars lie in: they are read where they are only if each command says so.
+
+    A folder that lies in another one of them is read with that one.
+    """
+    urls = {storage.absolute(url).rstrip("/") for url in sources}
+    found = {url.rpartition("/")[0] if url.lower().endswith(".tar") else url for url in urls}
+    return sorted(one for one in found if not any(one.startswith(f"{other}/") for other in found))
 
 
 if __name__ == "__main__":

@@ -181,10 +181,12 @@ def adopt_tar(url: str, verify: str, extension: str | None = None) -> AdoptedSha
     for key, fault in [*((rows[at].key, why) for at, why in removed.items()), *unused.items()]:
         beside.refuse("rejected", key, *fault)
     index = index_of(rows, columns).to_bytes()
-    name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}"
+    digest = hashlib.sha256(index).hexdigest()
+    # Its own digest, too: another extension makes another index, and older generations keep theirs.
+    name = f"{PurePosixPath(url).stem}-{stream.sha256[:12]}-{digest[:12]}"
     record = ShardRecord(
         url if "://" in url else f"file://{url}", stream.size, stream.sha256, len(rows),
-        index_path=f"index/{name}.arrow", index_sha256=hashlib.sha256(index).hexdigest(),
+        index_path=f"index/{name}.arrow", index_sha256=digest,
         removed=tuple(sorted(removed)),
     )  # fmt: skip
     seen = len(rows) + len(unused) + beside.alone
