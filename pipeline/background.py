@@ -1,6 +1,9 @@
-"""Work that goes on beside the main thread: again and again, until it is told to end."""
+"""Work that goes on beside the main thread, again and again, until it is told to end; and where
+threads are that bring nothing any more."""
 
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 
@@ -32,3 +35,24 @@ class Repeated:
             work()
         if last:
             work()
+
+
+_FRAMES = 6
+"""The innermost calls say where a thread waits; those before are the pool's own."""
+
+
+def describe_threads(*prefixes: str) -> list[str]:
+    """The innermost frames of each thread whose name begins with one of `prefixes`.
+
+    When nothing comes any more, that is said in an error instead of a hang.
+    """
+    frames = sys._current_frames()
+    lines = []
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        if frame is None or not thread.name.startswith(prefixes):
+            continue
+        stack = traceback.extract_stack(frame)[-_FRAMES:]
+        calls = [f"{at.name} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno})" for at in stack]
+        lines.append(f"{thread.name}: {' > '.join(calls)}")
+    return lines or ["none of its threads runs"]

@@ -1,5 +1,7 @@
 """Progress of long work on stderr: one live line on a terminal, a plain line a minute in a log.
 
+In a notebook somebody looks, and nothing can be drawn over: a line after 5 s, and then every 15.
+
 On a terminal all bars share one live area below whatever else is written, so a log line never
 stands in the middle of a bar; every line is cut to the width that there is. Elsewhere (a file, a
 pod) a line is written a minute, and only when something has changed.
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # A day of training is then 1,440 lines of log, not 17,000.
 _LOG_SECONDS = 60.0
+_NOTEBOOK_SECONDS = (5.0, 15.0)
+"""Before the first line, and between two."""
 _REFRESHES_PER_SECOND = 5
 """Enough for a bar that moves evenly."""
 _BAR_CELLS = 20
@@ -65,7 +69,9 @@ class Progress:
             self._last = now
             if self._first is None:
                 self._first = (now, self._done)
-        if not _screen.is_live and now - self._shown_at >= _LOG_SECONDS:
+        first, then = _NOTEBOOK_SECONDS if _is_notebook() else (_LOG_SECONDS, _LOG_SECONDS)
+        due = first if self._shown is None else then
+        if not _screen.is_live and now - self._shown_at >= due:
             self._log()
 
     @property
@@ -129,6 +135,11 @@ class Progress:
         return parts
 
 
+def _is_notebook() -> bool:
+    """Whether a Jupyter kernel carries what is written to its reader."""
+    return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
+
+
 def _line(parts: list[str], times: list[str]) -> str:
     return f"{' '.join(parts)} [{', '.join(times)}]"
 
@@ -159,9 +170,11 @@ class _Phase:
 
 @contextmanager
 def phase(label: str) -> Iterator[None]:
-    """Names what a terminal's reader waits for while the block runs, such as "starting Ray"."""
+    """Names what a reader at a terminal or a notebook waits for, such as "starting Ray"."""
     shown = _Phase(label)
     _screen.add(shown)
+    if _is_notebook() and not _screen.quiet:
+        sys.stderr.write(f"{label} ...\n")
     try:
         yield
     finally:

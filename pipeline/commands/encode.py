@@ -55,7 +55,7 @@ from pipeline.places import refuse_another_kind
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, RegisteredModel, load_model, resolve
-from pipeline.registry.named_models import DEFAULT_RUNS, nothing_called
+from pipeline.registry.named_models import DEFAULT_RUNS, finished_run, nothing_called
 from pipeline.tracking.encoding_metrics import EncodingEnd, EncodingMetrics, tell_outcome
 from pipeline.vae import VAE
 
@@ -98,6 +98,10 @@ class Encoded:
             f"{self.now.read:,} images read now, {self.now.encoded:,} of them encoded\n"
             f"identity {self.identity}"
         )
+
+    def as_place(self) -> str:
+        """Where the store is."""
+        return self.store
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,12 @@ def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
     dataset = Dataset.open(config.data, None, config.shards_below)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
-    model = registered.uri if registered else config.model
-    if registered is None and not is_model_folder(model):
+    run = finished_run(config.model, DEFAULT_RUNS)
+    model = registered.uri if registered else run.bundle if run else config.model
+    if registered is None and run is None and not is_model_folder(model):
         raise nothing_called(model, DEFAULT_RUNS, "--model")
-    vae = on_device(load_model(model, config.allow_custom).eval())
+    digest = run.digest if run else None
+    vae = on_device(load_model(model, config.allow_custom, digest=digest).eval())
     pointer = read_pointer(store)
 
     def tried(options: EncodeOptions) -> Rounding | Unmeasured:

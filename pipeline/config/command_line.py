@@ -1,12 +1,14 @@
 """Keys as flags: their names, those that somebody may have meant, and a run's own command line."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.config.train import TrainConfig
+from pipeline.errors import ConfigError
 from pipeline.masking import shell_word
 from pipeline.nearest import nearest
 
@@ -50,6 +52,17 @@ def near_names(word: str, names: Sequence[str]) -> list[str]:
           for each in names if leaves[each] == near),
     ]  # fmt: skip
     return list(dict.fromkeys(found))[:_MOST_NEAR]
+
+
+def refuse_others(kind: type, others: Mapping[str, object]) -> None:
+    """Raises `ConfigError` for arguments of Python's callers that `kind` does not take."""
+    if not others:
+        return
+    known = [name.replace("_", "-") for name in inspect.signature(kind).parameters]
+    word = next(iter(others))
+    likely = [near.replace("-", "_") for near in near_names(word.replace("_", "-"), known)]
+    meant = f" Did you mean {' or '.join(f'`{each}=`' for each in likely)}?" if likely else ""
+    raise ConfigError(f"{kind.__name__}: has no argument `{word}=`.{meant}")
 
 
 def training_command(config: TrainConfig) -> str:

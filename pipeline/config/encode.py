@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.config.sections import (
     A_DATASET,
     A_STORE,
+    NAMED_MODEL,
     REFUSED,
     SEED,
     AllowCustom,
@@ -38,7 +39,7 @@ class EncodeConfig(PortionConfig):
         "dry_run",
     )
 
-    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's path.")
+    model: str = Field(description=NAMED_MODEL)
     data: Url = Field(description=A_DATASET)
     output: Url = Field(description=A_STORE)
     actors: int = Field(1, ge=0, description="Ray actors; 0: encode in this process.")

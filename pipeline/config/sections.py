@@ -1,7 +1,9 @@
 """Groups of knobs that several jobs share: preprocessing, loader, tracking."""
 
+import inspect
 import re
 import shlex
+import textwrap
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -12,11 +14,23 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from pipeline.masking import secret_in, shell_word
 
 _MOST = 2**63
 """Beyond it a number fits no machine's word, and no knob means it."""
+
+
+def _told(name: str, info: FieldInfo) -> str:
+    """A key as a docstring has it: its name, what it is, and its default."""
+    kind = info.annotation
+    if isinstance(kind, type) and issubclass(kind, Section):
+        said = f"a dictionary of {kind.__name__}'s keys."
+    else:
+        default = "Required." if info.is_required() else f"Default: {info.default!r}."
+        said = f"{info.description or ''} {default}".lstrip()
+    return textwrap.fill(f"{name}: {said}", 88, initial_indent="  ", subsequent_indent="      ")
 
 
 class Section(BaseModel):
@@ -33,6 +47,13 @@ class Section(BaseModel):
     """What is kept of a job that a signal ends, and how it goes on."""
     is_look: ClassVar[bool] = False
     """Whether somebody waits for the job at a terminal: then what it waits for is told soon."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """For `help()` each key stands in the docstring, as `--help` of a job has it."""
+        said = inspect.cleandoc(cls.__doc__ or "")
+        keys = [_told(name, info) for name, info in cls.model_fields.items()]
+        cls.__doc__ = "\n".join([said, "", "Keys:", *keys])
 
     @field_validator("*")
     @classmethod

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from pipeline import storage
 from pipeline.data.decode import decode_image
-from pipeline.data.keys import Numbers, find_key, numbers_asked
+from pipeline.data.keys import Numbered
 from pipeline.data.manifest import (
     POINTER,
     Manifest,
@@ -29,11 +28,13 @@ from pipeline.data.shard_index import ShardIndex, cut_sample
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.json_value import Json
 from pipeline.masking import printable, shell_word
+from pipeline.storage import Place
 
 _INDEX_THREADS = 16
 """Indexes are small: the time of one is a request's wait, which threads share."""
 _LOOKED_AT = 64
 """Shards, spread evenly: an answer in a moment, also of a dataset of 10^5."""
+_PARTS = ("/train", "/holdout")
 _SHOWN = 8
 """Images that a notebook shows of a dataset."""
 
@@ -41,18 +42,32 @@ _SHOWN = 8
 class Sample(NamedTuple):
     """One image to look at: RGB, upright, in its full size; what stands beside it; its key.
 
-    `label` is None where there is none; `columns` hold all that lies beside the image.
+    `label` is None where there is none; `columns` hold all that lies beside the image, `file` the
+    bytes that were packed. A model takes the sample itself, `vae.pixels(dataset[7])`: of those
+    bytes it makes the very pixels of training, where a large JPEG's `image` would give others.
     """
 
     image: Image.Image
     label: Any
     key: str
     columns: Json
+    file: bytes
+
+    def __repr__(self) -> str:
+        beside = "".join(f", {name}" for name in self.columns)
+        return printable(
+            f"Sample {self.key}: image {self.image.width} x {self.image.height}{beside}, "
+            f"file of {len(self.file):,} bytes"
+        )
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A pinned generation of the dataset at `url`: later appends don't disturb it."""
+class Dataset(Numbered[Sample]):
+    """A pinned generation of the dataset at `url`: later appends don't disturb it.
+
+    Numbers are those of the manifest's order. By them one looks at images one by one; training
+    reads by `Loader`, for torch's `DataLoader` makes no batch of images of several sizes.
+    """
 
     url: str
     manifest: Manifest
@@ -61,7 +76,7 @@ class Dataset:
 
     @staticmethod
     def open(
-        url: str | Path,
+        url: Place,
         digest: str | None = None,
         shards_below: Sequence[str] = (),
         *,
@@ -71,9 +86,10 @@ class Dataset:
 
         Adopted shards are read only below the dataset and `shards_below`: a manifest may come from
         a stranger, and must not choose which addresses are asked. Raises `DatasetError` if there is
-        no dataset, or none of that digest, and `StorageError` for a shard that lies elsewhere.
+        no dataset, or none of that digest, `StorageError` for a shard that lies elsewhere, and
+        `ConfigError` for what is no path or URL.
         """
-        url, places = storage.absolute(url), tuple(shards_below)
+        url, places = storage.absolute(storage.named(url, "Dataset.open")), tuple(shards_below)
         if digest is not None:
             return Dataset(url, _checked(url, _read_pinned(url, digest), places), places)
         manifest = read_current(url)
@@ -85,48 +101,16 @@ class Dataset:
     def __len__(self) -> int:
         return self.manifest.samples
 
-    @overload
-    def __getitem__(self, number: int) -> Sample: ...
-    @overload
-    def __getitem__(self, number: Numbers) -> list[Sample]: ...
-    def __getitem__(self, number: "int | Numbers") -> Sample | list[Sample]:
-        """The sample `number` in manifest order (negative ones count from the end); or a list, of a
-        slice, a list or an array of numbers.
-
-        To look at images one by one; training reads them by `Loader`, for torch's `DataLoader`
-        makes no batch of images of several sizes. Raises `SampleError` for a damaged one,
-        `IndexError` for a number that there is not.
-        """
-        found = numbers_asked(number, len(self), f"Dataset {self.url}")
-        return self._sample(found) if isinstance(found, int) else list(map(self._sample, found))
-
-    def by_key(self, key: str) -> Sample:
-        """The sample of this key, or of the image at this path, as people write it.
-
-        The first call reads every index. Raises `KeyError` that names near ones for a key that is
-        not there.
-        """
-        try:
-            return self._sample(self._number_of_key[find_key(key, self._number_of_key)])
-        except KeyError as error:
-            raise KeyError(f"{self.url}: {error.args[0]}") from None
-
-    @cached_property
-    def _number_of_key(self) -> dict[str, int]:
-        return {key: number for number, key in enumerate(self.keys())}
-
-    def _sample(self, number: int) -> Sample:
+    def _one(self, number: int) -> Sample:
         place = self._places.find(number)
         index = self._indexes.get(place.shard)
         start, end = index.span(place.position, whole=True)
         data = storage.read(self.shard_url(self.shards[place.shard]), start, end)
         columns = tuple(index.columns or ("caption", "label"))
         raw = cut_sample(index, place.position, data, start, columns)
-        image = Image.fromarray(decode_image(raw.checked_image()))
-        return Sample(image, raw.columns.get("label"), raw.key, raw.columns)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return map(self._sample, range(len(self)))
+        file = raw.checked_image()
+        image = Image.fromarray(decode_image(file))
+        return Sample(image, raw.columns.get("label"), raw.key, raw.columns, file)
 
     def __repr__(self) -> str:
         size = sum(shard.bytes for shard in self.shards) / 2**20
@@ -162,6 +146,19 @@ class Dataset:
     def shard_url(self, shard: ShardRecord) -> str:
         """Where a shard lies: inside the dataset, or where it was adopted."""
         return shard.path if "://" in shard.path else storage.join(self.url, shard.path)
+
+    def as_place(self) -> str:
+        """Its URL, for what takes one.
+
+        Raises `DatasetError` where another generation is current: that one would be read.
+        """
+        current = read_current(self.url)
+        if current is not None and current.digest != self.digest:
+            raise DatasetError(
+                f"{self.url}: generation {current.digest} is current, and this Dataset was opened "
+                f"at {self.digest}. Open it again: `Dataset.open({self.url!r})`."
+            )
+        return self.url
 
     def column_kinds(
         self, names: Sequence[str], asked_by: str = "--columns NAME"
@@ -242,6 +239,10 @@ def _instead(url: str, flag: str) -> str:
             "One was: the same jobs.pack (`python -m jobs.pack --source IMAGES --output URL`) "
             "writes that file anew."
         )
+    for place in (url, url.rpartition("/")[0]) if url.endswith(_PARTS) else (url,):
+        rejects = storage.join(place, "rejects.jsonl")
+        if storage.exists(rejects):
+            return f"A pack into it found nothing that can be used: {rejects} says why of each."
     path = storage.local_path(url)
     images = shell_word(url) if path is not None and path.is_dir() else "IMAGES"
     return (

@@ -237,7 +237,7 @@ _CURES = {
     OTHER_FORMAT: "write them out as files, .tar or .parquet, or `--ignore "
     "'dataset of another library'`",
     OTHER_BYTES: "write images' files into them, or `--ignore 'table of other bytes'`",
-    "outside": "name their prefix with `--below`",
+    "outside": "name their prefix with `--below` (from Python `below=[...]`)",
     "replaced": "a later member or row of the same path counts",
     "scattered": "sort the members by name, so that those of a sample follow one another",
     "small": "lower `--min-side`",

@@ -4,14 +4,17 @@ A key is the whole path, its suffix too, percent-escaped but for letters, digits
 a dot is `%2E`, because webdataset cuts names at the first one. `urllib.parse.unquote` undoes it.
 """
 
+import abc
 import difflib
 import hashlib
 import operator
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _PLAIN = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_./-]*")
 Numbers: TypeAlias = "slice | Sequence[int] | npt.NDArray[Any] | Tensor"
 """Of several things that are numbered."""
+Thing = TypeVar("Thing")
 _SCANNED_KEYS = 200_000
 """So many keys are compared for near ones: a second's work."""
 _NAME_BYTES = 140
@@ -110,6 +114,78 @@ def _number(asked: object, length: int, where: str) -> int:
     if not -length <= number < length:
         raise IndexError(f"{where}: holds {length}, asked for number {number}")
     return number % length
+
+
+class Numbered(abc.ABC, Generic[Thing]):
+    """What is asked for by number and by key: a dataset's samples, a store's latents.
+
+    Its subclasses are frozen dataclasses.
+    """
+
+    url: str
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abc.abstractmethod
+    def keys(self) -> Iterator[str]:
+        """All keys, in order."""
+
+    @abc.abstractmethod
+    def _one(self, number: int) -> Thing:
+        """The one of this number, from 0 on."""
+
+    @overload
+    def __getitem__(self, number: int) -> Thing: ...
+    @overload
+    def __getitem__(self, number: Numbers) -> list[Thing]: ...
+    def __getitem__(self, number: "int | Numbers") -> Thing | list[Thing]:
+        """The one of this number (negative ones count from the end), by a read of its own; or a
+        list, of a slice, a list or an array of numbers.
+
+        Raises `IndexError` for a number that there is not, `TypeError` for what is none, and
+        `SampleError` for a damaged image.
+        """
+        found = numbers_asked(number, len(self), f"{type(self).__name__} {self.url}")
+        return self._one(found) if isinstance(found, int) else list(map(self._one, found))
+
+    def __iter__(self) -> Iterator[Thing]:
+        """All in their order, by a read each."""
+        return map(self._one, range(len(self)))
+
+    def by_key(self, key: str) -> Thing:
+        """The one of this key, or of the image at this path, as people write it.
+
+        The first call reads all keys, about 150 bytes each. Raises `KeyError` that names near ones
+        for a key that is not there.
+        """
+        try:
+            return self._one(self._number_of_key[find_key(key, self._number_of_key)])
+        except KeyError as error:
+            raise KeyError(f"{self.url}: {error.args[0]}") from None
+
+    def __contains__(self, key: object) -> bool:
+        """Whether `by_key` finds this key or path; raises `TypeError` for what is no text."""
+        if not isinstance(key, str):
+            raise TypeError(
+                f"{type(self).__name__} {self.url}: `in` asks for a key or a path; found "
+                f"{type(key).__name__}"
+            )
+        try:
+            find_key(key, self._number_of_key)
+        except KeyError:
+            return False
+        return True
+
+    @cached_property
+    def _number_of_key(self) -> dict[str, int]:
+        return {key: number for number, key in enumerate(self.keys())}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of: a process that gets it reads for itself, with its own locks."""
+        made = fields(self)  # type: ignore[arg-type]  # its subclasses are dataclasses
+        return {each.name: getattr(self, each.name) for each in made}
 
 
 def file_name_of(key: str) -> str:

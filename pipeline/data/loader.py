@@ -1,19 +1,18 @@
 """The loader: exact batches at full speed, from threads into preallocated tensors."""
 
 import os
-import sys
-import threading
-import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import torch
 
 from pipeline import storage
+from pipeline.background import describe_threads
 from pipeline.config import Crop, LoaderConfig, PreprocessConfig, Tail
+from pipeline.config.command_line import refuse_others
 from pipeline.data.batch import Batch
 from pipeline.data.cache import ChunkCache, DecodedCache
 from pipeline.data.dataset import Dataset
@@ -114,12 +113,7 @@ class LoaderState:
 def _checked(dataset: Dataset, columns: Sequence[str]) -> Dataset:
     """What Python's users give in place of a dataset and of a list of columns, refused by name."""
     if not isinstance(dataset, Dataset):
-        place = (
-            f"`Dataset.open({str(dataset)!r})` is one" if isinstance(dataset, str | Path) else ""
-        )
-        raise ConfigError(
-            f"Loader: takes a Dataset, found {type(dataset).__name__}. {place}".strip()
-        )
+        raise storage.not_opened(dataset, Dataset, "Loader")
     if isinstance(columns, str):
         raise ConfigError(f"Loader: columns is a list of names: `columns=[{columns!r}]`")
     return dataset
@@ -129,8 +123,10 @@ class Loader:
     """One epoch per iteration; each iteration after it is the next epoch.
 
     Rank r of `world_size` gets its slots of every global batch. The sequence of global batches
-    follows from the dataset, `seed` and `global_batch_size` alone. Leaving an iteration and
-    iterating again goes on with the next batch. `close()` ends the threads.
+    follows from the dataset, `seed` and `global_batch_size` alone. Leaving an iteration, also by
+    `next(iter(loader))`, and iterating again goes on with the next batch: what was looked at is not
+    in the rest of that epoch. To look first, take another loader (same seed, same batches) or
+    `dataset[0:8]`. `close()` ends the threads.
     """
 
     def __init__(
@@ -153,12 +149,14 @@ class Loader:
         columns: Sequence[str] = (),
         settings: LoaderConfig = _SETTINGS,
         stall_seconds: float = 300.0,
+        **others: Never,
     ) -> None:
         """The images as `preprocess` says, or in short as `image_size`, `channels` and `crop` do.
 
         `threads` go before those of `settings`. Raises `ConfigError` for both forms together, for
-        what is no dataset, and for batches that find no room in the memory that is free.
+        what is no dataset, for another argument, and for batches that find no room in the memory.
         """
+        refuse_others(Loader, others)
         self.dataset = _checked(dataset, columns)
         dataset.column_kinds(columns)  # one that no sample has would be None throughout
         self.preprocess = _preprocess_of(preprocess, image_size, channels, crop)
@@ -341,27 +339,6 @@ def reader_needs(
         ),
         Need("encoded samples", encoded, "a smaller `--loader.memory-bytes N`"),
     )
-
-
-_FRAMES = 6
-"""The innermost calls say where a thread waits; those before are the pool's own."""
-
-
-def describe_threads(*prefixes: str) -> list[str]:
-    """The innermost frames of each thread whose name begins with one of `prefixes`.
-
-    When nothing comes any more, that is said in an error instead of a hang.
-    """
-    frames = sys._current_frames()
-    lines = []
-    for thread in threading.enumerate():
-        frame = frames.get(thread.ident or 0)
-        if frame is None or not thread.name.startswith(prefixes):
-            continue
-        stack = traceback.extract_stack(frame)[-_FRAMES:]
-        calls = [f"{at.name} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno})" for at in stack]
-        lines.append(f"{thread.name}: {' > '.join(calls)}")
-    return lines or ["none of its threads runs"]
 
 
 def _preprocess_of(

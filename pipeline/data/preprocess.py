@@ -6,8 +6,10 @@ transform, a pure function of images and their seeds.
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +21,18 @@ from torch.nn import functional as F
 from pipeline import storage
 from pipeline.config import PreprocessConfig
 from pipeline.config.import_path import OWN_CODE, find_named, told
+from pipeline.data.dataset import Sample
 from pipeline.data.decode import DECODER_VERSION, decoded_image
 from pipeline.errors import ConfigError, DatasetError, SampleError
 
 Pixels = npt.NDArray[np.uint8]
-Picture = Image.Image | npt.NDArray[np.uint8] | bytes
-"""What a person has in a notebook: a PIL image, an array [H, W] or [H, W, 3], a file's bytes."""
+Picture = Sample | Image.Image | npt.NDArray[np.uint8] | bytes
+"""What a person has in a notebook: a dataset's sample, a PIL image, an array [H, W], [H, W, 3] or
+[H, W, 4] (RGBA), a file's bytes."""
+_NEEDED = (
+    "need a Dataset's sample, a PIL image, an array uint8 [H, W], [H, W, 3] or [H, W, 4] (RGBA), 0 "
+    "to 255, or a file's bytes"
+)
 FILTER = "antialiased, uint8 (torch)"
 
 
@@ -37,32 +45,34 @@ def preprocess_digest(preprocess: PreprocessConfig) -> str:
 _AS_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def several(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
-    """A single picture as a list of one; of an array its shape says which it is."""
-    if isinstance(pictures, bytes | Image.Image):
-        return [pictures]
+def several(pictures: object) -> Iterable[Any]:
+    """A single picture, or what is none, as a list of one; an array of four axes is several.
+
+    One of three is a picture with its colours last, or refused: its rows are no pictures.
+    """
     if isinstance(pictures, np.ndarray):
-        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] == 3)
-        return [pictures] if is_one else list(pictures)
-    return pictures
+        return list(pictures) if pictures.ndim > 3 else [pictures]
+    is_one = isinstance(pictures, Sample | Image.Image | bytes | str)
+    return [pictures] if is_one or not isinstance(pictures, Iterable) else pictures
 
 
 def picture_bytes(picture: Picture) -> bytes:
     """A picture as a file's bytes, no pixel changed; raises `SampleError` for what is none."""
+    if isinstance(picture, Sample):
+        return picture.file
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.shape[2:] not in ((), (3,)) or picture.ndim < 2:
-            raise SampleError(
-                "unsupported",
-                f"a picture: found an array {picture.dtype} {list(picture.shape)}, need uint8 "
-                "[H, W] or [H, W, 3], 0 to 255",
-            )
+        is_picture = picture.ndim > 1 and picture.shape[2:] in ((), (3,), (4,))
+        if picture.dtype != np.uint8 or not is_picture:
+            raise SampleError("unsupported", f"a picture: {_strange_array(picture)}")
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
+        path = f". Of a path: `Path({str(picture)!r}).read_bytes()`"
         raise SampleError(
             "not-an-image",
-            f"a picture: found {type(picture).__name__}, need a PIL image, an array or bytes",
+            f"a picture: found {type(picture).__name__}, {_NEEDED}"
+            f"{path * isinstance(picture, str | Path)}",
         )
     file = io.BytesIO()
     try:
@@ -74,6 +84,18 @@ def picture_bytes(picture: Picture) -> bytes:
     except (OSError, ValueError) as error:
         raise SampleError("corrupt", f"a picture can't be read: {error}") from None
     return file.getvalue()
+
+
+def _strange_array(array: npt.NDArray[Any]) -> str:
+    """What an array is that is no picture, and how it becomes one or several."""
+    hint = ""
+    if array.ndim == 3 and array.shape[2] == 1:
+        hint = " A grey one: `array[..., 0]`."
+    elif array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        hint = " With its colours first: `array.transpose(1, 2, 0)`."
+    elif array.ndim == 3:
+        hint = " Several grey ones: `list(array)`."
+    return f"found an array {array.dtype} {list(array.shape)}, {_NEEDED}.{hint}"
 
 
 def preprocess_image(

@@ -54,6 +54,16 @@ class LatentBatch:
     slots: range
     log_variance: Tensor | None = None
 
+    def __repr__(self) -> str:
+        good, slots = int(self.valid.sum()), len(self.keys)
+        kind = str(self.latents.dtype).removeprefix("torch.")
+        beside = [*(["log_variance"] if self.log_variance is not None else []), *self.columns]
+        return (
+            f"LatentBatch {self.index} of epoch {self.epoch}: latents {kind} "
+            f"{list(self.latents.shape)}, {good} of {slots} valid"
+            + "".join(f", {name}" for name in beside)
+        )
+
 
 @dataclass(frozen=True)
 class Affine:

@@ -26,6 +26,7 @@ from pipeline.data.manifest import Count
 from pipeline.int8 import restored
 from pipeline.json_value import JsonValue
 from pipeline.latents.identity import EncodeOptions, Identity
+from pipeline.masking import printable
 
 Array = npt.NDArray[Any]
 Column: TypeAlias = "list[JsonValue] | Array"
@@ -61,6 +62,10 @@ class LatentRows:
     def __len__(self) -> int:
         return int(self.record.num_rows)
 
+    def __repr__(self) -> str:
+        tensors = [f"{name} {shown(values)}" for name, values in self.tensors.items()]
+        return f"LatentRows of {len(self):,} latents: {', '.join([*tensors, *self.kinds])}"
+
     @functools.cached_property
     def keys(self) -> list[str]:
         """The samples' keys."""
@@ -85,6 +90,46 @@ class LatentRows:
         names = ["key", "position", *self.tensors, *scales, *self.kinds]
         rest = self.record.select(names)
         return LatentRows(rest.take(pa.array(rows)), tensors, self.kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """One image's latents: each tensor [Z, h, w] in the store's type, and the copied columns.
+
+    A column of vectors gives one, [N].
+    """
+
+    key: str
+    tensors: dict[str, Array]
+    columns: "dict[str, JsonValue | Array]"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether key, tensors and columns are the same, each number too."""
+        if not isinstance(other, Latent):
+            return NotImplemented
+        mine, theirs = ({**each.tensors, **each.columns} for each in (self, other))
+        return (
+            self.key == other.key
+            and mine.keys() == theirs.keys()
+            and all(_is_same(value, theirs[name]) for name, value in mine.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # Its arrays may be written to.
+
+    def __repr__(self) -> str:
+        tensors = [f"{name} {shown(values)}" for name, values in self.tensors.items()]
+        return printable(f"Latent {self.key}: {', '.join([*tensors, *self.columns])}")
+
+
+def _is_same(one: object, other: object) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(np.asarray(one), np.asarray(other))
+    return one == other
+
+
+def shown(values: Array) -> str:
+    """An array's type and shape, as a line about it has them."""
+    return f"{values.dtype} {list(values.shape)}"
 
 
 def column_values(values: pa.Array, kind: str) -> Column:

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Never
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import storage
 from pipeline.config import Tail
+from pipeline.config.command_line import refuse_others
 from pipeline.data.manifest import Count
 from pipeline.data.order import PADDED, Order, shuffled, slots_of
 from pipeline.errors import ConfigError, StoreError, first_refusal
@@ -112,6 +115,10 @@ class _State:
 class LatentLoader:
     """One epoch per iteration; each iteration after it is the next epoch.
 
+    Leaving an iteration, also by `next(iter(loader))`, and iterating again goes on with the next
+    batch: what was looked at is not in the rest of that epoch. To look first, take another loader
+    (same seed, same batches) or `store[0:64]`.
+
     Its global batches follow from the snapshot, `seed` and `global_batch_size` alone. With `order`,
     or a state, of an image `Loader` over the same dataset they are that loader's, key by key.
     Batches are assembled ahead by a thread, in pinned memory where there is a GPU.
@@ -143,7 +150,12 @@ class LatentLoader:
         stored_type: bool = False,
         memory_bytes: int = 512 * 2**20,
         order: Order | None = None,
+        **others: Never,
     ) -> None:
+        """Raises `ConfigError` for what is no store, for another argument, for what it lacks."""
+        if not isinstance(store, LatentStore):
+            raise storage.not_opened(store, LatentStore, "LatentLoader")
+        refuse_others(LatentLoader, others)
         options = store.snapshot.identity.options
         if (sample or moments) and options.content != "moments":
             raise ConfigError(
@@ -181,6 +193,18 @@ class LatentLoader:
     def steps_per_epoch(self) -> int:
         """Batches per epoch, the same on every rank."""
         return self._schedule.steps
+
+    def __len__(self) -> int:
+        """Batches per epoch, as `steps_per_epoch`."""
+        return self.steps_per_epoch
+
+    def __repr__(self) -> str:
+        shapes = " or ".join(" x ".join(map(str, shape)) for shape in self.store.shapes)
+        return (
+            f"LatentLoader of {self.steps_per_epoch:,} batches an epoch, {len(self.slots)} of "
+            f"{self.order.batch_size} latents each, {shapes}; at epoch {self.epoch}, batch "
+            f"{self._next_batch}"
+        )
 
     def __iter__(self) -> Iterator[LatentBatch]:
         self._started = True

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -18,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline import storage
-from pipeline.data.keys import Numbers, find_key, numbers_asked
+from pipeline.data.keys import Numbered, Numbers, numbers_asked
 from pipeline.data.manifest import POINTER as DATASET
 from pipeline.errors import ConfigError, StoreError
 from pipeline.json_value import JsonValue
 from pipeline.latents.gather import Found, Gather
-from pipeline.latents.latent_file import LatentRows
+from pipeline.latents.latent_file import Latent, LatentRows
 from pipeline.latents.receipt import POINTER
 from pipeline.latents.repair_command import encode_again
 from pipeline.latents.selection import Selection
@@ -34,19 +33,7 @@ from pipeline.storage.row_filter import parse_where
 
 
 @dataclass(frozen=True)
-class Latent:
-    """One image's latents: each tensor [Z, h, w] in the store's type, and the copied columns.
-
-    A column of vectors gives one, [N].
-    """
-
-    key: str
-    tensors: dict[str, npt.NDArray[Any]]
-    columns: "dict[str, JsonValue | npt.NDArray[Any]]"
-
-
-@dataclass(frozen=True)
-class LatentStore:
+class LatentStore(Numbered[Latent]):
     """A snapshot of a store, in the order of its source shards, less removed samples.
 
     With `where` it holds those latents alone whose columns meet it, as if there were no others;
@@ -60,7 +47,7 @@ class LatentStore:
 
     @staticmethod
     def open(
-        url: str | Path,
+        url: storage.Place,
         snapshot: str | None = None,
         *,
         where: str = "",
@@ -71,7 +58,8 @@ class LatentStore:
 
         `where`: an expression over the columns that were copied, such as "aesthetic >= 5". `size`:
         which one, of a store of several. Raises `StoreError` if there is no store, or only a
-        damaged one, and `ConfigError` for a size that it does not have; errors name `flag`.
+        damaged one, and `ConfigError` for a size that it does not have, and for what is no path or
+        URL; errors name `flag`.
         """
         found = LatentStore.open_all(url, snapshot, flag=flag)
         chosen = _chosen_size(found, size)
@@ -79,10 +67,10 @@ class LatentStore:
 
     @staticmethod
     def open_all(
-        url: str | Path, snapshot: str | None = None, *, flag: str = "--store"
+        url: storage.Place, snapshot: str | None = None, *, flag: str = "--store"
     ) -> "LatentStore":
         """Whatever a store holds, of all sizes: each image as often as there are sizes."""
-        url = storage.absolute(url)
+        url = storage.absolute(storage.named(url, "LatentStore.open"))
         if snapshot is not None:
             return LatentStore(url, read_snapshot(url, snapshot))
         pointer = read_pointer(url)
@@ -105,16 +93,7 @@ class LatentStore:
     def __len__(self) -> int:
         return len(self.selection.latents)
 
-    @overload
-    def __getitem__(self, number: int) -> Latent: ...
-    @overload
-    def __getitem__(self, number: Numbers) -> list[Latent]: ...
-    def __getitem__(self, number: "int | Numbers") -> Latent | list[Latent]:
-        """The latent `number`, by one ranged read; a list of a slice, list or array of numbers."""
-        found = numbers_asked(number, len(self), f"LatentStore {self.url}")
-        return self._latent(found) if isinstance(found, int) else list(map(self._latent, found))
-
-    def _latent(self, number: int) -> Latent:
+    def _one(self, number: int) -> Latent:
         at, position = self.place(number)
         rows = self.selection.rows[at]
         batch = rows.read(rows.number_of(position))
@@ -125,26 +104,20 @@ class LatentStore:
             {name: values[row] for name, values in batch.columns.items()},
         )
 
-    def __iter__(self) -> Iterator[Latent]:
-        """All latents in their order, by one ranged read each; `batches` reads many at once."""
-        return map(self._latent, range(len(self)))
-
     def place(self, number: int) -> tuple[int, int]:
         """Where latent `number` (>= 0) comes from: part of the selection, position in its shard."""
         found = self.selection.latents.find(np.array([number]))
         part = int(found.part[0])
         return part, int(self.selection.parts[part].part.held.array[found.rank[0]])
 
-    def by_key(self, key: str) -> Latent:
-        """The latent of this key, or of the image at this path, as people write it.
-
-        The first call reads every file's keys, about 150 bytes each. Raises `KeyError` that names
-        near ones for a key that is not there.
-        """
-        try:
-            return self[self._number_of_key[find_key(key, self._number_of_key)]]
-        except KeyError as error:
-            raise KeyError(f"{self.url}: {error.args[0]}") from None
+    def as_place(self) -> str:
+        """Its URL, for what takes one; raises `ConfigError` where it is a part of what is there."""
+        if self.where or self.size is not None:
+            raise ConfigError(
+                f"{self.url}: this LatentStore holds what `where` and `size` leave; what takes a "
+                "place would take all. Give its `.url`, if that is meant."
+            )
+        return self.url
 
     def keys(self) -> Iterator[str]:
         """All keys, in the store's order."""
@@ -206,11 +179,18 @@ class LatentStore:
     def _parts_of_shards(self) -> tuple[range, ...]:
         return _parts_of_shards(self.snapshot, self.size)
 
-    def to_numpy(self, tensor: str = "mean") -> npt.NDArray[Any]:
-        """One tensor of all latents in memory: [N, Z, h, w] in the store's order.
+    def to_numpy(self, tensor: str | None = None) -> npt.NDArray[Any]:
+        """One tensor of all latents in memory: [N, Z, h, w] in the store's order and type.
 
-        Raises `ConfigError` where they are of several shapes.
+        None: the one stored first, `mean` (of a store of draws `sample`). Raises `ConfigError`
+        for one that it does not have, and where they are of several shapes.
         """
+        there = self.snapshot.identity.options.tensors
+        tensor = there[0] if tensor is None else tensor
+        if tensor not in there:
+            raise ConfigError(
+                f"{self.url}: has no tensor {tensor!r}. There are: {', '.join(there)}."
+            )
         if len(self.shapes) > 1:
             raise ConfigError(
                 f"{self.url}: has latents of {len(self.shapes)} shapes, which make no one array. "
@@ -237,12 +217,12 @@ class LatentStore:
         return f"<pre>{html.escape(repr(self))}</pre>{_table(self.mean, self.std)}"
 
     def to_torch(self) -> "LatentDataset":
-        """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`."""
-        return LatentDataset(self)
+        """The store as a map-style torch dataset, for `torch.utils.data.DataLoader`.
 
-    @cached_property
-    def _number_of_key(self) -> dict[str, int]:
-        return {key: number for number, key in enumerate(self.keys())}
+        Its tensors are of the store's type, float16 by default, which a float32 network refuses:
+        `.float()` makes them that. `LatentLoader` gives float32.
+        """
+        return LatentDataset(self)
 
 
 def _parts_of_shards(snapshot: Snapshot, size: int | None) -> tuple[range, ...]:
@@ -269,7 +249,10 @@ _GATHERED_BYTES = 512 * 2**20
 
 
 class LatentDataset(Dataset[Item]):
-    """Item i: `key`, each tensor [Z, h, w] in the store's type, and the copied columns."""
+    """Item i: `key`, each tensor [Z, h, w] in the store's type, and the copied columns.
+
+    A slice, a list or an array of numbers gives a list of items.
+    """
 
     def __init__(self, store: LatentStore) -> None:
         self.store = store
@@ -279,10 +262,15 @@ class LatentDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, number: int) -> Item:
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"{self.store.url}: holds {len(self)} latents, not number {number}")
-        return self.__getitems__([number % len(self)])[0]
+    @overload
+    def __getitem__(self, number: int) -> Item: ...
+    @overload
+    def __getitem__(self, number: Numbers) -> list[Item]: ...
+    def __getitem__(self, number: "int | Numbers") -> "Item | list[Item]":
+        found = numbers_asked(number, len(self), f"LatentDataset {self.store.url}")
+        if isinstance(found, int):
+            return self.__getitems__([found])[0]
+        return self.__getitems__(found)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
         """A batch's items, read together: what torch's `DataLoader` asks for."""

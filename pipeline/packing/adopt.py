@@ -25,7 +25,7 @@ from pipeline.data.manifest import Manifest, ShardRecord, commit, read_current
 from pipeline.errors import DatasetError, SampleError, UnreadableError
 from pipeline.json_value import Json
 from pipeline.packing.commit import REJECTS, PackResult
-from pipeline.packing.counts import counted
+from pipeline.packing.counts import counted, with_cures
 from pipeline.packing.inspect_image import ImagePolicy, PackedImage, inspect_image
 from pipeline.packing.shard_writer import Extent, IndexRow, index_of
 from pipeline.packing.stock_tar import Beside, HashingStream, StockSample, Unused, stock_samples
@@ -113,8 +113,7 @@ def _commit(output: str, adopted: Sequence[AdoptedShard], others: Sequence[Unuse
     )
     seen = sum(shard.seen for shard in adopted) + len(others)
     if not manifest.samples:
-        reasons = Counter(each.reason for each in unused).most_common(5)
-        shown = ", ".join(f"{number} {reason}" for reason, number in reasons)
+        shown = with_cures(Counter(each.reason for each in unused))
         raise DatasetError(
             f"{output}: none of the {seen} samples can be used ({shown}); {rejects_url} lists each "
             "with its reason."

@@ -16,7 +16,7 @@ from pipeline.data.manifest import (
 from pipeline.errors import DatasetError, ObjectNotFoundError
 from pipeline.json_value import Json
 from pipeline.masking import printable
-from pipeline.packing.counts import Counts, TableCounts, counted
+from pipeline.packing.counts import Counts, TableCounts, counted, with_cures
 from pipeline.packing.inventory import Inventory
 from pipeline.packing.ledger import (
     GONE,
@@ -81,6 +81,10 @@ class PackResult:
         first = f"Dataset {self.dataset}: {self.samples:,} samples in {self.shards:,} shards{held}"
         return printable("\n".join([storage.shown(first), *self.counts.summary()]))
 
+    def as_place(self) -> str:
+        """Where the dataset is (of a split one the part to train on)."""
+        return self.dataset
+
     @property
     def seen(self) -> int:
         """Inputs that the sources hold."""
@@ -126,9 +130,8 @@ def commit_generation(
         write_rejects(output, inventory)
         remove_plans(output, plan.generation)
         reasons = Counter(name.partition(":")[2] for name in merger.statuses.elements())
-        shown = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common(5))
         raise DatasetError(
-            f"{output}: none of the {plan.files} inputs can be used ({shown}); "
+            f"{output}: none of the {plan.files} inputs can be used ({with_cures(reasons)}); "
             f"{storage.join(output, REJECTS)} lists each with its reason."
         )
     is_split = bool(plan.request.options.holdout)

@@ -141,6 +141,15 @@ def _told(what: str, found: Mapping[str, int]) -> list[str]:
     return [*lines, f"  {what}: {left:,} for other reasons"] if left else lines
 
 
+def with_cures(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons in one line, each with its cure."""
+    most = Counter(reasons).most_common(_SHOWN)
+    return ", ".join(
+        f"{number:,} {kind}" + (f": {cure}" if (cure := cure_of(kind)) else "")
+        for kind, number in most
+    )
+
+
 def _aside(others: Mapping[str, int]) -> list[str]:
     """What is counted and none of the inputs: files, and what is to be known of the others."""
     columns = [name for name in others if name.startswith(COLUMN)]

@@ -47,6 +47,10 @@ class TrainingResult:
             f"model {self.model or self.bundle or 'none'}"
         )
 
+    def as_place(self) -> str:
+        """Where the run's folder is."""
+        return self.run
+
     def _repr_html_(self) -> str:
         """For notebooks: the same lines, and what was measured on the hold-out, in nats."""
         before, after = self.holdout_before or {}, self.holdout_after or {}

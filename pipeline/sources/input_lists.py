@@ -114,7 +114,9 @@ def _prefix_of(path: str, target: str, prefixes: Sequence[str]) -> str:
     is_decoded = storage.protocol(target) not in ("file", "s3", "s3a", "gs", "gcs")
     if found is None or (is_decoded and storage.leads_out(target[len(found) :])):
         raise SampleError(
-            "outside", f"{path!r} lies below none of {', '.join(map(storage.shown, prefixes))}"
+            "outside",
+            f"{path!r} lies below none of {', '.join(map(storage.shown, prefixes))}: if rows may "
+            "name what lies there, say so by `--below FOLDER`",
         )
     return found
 

@@ -37,6 +37,7 @@ from pipeline.storage.retry import (
 )
 from pipeline.storage.temporary import private_folder, temporary_folder
 from pipeline.storage.urls import (
+    Place,
     absolute,
     below,
     check_address,
@@ -45,6 +46,9 @@ from pipeline.storage.urls import (
     join,
     leads_out,
     local_path,
+    named,
+    not_opened,
+    plain,
     protocol,
     removal,
     shown,
@@ -54,6 +58,7 @@ __all__ = [
     "LOOK",
     "DocumentKind",
     "ObjectInfo",
+    "Place",
     "RetryPolicy",
     "StorageFile",
     "absolute",
@@ -72,9 +77,12 @@ __all__ = [
     "links",
     "list_objects",
     "local_path",
+    "named",
     "names_beside",
     "near",
+    "not_opened",
     "parse_json",
+    "plain",
     "private_folder",
     "protocol",
     "publish",

@@ -1,13 +1,27 @@
 """URLs as plain strings: joining them, telling local ones apart, and showing them in messages."""
 
+import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.masking import is_control, masked, one_line, shell_word
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What is open, or was made, at one place: a dataset, a store, what a job ended with."""
+
+    def as_place(self) -> str:
+        """Its URL, for whoever takes one; raises where that would be another thing."""
+
+
+Place: TypeAlias = str | os.PathLike[str] | Placed
+"""A path, a URL, or what is there."""
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _MOST_ENCODINGS = 5
@@ -46,6 +60,32 @@ def local_path(url: str) -> Path | None:
     if not url.isascii() and _HALF.search(url):
         raise StorageError(f"{shown(url)[:200]}: no file's name holds half a character: rename it.")
     return Path(_SCHEME.sub("", url))
+
+
+def named(given: Place, taker: str) -> str:
+    """A place as text; raises `ConfigError`, in its taker's name, for what is none.
+
+    The text of another object is a name, too, of a place that nobody meant.
+    """
+    found = plain(given)
+    if isinstance(found, str) and found:
+        return found
+    kind = repr(found) if found is None or isinstance(found, str) else type(found).__name__
+    raise ConfigError(f"{taker}: takes a path or a URL, found {kind}.")
+
+
+def plain(given: object) -> object:
+    """A place as text; anything else as it is."""
+    if isinstance(given, os.PathLike):
+        return os.fsdecode(given)
+    return given.as_place() if isinstance(given, Placed) else given
+
+
+def not_opened(given: object, kind: type, taker: str) -> ConfigError:
+    """The error of who takes an opened `kind` (a `Dataset`) and was given something else."""
+    opened = f"{kind.__name__}.open"
+    place = f" `{opened}({str(given)!r})` is one." if isinstance(given, str | os.PathLike) else ""
+    return ConfigError(f"{taker}: takes a {kind.__name__}, found {type(given).__name__}.{place}")
 
 
 def absolute(url: str | Path) -> str:

@@ -29,7 +29,8 @@ def numbers_of(report: MetricsReport) -> str:
     terms = {name: report.terms.get(name, math.nan) for name in _SHOWN}
     parts = [f"{name} {value:.2f}" for name, value in terms.items() if math.isfinite(value)]
     if report.images_per_second is not None:
-        parts.append(f"{report.images_per_second:,.0f} images/s")
+        # Before it stands the mean rate of the steps, from which one step may be far.
+        parts.append(f"last step {report.images_per_second:,.0f} images/s")
     if report.step_seconds and report.data_wait_seconds is not None:
         parts.append(f"data wait {report.data_wait_seconds / report.step_seconds:.0%}")
     if report.gpu_share is not None:

@@ -39,6 +39,10 @@ class Posterior(abc.ABC):
     mean: Tensor
     log_variance: Tensor
 
+    def __repr__(self) -> str:
+        kind = str(self.mean.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}: mean and log_variance {kind} {list(self.mean.shape)}"
+
     @abc.abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
         """z from standard normal noise [B, Z, h, w] or [B, K, Z, h, w]; same shape, with graph."""
@@ -56,7 +60,7 @@ class Posterior(abc.ABC):
         """H(q(z|x)): [B] nats."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiagonalPosterior(Posterior):
     """N(mean, diag(exp(log_variance)))."""
 
@@ -87,7 +91,7 @@ class DiagonalPosterior(Posterior):
         return 0.5 * (self.log_variance + LOG_2PI + 1).flatten(1).sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FullPosterior(Posterior):
     """N(mean, L L') with a lower triangular `cholesky` L [B, D, D], D = Z*h*w."""
 

@@ -1,5 +1,6 @@
 """The VAE: a network, a likelihood and a posterior, from uint8 images to ELBO terms and back."""
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,6 +57,11 @@ class VAE(nn.Module):
         self.digest: str | None = None
         self.metadata: Json | None = None
         self.scale = LatentScale()
+
+    def extra_repr(self) -> str:
+        """What torch shows above the networks: images in, latents out."""
+        image, latent = [", ".join(map(str, s)) for s in (self.image_shape, self.latent_shape)]
+        return f"images uint8 [B, {image}], latents [B, {latent}], on {self.device}"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -119,6 +125,7 @@ class VAE(nn.Module):
 
         `at_mean` adds the log-likelihood at the posterior's mean, for a second decoding.
         """
+        _check_noise(noise)
         target = self.likelihood.target(images, noise.pixels.to(self.dtype))
         if self.likelihood.is_binary:
             # The binarised image is the datum: encoder and likelihood see the same one.
@@ -143,9 +150,10 @@ class VAE(nn.Module):
     def pixels(self, pictures: Picture | Sequence[Picture]) -> Tensor:
         """Pictures, or a single one, cropped and resized for the model: uint8 [B, C, H, W].
 
-        A picture is a file's bytes, which give the very pixels of training, or a PIL image or a
-        NumPy array uint8 [H, W] or [H, W, 3]: of a large JPEG these give others by some levels,
-        since its bytes are shrunk while they are decoded. Raises `SampleError` for any other.
+        A picture is a dataset's sample (`dataset[7]`) or a file's bytes, which give the very pixels
+        of training, or a PIL image or a NumPy array uint8 [H, W], [H, W, 3] or [H, W, 4] (RGBA): of
+        a large JPEG these give others by some levels, since its bytes are shrunk in decoding. What
+        is transparent is laid on white, as in training. Raises `SampleError` for any other.
         """
         settings = self.preprocess.held_out()
         ready = [preprocess_image(picture_bytes(each), settings) for each in several(pictures)]
@@ -158,11 +166,13 @@ class VAE(nn.Module):
             return self.decode(self.encode(images).mean)
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
-        """The mean images of `count` draws from the prior: [count, C, H, W] in [0, 1]."""
-        if not isinstance(count, int) or count < 0:
-            raise ConfigError(f"sample: takes how many images, 0 or more; found {count!r}")
-        drawn = torch.Generator().manual_seed(seed)
-        noise = torch.randn((count, *self.latent_shape), generator=drawn)
+        """The mean images of `count` draws from the prior: [count, C, H, W] in [0, 1].
+
+        The same ones at each call: another `seed` draws others.
+        """
+        number = _whole(count, "takes how many images, 0 or more")
+        drawn = torch.Generator().manual_seed(_whole(seed, "takes a seed, 0 or more, as `seed=1`"))
+        noise = torch.randn((number, *self.latent_shape), generator=drawn)
         with torch.inference_mode():
             return self.decode(noise.to(self.device))
 
@@ -225,6 +235,27 @@ class VAE(nn.Module):
     def _to_input(self, values: Tensor) -> Tensor:
         # Channels last is how convolutions are fastest, on CPUs and on tensor cores.
         return values.contiguous(memory_format=torch.channels_last)
+
+
+def _check_noise(noise: object) -> None:
+    """Raises `ConfigError` for what `forward` does not take."""
+    if not isinstance(noise, Noise):
+        raise ConfigError(
+            f"VAE: is called with images and a `Noise`, as training does; found "
+            f"{type(noise).__name__}. To look: `vae.encode(images)`, `vae.decode(latents)`, "
+            "`vae.reconstruct(images)`, `vae.sample(4)`."
+        )
+
+
+def _whole(number: object, need: str) -> int:
+    """A number as Python's own, NumPy's too; raises `ConfigError` for what is none, or below 0."""
+    try:
+        found = operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise ConfigError(f"sample: {need}; found {number!r}")
+    return found
 
 
 def _check_images(vae: VAE, images: Tensor) -> None:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import pipeline
-from pipeline.config import PackConfig
+from pipeline.config import PackConfig, PreprocessConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.keys import path_of
 from pipeline.errors import ConfigError, ModelError, SampleError
-from pipeline.latents import LatentStore
+from pipeline.latents import LatentLoader, LatentStore
 from pipeline.packing.pack import pack
 from pipeline.runs.run import Run
 from pipeline.vae import VAE, save_bundle
@@ -47,7 +47,8 @@ def test_each_sample_is_the_file_that_was_packed(folder: Path, dataset: Dataset)
     samples = list(dataset)
     assert [sample.key for sample in samples] == list(dataset.keys())
     assert len(samples) == 40
-    for image, label, key, columns in samples:
+    for image, label, key, columns, file in samples:
+        assert file == (folder / "images" / path_of(key)).read_bytes()
         with Image.open(folder / "images" / path_of(key)) as file:
             np.testing.assert_array_equal(np.asarray(image), np.asarray(file.convert("RGB")))
         assert label == columns["label"] == key.split("/")[0]
@@ -67,9 +68,21 @@ def test_a_slice_of_a_store_and_its_arrays_hold_the_same_latents(store: LatentSt
     some = store[4:-1:7]
     assert [one.key for one in some] == list(store.keys())[4:-1:7]
     np.testing.assert_array_equal(np.stack([one.tensors["mean"] for one in some]), means[4:-1:7])
+    assert store[4] == store[4]
+    assert store[4] != store[5]
+    with pytest.raises(ConfigError, match=r"no tensor 'nope'\. There are: mean, logvar\."):
+        store.to_numpy("nope")
+    items = store.to_torch()
+    assert [item["key"] for item in items[4:-1:7]] == [one.key for one in some]
     table = store.to_pandas()
     assert table["key"].tolist() == list(store.keys())
     assert table["label"].tolist() == [key.split("/")[0] for key in table["key"]]
+
+
+def test_a_store_of_draws_gives_them_as_its_array(dataset: Dataset, tmp_path: Path) -> None:
+    draws = encode(small_vae(), dataset, tmp_path, content="sample")
+    found = np.stack([one.tensors["sample"] for one in draws])
+    np.testing.assert_array_equal(draws.to_numpy(), found)
 
 
 def test_lists_and_arrays_of_numbers_are_taken_and_what_is_no_number_is_told(
@@ -119,6 +132,41 @@ def test_a_picture_is_encoded_as_its_file_was(
     assert torch.equal(one, pixels[:1])
     found = vae.encode(pixels).mean.half().numpy()
     np.testing.assert_allclose(found, store.to_numpy(), atol=2e-3)
+
+
+def test_an_array_that_is_half_transparent_is_one_picture_on_white(vae: VAE) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (24, 16, 4), dtype=np.uint8)
+    found = vae.pixels(array)
+    assert found.shape == (1, *vae.image_shape)
+    assert torch.equal(found, vae.pixels(Image.fromarray(array)))
+    assert torch.equal(vae.pixels(np.stack([array, array])), found.expand(2, -1, -1, -1))
+    hidden = np.zeros((8, 8, 4), np.uint8)
+    assert vae.pixels(hidden).unique().tolist() == [255]
+
+
+def test_a_samples_pixels_are_those_of_training_bit_for_bit(tmp_path: Path) -> None:
+    """Photographs are large JPEGs, which are shrunk while they are decoded."""
+    noise = np.random.default_rng(0)
+    for number in range(12):
+        coarse = Image.fromarray(noise.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        large = coarse.resize((1000 + number, 700), Image.Resampling.BICUBIC)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        large.save(tmp_path / f"in/{number}.{('jpg', 'png')[number % 2]}")
+    packed = pipeline.pack(tmp_path / "in", output=tmp_path / "o", workers=1)
+    dataset, vae = Dataset.open(packed), small_vae()
+    vae.preprocess = PreprocessConfig(image_size=32, crop="random")
+    trained = {
+        key: image
+        for batch in Loader(dataset, vae.preprocess.held_out(), global_batch_size=4)
+        for key, image in zip(batch.keys, batch.images, strict=True)
+    }
+    assert len(trained) == 12
+    pixels = vae.pixels(dataset[:])
+    for sample, found in zip(dataset, pixels, strict=True):
+        assert torch.equal(found, trained[sample.key])
+        assert torch.equal(vae.pixels(sample)[0], found)
+    decoded = vae.pixels([sample.image for sample in dataset])
+    assert not torch.equal(decoded, pixels), "its image, decoded whole, gives others"
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -181,13 +229,32 @@ def test_a_wrong_input_is_named_with_what_is_needed(vae: VAE) -> None:
         vae.decode(torch.zeros(3, 2, 2))
     with pytest.raises(SampleError, match=r"found \[2, 12\], this model needs \[B, 3, 2, 2\]\."):
         vae.decode(torch.zeros(2, 12))
+    assert torch.equal(vae.sample(np.int64(2)), vae.sample(2))  # type: ignore[arg-type]
     for count in (-1, 2.5, "3"):
         with pytest.raises(ConfigError, match="takes how many images, 0 or more; found"):
             vae.sample(count)  # type: ignore[arg-type]
-    with pytest.raises(SampleError, match=r"array float64 \[4, 4\], need uint8"):
+    with pytest.raises(SampleError, match=r"array float64 \[4, 4\], need .* an array uint8"):
         vae.pixels([np.zeros((4, 4))])  # type: ignore[list-item]
-    with pytest.raises(SampleError, match="found str, need a PIL image"):
-        vae.pixels(["a.png"])  # type: ignore[list-item]
+    path: Any
+    for path in ("a.png", ["a.png"], Path("a.png")):
+        with pytest.raises(SampleError, match=r"need a .* path: `Path\('a\.png'\)\.read_bytes"):
+            vae.pixels(path)
+    for nothing in (7, None, object()):
+        with pytest.raises(SampleError, match=f"found {type(nothing).__name__}, need a Dataset's"):
+            vae.pixels(nothing)  # type: ignore[arg-type]
+    for shape, said in (
+        ((8, 8, 1), r"A grey one: `array\[\.\.\., 0\]`"),
+        ((3, 8, 8), r"With its colours first: `array\.transpose\(1, 2, 0\)`"),
+        ((9, 8, 8), r"Several grey ones: `list\(array\)`"),
+        ((2, 9, 8, 8), r"found an array uint8 \[9, 8, 8\]"),
+        ((8,), r"found an array uint8 \[8\]"),
+    ):
+        with pytest.raises(SampleError, match=said):
+            vae.pixels(np.zeros(shape, np.uint8))
+    with pytest.raises(ConfigError, match=r"takes a seed, 0 or more, as `seed=1`; found 0\.5"):
+        vae.sample(1, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"VAE: .* a `Noise`, .*found Tensor\. .*`vae\.encode"):
+        vae(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 2, 2))
 
 
 def test_each_thing_says_what_it_is_in_three_lines(
@@ -196,6 +263,20 @@ def test_each_thing_says_what_it_is_in_three_lines(
     assert repr(dataset).splitlines()[1].startswith("40 samples in ")
     assert repr(store).splitlines()[1] == "40 latents of (3, 2, 2)"
     assert {len(repr(each).splitlines()) for each in (dataset, store)} == {3}
+    assert repr(dataset[0]).startswith(f"Sample {dataset[0].key}: image 8 x 8, ")
+    assert repr(store[0]).endswith(": mean float16 [3, 2, 2], logvar float16 [3, 2, 2], label")
+    rows = next(store.batches())
+    assert repr(rows).startswith(f"LatentRows of {len(rows)} latents: mean float16 [{len(rows)}, ")
+    latents = LatentLoader(store, global_batch_size=16, moments=True)
+    assert repr(latents) == (
+        "LatentLoader of 3 batches an epoch, 16 of 16 latents each, 3 x 2 x 2; at epoch 0, batch 0"
+    )
+    assert repr(next(iter(latents))).endswith(
+        " of epoch 0: latents float32 [16, 3, 2, 2], 16 of 16 valid, log_variance, label"
+    )
+    posterior = vae.encode(vae.pixels(dataset[0]))
+    assert repr(posterior) == "DiagonalPosterior: mean and log_variance float32 [1, 3, 2, 2]"
+    assert "images uint8 [B, 1, 8, 8], latents [B, 3, 2, 2], on cpu" in repr(vae)
     loader = Loader(dataset, vae.preprocess, global_batch_size=16)
     assert len(loader) == loader.steps_per_epoch == 3
     assert repr(loader).startswith("Loader of 3 batches an epoch, 16 of 16 images each, 1 x 8 x 8")

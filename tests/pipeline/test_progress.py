@@ -123,3 +123,40 @@ def test_steps_that_were_told_of_in_one_burst_have_no_rate(clock: _Clock) -> Non
     progress.advance(10)
     assert progress.rate is None
     assert progress.lines()[0].endswith("30/30 steps [0:01]")
+
+
+_CELL = """
+import pipeline.progress as progress
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+progress.time = clock = Clock()
+with progress.phase("starting Ray"):
+    pass
+with progress.Progress("r", 400, "steps") as shown:
+    for _ in range(40):
+        clock.now += 1
+        shown.advance(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_notebook_shows_a_line_after_5_seconds_and_then_every_15(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    cell = nbformat.v4.new_code_cell(_CELL)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    said = "".join(out.get("text", "") for out in notebook.cells[0].outputs).splitlines()
+    assert [line.partition(" [")[0] for line in said] == [
+        "starting Ray ...", "r: 5/400 steps", "r: 20/400 steps", "r: 35/400 steps",
+        "r: 40/400 steps",
+    ]  # fmt: skip

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.background import describe_threads
 from pipeline.config import PackConfig
 from pipeline.data import Dataset, Loader
-from pipeline.data.loader import describe_threads
 from pipeline.errors import DatasetError
 from pipeline.packing.pack import pack
 from tests.servers import rgw

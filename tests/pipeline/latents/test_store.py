@@ -93,7 +93,7 @@ def test_a_torch_batch_is_read_at_once_and_in_workers_it_is_the_same(store: Late
     assert [item["key"] for item in items] == [store[n].key for n in (5, 0, 5)]
     assert torch.equal(items[0]["logvar"], torch.tensor(store[5].tensors["logvar"]))
     assert dataset[-1]["key"] == store[len(store) - 1].key
-    with pytest.raises(IndexError, match="not number 56"):
+    with pytest.raises(IndexError, match="asked for number 56"):
         dataset[56]
     for workers in (0, 2):
         loader = DataLoader(dataset, batch_size=8, num_workers=workers)

@@ -56,7 +56,7 @@ def test_all_numbers_stand_in_one_line_and_those_that_are_missing_are_left_out()
         slowest_rank_ratio=1.8, memory_bytes=3 * 2**29,
     )  # fmt: skip
     assert numbers_of(report) == (
-        "elbo -80.50, log_likelihood -70.25, kl 10.25, 1,234 images/s, data wait 25%, "
+        "elbo -80.50, log_likelihood -70.25, kl 10.25, last step 1,234 images/s, data wait 25%, "
         "GPU 40% of peak, goodput 75%, rank 3 is slow (1.8 times the median), memory 1.5 GiB"
     )
     assert numbers_of(MetricsReport(step=1)) == ""
