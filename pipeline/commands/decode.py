@@ -31,6 +31,7 @@ from pipeline.latents.snapshot import Pointer, read_pointer
 from pipeline.masking import shell_word
 from pipeline.progress import Progress
 from pipeline.registry.models import SCHEME, load_model
+from pipeline.registry.named_models import DEFAULT_RUNS, finished_run
 from pipeline.vae import VAE
 
 _SHEET_IMAGES = 400
@@ -123,8 +124,10 @@ def model_of(store: LatentStore, config: DecodeConfig | VerifyConfig) -> VAE:
                 f"{store.url}: says that its model is at {storage.shown(uri)}, which is neither a "
                 "registered model nor a path nor an s3:// URL. If you trust that, give `--model`."
             )
+    run = finished_run(config.model, DEFAULT_RUNS) if config.model is not None else None
     try:
-        vae = load_model(uri, config.allow_custom, digest=store.model_digest)
+        place = run.bundle if run else uri
+        vae = load_model(place, config.allow_custom, digest=store.model_digest)
     except ModelError as error:
         raise ModelError(
             f"{error} The latents of {store.url} were made by {store.model_digest[:16]}. Another "

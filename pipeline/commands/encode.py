@@ -168,7 +168,7 @@ def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
     run = finished_run(config.model, DEFAULT_RUNS)
-    model = registered.uri if registered else run.bundle if run else config.model
+    model = registered.uri if registered else storage.absolute(run.bundle) if run else config.model
     if registered is None and run is None and not is_model_folder(model):
         raise nothing_called(model, DEFAULT_RUNS, "--model")
     digest = run.digest if run else None

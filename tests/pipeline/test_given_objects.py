@@ -12,7 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import pipeline
-from pipeline.config import PackConfig
+from pipeline.commands.decode import run_decoding
+from pipeline.config import DecodeConfig, PackConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.keys import path_of
 from pipeline.errors import ConfigError, DatasetError
@@ -56,6 +57,8 @@ def test_a_dataset_a_run_and_a_store_stand_for_their_places(
     opened = LatentStore.open(made)
     assert opened.model_digest == first.digest
     assert LatentStore.open(opened).snapshot == opened.snapshot
+    decoding = DecodeConfig(store=opened.url, output="images", model="first", limit=1)
+    assert run_decoding(decoding).images == 1
     # By its name, too, as `load_model` and `evaluate` have it; there is nothing left to encode.
     assert pipeline.encode("first", train, output=opened, actors=0).encoded == 0
 
