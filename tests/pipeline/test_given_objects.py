@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
+import pyarrow
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -97,7 +97,8 @@ def test_what_is_no_place_is_named_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Dataset
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    table, network, array = pandas.DataFrame({"path": ["a.png"]}), small_vae(), np.zeros((8, 8))
+    table: Any = pyarrow.table({"path": ["a.png"]}).to_pandas()
+    network, array = small_vae(), np.zeros((8, 8))
     wrong: Any
     for wrong in (table, array, network, object()):
         kind = type(wrong).__name__
@@ -207,9 +208,8 @@ def test_a_look_at_the_first_batch_is_the_first_batch_of_the_epoch_as_is_said(
     dataset: Dataset, store: LatentStore
 ) -> None:
     kind: Any
-    for kind, given in ((Loader, dataset), (LatentLoader, store)):
-        loader, other = (kind(given, global_batch_size=8, image_size=8) if kind is Loader
-                         else kind(given, global_batch_size=8) for _ in range(2))  # fmt: skip
+    for kind, given, shape in ((Loader, dataset, {"image_size": 8}), (LatentLoader, store, {})):
+        loader, other = (kind(given, global_batch_size=8, **shape) for _ in range(2))
         seen = [key for batch in other for key in batch.keys]
         looked = next(iter(loader))
         assert repr(loader).endswith("at epoch 0, batch 1")

@@ -47,8 +47,8 @@ def test_each_sample_is_the_file_that_was_packed(folder: Path, dataset: Dataset)
     samples = list(dataset)
     assert [sample.key for sample in samples] == list(dataset.keys())
     assert len(samples) == 40
-    for image, label, key, columns, file in samples:
-        assert file == (folder / "images" / path_of(key)).read_bytes()
+    for image, label, key, columns, data in samples:
+        assert data == (folder / "images" / path_of(key)).read_bytes()
         with Image.open(folder / "images" / path_of(key)) as file:
             np.testing.assert_array_equal(np.asarray(image), np.asarray(file.convert("RGB")))
         assert label == columns["label"] == key.split("/")[0]
