@@ -39,7 +39,6 @@ from pipeline.encoding.shard_encoder import on_device, shard_encoder
 from pipeline.encoding.tiles import tiling_cost
 from pipeline.encoding.under_way import Counted, UnderWay
 from pipeline.errors import PipelineError, StorageError, StoreError
-from pipeline.exchange.model_folder import is_model_folder
 from pipeline.figures.canvas import to_png
 from pipeline.figures.store import draw_channels, draw_decoded
 from pipeline.latents.identity import EncodeOptions, Identity
@@ -54,8 +53,8 @@ from pipeline.packing.leftovers import refuse_inside_sources
 from pipeline.places import refuse_another_kind
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
-from pipeline.registry.models import SCHEME, RegisteredModel, load_model, resolve
-from pipeline.registry.named_models import DEFAULT_RUNS, finished_run, nothing_called
+from pipeline.registry.models import SCHEME, RegisteredModel, resolve
+from pipeline.registry.named_models import DEFAULT_RUNS, load_named
 from pipeline.tracking.encoding_metrics import EncodingEnd, EncodingMetrics, tell_outcome
 from pipeline.vae import VAE
 
@@ -167,12 +166,9 @@ def _asked(config: EncodeConfig, store: str, held: ExitStack | None) -> _Asked:
     dataset = Dataset.open(config.data, None, config.shards_below)
     # An alias is asked for once: what it means may change while the encoding runs.
     registered = resolve(config.model) if config.model.startswith(SCHEME) else None
-    run = finished_run(config.model, DEFAULT_RUNS)
-    model = registered.uri if registered else storage.absolute(run.bundle) if run else config.model
-    if registered is None and run is None and not is_model_folder(model):
-        raise nothing_called(model, DEFAULT_RUNS, "--model")
-    digest = run.digest if run else None
-    vae = on_device(load_model(model, config.allow_custom, digest=digest).eval())
+    asked = registered.uri if registered else config.model
+    vae, run = load_named(asked, DEFAULT_RUNS, config.allow_custom)
+    vae, model = on_device(vae.eval()), storage.absolute(run.bundle) if run else asked
     pointer = read_pointer(store)
 
     def tried(options: EncodeOptions) -> Rounding | Unmeasured:

@@ -1,7 +1,7 @@
 """Keys as flags: their names, those that somebody may have meant, and a run's own command line."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -54,7 +54,7 @@ def near_names(word: str, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))[:_MOST_NEAR]
 
 
-def refuse_others(kind: type, others: Mapping[str, object]) -> None:
+def refuse_others(kind: type, others: Collection[str]) -> None:
     """Raises `ConfigError` for arguments of Python's callers that `kind` does not take."""
     if not others:
         return

@@ -182,7 +182,7 @@ class Numbered(abc.ABC, Generic[Thing]):
     def _number_of_key(self) -> dict[str, int]:
         return {key: number for number, key in enumerate(self.keys())}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> object:
         """What it was made of: a process that gets it reads for itself, with its own locks."""
         made = fields(self)  # type: ignore[arg-type]  # its subclasses are dataclasses
         return {each.name: getattr(self, each.name) for each in made}
