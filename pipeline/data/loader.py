@@ -125,8 +125,7 @@ class Loader:
     Rank r of `world_size` gets its slots of every global batch. The sequence of global batches
     follows from the dataset, `seed` and `global_batch_size` alone. Leaving an iteration, also by
     `next(iter(loader))`, and iterating again goes on with the next batch: what was looked at is not
-    in the rest of that epoch. To look first, take another loader or `dataset[0:8]`. `close()` ends
-    the threads.
+    in the rest of that epoch. To look first, take another loader or `dataset[0:8]`.
     """
 
     def __init__(
