@@ -57,7 +57,14 @@ def _exported(found: "Exported") -> Outcome:
 
 def _table(models: Sequence["Model"]) -> list[str]:
     if not models:
-        return ["No model yet: a training that ends registers one (`vae train`)."]
+        from pipeline import storage
+        from pipeline.tracking.mlflow_client import asked_uri
+
+        return [
+            f"No model yet in MLflow at {storage.shown(asked_uri())}: a training that ends "
+            "registers one (`vae train`). Of another folder or server: "
+            "`export MLFLOW_TRACKING_URI=URI`."
+        ]
     lines = [f"{'model':<24}{'held-out ELBO':>14}  {'digest':<14}{'aliases':<24}run"]
     for model in models:
         for row in model.versions:

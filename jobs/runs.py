@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING
 
 from jobs.command import Outcome, run_job
 from pipeline.config import RunsConfig
+from pipeline.counted import counted
 from pipeline.json_value import Json
 from pipeline.masking import one_line
 
 if TYPE_CHECKING:
     from pipeline.retention.runs import ListedRun, Removal
+
+_COST = {
+    "checkpoints": "Without its checkpoints a run can't be trained on, whatever `--steps` say: its "
+    "model, history and pictures stay, and `vae train --init` begins a new run with the model.",
+    "runs": "A removed run can't be trained on, looked at or explained; versions of its model that "
+    "are registered stay.",
+}
 
 
 def main(config: RunsConfig) -> Outcome:
@@ -62,10 +70,11 @@ def _said(each: "Removal", config: RunsConfig) -> str:
 
 def _total(gone: "list[Removal]", config: RunsConfig) -> list[str]:
     size = sum(each.bytes for each in gone)
+    cost = [_COST[str(config.remove)]] if size else []
     if config.delete:
-        return [f"{size} bytes removed."]
+        return [f"{counted(size, 'byte')} removed.", *cost]
     hint = " The same command with `--delete` removes it." if size else ""
-    return [f"{size} bytes would go.{hint}"]
+    return [f"{counted(size, 'byte')} would go.{hint}", *cost]
 
 
 if __name__ == "__main__":

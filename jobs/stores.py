@@ -142,7 +142,9 @@ def _pushed(config: StoresConfig) -> Outcome:
 
 
 def _gone(files: dict[str, int], config: StoresConfig) -> list[str]:
-    return [f"  {path}: {size} bytes {_done(config)}" for path, size in files.items()]
+    if not files:
+        return ["  nothing to remove"]
+    return [f"  {path}: {counted(size, 'byte')} {_done(config)}" for path, size in files.items()]
 
 
 def _done(config: StoresConfig) -> str:

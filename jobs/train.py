@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from jobs.command import Outcome, run_job
 from pipeline.config import TrainConfig
 from pipeline.counted import counted
+from pipeline.machine import cores_here
 from pipeline.masking import shell_word
 
 if TYPE_CHECKING:
-    from pipeline.commands.sweep import SweepRow
+    from pipeline.commands.sweep import SweepResult, SweepRow
     from pipeline.runs.result import TrainingResult
 
 
@@ -26,14 +27,17 @@ def main(config: TrainConfig) -> Outcome:
             summary=[
                 f"{cost.images:,} images, {cost.epochs:.1f} epochs in {cost.steps:,} "
                 f"steps of {cost.seconds_per_step:.3f} s: {cost.hours:.2f} hours on "
-                f"{cost.workers} workers, {cost.bytes_read / 1e9:.1f} GB read"
+                f"{counted(cost.workers, 'worker')}, {cost.bytes_read / 1e9:.1f} GB read",
+                f"A step was measured now ({counted(cost.probed_steps, 'step')}), beside a load of "
+                f"{cost.load:.1f} on {cores_here():g} cores; start-up, looks at the hold-out and "
+                "messages between workers are not in the hours.",
             ],
         )
     if config.sweep is not None:
         from pipeline.commands.sweep import run_sweep
 
         swept = run_sweep(config)
-        return Outcome(swept.to_json(), summary=_table(swept.rows))
+        return Outcome(swept.to_json(), summary=[*_table(swept.rows), *_after_sweep(config, swept)])
     from pipeline.commands.train import run_training
 
     result = run_training(config)
@@ -94,7 +98,7 @@ def _elbo(result: "TrainingResult") -> list[str]:
     if after is None or before is None:
         where = "of the last batch that was trained on: nothing is held out"
         return [] if result.elbo is None else [f"ELBO {result.elbo:,.2f} nats per image, {where}"]
-    lines = [f"held-out ELBO {after:,.2f} nats per image; untrained it was {before:,.2f}"]
+    lines = [f"held-out ELBO {after:,.2f} nats per image; before it was {before:,.2f}"]
     if result.chosen_step < result.steps:
         lines.append(
             f"the model is that of step {result.chosen_step:,}: no later look at the hold-out was "
@@ -110,6 +114,25 @@ def _table(rows: Sequence["SweepRow"]) -> list[str]:
         f"{'-' if row.active_units is None else row.active_units:>8}"
         for row in rows
     ]
+
+
+def _after_sweep(config: TrainConfig, swept: "SweepResult") -> list[str]:
+    """Which run it was, the picture, and what to do next."""
+    from pipeline import storage
+    from pipeline.commands.train import resolve
+
+    best = swept.best
+    lines = [f"best on the hold-out: {best.run}, " + (best.model or best.bundle or "no model")]
+    lines += [f"rate against distortion: {url}" for url in swept.figures]
+    if best.reason != "done":
+        return lines
+    others = [row.run for row in swept.rows if row.elbo is not None and row.run != best.run]
+    told = [f"What its numbers mean: `vae explain --run {shell_word(best.run)}`"]
+    if others:
+        words = ["--model", best.run, "--compare", *others, "--data", str(resolve(config).holdout)]
+        words += ["--output", storage.join(config.storage, f"{config.run}-compared")]
+        told.append(f"All runs side by side: `vae evaluate {' '.join(map(shell_word, words))}`")
+    return [*lines, *told, f"Latents: {_encoding(config, best)}"]
 
 
 def _nats(value: float | None) -> str:

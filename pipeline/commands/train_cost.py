@@ -1,5 +1,6 @@
 """`jobs.train --dry-run`: what a run would cost, from a short probe of its own steps."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +26,11 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class TrainCost:
-    """What a run would take: all its steps, and the hours of each and of all workers."""
+    """What a run would take: all its steps, and the hours of each and of all workers.
+
+    `load`: processes that ran or waited on this machine, over a minute, before the probe; with
+    others beside it a step is slower than it will be alone.
+    """
 
     images: int
     steps: int
@@ -37,6 +42,7 @@ class TrainCost:
     hours: float
     worker_hours: float
     probed_steps: int
+    load: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> TrainC
     """
     dataset = Dataset.open(config.data, None, config.shards_below)
     workers = max(1, config.max_workers)
+    load = os.getloadavg()[0]
     single = config.model_copy(update={"global_batch_size": config.global_batch_size // workers})
     probed = _probe(single, dataset, probe_seconds)
     per_step = probed.seconds / probed.steps
@@ -71,6 +78,7 @@ def dry_run(config: TrainConfig, probe_seconds: float = PROBE_SECONDS) -> TrainC
         hours=hours,
         worker_hours=hours * workers,
         probed_steps=probed.steps,
+        load=round(load, 1),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.config.sections import (
     Section,
     Url,
 )
+from pipeline.masking import shell_word
 
 
 class StoresConfig(Section):
@@ -58,5 +59,6 @@ class StoresConfig(Section):
         if self.keep_last and not (self.gc and self.dataset is not None):
             raise ValueError("keep_last counts a dataset's generations: give `--dataset URL --gc`")
         if self.keys and self.store is None:
-            raise ValueError("keys of a dataset are listed by `python -m jobs.verify --keys`")
+            asked = f"python -m jobs.verify --dataset {shell_word(self.dataset or 'URL')} --keys"
+            raise ValueError(f"keys of a dataset are listed by `{asked}`")
         return self

@@ -84,7 +84,7 @@ def read_looks(run: Run) -> list[Look]:
 def new_alarms(looks: Sequence[Look], warmup_steps: int) -> list[Alarm]:
     """Those of the newest look that the look before did not give; each illness is told once.
 
-    The first look is of the untrained model. `warmup_steps`: of learning rate and KL weight; what
+    The first look is of the model as it began. `warmup_steps`: of learning rate and KL weight; what
     happens before their end is no illness yet.
     """
     known = {alarm.illness for alarm in _alarms(looks[:-1], warmup_steps)}
@@ -95,17 +95,17 @@ def last_word(looks: Sequence[Look], chosen_step: int) -> str | None:
     """What to say of a run that has ended below the look that was chosen, or below no training."""
     if len(looks) < 2:
         return None
-    untrained, newest = looks[0], looks[-1]
+    begun, newest = looks[0], looks[-1]
     best = max(looks, key=lambda look: _or_least(look.elbo))
     if not _is_below(newest, best):
         return None
     kept = f"the weights of step {chosen_step:,} are kept"
     if chosen_step == newest.step:
         kept = "and its last weights are kept, as its objective is not the ELBO"
-    if _is_below(newest, untrained):
+    if _is_below(newest, begun):
         return (
-            f"It ends below its untrained model on the hold-out ({newest.elbo:.2f} against "
-            f"{untrained.elbo:.2f} nats; best {best.elbo:.2f} at step {best.step:,}): it has "
+            f"It ends below what it began with on the hold-out ({newest.elbo:.2f} against "
+            f"{begun.elbo:.2f} nats; best {best.elbo:.2f} at step {best.step:,}): it has "
             f"{_how(newest, best)}; {kept}."
         )
     return (

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from pipeline import storage
 from pipeline.config import EncodeConfig
+from pipeline.data import Dataset
 from pipeline.errors import PipelineError
 from pipeline.latents.identity import EncodeOptions, Identity
 from pipeline.latents.snapshot import Pointer, read_pointer, read_snapshot
@@ -31,9 +32,10 @@ def encode_next(model: str, data: str, places: tuple[str, str], *, digest: str |
     """`vae encode ...` in backticks: this data by a new model of this digest.
 
     Where the first of the `places` has a store of this data, its columns, sizes and other options
-    are kept. If that is of another model, or of other data, the second place is named.
+    are kept. If that is of another model, or of other data, the second place is named. Labels of
+    the data go into a new store: without them much of what is done with latents needs another.
     """
-    output, words = places[0], list[str]()
+    output, words = places[0], _labels(data)
     with suppress(PipelineError):
         url = storage.absolute(output)
         pointer = read_pointer(url)
@@ -41,11 +43,20 @@ def encode_next(model: str, data: str, places: tuple[str, str], *, digest: str |
             identity = read_snapshot(url, pointer.snapshot, pointer.sha256).identity
             same_data = storage.absolute(pointer.data) == storage.absolute(data)
             # Without its precision: unasked it stays where all else does, and is found anew else.
-            words = _words(identity.options)[2:] if same_data else []
+            words = _words(identity.options)[2:] if same_data else words
             if not same_data or identity.model_digest != digest:
                 output = places[1]
     line = _line(["--model", model, "--data", data, "--output", output, *words])
     return f"`vae encode {line}`"
+
+
+def _labels(data: str) -> list[str]:
+    """`--columns label` where the first image has one."""
+    with suppress(PipelineError):
+        dataset = Dataset.open(data)
+        if len(dataset) and dataset[0].label is not None:
+            return ["--columns", "label"]
+    return []
 
 
 def difference(before: Identity, after: Identity) -> str:

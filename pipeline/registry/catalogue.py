@@ -13,7 +13,14 @@ from pipeline.errors import TrackingError
 from pipeline.exchange.model_folder import load_folder
 from pipeline.registry.models import RegisteredModel, model_tags, register, resolve, version_tags
 from pipeline.registry.promotion import elbo_of, place_alias
-from pipeline.tracking.mlflow_client import mlflow_client, name_is, tracking_errors, tracking_uri
+from pipeline.tracking.mlflow_client import (
+    asked_uri,
+    holds_nothing,
+    mlflow_client,
+    name_is,
+    tracking_errors,
+    tracking_uri,
+)
 from pipeline.tracking.mlflow_run import TrackedRun
 from pipeline.vae import save_bundle
 from pipeline.vae.bundle import is_bundle
@@ -47,8 +54,10 @@ class Model:
 
 
 def list_models() -> list[Model]:
-    """Every registered model."""
-    where = tracking_uri()
+    """Every registered model; an MLflow that is not there yet is not made."""
+    where = asked_uri()
+    if holds_nothing(where):
+        return []
     client = mlflow_client(where)
     with tracking_errors(where):
         models = []

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from pipeline.exchange.model_folder import load_folder
 from pipeline.masking import shell_word
 from pipeline.nearest import did_you_mean, nearest
 from pipeline.tracking.mlflow_client import (
+    asked_uri,
     check_artifacts_root,
+    holds_nothing,
     mlflow_client,
     name_is,
     tracking_errors,
@@ -59,22 +61,15 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
     Raises `ModelError` saying which names, aliases or versions there are; it names `flag` for it.
     """
     name, alias, version = _parse(uri)
-    where = tracking_uri()
+    where = asked_uri()
+    if holds_nothing(where):
+        raise _no_model(uri, name, where, (), flag)
     client = mlflow_client(where)
     with tracking_errors(where):
         known = client.search_model_versions(name_is(name))
         if not known:
             names = [model.name for model in client.search_registered_models()]
-            likely = nearest(name, names)
-            raise ModelError(
-                f"{uri}: MLflow at {storage.shown(where)} has no model {name!r}; its models: "
-                f"{', '.join(names) or 'none'}."
-                + did_you_mean(
-                    f"{flag} {shell_word(uri.replace(name, likely[0], 1))}" if likely else None
-                )
-                + " `python -m jobs.models` lists them; `export MLFLOW_TRACKING_URI=URI` names "
-                "another MLflow."
-            )
+            raise _no_model(uri, name, where, names, flag)
         if alias is not None:
             aliases = client.get_registered_model(name).aliases
             if alias not in aliases:
@@ -101,6 +96,17 @@ def resolve(uri: str, *, flag: str = "--model") -> RegisteredModel:
         f"{uri}: model {name!r} has no version {version}; it has "
         f"{', '.join(sorted(str(v.version) for v in known))}. Name one of these, as "
         f"`{flag} {shell_word(f'{SCHEME}{name}/{max(int(each.version) for each in known)}')}`."
+    )
+
+
+def _no_model(uri: str, name: str, where: str, names: Sequence[str], flag: str) -> ModelError:
+    likely = nearest(name, names)
+    return ModelError(
+        f"{uri}: MLflow at {storage.shown(where)} has no model {name!r}; its models: "
+        f"{', '.join(names) or 'none'}."
+        + did_you_mean(f"{flag} {shell_word(uri.replace(name, likely[0], 1))}" if likely else None)
+        + " `python -m jobs.models` lists them; `export MLFLOW_TRACKING_URI=URI` names "
+        "another MLflow."
     )
 
 

@@ -92,7 +92,7 @@ def encode_batch(vae: VAE, batch: Batch, of: str) -> Encoded | None:
 def _numbers(run: ReportedRun) -> Section:
     before, after = run.result.holdout_before or {}, run.result.holdout_after or {}
     rows = [(named(name), before.get(name), value) for name, value in after.items()]
-    table = Table("Held out, nats per image", ("quantity", "untrained", "now"), rows)
+    table = Table("Held out, nats per image", ("quantity", "before", "now"), rows)
     words = [f"`vae explain --run {shell_word(run.name)}` says what each of them means."]
     return Section("Numbers", words, [table] if rows else [])
 

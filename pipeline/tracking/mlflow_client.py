@@ -49,12 +49,20 @@ class _Told:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else sqlite under ./runs (made if missing)."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        folder = Path(DEFAULT_FOLDER).absolute()
-        folder.mkdir(exist_ok=True)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
-    return uri
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        Path(DEFAULT_FOLDER).mkdir(exist_ok=True)
+    return asked_uri()
+
+
+def asked_uri() -> str:
+    """As `tracking_uri`, and makes nothing: for who only reads."""
+    default = f"sqlite:///{Path(DEFAULT_FOLDER).absolute() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def holds_nothing(uri: str) -> bool:
+    """Whether `uri` is a sqlite file that nobody has made yet; opening it would make it."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def mlflow_client(uri: str) -> Any:

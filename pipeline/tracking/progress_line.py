@@ -107,5 +107,5 @@ class _Told:
 def _before_the_next_step(begun: int, *, is_held_out: bool) -> str:
     if begun:
         return f"reads the checkpoint of step {begun}, then makes the next step"
-    before = "measures the untrained model on the hold-out, then " if is_held_out else ""
+    before = "measures the model on the hold-out before it is trained, then " if is_held_out else ""
     return f"{before}makes the first step"

@@ -209,3 +209,18 @@ def test_load_model_init_and_register_say_the_same_of_the_same_folder(
         said.append(str(raised.value))
     assert "AutoencoderKLWan" in said[0]
     assert len(set(said)) == 1
+
+
+def test_who_only_looks_is_told_where_and_makes_no_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (told,) = main(ModelsConfig()).summary
+    assert f"No model yet in MLflow at sqlite:///{tmp_path}/runs/mlflow.db" in told
+    assert "`export MLFLOW_TRACKING_URI=URI`" in told
+    with pytest.raises(ModelError, match="has no model 'first'; its models: none"):
+        main(ModelsConfig(lineage="models:/first/1"))
+    with pytest.raises(ModelError, match="has no model 'first'"):
+        load_model("models:/first@candidate")
+    assert list(tmp_path.iterdir()) == []

@@ -93,14 +93,26 @@ def test_the_command_that_a_training_advises_keeps_what_the_store_has(
         line = encode_next(bundle, data, places, digest=load_bundle(bundle).digest)
         return run_line(line.strip("`"))
 
-    assert (advised().columns, advised().output) == ((), str(store)), "nothing is there yet"
+    first = advised()
+    assert (first.columns, first.output) == (("label",), str(store)), "nothing is there yet"
     made = encode(world, store, columns=("label",), dtype="float32", batch_size=16)
     again = run_encoding(advised().model_copy(update={"actors": 0}))
     assert (again.identity, again.encoded) == (made.identity, 0)
     other = advised("two")
     assert (other.output, other.dtype, other.columns) == (places[1], "float32", ("label",))
     beside = advised(data=packed(world, "b"))
-    assert (beside.output, beside.columns) == (places[1], ())
+    assert (beside.output, beside.columns) == (places[1], ("label",))
+
+
+def test_without_labels_none_are_asked_for(world: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted((world / "a").rglob("*.png"))[:4]):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{number}.png").write_bytes(path.read_bytes())
+    data, places = str(tmp_path / "flat"), (str(tmp_path / "a"), str(tmp_path / "b"))
+    pack(PackConfig(source=(str(tmp_path / "in"),), output=data, workers=1))
+    for url in (data, str(tmp_path / "nowhere")):
+        line = encode_next("MODEL", url, places, digest=None)
+        assert (run_line(line.strip("`")).columns, run_line(line.strip("`")).data) == ((), url)
 
 
 @pytest.mark.parametrize(

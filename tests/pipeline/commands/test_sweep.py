@@ -1,13 +1,16 @@
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import jobs.train
+from jobs.command import parse_flags, validate
 from jobs.train import main as train_job
 from pipeline.commands.sweep import parse_sweep, run_sweep
-from pipeline.config import ObjectiveConfig, TrainConfig
+from pipeline.config import EvaluateConfig, ObjectiveConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.registry.models import resolve
 from pipeline.tracking.mlflow_client import mlflow_client, tracking_uri
@@ -56,6 +59,14 @@ def test_a_larger_kl_weight_lowers_the_rate_and_the_best_elbo_gets_the_alias(
     assert (result.best.run, result.best.model_version) == (best.run, best.model_version)
     assert resolve(str(result.best.model)).version == best.model_version
     (picture,) = result.figures
+    said = jobs.train._after_sweep(asked, result)
+    assert f"rate against distortion: {picture}" in said
+    (line,) = [line for line in said if line.startswith("All runs side by side")]
+    command = shlex.split(line.split("`")[1].removeprefix("vae evaluate "))
+    beside = validate(EvaluateConfig, parse_flags(EvaluateConfig, command, "")[0])
+    assert (beside.model, beside.data) == (best.run, asked.holdout)
+    assert {best.run, *beside.compare} == {row.run for row in result.rows}
+    assert "`vae encode --model models:/" in said[-1]
     assert Image.open(picture).format == "PNG"
     client = mlflow_client(tracking_uri())
     tags = [client.get_run(row.run_id).data.tags for row in result.rows]

@@ -1,7 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
+from jobs.train import main as train_job
+from pipeline.commands import train_cost
 from pipeline.commands.train_cost import dry_run
 from pipeline.config import ModelConfig, PreprocessConfig
 from pipeline.data import Dataset
@@ -16,7 +19,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_digits(tmp_path_factory.mktemp("digits"))
 
 
-def test_a_dry_run_tells_the_cost_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_tells_the_cost_and_writes_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = train_config(data, tmp_path, "planned", steps=1000, workers=2)
     cost = dry_run(config, probe_seconds=0.2)
     dataset = Dataset.open(str(data))
@@ -26,6 +31,13 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(data: Path, tmp_path: Path)
     assert cost.hours == pytest.approx(1000 * cost.seconds_per_step / 3600)
     assert cost.worker_hours == pytest.approx(2 * cost.hours)
     assert list(tmp_path.iterdir()) == []
+    # A machine's load of minutes ago may be anything, and the hours depend on it.
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.25, 1.0, 1.0))
+    monkeypatch.setattr(train_cost, "PROBE_SECONDS", 0.1)
+    single = config.model_copy(update={"dry_run": True, "workers": 1})
+    said = train_job(single).summary
+    assert "on 1 worker, " in said[0]
+    assert "beside a load of 7.2 on " in said[1]
 
 
 def test_a_dry_run_of_a_run_that_begins_with_a_model_probes_that_model(

@@ -126,7 +126,7 @@ def test_noise_alone_raises_no_alarm(seed: int) -> None:
 def test_the_last_word_says_below_what_a_run_ended_and_what_is_kept() -> None:
     words = last_word(history(OVERFIT, UP), 300)
     assert words is not None
-    assert "ends below its untrained model" in words
+    assert "ends below what it began with" in words
     assert "it has overfitted" in words
     assert "the weights of step 300 are kept" in words
     partly = last_word(history(OVERFIT[:7], UP[:7]), 300)

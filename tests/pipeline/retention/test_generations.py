@@ -67,6 +67,9 @@ def test_without_keep_last_only_what_no_generation_names_goes(place: str) -> Non
     before = names_in(place)
     main(StoresConfig(dataset=place, gc=True, delete=True))
     assert before - names_in(place) == {"shards/009-stray.tar"}
+    assert main(StoresConfig(dataset=place, gc=True)).summary[-1] == "  nothing to remove"
+    with pytest.raises(ValidationError, match=f"jobs.verify --dataset {place} --keys`"):
+        StoresConfig(dataset=place, keys=True)
     assert verify_dataset(place) == []
 
 

@@ -280,3 +280,18 @@ def test_a_latent_store_beside_runs_is_no_run_and_nothing_of_it_goes(tmp_path: P
         list_runs(str(tmp_path / "runs"), ["latents"])
     assert tree(tmp_path / "runs/latents") == before
     assert len(LatentStore.open(store.url)) > 0
+
+
+def test_what_the_removal_of_checkpoints_or_runs_costs_is_said_first(four: str) -> None:
+    for what, cost in (
+        ("checkpoints", "Without its checkpoints a run can't be trained on, whatever `--steps`"),
+        ("runs", "A removed run can't be trained on"),
+    ):
+        asked = {"run": ("registered",), "remove": what, "storage": four}
+        told = main(RunsConfig.model_validate(asked)).summary
+        assert told[-2].endswith("The same command with `--delete` removes it.")
+        assert told[-1].startswith(cost)
+    done = main(RunsConfig.model_validate(asked | {"delete": True})).summary
+    assert " removed." in done[-2]
+    again = main(RunsConfig(storage=four, remove="checkpoints", older_days=99)).summary
+    assert again[-1] == "0 bytes would go."
