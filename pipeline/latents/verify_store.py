@@ -32,7 +32,7 @@ _CLOSE = 1e-9
 _Hashes = npt.NDArray[np.uint64]
 
 
-def verify_store(url: str) -> list[str]:
+def verify_store(url: storage.Place) -> list[str]:
     """Reads every byte twice; returns the problems, each with what to do, none when it is whole.
 
     Memory holds a part of one file at a time, and 8 bytes per key.

@@ -36,12 +36,12 @@ _MOST_SAID = 1000
 """Characters of what is wrong with a config: it may be wrong in as many places as it likes."""
 
 
-def save_bundle(vae: VAE, folder: Path | str, metadata: Json | None = None) -> str:
+def save_bundle(vae: VAE, folder: storage.Place, metadata: Json | None = None) -> str:
     """Writes the bundle into `folder` (path or URL) and returns its digest, also as `vae.digest`.
 
     Saving the same model with the same metadata again changes no byte.
     """
-    weights = _weights(vae)
+    place, weights = storage.named(folder, "save_bundle"), _weights(vae)
     config, preprocess = _configs(vae)
     contents = {
         "config.json": config,
@@ -56,14 +56,14 @@ def save_bundle(vae: VAE, folder: Path | str, metadata: Json | None = None) -> s
         "metadata": dict(metadata or {}),
     }
     for name, data in contents.items():
-        storage.publish(storage.join(str(folder), name), data)
-    storage.publish(storage.join(str(folder), RECEIPT), BUNDLE.encode(receipt))
+        storage.publish(storage.join(place, name), data)
+    storage.publish(storage.join(place, RECEIPT), BUNDLE.encode(receipt))
     vae.digest, vae.metadata = digest, dict(metadata or {})
     return digest
 
 
 def load_bundle(
-    url: Path | str, allow_custom: Collection[str] = (), *, digest: str | None = None
+    url: storage.Place, allow_custom: Collection[str] = (), *, digest: str | None = None
 ) -> VAE:
     """The model in evaluation mode on the CPU, with every checksum and the digest verified.
 
@@ -71,7 +71,7 @@ def load_bundle(
     that needs another one is refused before anything is imported. `digest`: what the bundle must
     be, compared with the receipt's before another file is read.
     """
-    url = str(url)
+    url = storage.named(url, "load_bundle")
     receipt = _receipt(url)
     if digest is not None and receipt.digest != digest:
         raise ModelError(

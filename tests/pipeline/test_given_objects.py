@@ -17,8 +17,9 @@ from pipeline.config import DecodeConfig, PackConfig
 from pipeline.data import Dataset, Loader
 from pipeline.data.keys import path_of
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.latents import LatentLoader, LatentStore
+from pipeline.latents import LatentLoader, LatentStore, verify_store
 from pipeline.runs.result import TrainingResult
+from pipeline.vae import load_bundle, save_bundle
 from tests.support.packed_digits import write_digits
 from tests.support.small_store import encode, small_dataset, small_vae
 
@@ -123,7 +124,14 @@ def test_what_is_no_place_is_named_and_nothing_is_written(
     none: Any = None
     with pytest.raises(ConfigError, match=r"^pack: output: takes a text or a path, found None\.$"):
         pipeline.pack("images", output=none)
+    for saver in (lambda place: save_bundle(network, place), load_bundle):
+        with pytest.raises(ConfigError, match="_bundle: takes a path or a URL, found None"):
+            saver(none)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_is_open_is_verified(store: LatentStore) -> None:
+    assert verify_store(store) == []
 
 
 def test_values_of_keys_are_told_in_words_of_python(dataset: Dataset, tmp_path: Path) -> None:
