@@ -254,8 +254,10 @@ def surgery(
     return replace(split_kl(means, log_variances, noise[None]), of=of)
 
 
-def _neighbours(means: Tensor, labels: Sequence[str] | None) -> NeighbourAgreement | None:
-    return label_agreement(means, labels) if labels else None
+def _neighbours(means: Tensor, labels: Sequence[str | None] | None) -> NeighbourAgreement | None:
+    """Of the images that have a label: to have none is not to have the same."""
+    known = [(row, label) for row, label in enumerate(labels or ()) if label is not None]
+    return label_agreement(means[[row for row, _ in known]], [label for _, label in known])
 
 
 def _interpolation(vae: VAE, means: Tensor) -> PathLengths | None:

@@ -57,7 +57,8 @@ class Measured:
     """Rows of n images in order of position, and the moments of the m first images.
 
     positions `[n]`; rows float64 `[n, len(COLUMNS)]`; means and log_variances float32 `[m, D]`;
-    dimensions float64 `[3, D]`, sums as in `EvaluationSums`; labels of the m images, or None.
+    dimensions float64 `[3, D]`, sums as in `EvaluationSums`; labels of the m images (None: has
+    none), or None.
     """
 
     positions: npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ class Measured:
     dimensions: npt.NDArray[np.float64]
     means: npt.NDArray[np.float32]
     log_variances: npt.NDArray[np.float32]
-    labels: list[str] | None
+    labels: list[str | None] | None
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """One number for each image, in order of position: `[n]`."""
@@ -151,8 +152,12 @@ def _measure_batch(
         dimensions=torch.stack([row.sum(dim=0).cpu() for row in sums]).numpy(),
         means=mean[:kept].float().cpu().numpy(),
         log_variances=log_variance[:kept].float().cpu().numpy(),
-        labels=None if labels is None else [str(labels[index]) for index in chosen[:kept]],
+        labels=None if labels is None else [_name(labels[index]) for index in chosen[:kept]],
     )
+
+
+def _name(label: object) -> str | None:
+    return None if label is None else str(label)
 
 
 def _fidelity(originals: Tensor, at_mean: Tensor, at_sample: Tensor) -> list[Tensor]:

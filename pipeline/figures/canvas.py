@@ -32,6 +32,8 @@ PALETTE = (
 )  # fmt: skip
 BLUE, AMBER, RED = PALETTE[0], PALETTE[1], PALETTE[2]
 
+NO_LABEL = "(no label)"
+
 _DPI = 160
 _MARGIN = 0.16  # inch
 _LINE = 0.2  # inch: one line of a note
@@ -157,6 +159,13 @@ def to_png(draw: Any, *arguments: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
     draw(*arguments, buffer, **options)
     return buffer.getvalue()
+
+
+def label_names(labels: Sequence[object]) -> list[str] | None:
+    """Labels as they are shown: None where no image has one, `NO_LABEL` for those without."""
+    if all(label is None for label in labels):
+        return None
+    return [NO_LABEL if label is None else str(label) for label in labels]
 
 
 def label_colors(labels: Sequence[str]) -> tuple[list[str], dict[str, str], int]:

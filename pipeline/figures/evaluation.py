@@ -11,7 +11,7 @@ from pipeline.evaluation.quadrature import windows
 from pipeline.evaluation.rows import Measured
 from pipeline.evaluation.sums import evaluating, seen_images
 from pipeline.evaluation.walks import decode_walks, principal_axes
-from pipeline.figures.canvas import to_png
+from pipeline.figures.canvas import label_names, to_png
 from pipeline.figures.images import (
     draw_interpolations,
     draw_reconstructions,
@@ -61,7 +61,12 @@ def draw_evaluation(
             )
         yield (
             "latent_means.png",
-            to_png(draw_latent_means, measured.means, labels=measured.labels, note=note),
+            to_png(
+                draw_latent_means,
+                measured.means,
+                labels=label_names(measured.labels or [None]),
+                note=note,
+            ),
         )
         if vae.latent.dimensions == 2:
             yield "posteriors.png", _posteriors(vae, findings, first, seed)

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import PreprocessConfig
 from pipeline.data import Batch, Dataset, load_images
-from pipeline.figures.canvas import to_png
+from pipeline.figures.canvas import label_names, to_png
 from pipeline.figures.images import draw_reconstructions, draw_samples
 from pipeline.figures.latents import draw_latent_means
 from pipeline.vae import VAE
@@ -44,13 +44,12 @@ def draw_glance(vae: VAE, batch: Batch, of: str) -> Iterator[tuple[str, bytes]]:
     labels = [
         label for label, valid in zip(batch.columns["label"], batch.valid, strict=True) if valid
     ]
-    known = all(label is not None for label in labels)
     yield (
         "latent_means.png",
         to_png(
             draw_latent_means,
             np.asarray(means),
-            labels=[str(label) for label in labels] if known else None,
+            labels=label_names(labels),
             note=of,
         ),
     )

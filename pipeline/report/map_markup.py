@@ -5,7 +5,7 @@ import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.figures.canvas import BLUE, label_colors
+from pipeline.figures.canvas import BLUE, NO_LABEL, label_colors
 from pipeline.masking import safe
 from pipeline.report.latent_map import Atlas, LatentMap
 
@@ -63,8 +63,11 @@ def _svg(drawn: LatentMap) -> str:
         f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="8" fill="{colors.get(label, _REST)}"/>'
         for (x, y), label in zip(places, labels, strict=True)
     )
+    # A mark hides its point: the ring has the label's colour.
+    rings = [f' stroke="{colors.get(each, _REST)}"' if drawn.labels else "" for each in labels]
     marks = "".join(
-        f'<g class="mark"><circle cx="{places[point][0]:.1f}" cy="{places[point][1]:.1f}" r="20"/>'
+        f'<g class="mark"><circle cx="{places[point][0]:.1f}" cy="{places[point][1]:.1f}" r="20"'
+        f"{rings[point]}/>"
         f'<text x="{places[point][0]:.1f}" y="{places[point][1]:.1f}">{letter(number)}</text></g>'
         for number, point in enumerate(drawn.marked)
     )
@@ -83,14 +86,17 @@ def letter(mark: int) -> str:
 
 
 def _colors(labels: Sequence[str] | None) -> Mapping[str, str]:
-    return label_colors(labels)[1] if labels is not None else {"": BLUE}
+    if labels is None:
+        return {"": BLUE}
+    found = label_colors(labels)[1]
+    return {name: color for name, color in found.items() if name != NO_LABEL}
 
 
 def _legend(labels: Sequence[str] | None) -> str:
     if labels is None:
         return ""
     shown, colors, hidden = label_colors(labels)
-    entries = [(name, colors[name]) for name in shown]
+    entries = [(name, _REST if name == NO_LABEL else colors[name]) for name in shown]
     entries += [(f"{hidden} more labels", _REST)] if hidden else []
     items = "".join(
         '<li><svg viewBox="0 0 10 10" aria-hidden="true"><circle cx="5" cy="5" r="5" '

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.data import Batch, Dataset
 from pipeline.data.keys import path_of
-from pipeline.figures.canvas import to_png
+from pipeline.figures.canvas import label_names, to_png
 from pipeline.figures.history import draw_way
 from pipeline.figures.latents import draw_kl_per_dimension
 from pipeline.figures.overview import draw_glance, glanced_at
@@ -84,9 +84,8 @@ def encode_batch(vae: VAE, batch: Batch, of: str) -> Encoded | None:
             [vae.encode(part.to(vae.device)).mean.cpu() for part in torch.split(images, _AT_ONCE)]
         )
     labels = [batch.columns["label"][row] for row in rows] if "label" in batch.columns else [None]
-    known = all(label is not None for label in labels)
     keys = [path_of(batch.keys[row]) for row in rows]
-    return Encoded(of, images, means, keys, [str(label) for label in labels] if known else None)
+    return Encoded(of, images, means, keys, label_names(labels))
 
 
 def _numbers(run: ReportedRun) -> Section:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline import storage
 from pipeline.data.keys import path_of
-from pipeline.figures.canvas import to_png
+from pipeline.figures.canvas import label_names, to_png
 from pipeline.figures.store import draw_channels
 from pipeline.latents import LatentStore
 from pipeline.latents.snapshot import Pointer
@@ -68,13 +68,12 @@ def _encoded(vae: VAE, store: LatentStore) -> Encoded:
     with torch.inference_mode():
         images = [vae.decode(part.to(vae.device)).cpu() for part in means.split(_AT_ONCE)]
     labels = [each.columns.get("label") for each in latents]
-    known = all(label is not None for label in labels)
     return Encoded(
         "images that the store's latents decode to",
         torch.cat(images),
         means,
         [path_of(each.key) for each in latents],
-        [str(label) for label in labels] if known else None,
+        label_names(labels),
     )
 
 

@@ -7,7 +7,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
+from pipeline.data import Batch
+from pipeline.evaluation.findings import FindingOptions, find
 from pipeline.evaluation.neighbours import image_similarity, label_agreement
+from pipeline.evaluation.rows import MeasureOptions, measure
+from tests.support.digit_models import TRAINED_ON, digits_vae, images
 
 
 def test_agreement_is_scikit_learns_leave_one_out_accuracy() -> None:
@@ -70,3 +74,19 @@ def test_neighbours_of_few_images_are_few_for_similarity_too() -> None:
     assert (found.neighbours, found.nearest) == (4, 0.0)
     assert found.any == pytest.approx(8 / 15)
     assert image_similarity(codes[:3], pixels[:3]) is None
+
+
+def test_images_without_a_label_are_no_group() -> None:
+    pixels, labels = images()
+    held = pixels[TRAINED_ON : TRAINED_ON + 40]
+    some = [label if number % 2 else None for number, label in enumerate(labels[TRAINED_ON:])][:40]
+    batch = Batch(
+        images=held, keys=list(map(str, range(40))), valid=torch.ones(40, dtype=torch.bool),
+        columns={"label": some}, epoch=0, index=0, slots=range(40),
+    )  # fmt: skip
+    vae = digits_vae(latents=2)
+    measured = measure(vae, iter([batch]), MeasureOptions(1, 0, 40, 100))
+    assert measured.labels == some
+    found = find(vae, measured, held, FindingOptions(0, 1, 0)).numbers.neighbours
+    assert found is not None
+    assert (found.images, found.labels) == (20, len({label for label in some if label}))

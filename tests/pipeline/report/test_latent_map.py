@@ -1,5 +1,8 @@
 import io
 import math
+import re
+from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.figures.canvas import label_names
 from pipeline.report.latent_map import (
     _ATLAS_BYTES,
     Encoded,
@@ -15,6 +19,7 @@ from pipeline.report.latent_map import (
     spread,
     steps_of,
 )
+from pipeline.report.map_markup import map_html
 from tests.support.small_store import small_vae
 
 
@@ -74,3 +79,20 @@ def test_one_image_is_a_map_without_ways() -> None:
     drawn = draw_map(small_vae(), encoded(1))
     assert drawn.marked == [0]
     assert drawn.ways is None
+
+
+def test_the_colours_that_the_legend_explains_are_seen_also_where_every_image_is_marked() -> None:
+    labels = ["cats", "dogs", "cats", "dogs", "cats"]
+    page = map_html(draw_map(small_vae(), replace(encoded(5), labels=labels)))
+    rings = re.findall(r'<g class="mark"><circle [^>]* stroke="(#\w+)"/>', page)
+    assert len(rings) == 5
+    legend = re.findall(r'fill="(#\w+)"/></svg> (\w+)', page)
+    assert Counter(rings) == {color: labels.count(name) for color, name in legend}
+
+
+def test_images_without_a_label_are_grey_beside_those_that_have_one() -> None:
+    assert label_names([None, None]) is None
+    labels = label_names(["cats", None, "dogs", 3])
+    page = map_html(draw_map(small_vae(), replace(encoded(4), labels=labels)))
+    assert re.findall(r'fill="(#\w+)"/></svg> \(no label\)', page) == ["#94a4a2"]
+    assert '"labels": ["cats", "(no label)", "dogs", "3"]' in page
