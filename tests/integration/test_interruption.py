@@ -18,11 +18,14 @@ COMMAND = (
     "--steps", "100000", "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
     "--checkpoint-every", "100000", "--evaluate-every", "100000", "--run", "r",
 )  # fmt: skip
-# As `-m jobs.train`, but for the minute after which the wait is told again.
+# As `-m jobs.train`, but for the minute after which the wait is told again, and the 5 s in which
+# its time is written down.
 IMPATIENT = """
 import runpy, sys
 from pipeline.cluster import room
+from pipeline.runs import goodput
 room._SAY_SECONDS = 8.0
+goodput.WRITE_SECONDS = 0.3
 runpy.run_module("jobs.train", run_name="__main__", alter_sys=True)
 """
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
@@ -52,7 +55,7 @@ def wait_until(is_so: Callable[[], bool], folder: Path) -> None:
 
 
 def wait_for_steps(folder: Path) -> None:
-    """Until the newest tally of the run's time, one every 5 s, tells of a step."""
+    """Until the newest tally of the run's time tells of a step."""
     tallies = folder / "runs/r/time"
     wait_until(
         lambda: any('"step":0,' not in each.read_text() for each in tallies.glob("*.json")), folder
@@ -79,8 +82,9 @@ def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_and_names_its_step(
 def test_ctrl_c_without_ray_reaches_every_process_and_leaves_one_checkpoint(
     data: Path, tmp_path: Path, launcher: Any
 ) -> None:
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
     process = start_job(
-        tmp_path, *launcher, "jobs.train", "--data", str(data), *COMMAND, "--workers", "0"
+        tmp_path, *launcher, "impatient", "--data", str(data), *COMMAND, "--workers", "0"
     )
     wait_for_steps(tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -106,7 +110,8 @@ def test_sigterm_under_ray_which_has_a_handler_of_its_own_leaves_a_checkpoint(
 
 
 def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(data: Path, tmp_path: Path) -> None:
-    command = ("jobs.train", "--data", str(data), *COMMAND, "--workers", "0")
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    command = ("impatient", "--data", str(data), *COMMAND, "--workers", "0")
     process = start_job(tmp_path, *command)
     wait_for_steps(tmp_path)
     for _ in range(2):
