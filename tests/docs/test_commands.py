@@ -97,6 +97,23 @@ def test_the_readmes_python_reads_what_the_commands_made(
     assert names["batch"].images.shape[1:] == (3, 64, 64)
 
 
+def test_the_training_pages_python_runs_in_small(
+    way: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/mlflow.db")
+    (text,) = blocks(TRAINING, "python")
+    asked = 'steps=300, model={"width": 48}'
+    assert asked in text
+    small = text.replace(asked, 'steps=3, workers=0, global_batch_size=8, model={"width": 8}')
+    # What follows sets MLflow's address for this whole process.
+    ours, _, _ = small.partition("mlflow.set_tracking_uri")
+    names: dict[str, Any] = {}
+    exec(ours, names)
+    assert names["vae"].image_shape == (3, 64, 64)
+    assert names["vae"].pixels(names["photos"][2:5]).shape == (3, 3, 64, 64)
+
+
 def test_the_registrys_commands_promote_trace_and_pull(
     way: dict[str, str], job: Callable[[list[str]], str], folder: Path
 ) -> None:
