@@ -34,6 +34,8 @@ from pipeline.recipe import merge, read_recipe, read_yaml
 
 Config = TypeVar("Config", bound=Section)
 
+LOADING = "loading torch and what else is needed"
+"""The first seconds of a job that computes, which a reader would take for nothing at all."""
 REFUSED_EXIT = 3
 """Of a job that has finished, and refused more of its input than `bad_fraction` allows."""
 

@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 
-from jobs.command import Outcome, run_job
+from jobs.command import LOADING, Outcome, run_job
 from pipeline.config import DecodeConfig
 from pipeline.counted import counted
+from pipeline.progress import phase
 
 
 def main(config: DecodeConfig) -> Outcome:
     """Writes PNG files, or one contact sheet."""
-    from pipeline.commands.decode import run_decoding
+    with phase(LOADING):
+        from pipeline.commands.decode import run_decoding
 
     result = run_decoding(config)
     return Outcome(asdict(result), summary=[f"{result.output}: {counted(result.images, 'image')}."])

@@ -3,9 +3,10 @@
 import math
 from typing import TYPE_CHECKING
 
-from jobs.command import Outcome, run_job
+from jobs.command import LOADING, Outcome, run_job
 from pipeline.config import EvaluateConfig
 from pipeline.counted import counted
+from pipeline.progress import phase
 
 if TYPE_CHECKING:
     from pipeline.commands.evaluate import Evaluation
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 def main(config: EvaluateConfig) -> Outcome:
     """Measures, writes report and pictures where asked, and prints a summary."""
-    from pipeline.commands.evaluate import run_evaluation
+    with phase(LOADING):
+        from pipeline.commands.evaluate import run_evaluation
 
     found = run_evaluation(config)
     return Outcome(found.to_json(), summary=_summary(found))

@@ -1,12 +1,14 @@
 """Tell what each number of a run means, with its own figures, and which slip gives another one."""
 
-from jobs.command import Outcome, run_job
+from jobs.command import LOADING, Outcome, run_job
 from pipeline.config import ExplainConfig
+from pipeline.progress import phase
 
 
 def main(config: ExplainConfig) -> Outcome:
     """Measures the model, puts its numbers into words, and writes them where asked."""
-    from pipeline.commands.explain import run_explanation
+    with phase(LOADING):
+        from pipeline.commands.explain import run_explanation
 
     found = run_explanation(config)
     where = "the same page with pictures: `--output FOLDER`"

@@ -1,13 +1,15 @@
 """One page of a run or a latent store: an HTML file that needs no network."""
 
-from jobs.command import Outcome, run_job
+from jobs.command import LOADING, Outcome, run_job
 from pipeline.config import ReportConfig
 from pipeline.masking import one_line
+from pipeline.progress import phase
 
 
 def main(config: ReportConfig) -> Outcome:
     """Writes the page."""
-    from pipeline.commands.report import run_report
+    with phase(LOADING):
+        from pipeline.commands.report import run_report
 
     found = run_report(config)
     return Outcome(

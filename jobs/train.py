@@ -5,11 +5,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.command import Outcome, run_job
+from jobs.command import LOADING, Outcome, run_job
 from pipeline.config import TrainConfig
 from pipeline.counted import counted
 from pipeline.machine import cores_here
 from pipeline.masking import shell_word
+from pipeline.progress import phase
 
 if TYPE_CHECKING:
     from pipeline.commands.sweep import SweepResult, SweepRow
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def main(config: TrainConfig) -> Outcome:
     """Trains to the last step, tracks, checkpoints and registers."""
     if config.dry_run:
-        from pipeline.commands.train_cost import dry_run
+        with phase(LOADING):
+            from pipeline.commands.train_cost import dry_run
 
         cost = dry_run(config)
         return Outcome(
@@ -34,11 +36,13 @@ def main(config: TrainConfig) -> Outcome:
             ],
         )
     if config.sweep is not None:
-        from pipeline.commands.sweep import run_sweep
+        with phase(LOADING):
+            from pipeline.commands.sweep import run_sweep
 
         swept = run_sweep(config)
         return Outcome(swept.to_json(), summary=[*_table(swept.rows), *_after_sweep(config, swept)])
-    from pipeline.commands.train import run_training
+    with phase(LOADING):
+        from pipeline.commands.train import run_training
 
     result = run_training(config)
     return Outcome(result.to_json(), summary=_lines(config, result))

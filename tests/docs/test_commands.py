@@ -138,11 +138,14 @@ def test_the_latents_pages_commands_and_python_run_on_that_store(
     assert len(list((folder / "runs/walk").rglob("*.png"))) == 8  # --steps
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    first, ranks, others = blocks(LATENTS, "python")
+    first, ranks, others, similar = blocks(LATENTS, "python")
     exec(first, names)
     store = names["store"]
     assert len(names["torch_dataset"]) == len(store) == len(names["frame"])
     keys = list(store.keys())
+    exec(similar, names)
+    assert names["similar"][0].startswith("cats/001")
+    assert len(names["pictures"]) == 10
     exec(ranks, names)
     assert {len(batch.keys) for batch in names["loader"]} == {128}
     assert list(names["older"].keys()) == keys

@@ -160,3 +160,15 @@ def test_a_notebook_shows_a_line_after_5_seconds_and_then_every_15(tmp_path: Pat
         "starting Ray ...", "r: 5/400 steps", "r: 20/400 steps", "r: 35/400 steps",
         "r: 40/400 steps",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("job", ["report", "decode"])
+def test_a_job_that_loads_for_seconds_says_so_at_once_and_takes_the_line_away(
+    tmp_path: Path, job: str
+) -> None:
+    asked = {"report": ["--run", "nowhere"], "decode": ["--store", "nowhere", "--output", "out"]}
+    with terminal(tmp_path, ["-m", f"jobs.{job}", *asked[job]]) as window:
+        window.wait_for("loading torch and what else is needed ...")
+        text = " ".join(window.wait_for("exit code 1"))
+    assert "nowhere" in text
+    assert "loading" not in text
