@@ -18,13 +18,13 @@ _LOST_SHOWN = 5
 
 def main(config: EncodeConfig) -> Outcome:
     """Encodes; too many failed images, or a lost shard, end with 3, unless all may fail."""
-    from pipeline.commands.encode import cost_of_encoding, run_encoding
+    from pipeline.commands.encode import NOT_ASKED, cost_of_encoding, run_encoding
 
     if config.dry_run:
         return Outcome(asdict(cost_of_encoding(config)))
     result = run_encoding(config)
     whole = result.samples + result.failed
-    lost = bool(result.lost) and config.limit is None and config.bad_fraction < 1
+    lost = config.bad_fraction < 1 and any(why != NOT_ASKED for _, why in result.lost)
     over = result.failed > config.bad_fraction * whole
     lines = _summary(result)
     if over:
@@ -35,11 +35,13 @@ def main(config: EncodeConfig) -> Outcome:
         )
     elif lost:
         lines.append("Shards are missing, so the exit code is 3.")
-    lines.append(f"Prove it whole: `vae verify --store {shell_word(result.store)}`")
+    if not result.lost:
+        lines.append(f"Prove it whole: `vae verify --store {shell_word(result.store)}`")
     return Outcome(asdict(result), REFUSED_EXIT if over or lost else 0, lines)
 
 
 def _summary(result: "Encoded") -> list[str]:
+    from pipeline.commands.encode import NOT_ASKED
     from pipeline.encoding.report import MAX_LISTED
 
     now, shards = result.now, counted(result.shards, "shard")
@@ -59,11 +61,15 @@ def _summary(result: "Encoded") -> list[str]:
     if result.filtered:
         lines.append(f"{result.filtered:,} images do not meet `--where` and were left out.")
     if result.lost:
+        limited = any(why == NOT_ASKED for _, why in result.lost)
+        again = "without `--limit` encodes them" if limited else "tries them again"
         lines.append(
             f"Not in it: {counted(len(result.lost), 'shard')} with "
-            f"{counted(result.lost_samples, 'image')}; the same command tries them again:"
+            f"{counted(result.lost_samples, 'image')}; the same command {again}:"
         )
         lines += [f"  {shard}: {reason}" for shard, reason in result.lost[:_LOST_SHOWN]]
+        if len(result.lost) > _LOST_SHOWN:
+            lines.append(f"  and {counted(len(result.lost) - _LOST_SHOWN, 'shard')} more")
     return lines
 
 

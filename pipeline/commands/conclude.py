@@ -55,8 +55,8 @@ def conclude(run: Run, start: Start, end: RunEnd) -> TrainingResult:
             f"this one was {start.number}): this process stopped at step {end.ended.step} and "
             "left the run to it. Follow the other one, or start this command again to take over."
         )
-    run.keep_points(end.settled.left)
-    result = result_of(run, end)
+    unsent = run.keep_points(end.settled.left)
+    result = replace(result_of(run, end), unsent=unsent)
     run.end(start, result)
     if result.reason == "done":
         run.finish(result)
@@ -136,13 +136,12 @@ def _as_registered(run: Run, result: TrainingResult) -> TrainingResult:
 
 
 def _delivered(config: TrainConfig, run: Run, result: TrainingResult) -> TrainingResult:
-    points = run.kept_points()
-    if points or result.run_id is None:
+    points = run.kept_points(result.unsent)
+    if points or result.unsent or result.run_id is None:
         recorder = RunRecorder(parts_of(config).recording)
         recorder.record("kept", 0, points, MetricsReport())
         left = recorder.flush(FLUSH_SECONDS)
         result = replace(result, run_id=recorder.finish("FINISHED"))
-        run.keep_points(left)
         if left or result.run_id is None:
             raise UndeliveredError(
                 f"run {run.url} is trained and its bundle is {result.bundle}, but MLflow at "
@@ -150,7 +149,10 @@ def _delivered(config: TrainConfig, run: Run, result: TrainingResult) -> Trainin
                 f"{len(left)} points are kept and no model is registered. Start MLflow; the same "
                 "command then sends them."
             )
+        # The file last: what it holds twice is skipped, what it lacks would be missed.
+        result = replace(result, unsent=None)
         run.finish(result)
+        run.keep_points([])
     if result.model is None and result.elbo is None:
         logger.warning("run %s: its ELBO is not finite, so no model is registered", run.url)
         return result

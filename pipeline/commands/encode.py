@@ -50,7 +50,6 @@ from pipeline.latents.stored_shard import StoredShard
 from pipeline.machine import Need, free_memory_bytes, refuse_beyond_memory
 from pipeline.masking import printable
 from pipeline.packing.leftovers import refuse_inside_sources
-from pipeline.places import refuse_another_kind
 from pipeline.progress import Progress
 from pipeline.registry.catalogue import note_store
 from pipeline.registry.models import SCHEME, RegisteredModel, resolve
@@ -128,11 +127,14 @@ class _Asked:
     """The store's, before."""
 
 
+NOT_ASKED = "not asked for (`--limit`)"
+"""Why a shard that nothing is wrong with is not in the snapshot."""
+
+
 def run_encoding(config: EncodeConfig) -> Encoded:
     """Encodes what has no receipt yet and publishes the snapshot."""
     store, started = storage.absolute(config.output), time.time()
     storage.refuse_file_above(store, "--output")
-    refuse_another_kind(store, "a latent store", "--output URL")
     refuse_inside_sources(store, storage.absolute(config.data))
     try:
         with ExitStack() as held:
@@ -149,7 +151,6 @@ def cost_of_encoding(config: EncodeConfig) -> EncodingCost:
     """What `run_encoding` would cost; nothing is written."""
     store = storage.absolute(config.output)
     storage.refuse_file_above(store, "--output")
-    refuse_another_kind(store, "a latent store", "--output URL")
     refuse_inside_sources(store, storage.absolute(config.data))
     asked = _asked(config, store, None)
     _check_store(config, store, asked)
@@ -220,7 +221,7 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
         withdraw(mark)
         raise
     lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
-    lost |= dict.fromkeys(plan.skipped, "not asked for (`--limit`)")
+    lost |= dict.fromkeys(plan.skipped, NOT_ASKED)
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
     snapshot = finish(store, dataset, identity, known, lost)
     if snapshot.filtered and not (snapshot.samples or snapshot.failed or snapshot.lost):

@@ -37,6 +37,7 @@ from pipeline.latents.snapshot import (
     read_snapshot,
 )
 from pipeline.latents.stored_shard import StoredShard
+from pipeline.places import refuse_another_kind
 
 _LOG = logging.getLogger(__name__)
 _READ_THREADS = 16
@@ -306,9 +307,11 @@ def _latent_files(store: str, identity: str) -> set[str]:
 def current_of(store: str, pointer: Pointer | None, dataset: Dataset) -> Snapshot | None:
     """The store's current snapshot; None where there is none yet.
 
-    Raises `StoreError` for the latents of a dataset that shares no shard with this one.
+    Raises `StoreError` for the latents of a dataset that shares no shard with this one, and
+    `ConfigError` for a place that holds no latents at all.
     """
     if pointer is None:
+        refuse_another_kind(store, "a latent store", "--output URL")
         return None
     snapshot = read_snapshot(store, pointer.snapshot, pointer.sha256)
     theirs = {s.receipt.source_sha256 for s in snapshot.shards}

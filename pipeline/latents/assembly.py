@@ -233,12 +233,12 @@ class Assembler:
             deviation *= normal_noise(keys, self._seed, latents.shape[1:], stream)
             latents += deviation
         if wanted.scaled is not None:
-            channels = latents.reshape(len(latents), depth, -1)
+            channels = latents.reshape(len(latents), depth, math.prod(shape[1:]))
             channels -= np.array(wanted.scaled.offset, np.float32)[:, None]
             channels *= np.array(wanted.scaled.factor, np.float32)[:, None]
             for log_variance in values[1:]:
                 gain = [2 * math.log(abs(factor)) for factor in wanted.scaled.factor]
-                spread = log_variance.numpy().reshape(len(latents), depth, -1)
+                spread = log_variance.numpy().reshape(channels.shape)
                 spread += np.array(gain, np.float32)[:, None]
         return [each.to(stored) for each in values] if wanted.stored_type else values
 

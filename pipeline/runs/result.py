@@ -12,6 +12,14 @@ Terms = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
+class Unsent:
+    """Points that MLflow has not got: how many, and the checksum of RUN/points.json with them."""
+
+    points: int
+    checksum: str
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """One start's outcome; numbers that are not finite are None, as JSON has no word for them.
 
@@ -35,6 +43,7 @@ class TrainingResult:
     model_version: int | None
     bundle: str | None
     digest: str | None
+    unsent: Unsent | None = None
 
     def __repr__(self) -> str:
         after = (self.holdout_after or {}).get("elbo")

@@ -22,6 +22,7 @@ RUN/ended.json            how the newest start that came to an end did: its numb
 RUN/result.json           written last: the run is finished
 """
 
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -31,9 +32,13 @@ from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, ObjectNotFoundError, RunError
 from pipeline.json_value import Json, flat
+from pipeline.masking import shell_word
 from pipeline.runs.outbox import Point
-from pipeline.runs.result import TrainingResult
+from pipeline.runs.result import TrainingResult, Unsent
 from pipeline.runs.versions import versions_here
+from pipeline.storage import checksum_of
+
+logger = logging.getLogger(__name__)
 
 _LOST = "Restore it, or begin anew on purpose: `--begin-anew`."
 RUN = storage.DocumentKind("vae-pipeline/run", 3, RunError, _LOST)
@@ -245,19 +250,33 @@ class Run:
         result = ended.result
         return self.result() if result.reason == "done" else result
 
-    def keep_points(self, points: Sequence[Point]) -> None:
+    def keep_points(self, points: Sequence[Point]) -> Unsent | None:
         """Stores the points that could not be delivered; none deletes the file."""
-        if points:
-            data = [asdict(point) for point in points]
-            storage.publish(self.path("points.json"), POINTS.encode({"points": data}))
-        else:
-            storage.delete(self.path("points.json"))
+        url = self.path("points.json")
+        if not points:
+            storage.delete(url)
+            return None
+        document = POINTS.encode({"points": [asdict(point) for point in points]})
+        storage.publish(url, document)
+        return Unsent(len(points), checksum_of(document))
 
-    def kept_points(self) -> list[Point]:
-        """The points that an earlier start could not deliver."""
+    def kept_points(self, unsent: Unsent | None) -> list[Point]:
+        """The points that an earlier start could not deliver; `unsent`: what its result says.
+
+        Raises `RunError` for another file of points than that.
+        """
         url = self.path("points.json")
         found = _read_or_none(POINTS, url)
-        return list(POINTS.typed(_Points, found, url).points) if found else []
+        if found is None and unsent is not None:
+            logger.warning("%s: is gone, so MLflow lacks %d points of this run", url, unsent.points)
+        if found is None:
+            return []
+        if unsent is not None and checksum_of(storage.read(url)) != unsent.checksum:
+            raise RunError(
+                f"{url}: does not hold the {unsent.points} points that the run's result tells of. "
+                f"Restore it, or delete it (`rm {shell_word(url)}`): MLflow then lacks them."
+            )
+        return list(POINTS.typed(_Points, found, url).points)
 
     def _starts(self) -> list[Start]:
         try:

@@ -96,12 +96,12 @@ def _train(world: World, steps: int) -> None:
     )  # fmt: skip
     ended = train(config)[0]
     run = Run.at(config)
-    run.keep_points([Point("elbo", steps, 1_700_000_000_000, {"elbo": -1.0})])
+    unsent = run.keep_points([Point("elbo", steps, 1_700_000_000_000, {"elbo": -1.0})])
     terms = {"elbo": -1.5}
     run.finish(
         TrainingResult(
             run.url, None, "done", steps, 24 * steps, 0, False, {}, -1.0, steps, terms, terms, None,
-            None, run.path("bundle"), ended["digest"],
+            None, run.path("bundle"), ended["digest"], unsent,
         )
     )  # fmt: skip
 

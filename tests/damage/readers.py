@@ -17,7 +17,7 @@ import torch
 from pipeline.config import TrainConfig
 from pipeline.data import Dataset, Loader
 from pipeline.encoding.driver import is_finished, plan_encoding
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RunError
 from pipeline.latents import LatentStore, verify_store
 from pipeline.latents.loader import LatentLoader
 from pipeline.latents.snapshot import read_pointer
@@ -79,7 +79,8 @@ def read_holdout(world: World) -> dict[str, Any]:
 def read_pinned(world: World) -> dict[str, Any]:
     """The generation that the run began with."""
     pins = Run(str(world.path("run"))).pins()
-    assert pins is not None
+    if pins is None:  # As whoever continues it says.
+        raise RunError("no run.json")
     return _loaded(Dataset.open(str(world.path("dataset/train")), pins.dataset))
 
 
@@ -131,13 +132,14 @@ def continue_run(world: World) -> dict[str, Any]:
     every = config.checkpoint_every
     refuse_lost_work(run, steps=1, checkpoint_every=every, keeps_best=True, begin_anew=False)
     pins = run.pins()
-    assert pins is not None
+    assert pins is not None, "refuse_lost_work has seen it"
     run.open(config, pins)
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None
-    best = load_bundle(run.path("best"))
+    best, ended = load_bundle(run.path("best")), run.result()
+    points = run.kept_points(ended.unsent if ended else None)
     return {
-        "pins": pins, "checkpoint": digest(vars(checkpoint)), "points": digest(run.kept_points()),
+        "pins": pins, "checkpoint": digest(vars(checkpoint)), "points": digest(points),
         "best": digest([dict(best.state_dict()), best.metadata]),
     }  # fmt: skip
 
@@ -147,7 +149,8 @@ def read_run(world: World) -> dict[str, Any]:
     url = str(world.path("run"))
     run = Run(url)
     found = finished_run(url, "/nowhere")
-    assert found is not None
+    if found is None:
+        raise RunError(f"{url}: is no finished run")  # As `load_named` says.
     vae = load_bundle(found.bundle, digest=found.digest)
     validations = read_validations(run)
     moments = read_moments(run, validations, 9)

@@ -335,3 +335,24 @@ def test_with_where_an_epoch_is_the_latents_that_meet_it_at_any_world_and_a_stat
     loader = LatentLoader(store, global_batch_size=8)
     with pytest.raises(StoreError, match="where: the state has"):
         loader.load_state_dict(LatentLoader(some, global_batch_size=8).state_dict())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"normalize": True},
+        {"normalize": True, "moments": True},
+        {"normalize": True, "sample": True},
+    ],
+)
+def test_a_rank_whose_slots_of_a_batch_hold_no_latent_goes_on_with_the_others(
+    store: LatentStore, given: dict[str, Any]
+) -> None:
+    """58 samples in batches of 7 end with one of two samples, for seven ranks."""
+    steps, seen = set(), list[str]()
+    for rank in range(7):
+        batches = list(LatentLoader(store, global_batch_size=7, rank=rank, world_size=7, **given))
+        steps.add(len(batches))
+        seen += [key for b in batches for key, ok in zip(b.keys, b.valid, strict=True) if ok]
+    assert steps == {9}
+    assert sorted(seen) == sorted(latent.key for latent in store)

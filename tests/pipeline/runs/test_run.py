@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.config import OptimizerConfig, TrainConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.runs.outbox import Point
 from pipeline.runs.run import RUN, Pins, Run, Start
 
@@ -85,10 +85,25 @@ def test_a_newer_start_outranks_all_restarts_of_an_older_one(tmp_path: Path) -> 
 def test_kept_points_come_back_and_are_gone_when_none_is_left(tmp_path: Path) -> None:
     run = Run.at(config(tmp_path))
     points = [Point("elbo", 1, 2, {"elbo": 3.0})]
-    run.keep_points(points)
-    assert run.kept_points() == points
+    unsent = run.keep_points(points)
+    assert run.kept_points(unsent) == points
+    assert run.keep_points([]) is None
+    assert run.kept_points(None) == []
+
+
+def test_points_that_are_gone_or_others_than_the_result_tells_of_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run.at(config(tmp_path))
+    older = [Point("elbo", 1, 2, {"elbo": 3.0})]
+    run.keep_points(older)
+    unsent = run.keep_points([Point("elbo", 5, 2, {"elbo": 3.0})])
+    run.keep_points(older)
+    with pytest.raises(RunError, match=r"does not hold the 1 points .*`rm "):
+        run.kept_points(unsent)
     run.keep_points([])
-    assert run.kept_points() == []
+    assert run.kept_points(unsent) == []
+    assert "points.json: is gone, so MLflow lacks 1 points of this run" in caplog.text
 
 
 def test_a_stop_that_ended_one_start_does_not_stop_the_next(tmp_path: Path) -> None:
