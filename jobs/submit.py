@@ -69,6 +69,7 @@ def request_of(command: tuple[str, ...]) -> "Request":
     from pipeline.runs.run import Run
     from pipeline.submission.place import Request, Served
 
+    command = _as_module(command)
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:8]
     if command[1:2] != ("-m",) or not command[2:] or not command[2].startswith("jobs."):
         return Request(command, f"job-{digest}")
@@ -95,6 +96,19 @@ def request_of(command: tuple[str, ...]) -> "Request":
         fewest=config.min_workers or None,
         serves=Served("run", config.run) if _can_be_scraped(config.tracking) else None,
     )
+
+
+def _as_module(command: tuple[str, ...]) -> tuple[str, ...]:
+    """`vae NAME ...` and `python -m jobs NAME ...` as `python -m jobs.NAME ...`: one job, one name.
+
+    The image has all three; what a job is, and so its template and its stop, is told by the last.
+    """
+    program = command[0].rpartition("/")[2] if command else ""
+    if program == "vae" and len(command) > 1:
+        return ("python", "-m", f"jobs.{command[1]}", *command[2:])
+    if command[1:3] == ("-m", "jobs") and len(command) > 3:
+        return (command[0], "-m", f"jobs.{command[3]}", *command[4:])
+    return command
 
 
 def _can_be_scraped(tracking: MetricsConfig) -> bool:

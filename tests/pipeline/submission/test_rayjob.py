@@ -285,3 +285,18 @@ def test_what_goes_through_a_queue_asks_for_all_its_pods_and_has_no_autoscaler()
     assert "vae-pipeline.internal/scales" not in str((job, elastic))
     assert not {"enableInTreeAutoscaling", "autoscalerOptions"} & set(job["spec"]["rayClusterSpec"])
     assert kuberay_rules.broken_rules(job) == []
+
+
+@pytest.mark.parametrize("form", [("vae",), ("/opt/venv/bin/vae",), ("python", "-m", "jobs")])
+@pytest.mark.parametrize("command", [TRAIN, (*ENCODE, "--data", "d", "--output", "s3://l/a")])
+def test_a_job_is_the_same_however_it_is_called(
+    command: tuple[str, ...], form: tuple[str, ...]
+) -> None:
+    name = command[2].removeprefix("jobs.")
+    asked = request_of((*form, name, *command[3:]))
+    assert asked == request_of(command)
+    assert pool_of(asked.command) == name
+    with pytest.raises(ConfigError, match=r"jobs\.trian: there is no such job"):
+        request_of((*form, "trian"))
+    with pytest.raises(ConfigError, match="--outptu"):
+        request_of((*form, "encode", "--outptu", "x"))
