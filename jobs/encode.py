@@ -4,10 +4,11 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.command import REFUSED_EXIT, Outcome, run_job
+from jobs.command import LOADING, REFUSED_EXIT, Outcome, run_job
 from pipeline.config import EncodeConfig
 from pipeline.counted import counted
 from pipeline.masking import shell_word
+from pipeline.progress import phase
 
 if TYPE_CHECKING:
     from pipeline.commands.encode import Encoded
@@ -18,7 +19,8 @@ _LOST_SHOWN = 5
 
 def main(config: EncodeConfig) -> Outcome:
     """Encodes; too many failed images, or a lost shard, end with 3, unless all may fail."""
-    from pipeline.commands.encode import NOT_ASKED, cost_of_encoding, run_encoding
+    with phase(LOADING):
+        from pipeline.commands.encode import NOT_ASKED, cost_of_encoding, run_encoding
 
     if config.dry_run:
         return Outcome(asdict(cost_of_encoding(config)))

@@ -68,7 +68,7 @@ class TrainingResult:
             f"<td>{_number(after[name])}</td></tr>"
             for name in after
         ]
-        head = "<tr><th>held out</th><th>untrained</th><th>now</th></tr>" if rows else ""
+        head = "<tr><th>held out</th><th>before</th><th>now</th></tr>" if rows else ""
         return f"<pre>{html.escape(repr(self))}</pre><table>{head}{''.join(rows)}</table>"
 
     def to_json(self) -> Json:
