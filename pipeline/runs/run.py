@@ -265,18 +265,7 @@ class Run:
 
         Raises `RunError` for another file of points than that.
         """
-        url = self.path("points.json")
-        found = _read_or_none(POINTS, url)
-        if found is None and unsent is not None:
-            logger.warning("%s: is gone, so MLflow lacks %d points of this run", url, unsent.points)
-        if found is None:
-            return []
-        if unsent is not None and checksum_of(storage.read(url)) != unsent.checksum:
-            raise RunError(
-                f"{url}: does not hold the {unsent.points} points that the run's result tells of. "
-                f"Restore it, or delete it (`rm {shell_word(url)}`): MLflow then lacks them."
-            )
-        return list(POINTS.typed(_Points, found, url).points)
+        return _points_at(self.path("points.json"), unsent)
 
     def _starts(self) -> list[Start]:
         try:
@@ -290,6 +279,20 @@ class Run:
     def _create(self, start: Start) -> bool:
         claim = CLAIM.encode({"began": time.time(), "versions": dict(versions_here())})
         return storage.create_if_absent(self.path("attempts", f"{start.name}.json"), claim)
+
+
+def _points_at(url: str, unsent: Unsent | None) -> list[Point]:
+    found = _read_or_none(POINTS, url)
+    if found is None and unsent is not None:
+        logger.warning("%s: is gone, so MLflow lacks %d points of this run", url, unsent.points)
+    if found is None:
+        return []
+    if unsent is not None and checksum_of(storage.read(url)) != unsent.checksum:
+        raise RunError(
+            f"{url}: does not hold the {unsent.points} points that the run's result tells of. "
+            f"Restore it, or delete it (`rm {shell_word(url)}`): MLflow then lacks them."
+        )
+    return list(POINTS.typed(_Points, found, url).points)
 
 
 @dataclass(frozen=True)
