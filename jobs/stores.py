@@ -120,6 +120,8 @@ def _dataset(config: StoresConfig) -> Outcome:
             for path, size in collect(url, config.keep_last).items()
         }
         lines += _gone(files, config)
+        if any("/manifests/" in path for path in files):
+            lines.append("  A run that began with a generation that goes can't be continued.")
         result = {**result, "unnamed": list(files), "unnamed_bytes": sum(files.values())}
     return Outcome(result, summary=lines)
 

@@ -27,7 +27,14 @@ def main(config: SubmitConfig) -> Outcome:
     try:
         return _asked(config, place)
     except UnreachableError as error:
-        raise UnreachableError(f"{str(error).rstrip('.')}. {place.elsewhere}.") from None
+        run = request_of(config.command).run if config.stop and config.command else None
+        stop = (
+            f"; or, if it trains on without its head, an empty file {run.path('STOP')}"
+            if run
+            else ""
+        )
+        said = str(error).rstrip(".")
+        raise UnreachableError(f"{said}. {place.elsewhere}{stop}.") from None
 
 
 def _asked(config: SubmitConfig, place: "Place") -> Outcome:

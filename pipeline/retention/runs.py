@@ -1,6 +1,7 @@
 """What runs there are below a storage, what they take, and what of it may go."""
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -213,6 +214,12 @@ def removal(
     size = sum(info.size for info in found)
     if delete:
         if what == _CHECKPOINTS:
+            # The note is needed once the newest goes. Before, the others make room for it: whoever
+            # clears up may have a full disk, or a quota.
+            newest = re.compile(rf"/(newest-[^/]*|step-0*{run.step}\b[^/]*)$")
+            for info in found:
+                if not newest.search(info.url):
+                    storage.delete(info.url)
             note_removed(Run(url), run.step)
         for info in sorted(found, key=lambda info: _order(info.url.removeprefix(url))):
             storage.delete(info.url)

@@ -15,7 +15,7 @@ from pipeline.errors import RunError, StorageError
 from pipeline.latents import LatentStore
 from pipeline.retention import runs as inventory
 from pipeline.retention.runs import list_runs
-from pipeline.runs.checkpoint import RECEIPT
+from pipeline.runs.checkpoint import RECEIPT, newest_step
 from pipeline.runs.lost_files import refuse_lost_work
 from pipeline.runs.reason import Reason
 from pipeline.runs.result import TrainingResult
@@ -266,6 +266,28 @@ def test_names_with_a_line_break_and_a_file_in_the_folders_place_are_told_on_one
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file: is a file, not a folder"):
         main(RunsConfig(storage=str(tmp_path / "file")))
+
+
+def test_where_nothing_can_be_written_the_older_checkpoints_make_room_and_the_newest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(str(tmp_path), "one", "done", "models:/one@candidate")
+    for name in ("step-00000004.json", "step-00000004-abc123.pt"):
+        storage.publish(run.path("checkpoints", name), b"older")
+    before = newest_step(run)
+    monkeypatch.setattr(inventory, "note_removed", refuse)
+    with pytest.raises(StorageError, match="QuotaExceeded"):
+        runs = list_runs(str(tmp_path), ["one"])
+        inventory.removal(str(tmp_path), runs[0], "checkpoints",
+                          named=True, delete=True)  # fmt: skip
+    left = {path.name for path in (tmp_path / "one/checkpoints").iterdir()}
+    assert "step-00000004.json" not in left
+    assert "step-00000004-abc123.pt" not in left
+    assert newest_step(run) == before
+
+
+def refuse(run: Run, step: int) -> None:
+    raise StorageError("writing failed: QuotaExceeded 403")
 
 
 def test_a_latent_store_beside_runs_is_no_run_and_nothing_of_it_goes(tmp_path: Path) -> None:
