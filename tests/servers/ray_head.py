@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.servers.rgw import free_ports
-from tests.support.killing import kill_all
-from tests.support.warm import ROOT, WarmJob, ray_workers
-from tests.support.warm_workers import PYTHON
+from tests.support.warm import ROOT
 
 TOKEN = "c0ffee" * 8
-# `ray ARGUMENTS`, but that it starts its workers by the program that is named first.
-_RAY = "import sys; sys.executable = sys.argv.pop(1); from ray.scripts.scripts import main; main()"
 
 
 @dataclass
@@ -32,7 +28,6 @@ class RayHead:
     dashboard_port: int = field(default_factory=lambda: free_ports(1)[0])
     # A short path: the sockets inside may not exceed 107 characters.
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ray-")))
-    _workers: WarmJob | None = None
 
     @property
     def address(self) -> str:
@@ -50,18 +45,16 @@ class RayHead:
     def start(self) -> None:
         """Returns when the Jobs API answers. Not `--block`: that ends all when one part dies."""
         ports = free_ports(5)
-        self._workers, warm = ray_workers()
         environment = {
             **os.environ,
             **self.environment,
-            **warm,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
             "GLOO_SOCKET_IFNAME": "lo",
         }
         command = [
-            sys.executable, "-c", _RAY, str(PYTHON), "start", "--head",
+            str(Path(sys.executable).with_name("ray")), "start", "--head",
             "--node-ip-address=127.0.0.1", f"--port={self.port}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}", f"--num-cpus={self.cpus}",
             "--object-store-memory=100000000", f"--temp-dir={self.folder}", "--disable-usage-stats",
@@ -96,12 +89,8 @@ class RayHead:
             own = {each.pid for each in all_of_them if self._is_named(each)}
             own |= {each.pid for each in all_of_them if each.parent in own}
             if not [pid for pid in own if _sent(pid, signal.SIGKILL)]:
-                break
+                return
             time.sleep(0.2)
-        if self._workers is not None:
-            kill_all(self._workers)
-            self._workers.communicate()
-            self._workers = None
 
     def _is_named(self, process: "_Process") -> bool:
         """Whether its command line holds the head's folder, or the address of its store."""
