@@ -59,10 +59,10 @@ def refuse_others(kind: type, others: Collection[str]) -> None:
     if not others:
         return
     known = [name.replace("_", "-") for name in inspect.signature(kind).parameters]
-    word = next(iter(others))
-    likely = [near.replace("-", "_") for near in near_names(word.replace("_", "-"), known)]
+    argument = next(iter(others))
+    likely = [near.replace("-", "_") for near in near_names(argument.replace("_", "-"), known)]
     meant = f" Did you mean {' or '.join(f'`{each}=`' for each in likely)}?" if likely else ""
-    raise ConfigError(f"{kind.__name__}: has no argument `{word}=`.{meant}")
+    raise ConfigError(f"{kind.__name__}: has no argument `{argument}=`.{meant}")
 
 
 def training_command(config: TrainConfig) -> str:

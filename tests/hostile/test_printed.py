@@ -106,7 +106,8 @@ OURS = {
     "likely", "self.max_workers", "self.min_workers", "(share + 1) * workers", "max(1, share // 2)",
     "path.rpartition(':')[2]", "sizes[0]", "_NEXT", "_ENDS", "share", "fits", "RUN_TAG",
     "DIGEST_TAG", "size", "width", "source.image_shape[-1]", "source.image_shape[0]",
-    "was", "now", "asked_by", "config.holdout",
+    "was", "now", "asked_by", "config.holdout", "opened", "at.__name__",
+    "argument",
     "markdown(report.snapshot)", "markdown(identity.model_digest)", "markdown(report.dataset)",
 }  # fmt: skip
 

@@ -276,10 +276,9 @@ def test_where_nothing_can_be_written_the_older_checkpoints_make_room_and_the_ne
         storage.publish(run.path("checkpoints", name), b"older")
     before = newest_step(run)
     monkeypatch.setattr(inventory, "note_removed", refuse)
+    (one,) = list_runs(str(tmp_path), ["one"])
     with pytest.raises(StorageError, match="QuotaExceeded"):
-        runs = list_runs(str(tmp_path), ["one"])
-        inventory.removal(str(tmp_path), runs[0], "checkpoints",
-                          named=True, delete=True)  # fmt: skip
+        inventory.removal(str(tmp_path), one, "checkpoints", named=True, delete=True)
     left = {path.name for path in (tmp_path / "one/checkpoints").iterdir()}
     assert "step-00000004.json" not in left
     assert "step-00000004-abc123.pt" not in left
