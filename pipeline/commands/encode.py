@@ -223,7 +223,7 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
     lost = {number: reasons[-1] for number, reasons in report.quarantined.items()}
     lost |= dict.fromkeys(plan.skipped, NOT_ASKED)
     known = {**plan.known, **{d.receipt.source_sha256: d.receipt for d in report.done}}
-    snapshot = finish(store, dataset, identity, known, lost)
+    before, snapshot = read_pointer(store), finish(store, dataset, identity, known, lost)
     if snapshot.filtered and not (snapshot.samples or snapshot.failed or snapshot.lost):
         withdraw(mark)
         raise StoreError(
@@ -231,7 +231,8 @@ def _run_encoding(config: EncodeConfig, store: str, held: ExitStack) -> Encoded:
             "Nothing was published: the store is as it was. Give another `--where EXPRESSION`."
         )
     _report(vae, dataset, LatentStore(store, snapshot))
-    pointer = publish(store, snapshot, data=dataset.url, model=asked.model)
+    since = before.number if before else 0
+    pointer = publish(store, snapshot, data=dataset.url, model=asked.model, since=since)
     end(mark, whole=snapshot.complete)
     if asked.registered:
         note_store(asked.registered, store)
@@ -377,7 +378,7 @@ def _result(
     store: str, pointer: Pointer, report: DriveReport, snapshot: Snapshot | None
 ) -> Encoded:
     """Without `snapshot` of an encoding that had nothing to do."""
-    lost = snapshot.lost if snapshot else ()
+    lost = snapshot.lost if snapshot and not pointer.complete else ()
     lost_samples = sum(shard.samples for shard in lost)
     now = _now(report, snapshot.shards if snapshot else ())
     return Encoded(

@@ -371,7 +371,9 @@ def finish(
     )
 
 
-def publish(store: str, snapshot: Snapshot, *, data: str, model: str) -> Pointer:
-    """Makes the snapshot visible: the file first, the pointer last."""
+def publish(
+    store: str, snapshot: Snapshot, *, data: str, model: str, since: int | None = None
+) -> Pointer:
+    """Makes the snapshot visible: the file first, the pointer last; `since`: as of `point_to`."""
     sha256 = publish_snapshot(store, snapshot)
-    return point_to(store, snapshot, sha256, data=data, model=model)
+    return point_to(store, snapshot, sha256, data=data, model=model, since=since)

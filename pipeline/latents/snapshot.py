@@ -303,11 +303,21 @@ def publish_snapshot(store: str, snapshot: Snapshot) -> str:
     return content_digest(data)
 
 
-def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: str) -> Pointer:
-    """Makes the snapshot the store's current one. Writes nothing when it already is.
+def point_to(
+    store: str,
+    snapshot: Snapshot,
+    sha256: str,
+    *,
+    data: str,
+    model: str,
+    since: int | None = None,
+) -> Pointer:
+    """Makes the snapshot the store's current one, and returns what is. Writes nothing when it is.
 
     Of several at once each makes a pointer of its own number; whoever writes store.json last has
-    seen the newest.
+    seen the newest. `since`: the number of the pointer that was there before the snapshot was made.
+    Where somebody published since then the whole of what this is a part of, that stays: it was made
+    of more receipts.
     """
     before = _read_pointer(storage.join(store, POINTER))
     pointer = Pointer(
@@ -325,7 +335,9 @@ def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: s
         model=model,
     )
     newest = read_pointer(store)
-    while newest is None or replace(newest, number=pointer.number) != pointer:
+    while not _has_whole(newest, pointer, since) and (
+        newest is None or replace(newest, number=pointer.number) != pointer
+    ):
         pointer = replace(pointer, number=newest.number + 1 if newest else pointer.number + 1)
         if storage.create_if_absent(_published(store, pointer.number), pointer.encode()):
             newest = pointer
@@ -336,6 +348,17 @@ def point_to(store: str, snapshot: Snapshot, sha256: str, *, data: str, model: s
         storage.publish(storage.join(store, POINTER), newest.encode())
         copy, newest = newest, read_pointer(store)
     return newest or pointer
+
+
+def _has_whole(newest: Pointer | None, part: Pointer, since: int | None) -> bool:
+    return (
+        newest is not None
+        and since is not None
+        and newest.number > since
+        and newest.complete
+        and not part.complete
+        and (newest.identity, newest.dataset) == (part.identity, part.dataset)
+    )
 
 
 def statistics_json(statistics: ChannelStatistics) -> Json:
