@@ -90,14 +90,15 @@ def test_the_pointer_tells_the_totals_and_is_not_written_twice(
 def test_a_part_does_not_take_the_place_of_the_whole_that_was_published_meanwhile(
     snapshot: Any, tmp_path: Path
 ) -> None:
-    store, data = str(tmp_path), {"data": "d", "model": "m"}
+    store, data, model = str(tmp_path), "d", "m"
     lost = LostShard("shards/x.tar", snapshot.shards[0].receipt.source_sha256, 1, "not asked for")
     part = replace(snapshot, shards=snapshot.shards[1:], lost=(lost,))
-    whole = point_to(store, snapshot, publish_snapshot(store, snapshot), **data)
-    late = point_to(store, part, publish_snapshot(store, part), **data, since=0)
+    whole = point_to(store, snapshot, publish_snapshot(store, snapshot), data=data, model=model)
+    late = point_to(store, part, publish_snapshot(store, part), data=data, model=model, since=0)
     assert late == whole == read_pointer(store)
     # Whoever looked at the whole and found less says so.
-    less = point_to(store, part, publish_snapshot(store, part), **data, since=whole.number)
+    digest = publish_snapshot(store, part)
+    less = point_to(store, part, digest, data=data, model=model, since=whole.number)
     assert (less.complete, read_pointer(store)) == (False, less)
 
 
