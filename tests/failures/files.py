@@ -108,7 +108,8 @@ FAILURES = (
     Failure("photoz", "vae pack --source photoz --output runs/new"),
     Failure("only texts", "vae pack --source notes --output runs/new", _texts,
             {"--source": "photos"}),
-    Failure("packed before", "vae pack --source photos/dogs --output runs/cats"),
+    Failure("packed before", "vae pack --source photos/dogs --output runs/cats",
+            knows={"--output": "runs/dogs"}),
     Failure("another hold-out", "vae pack --source photos --output runs/photos --append "
             "--holdout 0.1"),
     Failure("output below a file", "vae pack --source photos --output runs/mlflow.db/new",

@@ -14,7 +14,7 @@ import pytest
 from tests.support.killing import descendants, finish, kill_all, start_job
 from tests.support.packed_digits import write_digits
 
-STEPS = 200
+STEPS = 300
 COMMAND = (
     "--steps", str(STEPS), "--global-batch-size", "64", "--image-size", "8", "--channels", "1",
     "--workers", "2", "--checkpoint-every", "40", "--evaluate-every", "1000", "--run", "r",
