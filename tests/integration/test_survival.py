@@ -38,11 +38,14 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
 
 
 def check_seconds(run: Path, result: dict[str, Any]) -> None:
-    """The states add up to what passed on the file system's clock; the death cost some of it."""
+    """The states add up to what passed on the file system's clock; the death cost some of it.
+
+    But for the time that writing the last tally takes, a quarter of a second on a busy machine.
+    """
     claimed = (run / "attempts/000001.000.json").stat().st_mtime
     written = max((run / "time").iterdir()).stat().st_mtime
     seconds = result["run_seconds"]
-    assert sum(seconds.values()) == pytest.approx(written - claimed, rel=0.01)
+    assert sum(seconds.values()) == pytest.approx(written - claimed, rel=0.01, abs=0.25)
     assert seconds["recover"] > 0.1
 
 
