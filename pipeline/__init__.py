@@ -123,6 +123,15 @@ def _plain(given: Any) -> Any:
     return plain(given)
 
 
+def _hear_warnings() -> None:
+    """Of ours: other libraries raise the level of all (`import mlflow.pytorch` does)."""
+    import logging
+
+    ours = logging.getLogger(__name__)
+    if ours.level == logging.NOTSET and not ours.isEnabledFor(logging.WARNING):
+        ours.setLevel(logging.WARNING)
+
+
 def _asked(name: str, kind: "type[Asked]", /, **asked: Any) -> "Asked":
     """The config of these values, whose errors name the keys as Python has them."""
     from pathlib import Path
@@ -132,6 +141,7 @@ def _asked(name: str, kind: "type[Asked]", /, **asked: Any) -> "Asked":
     from pipeline.errors import ConfigError
     from pipeline.recipe import merge, read_recipe, read_yaml
 
+    _hear_warnings()
     given, base = {key: _plain(value) for key, value in asked.items()}, {}
     if name == "train" and (recipe := given.pop("recipe", None)) is not None:
         base = read_recipe(str(recipe), "recipe")

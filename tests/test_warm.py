@@ -124,6 +124,5 @@ def test_a_worker_of_ray_that_is_forked_is_what_ray_would_have_started(tmp_path:
     assert warm
     assert here["environment"] == ["1", "1", "2"]
     assert here["threads"] == 2
-    # Ray's C++ half has read the first cluster's environment: the second has Python's own workers.
     assert again == here
     assert told(cold, "1") == [[here, False]]

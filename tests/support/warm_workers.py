@@ -1,18 +1,19 @@
-"""Ray's workers as forks of a process that has their imports behind it, Ray's own as well.
+"""Ray's workers as forks of a process that has their imports behind it, but for Ray's own.
+
+Of forks of a process that had imported Ray two drew the same random ids (`Trying to put an object
+that already existed in plasma`): its C++ half takes its seeds once, at its import.
 
 A warm job has such a process below it, and for its `sys.executable` a program by which Ray starts
 workers: each is what Python would have started, but for its parent.
 """
 
 import ctypes
-import importlib
 import json
 import os
 import secrets
 import select
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,6 @@ from typing import Any
 PYTHON = Path(__file__).with_name("python_for_ray.sh")
 _PR_SET_PDEATHSIG = 1
 _NOT_FOR_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_OF_RAY = (
-    "ray",
-    "ray.train.torch",
-    "pipeline.cluster.worker_group",
-    "pipeline.cluster.encoding_crew",
-)
 
 
 def wait_below() -> tuple[dict[str, Any], list[int]] | str:
@@ -53,7 +48,7 @@ def wait_below() -> tuple[dict[str, Any], list[int]] | str:
         connection, _ = listener.accept()
         data, files, _, _ = socket.recv_fds(connection, 2**20, 2)
         asked = json.loads(data) if data else {}
-        if data and _knows(asked["environment"]) and os.fork() == 0:
+        if data and os.fork() == 0:
             listener.close()
             connection.send(b"1")
             # Open until this process ends, for which the other end waits.
@@ -62,21 +57,6 @@ def wait_below() -> tuple[dict[str, Any], list[int]] | str:
         connection.close()
         for file in files:
             os.close(file)
-
-
-def _knows(environment: dict[str, str]) -> bool:
-    """Imports Ray as the first worker's environment has it; whether this one is of that node too.
-
-    Ray's C++ half reads the environment at its import, and only then. Adds what imports set.
-    """
-    if "ray" not in sys.modules:
-        os.environ.clear()
-        os.environ.update(environment)
-        for name in _OF_RAY:
-            importlib.import_module(name)
-    for name in os.environ.keys() - environment.keys():
-        environment[name] = os.environ[name]
-    return environment["RAY_RAYLET_PID"] == os.environ["RAY_RAYLET_PID"]
 
 
 def take_place(asked: Mapping[str, Any]) -> None:
