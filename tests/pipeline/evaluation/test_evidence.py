@@ -104,14 +104,20 @@ def test_a_spoilt_encoder_shows_up_as_amortisation_and_not_as_approximation(
     assert after.remaining == pytest.approx(before.remaining, abs=0.3)
 
 
+def too_narrow(monkeypatch: pytest.MonkeyPatch, latents: int, by: float) -> VAE:
+    """A trained model whose encoder gives each log-variance `by` less than it was trained to."""
+    vae = digits_vae.__wrapped__("gaussian", latents)
+    encode = vae.network.encode
+    narrower = torch.tensor([0.0, by]).repeat_interleave(latents).view(1, 2 * latents, 1, 1)
+    monkeypatch.setattr(vae.network, "encode", lambda values: encode(values) - narrower)
+    return vae
+
+
 def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_gap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    vae = digits_vae.__wrapped__("gaussian", 8)
-    encode = vae.network.encode
-    # A q that is far too narrow: the few effective draws never reach the rest of the posterior.
-    narrower = torch.tensor([0.0, 4.0]).repeat_interleave(8).view(1, 16, 1, 1)
-    monkeypatch.setattr(vae.network, "encode", lambda values: encode(values) - narrower)
+    # Far too narrow: the few effective draws never reach the rest of the posterior.
+    vae = too_narrow(monkeypatch, 8, 4.0)
     gap = gap_of(vae, images()[0][TRAINED_ON : TRAINED_ON + COUNT])
     assert gap.bounds["importance"] < 0.8 * gap.nats
     assert gap.method != "importance"
@@ -120,11 +126,7 @@ def test_the_better_bound_is_taken_where_importance_weights_see_a_part_of_the_ga
 def test_the_draws_that_count_are_those_of_the_q_that_gave_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    vae = digits_vae.__wrapped__("gaussian", 2)
-    encode = vae.network.encode
-    narrower = torch.tensor([0.0, 2.0]).repeat_interleave(2).view(1, 4, 1, 1)
-    monkeypatch.setattr(vae.network, "encode", lambda values: encode(values) - narrower)
-    count = {}
+    vae, count = too_narrow(monkeypatch, 2, 2.0), {}
     for method in ("importance", "optimised"):
         monkeypatch.setattr("pipeline.evaluation.evidence._best", lambda gaps, m=method: m)
         count[method] = gap_of(vae, images()[0][TRAINED_ON : TRAINED_ON + COUNT]).effective_samples

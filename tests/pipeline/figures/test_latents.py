@@ -12,7 +12,7 @@ from pipeline.figures import (
     draw_latent_means,
     to_png,
 )
-from pipeline.figures.canvas import Canvas
+from tests.support.pictures import figure_of
 
 FAMILIES = [
     "n01440764 TENCH, TINCA TINCA of ponds",
@@ -56,16 +56,8 @@ def test_any_number_of_labels_and_dimensions_is_drawn(labels: int, dimensions: i
 
 
 def drawn(labels: list[str], monkeypatch: pytest.MonkeyPatch) -> Figure:
-    figures: list[Figure] = []
-    original = Canvas.save
-
-    def noted(self: Canvas, target: Any) -> None:
-        figures.append(self.figure)
-        original(self, target)
-
-    monkeypatch.setattr(Canvas, "save", noted)
-    to_png(draw_latent_means, RNG.normal(size=(len(labels), 2)), labels=labels)
-    return figures[0]
+    means = RNG.normal(size=(len(labels), 2))
+    return figure_of(monkeypatch, draw_latent_means, means, labels=labels)
 
 
 def test_long_names_stand_whole_beside_the_points_and_hide_none(
