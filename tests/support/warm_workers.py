@@ -14,6 +14,7 @@ import secrets
 import select
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def wait_below() -> tuple[dict[str, Any], list[int]] | str:
 
     In a worker, returns what it is to become, with the files of its stdout and stderr.
     """
+    assert "ray" not in sys.modules, "its forks would draw the same ids"
     place = f"vae-warm-{os.getpid()}-{secrets.token_hex(4)}"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"\0{place}")
