@@ -78,8 +78,9 @@ def nothing_called(name: str, runs: str, flag: str) -> PipelineError:
     known = storage.names_beside(storage.join(storage.absolute(runs), "run"))
     likely = [each for each in nearest(name, known, count=3) if _is_run(runs, each)]
     hint = f"Did you mean {_given(flag, likely[0])}?" if likely else ""
-    if not likely and flag.startswith("--"):
-        hint = "`--storage URL` names another."
+    if not likely:
+        folders = "A run" if flag == "--run" else "A run, a bundle or a model of diffusers'"
+        hint = f"{folders} elsewhere is named by its folder."
     kind = RunError if flag == "--run" else ModelError
     return kind(
         f"{storage.shown(name) or repr(name)}: is no finished run in {where}, no bundle's folder "

@@ -10,6 +10,7 @@ from pipeline.commands.explain import run_explanation
 from pipeline.commands.report import run_report
 from pipeline.config import ExplainConfig, ReportConfig, TrainConfig
 from pipeline.errors import ModelError, RunError, StorageError
+from pipeline.registry.named_models import nothing_called
 from pipeline.runs.run import Pins, Run
 from tests.hostile.gifts import rewrite
 from tests.support.packed_digits import write_digits
@@ -67,3 +68,13 @@ def test_a_class_that_a_run_names_is_imported_only_if_this_command_names_it(
     ):
         with pytest.raises(StorageError, match=r"names http://127\.0\.0\.1:9/d.*was not asked"):
             ask()
+
+
+@pytest.mark.parametrize("flag", ["--run", "--model", "load_model"])
+def test_whoever_names_what_is_not_there_reads_no_flag_that_the_command_lacks(
+    tmp_path: Path, flag: str
+) -> None:
+    """`jobs.encode` and Python know no `--storage`: a folder does for all."""
+    said = str(nothing_called("xyz", str(tmp_path), flag))
+    assert said.endswith("elsewhere is named by its folder.")
+    assert "`--" not in said
